@@ -1,0 +1,117 @@
+"""Makes the shipped tiny tokenizer and base from a seed: python -m fedjax_rai.run.tiny_base OUT
+
+Minutes on two cores, less on an accelerator. Bits differ between machines; the printed metrics should not, much.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import typer
+
+from fedjax_rai import rng
+from fedjax_rai.aliases import Base
+from fedjax_rai.data import tiny_world
+from fedjax_rai.data.examples import Examples, bucket
+from fedjax_rai.model.decoder import Decoder, DecoderConfig
+from fedjax_rai.model.lora import init_base
+from fedjax_rai.model.weights import save_base
+from fedjax_rai.text.prompts import ASSISTANT, Segment, chat
+from fedjax_rai.text.tokenizer import BOS, Tokenizer, train_tokenizer
+from fedjax_rai.train import losses
+
+VOCABULARY = 1024
+ROW_TOKENS = 6144  # tokens of a batch, padding included
+CONFIG = DecoderConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    tie_word_embeddings=True,
+)
+
+
+def segments(tokenizer: Tokenizer, document: tiny_world.Document) -> list[Segment]:
+    """A document's text; of a conversation only the assistant's turns from `first` on are trained on."""
+    if not document.turns[0].role:
+        return [Segment(BOS + document.turns[0].text + tokenizer.end_of_turn, True)]
+    own = chat(tokenizer, document.turns)
+    answers = [i for i, turn in enumerate(document.turns) if turn.role == ASSISTANT]
+    dropped = sum(i < document.first for i in answers)
+    return [s._replace(train=s.train and i // 2 >= dropped) for i, s in enumerate(own)]
+
+
+def batches(tokenizer: Tokenizer, documents: list[tiny_world.Document], seed: int) -> Iterator[Examples]:
+    """Endless batches of one bucket each, about ROW_TOKENS tokens, in a new order every epoch."""
+    encoded = [tokenizer.encode_segments(segments(tokenizer, d)) for d in documents]
+    sizes = np.array([bucket(len(ids)) for ids, _ in encoded])
+    epoch = 0
+    while True:
+        g = rng.host(seed, "tiny base order", epoch=epoch)
+        plans = []
+        for size in np.unique(sizes):
+            own, rows = g.permutation(np.flatnonzero(sizes == size)), ROW_TOKENS // int(size)
+            plans += [(int(size), own[i : i + rows]) for i in range(0, len(own) - rows + 1, rows)]
+        for i in g.permutation(len(plans)):
+            size, rows = plans[i]
+            yield _pad([encoded[r] for r in rows], size, tokenizer.pad_id)
+        epoch += 1
+
+
+def _pad(rows: list[tuple[list[int], list[bool]]], size: int, pad: int) -> Examples:
+    tokens = np.array([ids + [pad] * (size - len(ids)) for ids, _ in rows], np.int32)
+    mask = np.array([m + [False] * (size - len(m)) for _, m in rows])
+    valid = np.array([[True] * len(m) + [False] * (size - len(m)) for _, m in rows])
+    return Examples(tokens, mask, valid)
+
+
+def pretrain(tokenizer: Tokenizer, documents: list[tiny_world.Document], steps: int, peak: float, seed: int) -> Base:
+    """AdamW, warm-up and cosine, on the loss of trained tokens."""
+    model = Decoder(CONFIG)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, steps // 20, steps, 0.02 * peak)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.05))
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(base: Base, state: Any, batch: Examples) -> tuple[Base, Any, losses.Sum]:
+        def loss(base: Base) -> tuple[jax.Array, losses.Sum]:
+            terms = losses.sft(model, base, None, batch.tokens, batch.loss_mask, batch.valid)
+            return terms.mean(), terms
+
+        gradient, terms = jax.grad(loss, has_aux=True)(base)
+        updates, state = optimizer.update(gradient, state, base)
+        return optax.apply_updates(base, updates), state, terms
+
+    base = init_base(model, rng.stream(jax.random.key(seed), "tiny base"))
+    state, began, seen = optimizer.init(base), time.perf_counter(), []
+    for i, batch in zip(range(steps), batches(tokenizer, documents, seed), strict=False):
+        base, state, terms = step(base, state, batch)
+        seen.append(terms)
+        if (i + 1) % 100 == 0:
+            recent = [jnp.stack(column).sum() for column in zip(*seen[-100:], strict=True)]
+            print(f"step {i + 1}/{steps} loss {recent[0] / recent[1]:.4f} {time.perf_counter() - began:.0f} s", flush=True)
+    return base
+
+
+def main(out: Path, seed: int = 0, documents: int = 60_000, steps: int = 2500, peak: float = 4e-3) -> None:
+    """Write tokenizer, base and recipe.json to the folder OUT."""
+    out.mkdir(parents=True, exist_ok=True)
+    texts = list(tiny_world.corpus(documents, seed))
+    tokenizer = train_tokenizer((turn.text for d in texts[:20_000] for turn in d.turns), VOCABULARY, out)
+    base = pretrain(tokenizer, texts, steps, peak, seed)
+    save_base(out, CONFIG, base, "float16")
+    recipe = {"seed": seed, "documents": documents, "steps": steps, "peak_learning_rate": peak}
+    (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

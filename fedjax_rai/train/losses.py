@@ -1,0 +1,44 @@
+"""Losses as (sum, weight) of tokens, to be divided once, last."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int
+from fedjax_rai.model.decoder import Decoder, forward, unembed
+
+
+class Sum(NamedTuple):
+    """A total and the weight it is to be divided by; sums of sums just add."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    def mean(self) -> Float[Array, ""]:
+        """total / weight; 0 when there is no weight."""
+        return self.total / jnp.maximum(self.weight, 1.0)
+
+
+def token_logps(logits: Float[Array, "b l v"], targets: Int[Array, "b l"]) -> Float[Array, "b l"]:
+    """log p(target) under each row of logits, float32."""
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def sequence_logps(
+    model: Decoder, base: Base, adapter: Adapter | None, tokens: Int[Array, "b l"], valid: Bool[Array, "b l"]
+) -> Float[Array, "b l"]:
+    """log p(token | those before it); position 0, which nothing predicts, is 0."""
+    hidden = forward(model, base, adapter, tokens, valid)
+    logps = jax.checkpoint(lambda h: token_logps(unembed(model, base, h), tokens[:, 1:]))(hidden[:, :-1])
+    return jnp.pad(logps, ((0, 0), (1, 0)))
+
+
+def sft(
+    model: Decoder, base: Base, adapter: Adapter | None, tokens: Int[Array, "b l"], loss_mask: Array, valid: Bool[Array, "b l"]
+) -> Sum:
+    """Negative log-likelihood of the tokens that are trained on."""
+    logps = sequence_logps(model, base, adapter, tokens, valid)
+    mask = loss_mask.astype(logps.dtype).at[:, 0].set(0.0)
+    return Sum(-jnp.sum(logps * mask), jnp.sum(mask))

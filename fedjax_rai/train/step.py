@@ -1,0 +1,60 @@
+"""One optimizer update of an adapter, and k of them by scan."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_rai import trees
+from fedjax_rai.aliases import Adapter, Array, Base, Float
+from fedjax_rai.data.examples import Examples
+from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.train import losses
+
+
+class TrainState(NamedTuple):
+    """What training changes. `opt_state` is that of the direction; the learning rate stays outside, a traced number."""
+
+    adapter: Adapter
+    opt_state: optax.OptState
+
+
+
+
+def optimizer() -> optax.GradientTransformation:
+    """Adam's direction, gradients clipped to norm 1: the local and the server's trainer alike."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+
+
+def start(adapter: Adapter) -> TrainState:
+    return TrainState(adapter, optimizer().init(adapter))
+
+
+def update(
+    model: Decoder, base: Base, state: TrainState, batch: Examples, learning_rate: Float[Array, ""], correction: Adapter | None = None
+) -> tuple[TrainState, losses.Sum]:
+    """adapter - learning_rate * (direction - correction), the gradient being that of the mean over trained tokens."""
+
+    def loss(adapter: Adapter) -> tuple[Float[Array, ""], losses.Sum]:
+        terms = losses.sft(model, base, adapter, batch.tokens, batch.loss_mask, batch.valid)
+        return terms.mean(), terms
+
+    gradient, terms = jax.grad(loss, has_aux=True)(state.adapter)
+    direction, opt_state = optimizer().update(gradient, state.opt_state)
+    if correction is not None:
+        direction = trees.sub(direction, correction)
+    adapter = jax.tree.map(lambda x, d: x - learning_rate * d, state.adapter, direction)
+    return TrainState(adapter, opt_state), terms
+
+
+def train(
+    model: Decoder, base: Base, adapter: Adapter, batches: Examples, learning_rate: Float[Array, ""], correction: Adapter | None = None
+) -> tuple[Adapter, losses.Sum]:
+    """`k` updates from a fresh optimizer on batches `[k, b, l]`: the trained adapter and the loss of all its tokens."""
+
+    def body(state: TrainState, batch: Examples) -> tuple[TrainState, losses.Sum]:
+        return update(model, base, state, batch, learning_rate, correction)
+
+    state, terms = jax.lax.scan(body, start(adapter), batches)
+    return state.adapter, losses.Sum(jnp.sum(terms.total), jnp.sum(terms.weight))
