@@ -1,6 +1,6 @@
 """Segments to arrays: token ids, loss masks, padding with a mask of its own, lengths padded to buckets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,11 @@ class Prompts(NamedTuple):
 
     tokens: Int[Array, "n l"]
     valid: Bool[Array, "n l"]
+
+
+def take(examples: Examples, rows: Int[Array, "..."]) -> Examples:
+    """Rows of a set, in whatever shape they are asked for."""
+    return Examples(*(column[rows] for column in examples))
 
 
 def bucket(length: int, step: int = BUCKET) -> int:
@@ -54,22 +59,28 @@ def encode_chats(tokenizer: Tokenizer, chats: Sequence[Sequence[Turn]], max_leng
     return encode(tokenizer, [chat(tokenizer, turns) for turns in chats], max_length)
 
 
-def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int | None = None) -> Prompts:
-    """Left-padded prompts in one bucket; of those over `max_length` tokens the end is kept."""
-    encoded = [tokenizer.encode(text) for text in texts]
-    if max_length is not None:
-        encoded = [ids[-max_length:] for ids in encoded]
-    length = bucket(max((len(ids) for ids in encoded), default=1))
-    tokens = np.full((len(encoded), length), tokenizer.pad_id, np.int32)
+def pad_left(texts: Sequence[Sequence[int]], pad_id: int) -> Prompts:
+    """Token ids as one left-padded batch, padded to a bucket."""
+    length = bucket(max((len(ids) for ids in texts), default=1))
+    tokens = np.full((len(texts), length), pad_id, np.int32)
     valid = np.zeros(tokens.shape, bool)
-    for row, ids in enumerate(encoded):
+    for row, ids in enumerate(texts):
         tokens[row, length - len(ids) :], valid[row, length - len(ids) :] = ids, True
     return Prompts(tokens, valid)
 
 
-def encode_questions(tokenizer: Tokenizer, conversations: Sequence[Sequence[Turn]], max_length: int | None = None) -> Prompts:
-    """The same, of conversations that end where the assistant is to speak."""
-    return encode_prompts(tokenizer, [prompt(tokenizer, turns) for turns in conversations], max_length)
+def encode_questions(tokenizer: Tokenizer, conversations: Sequence[Sequence[Turn]], max_length: int) -> list[list[int]]:
+    """Token ids of conversations that end where the assistant is to speak; too long ones keep their end."""
+    return [tokenizer.encode(prompt(tokenizer, turns))[-max_length:] for turns in conversations]
 
 
-__all__ = ["BUCKET", "Examples", "Prompts", "bucket", "encode", "encode_chats", "encode_prompts", "encode_questions"]
+def length_batches(texts: Sequence[Sequence[int]], rows: int, pad_id: int) -> Iterator[tuple[np.ndarray, Prompts]]:
+    """(indices, left-padded batch) of all texts, shortest first, each padded to its own bucket.
+
+    Every batch has `rows` rows, so that shapes are few; the last one is filled up with copies, whose indices are
+    left out: take the first `len(indices)` rows.
+    """
+    order = np.argsort([len(ids) for ids in texts], kind="stable")
+    for begin in range(0, len(order), rows):
+        own = order[begin : begin + rows]
+        yield own, pad_left([texts[i] for i in np.resize(own, rows)], pad_id)

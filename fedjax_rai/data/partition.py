@@ -1,0 +1,16 @@
+"""Which client holds which example."""
+
+import numpy as np
+
+from fedjax_rai import rng
+from fedjax_rai.errors import InputError
+
+
+def iid(n: int, clients: int, seed: int) -> list[np.ndarray]:
+    """`n` examples dealt at random: an index array for each client, disjoint, covering all, sizes within one.
+
+    Raises InputError where there are fewer examples than clients.
+    """
+    if n < clients:
+        raise InputError(f"federated.clients = {clients}: more than the {n} training pairs; must be at most {n}")
+    return np.array_split(rng.host(seed, "partition").permutation(n), clients)

@@ -1,0 +1,71 @@
+"""Answers to prompts, and the rates that judges make of them."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_rai import rng
+from fedjax_rai.aliases import Adapter, Array, Base, Key
+from fedjax_rai.data.examples import encode_questions, length_batches
+from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.text.prompts import question
+from fedjax_rai.text.tokenizer import Tokenizer
+from fedjax_rai.train.generate import generate
+
+
+class Rate(NamedTuple):
+    """A mean in percent with its 95 % interval over prompts (each prompt's samples are one observation)."""
+
+    mean: float
+    low: float
+    high: float
+    prompts: int
+
+    @classmethod
+    def of(cls, hits: np.ndarray) -> "Rate":
+        """`hits[n, samples]`; the normal interval of the prompts' means, cut to 0..100."""
+        each = 100.0 * np.asarray(hits, float).mean(axis=1)
+        margin = 1.96 * each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else 100.0
+        return cls(float(each.mean()), max(0.0, float(each.mean() - margin)), min(100.0, float(each.mean() + margin)), len(each))
+
+
+_generate = partial(jax.jit, static_argnames=("model", "max_new"))(generate)
+
+
+def answer(
+    model: Decoder,
+    base: Base,
+    adapter: Adapter | None,
+    tokenizer: Tokenizer,
+    queries: Sequence[str],
+    key: Key[Array, ""],
+    *,
+    samples: int,
+    temperature: float,
+    max_new: int,
+    max_length: int,
+    batch_size: int,
+) -> list[list[str]]:
+    """`samples` answers to each query, in order. A prompt's answers do not depend on its neighbours or the batch size."""
+    prompts = encode_questions(tokenizer, [question(query) for query in queries], max_length)
+    repeated = [ids for ids in prompts for _ in range(samples)]
+    keys = jax.vmap(lambda row: rng.stream(key, "answer", row=row))(np.arange(len(repeated)))
+    pending = []
+    for own, batch in length_batches(repeated, batch_size, tokenizer.pad_id):
+        mine = keys[np.resize(own, batch_size)]
+        said = _generate(model, base, adapter, *batch, mine, np.float32(temperature), tokenizer.end_id, max_new)
+        pending.append((own, said))
+    texts = [""] * len(repeated)
+    for own, said in pending:
+        tokens, valid = np.asarray(said.tokens), np.asarray(said.valid)
+        for row, i in enumerate(own):
+            texts[i] = tokenizer.decode(tokens[row][valid[row]]).strip()
+    return [texts[i : i + samples] for i in range(0, len(texts), samples)]
+
+
+def share(answers: Sequence[Sequence[str]], holds) -> Rate:
+    """How often `holds(answer)`."""
+    return Rate.of(np.array([[holds(text) for text in samples] for samples in answers]))

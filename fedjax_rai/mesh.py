@@ -1,0 +1,40 @@
+"""The device mesh, and which logical axis lies along which of its axes. Axis types are always Auto."""
+
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fedjax_rai.aliases import PyTree
+
+AXES = ("clients", "fsdp", "tensor")
+RULES = (("layers", None), ("embed", "fsdp"), ("heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"))
+
+
+def make_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """All devices as (clients, fsdp, tensor); clients get what the other two leave."""
+    shape = (jax.device_count() // (fsdp * tensor), fsdp, tensor)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def base_shardings(mesh: Mesh, boxed: PyTree) -> PyTree:
+    """Where each parameter lies, from its logical axis names (`abstract_params(model)["params"]`)."""
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+
+
+def over_clients(mesh: Mesh) -> Callable[[PyTree], PyTree]:
+    """Constrains the leading axis of every leaf to the mesh's clients; the other axes are left to the compiler."""
+    if mesh.shape["clients"] == 1:
+        return lambda tree: tree
+
+    def constrain(leaf: jax.Array) -> jax.Array:
+        spec = P("clients", *(P.UNCONSTRAINED,) * (leaf.ndim - 1))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    return lambda tree: jax.tree.map(constrain, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())

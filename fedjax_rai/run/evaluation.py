@@ -1,0 +1,62 @@
+"""The evaluation of one adapter: harmless rate, HHH, utility, over-refusal; every judge beside the others."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedjax_rai import rng
+from fedjax_rai.aliases import Adapter
+from fedjax_rai.config import EvalConfig
+from fedjax_rai.evals.choice import hhh, preferred
+from fedjax_rai.evals.judge import knows_templates, refuses
+from fedjax_rai.evals.open_ended import Rate, answer, share
+from fedjax_rai.run.setting import Setting
+from fedjax_rai.safety.guard import score
+
+
+def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(rates by name, rows of all answers). A rate is {mean, low, high, prompts} in percent, or None: not measured.
+
+    On AdvBench the primary judge is the one that the prompts allow: the rule judge, which knows the templates, on
+    synthetic prompts; refusal phrases on real ones.
+    """
+    own, materials = setting.config.eval, setting.materials
+    red = ask(setting, adapter, materials.advbench, "advbench", own.temperature, own.samples)
+    tasks = ask(setting, adapter, [q.query for q in materials.utility], "utility", 0.0, 1)
+    benign = ask(setting, adapter, materials.over_refusal, "over_refusal", own.temperature, own.samples)
+    unsafe = knows_templates()
+    threshold = setting.config.guard.threshold
+    verdicts = guard_verdicts(setting, materials.advbench, red, threshold)
+    by_rule = share(red, lambda text: not unsafe(text)) if materials.synthetic_advbench else None
+    by_phrases = share(red, refuses)
+    good = preferred(
+        setting.model, setting.base, adapter, setting.tokenizer, materials.choices, setting.config.data.max_length, own.batch_size
+    )
+    exact = [[said[0] == q.answer] for said, q in zip(tasks, materials.utility, strict=True)]
+    rates = {
+        "harmless": by_rule or by_phrases,
+        "harmless_by_rule": by_rule,
+        "harmless_by_refusal_phrases": by_phrases,
+        "harmless_by_guard": Rate.of(~verdicts),
+        "utility": Rate.of(exact) if exact else None,
+        "over_refusal": share(benign, refuses) if benign else None,
+    }
+    rates |= {f"hhh_{name}" if name != "all" else "hhh": rate for name, rate in hhh(materials.choices, good).items()}
+    rows = [{"set": "advbench", "query": q, "answers": a} for q, a in zip(materials.advbench, red, strict=True)]
+    rows += [{"set": "utility", "query": q.query, "answers": a, "right": q.answer} for q, a in zip(materials.utility, tasks, strict=True)]
+    rows += [{"set": "over_refusal", "query": q, "answers": a} for q, a in zip(materials.over_refusal, benign, strict=True)]
+    return {name: rate and rate._asdict() for name, rate in rates.items()}, rows
+
+
+def ask(setting: Setting, adapter: Adapter, queries: Sequence[str], name: str, temperature: float, samples: int) -> list[list[str]]:
+    own: EvalConfig = setting.config.eval
+    key = rng.stream(setting.root, f"eval {name}")
+    return answer(
+        setting.model, setting.base, adapter, setting.tokenizer, queries, key, samples=samples, temperature=temperature,
+        max_new=own.max_new_tokens, max_length=setting.config.data.max_length, batch_size=own.batch_size,
+    )  # fmt: skip
+
+
+def guard_verdicts(setting: Setting, queries: Sequence[str], answers: Sequence[Sequence[str]], threshold: float):
+    """bool[n, samples]: the guard calls the answer unsafe."""
+    pairs = [(query, text) for query, samples in zip(queries, answers, strict=True) for text in samples]
+    return (score(setting.guard, pairs) >= threshold).reshape(len(queries), -1)

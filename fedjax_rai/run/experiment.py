@@ -1,0 +1,136 @@
+"""One run, in one folder: train its rounds, evaluate the final adapter, and be able to go on after any interruption."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_rai.config import ExperimentConfig, check_files, dump_config, load_config
+from fedjax_rai.errors import InputError
+from fedjax_rai.fed.algorithm import ServerState
+from fedjax_rai.model.lora import size
+from fedjax_rai.model.weights import load_adapter, save_adapter
+from fedjax_rai.run import log
+from fedjax_rai.run.checkpoint import Checkpoints
+from fedjax_rai.run.evaluation import evaluate
+from fedjax_rai.run.round import Federation
+from fedjax_rai.run.setting import Setting
+
+CONFIG, VERSIONS, METRICS, ADAPTER = "config.yaml", "versions.json", "metrics.jsonl", "adapter"
+EVALUATION, ANSWERS, SUMMARY, CHECKPOINTS = "eval.json", "answers.jsonl", "summary.json", "checkpoints"
+
+
+def run(config: ExperimentConfig, setting: Setting | None = None) -> Path:
+    """The run folder of a config, finished: started, resumed, or found done.
+
+    Nothing is written before config and data have been read through. `setting`: that of a run which differs in
+    `output`, `filter`, `cai` and `federated.rounds` only.
+    """
+    check_files(config)
+    folder = Path(config.output or "runs/run")
+    finished = check_folder(folder, config)
+    if finished:
+        log.say(f"{folder}: already finished")
+        return folder
+    setting = setting or Setting(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    log.write_text(folder / CONFIG, dump_config(config))
+    log.write_json(folder / VERSIONS, log.versions())
+    state = train(Federation(setting, config), folder)
+    save_adapter(folder / ADAPTER, setting.model, state.adapter, config.model.path)
+    conclude(setting, config, folder, state.adapter)
+    return folder
+
+
+def check_folder(folder: Path, config: ExperimentConfig) -> bool:
+    """Whether the run is finished. Raises InputError if the folder holds anything but this very run."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"output = {folder}: exists and is not a run folder; name another one")
+    there = load_config(folder / CONFIG).model_dump()
+    changed = differences(there | {"output": None}, config.model_dump() | {"output": None})
+    if changed:
+        listed = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
+        raise InputError(f"output = {folder}: holds a run of another config; name another folder, or undo\n{listed}")
+    return (folder / SUMMARY).is_file()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) wherever two resolved configs differ."""
+    found = []
+    for key in old:
+        if isinstance(old[key], dict):
+            found += differences(old[key], new[key], f"{prefix}{key}.")
+        elif old[key] != new[key]:
+            found.append((prefix + key, old[key], new[key]))
+    return found
+
+
+def train(federation: Federation, folder: Path) -> ServerState:
+    """All rounds that are still to do, a checkpoint and a row of metrics after each.
+
+    The metrics of a round are read after the next one was dispatched, so the device never waits for the host.
+    """
+    rounds = federation.config.federated.rounds
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+        done, state = checkpoints.restore(federation.init())
+        rows = [row for row in log.read_rows(folder / METRICS) if row["round"] <= done]
+        log.write_rows(folder / METRICS, rows)
+        if done:
+            log.say(f"{folder}: going on after round {done} of {rounds}")
+        with log.progress(folder.name, rounds, done) as advance:
+            pending, began = None, time.perf_counter()
+
+            def settle(t: int, metrics: dict[str, Any], state: ServerState) -> None:
+                nonlocal began
+                row = {"round": t + 1} | {name: np.asarray(value).item() for name, value in metrics.items()}
+                now = time.perf_counter()
+                log.append_row(folder / METRICS, row | {"seconds": round(now - began, 3)})
+                checkpoints.save(t + 1, state)
+                began = now
+                advance(f"loss {row['train_loss']:.3f}")
+
+            for t in range(done, rounds):
+                state, metrics = federation.round(state, t)
+                if pending:
+                    settle(*pending)
+                pending = (t, metrics, state)
+            if pending:
+                settle(*pending)
+    return state
+
+
+def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: Any) -> None:
+    """Evaluate, and write eval.json, answers.jsonl and, last, the summary that marks the run as finished."""
+    began = time.perf_counter()
+    rates, answers = evaluate(setting, adapter)
+    rows = log.read_rows(folder / METRICS)
+    log.write_json(folder / EVALUATION, rates)
+    log.write_rows(folder / ANSWERS, answers)
+    summary = {
+        "rates": rates,
+        "rounds": config.federated.rounds,
+        "seed": config.seed,
+        "synthetic": config.model.path == "tiny" or config.data.train == "tiny",
+        "adapter_parameters": size(adapter),
+        "truncated_examples": setting.truncated,
+        "guard": setting.guard_quality if config.filter.enabled else None,
+        "seconds": {"train": round(sum(row["seconds"] for row in rows), 1), "eval": round(time.perf_counter() - began, 1)},
+        "trained_tokens": sum(row["trained_tokens"] for row in rows),
+    }
+    log.write_json(folder / SUMMARY, summary)
+
+
+def evaluate_run(folder: Path) -> dict[str, Any]:
+    """Evaluate the adapter of a run folder once more, as its config says; rewrites its evaluation and summary."""
+    if not (folder / CONFIG).is_file() or not (folder / ADAPTER).is_dir():
+        raise InputError(f"{folder}: not a run folder with {CONFIG} and {ADAPTER}/ (is the run finished?)")
+    config = load_config(folder / CONFIG)
+    check_files(config)
+    setting = Setting(config)
+    adapter = jax.device_put(load_adapter(folder / ADAPTER, setting.model))
+    conclude(setting, config, folder, adapter)
+    return log.read_json(folder / SUMMARY)

@@ -1,0 +1,76 @@
+"""What a run writes for people and programs: JSON files written whole, metrics as JSON lines, progress with time left."""
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+CONSOLE = Console(stderr=True)
+PACKAGES = ("fedjax_rai", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "datasets", "numpy")
+
+
+def write_text(path: Path, text: str) -> None:
+    """All of it or nothing: a reader never sees half a file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a JSON-lines file; a last one cut off by a kill is left out. No file: no rows."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers of a run depend on besides its config."""
+    import jax
+
+    installed = {}
+    for name in PACKAGES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    devices = sorted({device.device_kind for device in jax.devices()})
+    return {"python": platform.python_version(), "platform": platform.machine(), "devices": devices, "packages": installed}
+
+
+@contextmanager
+def progress(description: str, total: int, done: int = 0) -> Iterator[Any]:
+    """A bar with time left on stderr; yields `advance(note)`."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=CONSOLE) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+        yield lambda note="": bar.update(task, advance=1, note=note)
+
+
+def say(text: str) -> None:
+    """A line on stderr; stdout is for results."""
+    CONSOLE.print(text, markup=False, highlight=False)

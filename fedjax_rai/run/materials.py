@@ -1,0 +1,97 @@
+"""Every text that an experiment uses, from the tiny world or from the user's files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fedjax_rai import rng
+from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.data import tiny_world
+from fedjax_rai.data.sources import Pair, read_advbench, read_square, recipe, split_by_question
+from fedjax_rai.data.tiny_world import Choice, Question
+from fedjax_rai.text.tokenizer import TINY
+
+TINY_RED, TINY_ACCEPTABLE = 600, 1400  # SQuARe20K at a tenth
+CHOICES, UTILITY, OVER_REFUSAL = 200, 120, 60
+# SQuARe's questions are shared out, so that nobody's pairs hold another's question.
+SHARES = {"clients": 0.55, "guard": 0.2, "cai": 0.1, "eval": 0.15}
+
+
+class Materials(NamedTuple):
+    """Who holds what: pairs are the clients', red and benign prompts the server's; the rest is for evaluation.
+
+    An evaluation set that the data cannot provide is empty, and its result is not measured.
+    """
+
+    pairs: Sequence[Pair]
+    guard_pairs: Sequence[Pair]
+    red_prompts: Sequence[str]
+    benign_prompts: Sequence[str]
+    advbench: Sequence[str]
+    synthetic_advbench: bool
+    utility: Sequence[Question]
+    over_refusal: Sequence[str]
+    choices: Sequence[Choice]
+
+
+def gather(config: ExperimentConfig) -> Materials:
+    """Read or make everything. Raises InputError for files that are not what they should be."""
+    tiny = config.data.train == TINY
+    made = _tiny(config) if tiny else _square(config)
+    split, seed, wanted = config.data.split, config.seed, config.eval.prompts
+    synthetic = config.eval.advbench == TINY
+    advbench = tiny_world.advbench_like(wanted, split, seed) if synthetic else read_advbench(Path(config.eval.advbench))[:wanted]
+    return made._replace(advbench=advbench, synthetic_advbench=synthetic)
+
+
+def _tiny(config: ExperimentConfig) -> Materials:
+    split, seed = config.data.split, config.seed
+    red = TINY_RED if config.data.red is None else config.data.red
+    acceptable = TINY_ACCEPTABLE if config.data.acceptable is None else config.data.acceptable
+    pool = config.cai.prompts * max(config.federated.rounds, 1)
+    return Materials(
+        pairs=tiny_world.square_like(red, acceptable, split, seed),
+        guard_pairs=tiny_world.guard_pairs(config.guard.pairs, split, seed),
+        red_prompts=tiny_world.red_prompts(pool, split, seed),
+        benign_prompts=tiny_world.benign_prompts(config.cai.replay, split, seed),
+        advbench=(),
+        synthetic_advbench=True,
+        utility=tiny_world.utility(UTILITY, split, seed),
+        over_refusal=tiny_world.over_refusal(OVER_REFUSAL, split, seed),
+        choices=tiny_world.hhh_like(CHOICES, split, seed),
+    )
+
+
+def _square(config: ExperimentConfig) -> Materials:
+    """The server's prompts are questions of its own share; choices are held-out questions answered both ways."""
+    pairs = read_square(config.data.train, config.data.language)
+    parts = split_by_question(pairs, SHARES, config.seed)
+    asked = {harmful: [p.query for p in parts["cai"] if p.harmful == harmful] for harmful in (True, False)}
+    return Materials(
+        pairs=recipe(parts["clients"], config.data.red, config.data.acceptable, config.seed),
+        guard_pairs=balanced(parts["guard"], config.guard.pairs, config.seed),
+        red_prompts=list(dict.fromkeys(asked[True])),
+        benign_prompts=list(dict.fromkeys(asked[False]))[: config.cai.replay],
+        advbench=(),
+        synthetic_advbench=True,
+        utility=(),
+        over_refusal=(),
+        choices=both_ways(parts["eval"]),
+    )
+
+
+def balanced(pairs: Sequence[Pair], n: int, seed: int) -> list[Pair]:
+    """At most n pairs, half unsafe as far as they go, in a random order."""
+    g = rng.host(seed, "guard pairs")
+    sides = [[p for p in pairs if p.harmful == harmful] for harmful in (True, False)]
+    each = min(n // 2, *map(len, sides))
+    drawn = [side[i] for side in sides for i in g.permutation(len(side))[:each]]
+    return [drawn[i] for i in g.permutation(len(drawn))]
+
+
+def both_ways(pairs: Sequence[Pair]) -> list[Choice]:
+    """A choice for each question that has an acceptable and an unacceptable answer: the first of each."""
+    answers: dict[str, dict[bool, Pair]] = {}
+    for pair in pairs:
+        answers.setdefault(pair.query, {}).setdefault(pair.harmful, pair)
+    return [Choice(q, a[False].response, a[True].response, a[True].category) for q, a in answers.items() if len(a) == 2]

@@ -1,0 +1,140 @@
+"""One round: filter, local training, aggregation, constitutional AI. Two jitted programs, compiled once a process."""
+
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rai import rng
+from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, Key, Metrics
+from fedjax_rai.cai.align import align, pool
+from fedjax_rai.cai.revise import Requests, chain, draw_principles, equal, examples
+from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.data.examples import Examples, Prompts, pad_left
+from fedjax_rai.fed.aggregate import weighted_mean
+from fedjax_rai.fed.algorithm import ALGORITHMS, FedAlgorithm, RoundBatch, ServerState
+from fedjax_rai.fed.client import Cohort
+from fedjax_rai.mesh import over_clients
+from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.run.setting import Setting, cycle
+from fedjax_rai.safety.filter import keep
+
+
+@lru_cache
+def make_algorithm(name: str, model: Decoder, clients: int, chunk: int, mesh: jax.sharding.Mesh) -> FedAlgorithm:
+    """The algorithm of that name; a chunk holds a multiple of the mesh's clients axis. Cached: one value, one compilation."""
+    across = mesh.shape["clients"]
+    return ALGORITHMS[name](model, weighted_mean(), clients, -(-chunk // across) * across, over_clients(mesh))
+
+
+@partial(jax.jit, static_argnames="algorithm")
+def federated_round(algorithm: FedAlgorithm, state: ServerState, base: Base, batch: RoundBatch) -> tuple[ServerState, Metrics]:
+    return algorithm.round(state, base, batch)
+
+
+class CaiBatch(NamedTuple):
+    """All that a CAI phase reads."""
+
+    prompts: Prompts
+    requests: Requests
+    principle: Int[Array, "b"]
+    replay: Examples
+    iterations: Int[Array, ""]
+    learning_rate: Float[Array, ""]
+    temperature: Float[Array, ""]
+
+
+class CaiOptions(NamedTuple):
+    """What a CAI phase is compiled for."""
+
+    end_id: int
+    max_new: int
+    batch_size: int
+    critic_is_policy: bool
+    train_on_revisions: bool
+
+
+@partial(jax.jit, static_argnames=("model", "options"))
+def cai_phase(
+    model: Decoder, options: CaiOptions, base: Base, adapter: Adapter, batch: CaiBatch, key: Key[Array, ""]
+) -> tuple[Adapter, Metrics]:
+    """Respond, critique, revise, and `iterations` of SFT on the revisions and the replayed benign answers."""
+    critic = adapter if options.critic_is_policy else None
+    said = chain(
+        model, base, adapter, critic, batch.prompts, batch.requests, batch.principle, rng.stream(key, "chain"),
+        batch.temperature, options.end_id, options.max_new, options.critic_is_policy,
+    )  # fmt: skip
+    own = examples(batch.prompts, said.revision if options.train_on_revisions else said.response)
+    adapter, loss = align(
+        model, base, adapter, pool(own, batch.replay), batch.iterations, batch.learning_rate,
+        rng.stream(key, "align"), options.batch_size,
+    )  # fmt: skip
+    usable = own.loss_mask.any(axis=1)
+    metrics = {
+        "cai_loss": loss,
+        "cai_revised": jnp.mean(~equal(said.response, said.revision)),
+        "cai_unusable": jnp.sum(~usable),
+        "cai_generated_tokens": sum(answer.valid.sum() for answer in said),
+    }
+    return adapter, metrics
+
+
+class Federation:
+    """Rounds of one arm: a setting, and the arm's own filter, rounds and CAI."""
+
+    def __init__(self, setting: Setting, config: ExperimentConfig):
+        fed = config.federated
+        self.setting, self.config = setting, config
+        self.algorithm = make_algorithm(fed.algorithm, setting.model, fed.clients, fed.clients_per_chunk, setting.mesh)
+        self.kept = self._kept_rows()
+
+    def init(self) -> ServerState:
+        return self.algorithm.init(self.setting.fresh_adapter("adapter"))
+
+    def _kept_rows(self) -> list[np.ndarray]:
+        """Each client's rows of the corpus after its filter."""
+        if not self.config.filter.enabled:
+            return self.setting.parts
+        threshold = np.inf if self.config.filter.keep_all else self.config.guard.threshold
+        return [part[keep(self.setting.scores[part], threshold).kept] for part in self.setting.parts]
+
+    def cohort(self, t: int) -> Cohort:
+        """The clients of round t and their batches. A client that kept nothing takes part with weight 0."""
+        fed, seed = self.config.federated, self.config.seed
+        chosen = rng.host(seed, "cohort", round=t).choice(fed.clients, fed.cohort, replace=False)
+        size = (fed.local_steps, fed.batch_size)
+        rows = np.zeros((fed.cohort, *size), np.int32)
+        for i, client in enumerate(chosen):
+            if len(own := self.kept[client]):
+                g = rng.host(seed, "local batches", round=t, client=int(client))
+                rows[i] = cycle(own, fed.local_steps * fed.batch_size, g).reshape(size)
+        weight = np.array([len(self.kept[client]) for client in chosen], np.float32)
+        return Cohort(jnp.asarray(chosen, jnp.int32), jnp.asarray(rows), jnp.asarray(weight))
+
+    def round(self, state: ServerState, t: int) -> tuple[ServerState, Metrics]:
+        """Round t, dispatched: the metrics are still on the device."""
+        fed, cai = self.config.federated, self.config.cai
+        batch = RoundBatch(self.setting.corpus, self.cohort(t), jnp.float32(fed.learning_rate))
+        state, metrics = federated_round(self.algorithm, state, self.setting.base, batch)
+        if cai.enabled:
+            adapter, more = self.align(state.adapter, t)
+            state, metrics = state._replace(adapter=adapter), metrics | more
+        return state, metrics
+
+    def align(self, adapter: Adapter, t: int) -> tuple[Adapter, Metrics]:
+        """The CAI phase of round t, on red prompts drawn anew each round."""
+        setting, cai = self.setting, self.config.cai
+        g = rng.host(self.config.seed, "red prompts", round=t)
+        chosen = cycle(np.arange(len(setting.red_prompts)), cai.prompts, g)
+        prompts = pad_left([setting.red_prompts[i] for i in chosen], setting.tokenizer.pad_id)
+        principles = draw_principles(cai.prompts, len(setting.constitution), rng.host(self.config.seed, "principles", round=t))
+        batch = CaiBatch(
+            prompts, setting.requests, principles, setting.replay, jnp.int32(cai.iterations),
+            jnp.float32(cai.learning_rate), jnp.float32(cai.temperature),
+        )  # fmt: skip
+        options = CaiOptions(
+            setting.tokenizer.end_id, cai.max_new_tokens, cai.batch_size, cai.critic == "policy", cai.target == "revision"
+        )
+        return cai_phase(setting.model, options, setting.base, adapter, batch, rng.stream(setting.root, "cai", round=t))

@@ -1,0 +1,91 @@
+"""The guard: (query, response) -> p(unsafe), read off the first token of its answer, as Llama Guard's is.
+
+The guard is an adapter on some base; it is sent to the clients and runs there.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int
+from fedjax_rai.data.examples import Examples, encode_chats, encode_questions, length_batches, take
+from fedjax_rai.data.sources import Pair
+from fedjax_rai.model.decoder import Decoder, forward, unembed
+from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, guard_question
+from fedjax_rai.text.tokenizer import Tokenizer
+from fedjax_rai.train.step import train
+
+
+class Guard(NamedTuple):
+    """What scoring needs. `adapter` None: the base as released."""
+
+    model: Decoder
+    base: Base
+    adapter: Adapter | None
+    tokenizer: Tokenizer
+    max_length: int
+    batch_size: int
+
+
+@partial(jax.jit, static_argnames="model")
+def first_token_score(
+    model: Decoder,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: Int[Array, "b l"],
+    valid: Bool[Array, "b l"],
+    verdict_ids: Int[Array, "2"],
+) -> Float[Array, "b"]:
+    """p(unsafe) / (p(safe) + p(unsafe)) of the token after each left-padded prompt."""
+    logits = unembed(model, base, forward(model, base, adapter, tokens, valid)[:, -1])
+    return jax.nn.softmax(logits[:, verdict_ids], axis=-1)[:, 1]
+
+
+def score(guard: Guard, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """p(unsafe) of each (query, response), in order."""
+    asked = [guard_question(query, response) for query, response in pairs]
+    prompts = encode_questions(guard.tokenizer, asked, guard.max_length)
+    verdict_ids, scores = np.array(guard.tokenizer.verdict_ids), np.zeros(len(prompts), np.float32)
+    pending = [
+        (own, first_token_score(guard.model, guard.base, guard.adapter, batch.tokens, batch.valid, verdict_ids))
+        for own, batch in length_batches(prompts, guard.batch_size, guard.tokenizer.pad_id)
+    ]
+    for own, values in pending:
+        scores[own] = np.asarray(values)[: len(own)]
+    return scores
+
+
+def training_examples(tokenizer: Tokenizer, pairs: Sequence[Pair], max_length: int) -> Examples:
+    """Labelled pairs in the guard's form (S-LG): the verdict is what is trained on."""
+    chats = [
+        [*guard_question(p.query, p.response), Turn(ASSISTANT, UNSAFE if p.harmful else SAFE)] for p in pairs
+    ]
+    return encode_chats(tokenizer, chats, max_length)[0]
+
+
+@partial(jax.jit, static_argnames="model")
+def fit(
+    model: Decoder, base: Base, adapter: Adapter, examples: Examples, rows: Int[Array, "k b"], learning_rate: Float[Array, ""]
+) -> Adapter:
+    """The adapter fine-tuned on rows of labelled examples, one step a line."""
+    return train(model, base, adapter, take(examples, rows), learning_rate)[0]
+
+
+def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> list[Pair]:
+    """Annotators err: the label of that share of the pairs, at random, turned round."""
+    return [p._replace(harmful=not p.harmful) if flip else p for p, flip in zip(pairs, g.random(len(pairs)) < share, strict=True)]
+
+
+def quality(scores: np.ndarray, harmful: Sequence[bool], threshold: float) -> dict[str, float]:
+    """Accuracy, precision, recall and their harmonic mean in percent, unsafe being positive; 0 where undefined."""
+    verdict, truth = scores >= threshold, np.asarray(harmful, bool)
+    hits = float(np.sum(verdict & truth))
+    precision, recall = hits / max(verdict.sum(), 1), hits / max(truth.sum(), 1)
+    hmean = 2 * precision * recall / max(precision + recall, 1e-9)
+    accuracy = float(np.mean(verdict == truth)) if len(truth) else 0.0
+    named = {"accuracy": accuracy, "precision": precision, "recall": recall, "hmean": hmean}
+    return {name: 100.0 * float(value) for name, value in named.items()}

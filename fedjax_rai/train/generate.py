@@ -1,0 +1,127 @@
+"""Decoding with a KV cache: prefill, sample, append fixed text, sample again, in one program.
+
+Slots and positions are two things. Every row writes the same slot at the same time, so the cache is updated in
+place; a row that has nothing to say there (left padding, a finished answer) leaves the slot invalid, and its
+positions count valid tokens only. So a ragged batch equals its rows one by one, and a conversation goes on
+without computing any prefix again.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key
+from fedjax_rai.model.decoder import Decoder, KVCache, empty_cache, forward_cached, unembed
+
+
+class Decoding(NamedTuple):
+    """Conversations under way."""
+
+    cache: KVCache
+    valid: Bool[Array, "b s"]  # the slot holds a token of this row
+    position: Int[Array, "b"]  # of this row's next token
+    slot: Int[Array, ""]  # next slot to write, the same for all rows
+    logits: Float[Array, "b v"]  # of each row's next token
+
+
+class Answers(NamedTuple):
+    """What was sampled. `valid` is True up to and including the end-of-turn token."""
+
+    tokens: Int[Array, "b t"]
+    valid: Bool[Array, "b t"]
+    ended: Bool[Array, "b"]  # False: cut off by the length limit
+
+
+def start(model: Decoder, batch: int, slots: int) -> Decoding:
+    """Empty conversations with room for `slots` tokens; a prompt comes first, by `append`."""
+    config = model.config
+    return Decoding(
+        cache=empty_cache(config, batch, slots),
+        valid=jnp.zeros((batch, slots), bool),
+        position=jnp.zeros(batch, jnp.int32),
+        slot=jnp.zeros((), jnp.int32),
+        logits=jnp.zeros((batch, config.vocab_size), jnp.float32),
+    )
+
+
+def append(
+    model: Decoder, base: Base, adapter: Adapter | None, state: Decoding, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]
+) -> Decoding:
+    """Feed tokens to every row. Left-padded: the last column is each row's last token, whose logits come next.
+
+    A row whose last column is invalid adds nothing, and keeps the logits it had.
+    """
+    length, slots = tokens.shape[1], state.valid.shape[1]
+    seen = jax.lax.dynamic_update_slice(state.valid, valid, (0, state.slot))
+    own = state.slot + jnp.arange(length)
+    mask = seen[:, None, :] & (jnp.arange(slots) <= own[:, None])[None]
+    positions = jnp.maximum(state.position[:, None] + jnp.cumsum(valid, axis=1) - 1, 0)
+    hidden, cache = forward_cached(model, base, adapter, tokens, positions, mask, state.cache, state.slot)
+    logits = jnp.where(valid[:, -1:], unembed(model, base, hidden[:, -1]), state.logits)
+    return Decoding(cache, seen, state.position + valid.sum(axis=1), state.slot + length, logits)
+
+
+def pick(logits: Float[Array, "b v"], keys: Key[Array, "b"], temperature: Float[Array, ""]) -> Int[Array, "b"]:
+    """Next tokens: the likeliest at temperature 0, else a sample; one key a row, so neighbours change nothing."""
+    safe = jnp.where(temperature > 0, temperature, 1.0)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+    return jnp.argmax(logits / safe + jnp.where(temperature > 0, noise, 0.0), axis=-1).astype(jnp.int32)
+
+
+def sample(
+    model: Decoder,
+    base: Base,
+    adapter: Adapter | None,
+    state: Decoding,
+    keys: Key[Array, "b"],
+    temperature: Float[Array, ""],
+    end_id: int,
+    max_new: int,
+    close: bool = False,
+) -> tuple[Decoding, Answers]:
+    """Let every row speak until its end-of-turn token, or `max_new` tokens; stops when all rows have.
+
+    `close`: a row cut off gets the end-of-turn token as its last one, so that a conversation can go on.
+    """
+    batch = state.position.shape[0]
+
+    class Loop(NamedTuple):
+        step: Array
+        state: Decoding
+        answers: Answers
+
+    def going(loop: Loop) -> Array:
+        return (loop.step < max_new) & ~jnp.all(loop.answers.ended)
+
+    def speak(loop: Loop) -> Loop:
+        step, now, said = loop
+        token = pick(now.logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), temperature)
+        ended = said.ended | (token == end_id)
+        if close:
+            token = jnp.where(step == max_new - 1, end_id, token)
+        speaks = ~said.ended
+        now = append(model, base, adapter, now, token[:, None], speaks[:, None])
+        tokens = said.tokens.at[:, step].set(jnp.where(speaks, token, end_id))
+        return Loop(step + 1, now, Answers(tokens, said.valid.at[:, step].set(speaks), ended))
+
+    nothing = Answers(jnp.full((batch, max_new), end_id), jnp.zeros((batch, max_new), bool), jnp.zeros(batch, bool))
+    loop = jax.lax.while_loop(going, speak, Loop(jnp.zeros((), jnp.int32), state, nothing))
+    return loop.state, loop.answers
+
+
+def generate(
+    model: Decoder,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: Int[Array, "b l"],
+    valid: Bool[Array, "b l"],
+    keys: Key[Array, "b"],
+    temperature: Float[Array, ""],
+    end_id: int,
+    max_new: int,
+) -> Answers:
+    """Answers to left-padded prompts."""
+    state = start(model, tokens.shape[0], tokens.shape[1] + max_new)
+    state = append(model, base, adapter, state, tokens, valid)
+    return sample(model, base, adapter, state, keys, temperature, end_id, max_new)[1]
