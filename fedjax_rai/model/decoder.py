@@ -101,7 +101,7 @@ def swiglu(gate_up: Array) -> Array:
 def rms_norm(x: Array, weight: Float[Array, "d"], eps: float) -> Array:
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return weight.astype(x.dtype) * normed.astype(x.dtype)
+    return weight.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,)) * normed.astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -111,12 +111,12 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
         weight = self.param("weight", init, (x.shape[-1],), jnp.float32)
-        return rms_norm(x, jnp.asarray(weight).reshape((1,) * (x.ndim - 1) + (-1,)), self.config.rms_norm_eps)
+        return rms_norm(x, jnp.asarray(weight), self.config.rms_norm_eps)
 
 
 def _kernel(module: nn.Module, name: str, shape: tuple[int, int], axes: tuple[str, str]) -> Array:
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
-    return module.param(name, init, shape, jnp.float32)
+    return jnp.asarray(nn.unbox(module.param(name, init, shape, jnp.float32)))
 
 
 class Block(nn.Module):
@@ -131,7 +131,7 @@ class Block(nn.Module):
         """x @ kernel + scale * x @ a @ b for projections that share the input: one wide product, one thin one."""
         sizes = list(outputs.values())
         kernel = _kernel(self, name, (x.shape[-1], sum(sizes)), axes)
-        wide = x @ jnp.asarray(kernel).astype(x.dtype)
+        wide = x @ kernel.astype(x.dtype)
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         parts = [wide[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
         pairs = {target: pair for target in outputs if (pair := self.lora_pair(target, x.shape[-1], outputs[target]))}
@@ -167,7 +167,9 @@ class Block(nn.Module):
         v = v.reshape(batch, length, groups, size)
         if cache is not None:
             at = (layer, 0, slot, 0, 0)
-            cache = KVCache(*(jax.lax.dynamic_update_slice(old, new[None], at) for old, new in zip(cache, (k, v), strict=True)))
+            cache = KVCache(
+                *(jax.lax.dynamic_update_slice(old, new[None], at) for old, new in zip(cache, (k, v), strict=True))
+            )
             k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
         y = attend(q, k, v, mask).reshape(flat)
         (y,) = self.project(y, "o_proj", {"o_proj": width}, ("heads", "embed"))
@@ -200,14 +202,14 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.layers = scanned(config, self.lora_targets, self.lora_rank, self.lora_scale)
         self.norm = RMSNorm(config)
         if not config.tie_word_embeddings:
-            self.lm_head = _kernel(self, "lm_head", shape[::-1], ("embed", "vocab"))
+            self.lm_head = _kernel(self, "lm_head", (shape[1], shape[0]), ("embed", "vocab"))
 
     def __call__(
         self,
@@ -223,7 +225,7 @@ class Decoder(nn.Module):
         they are its slots, and the tokens are written to slots `slot .. slot + t` first.
         """
         config = self.config
-        x = jnp.asarray(self.embed_tokens).astype(config.dtype)[tokens]
+        x = self.embed_tokens.astype(config.dtype)[tokens]
         angles = positions[..., None, None] * rope_frequencies(config).reshape(1, 1, 1, -1)
         rope = (jnp.cos(angles), jnp.sin(angles))
         layer = jnp.arange(config.num_hidden_layers)
@@ -232,7 +234,7 @@ class Decoder(nn.Module):
 
     def unembed(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Logits, float32."""
-        head = jnp.asarray(self.embed_tokens).T if self.config.tie_word_embeddings else jnp.asarray(self.lm_head)
+        head = self.embed_tokens.T if self.config.tie_word_embeddings else self.lm_head
         return (hidden @ head.astype(hidden.dtype)).astype(jnp.float32)
 
 

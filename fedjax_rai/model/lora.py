@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_rai import rng, trees
-from fedjax_rai.aliases import Adapter, Array, Base, Key
+from fedjax_rai.aliases import Adapter, Array, Base, Key, PyTree
 from fedjax_rai.model.decoder import Decoder, abstract_params
 
 FUSED = {
@@ -20,7 +20,8 @@ FUSED = {
 }
 
 
-def abstract_adapter(model: Decoder) -> Adapter:
+def abstract_adapter(model: Decoder) -> PyTree:
+    """Shapes of an adapter's leaves."""
     return nn.unbox(abstract_params(model)).get("lora", {})
 
 
@@ -66,7 +67,7 @@ def merge(model: Decoder, base: Base, adapter: Adapter) -> Base:
             width = _width(model, target)
             if target in pairs:
                 product = jnp.einsum("lir,lro->lio", pairs[target]["a"], pairs[target]["b"])
-                kernel = kernel.at[:, :, column : column + width].add(model.lora_scale * product.astype(kernel.dtype))
+                kernel = kernel.at[:, :, column : column + width].add((model.lora_scale * product).astype(kernel.dtype))
             column += width
         layers[fused] = kernel
     return {**base, "layers": layers}
@@ -74,7 +75,11 @@ def merge(model: Decoder, base: Base, adapter: Adapter) -> Base:
 
 def _width(model: Decoder, target: str) -> int:
     config = model.config
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads, "v_proj": config.num_key_value_heads}
+    heads = {
+        "q_proj": config.num_attention_heads,
+        "k_proj": config.num_key_value_heads,
+        "v_proj": config.num_key_value_heads,
+    }
     if target in heads:
         return heads[target] * config.head_dim
     return config.intermediate_size if target in ("gate_proj", "up_proj") else config.hidden_size
