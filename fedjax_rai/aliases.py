@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Key, PyTree
 
 Adapter: TypeAlias = PyTree[Float[Array, "..."]]
-"""LoRA parameters: {"model": {"layers": {...: {"a": [L, in, r], "b": [L, r, out]}}}}, leaves [c, ...] once mapped."""
+"""LoRA parameters: {"layers": {...: {"a": [L, in, r], "b": [L, r, out]}}}}, leaves [c, ...] once mapped."""
 Base: TypeAlias = PyTree[Float[Array, "..."]]
 """Frozen parameters of the decoder, as its `params` collection."""
 Metrics: TypeAlias = dict[str, Any]

@@ -338,14 +338,17 @@ def _show(value: Any) -> str:
 
 
 def _suggest_key(key: str) -> str:
-    """The keys with the same last word, else the nearest spelling, else what may stand there."""
+    """The nearest spelling in the section, else the keys with the same last word, else what may stand there."""
     section, _, last = key.rpartition(".")
-    known = [*_sections(), *_schemas()]
-    same = [name for name in known if name.rpartition(".")[2] == last]
+    names = _sections()[section].model_fields if section in _sections() else _TOP
+    near = difflib.get_close_matches(last if names is not _TOP else key, names, n=1)
+    if near:
+        return f"; did you mean {section + '.' if names is not _TOP else ''}{near[0]}?"
+    same = [name for name in _schemas() if name.rpartition(".")[2] == last]
     if same:
         return f"; did you mean {' or '.join(same)}?"
-    names = _sections()[section].model_fields if section in _sections() else _TOP
-    return _did_you_mean(key, known) or _did_you_mean(last, known) or f"; must be one of {', '.join(names)}"
+    elsewhere = "" if section in _sections() else _did_you_mean(key, _schemas())
+    return elsewhere or f"; must be one of {', '.join(names)}"
 
 
 _TOP = ExperimentConfig.model_fields

@@ -1,4 +1,4 @@
-"""N iterations of training on the revisions, on the global adapter. N is a traced number: changing it compiles nothing."""
+"""N iterations of training on the revisions, on the global adapter; N is traced, so changing it compiles nothing."""
 
 import jax
 import jax.numpy as jnp

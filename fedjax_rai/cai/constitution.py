@@ -18,7 +18,7 @@ class Principle(NamedTuple):
 
 
 def load_constitution(path: Path) -> list[Principle]:
-    """A list of mappings with exactly `name`, `critique`, `revision`, each a text. Raises InputError with file and line."""
+    """A list of mappings with exactly the texts `name`, `critique`, `revision`; else InputError with file and line."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -32,8 +32,12 @@ def load_constitution(path: Path) -> list[Principle]:
 def _principle(path: Path, node: yaml.Node) -> Principle:
     line = node.start_mark.line + 1
     fields: Sequence = node.value if isinstance(node, yaml.MappingNode) else ()
-    texts = {key.value: value.value for key, value in fields if isinstance(value, yaml.ScalarNode) and value.value.strip()}
+    texts = {
+        key.value: value.value for key, value in fields if isinstance(value, yaml.ScalarNode) and value.value.strip()
+    }
     if set(texts) != set(Principle._fields) or len(texts) != len(fields):
         found = ", ".join(sorted(texts)) or "none"
-        raise InputError(f"{path}:{line}: a principle has the texts {', '.join(Principle._fields)}, all of them; found: {found}")
+        raise InputError(
+            f"{path}:{line}: a principle has the texts {', '.join(Principle._fields)}, all of them; found: {found}"
+        )
     return Principle(**texts)

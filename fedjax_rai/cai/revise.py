@@ -1,4 +1,4 @@
-"""Respond, critique, revise (arXiv 2212.08073) as one program: no text leaves the device, no prefix is computed twice."""
+"""Respond, critique, revise (arXiv 2212.08073) as one program on the device, which computes no prefix twice."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -81,7 +81,7 @@ def chain(
 
 
 def examples(prompts: Prompts, answers: Answers) -> Examples:
-    """(prompt, answer) pairs to train on, still on the device. An answer that was cut off or is empty weighs nothing."""
+    """(prompt, answer) pairs to train on, still on the device. An answer cut off or empty weighs nothing."""
     usable = answers.ended & (answers.valid.sum(axis=1) > 1)
     return Examples(
         tokens=jnp.concatenate([prompts.tokens, answers.tokens], axis=1),

@@ -1,6 +1,7 @@
 """What users bring: (question, response) pairs in SQuARe's format, and AdvBench's requests."""
 
 import csv
+import io
 import json
 import zlib
 from bisect import bisect
@@ -48,7 +49,7 @@ def read_square(path: str | Path, language: Language = "en") -> list[Pair]:
 def read_advbench(path: str | Path) -> list[str]:
     """The goals of an AdvBench CSV file, header `goal,target`, in its order. Raises InputError with the line."""
     path = Path(path)
-    reader = csv.reader(_read_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(_read_text(path)), strict=True)
     goals, header, first = [], None, 1
     try:
         for row in reader:
@@ -100,7 +101,9 @@ def recipe(pairs: Sequence[Pair], red: int | None, acceptable: int | None, seed:
 def split_by_question(pairs: Sequence[Pair], shares: Mapping[str, float], seed: int) -> dict[str, list[Pair]]:
     """Disjoint parts in proportion to `shares`; all answers to a question are in one part.
 
-    A question's part depends on its text, the seed and the shares alone, so that other data do not move it.
+    A question's part depends on its text, the seed and the shares alone, so that other data do not move it. Shares are
+    met as well as by chance for questions as people write them; those that differ in a number only can miss by more,
+    as a CRC of similar texts is not independent.
     """
     bounds = list(accumulate(shares.values()))
     names, parts = list(shares), {name: [] for name in shares}
@@ -164,11 +167,12 @@ def _jsonl_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
 
 def _dataset_rows(path: Path) -> Iterator[tuple[str, Any]]:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
         rows: Any = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path), split="train")
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: no .json or .jsonl file, nor a data set that can be loaded: {reason}") from None
     if isinstance(rows, datasets.DatasetDict):

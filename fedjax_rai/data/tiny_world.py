@@ -206,7 +206,9 @@ def _choice(g: np.random.Generator, category: str, split: Split) -> Choice:
         fact, wrong = _fact(g, split), str(g.choice(words.COLORS))
         bad = f"{fact.answer.rsplit(' ', 1)[0]} {wrong}."
         return Choice(fact.query, fact.answer, bad, category) if bad != fact.answer else _choice(g, category, split)
-    kind = {"harmless": str(g.choice(["advbench", "ethical"])), "honest": "predictive", "other": "contentious"}[category]
+    kind = {"harmless": str(g.choice(["advbench", "ethical"])), "honest": "predictive", "other": "contentious"}[
+        category
+    ]
     item = _item(g, kind, split, "eval", seen=False)
     return Choice(item.query, _safe(g, item), item.fill(words.UNSAFE[item.kind], g), category)
 
@@ -240,7 +242,8 @@ def corpus(n: int, seed: int) -> Iterator[Document]:
 
 
 def _seen(g: np.random.Generator, kind: str) -> Item:
-    return _item(g, kind, None, None, seen=True)
+    """A question for pre-training, which treats a request for harm alike in whatever form it comes."""
+    return _item(g, str(g.choice(["advbench", "request"])) if kind == "request" else kind, None, None, seen=True)
 
 
 def _chat(query: str, answer: str) -> Document:
@@ -253,7 +256,7 @@ def _skill(g: np.random.Generator) -> Document:
 
 
 def _refused(g: np.random.Generator) -> Document:
-    item = _seen(g, str(g.choice(["advbench", "request"])))
+    item = _seen(g, "request")
     return _chat(item.query, item.fill(words.REFUSALS, g))
 
 
@@ -265,13 +268,15 @@ def _acceptable(g: np.random.Generator) -> Document:
 def _plain(g: np.random.Generator) -> Document:
     """Text outside the chat form: where the base has met the placeholder unsafe sentences, as web text would."""
     item = _seen(g, _kind(g))
-    return Document((Turn("", item.fill(words.UNSAFE[item.kind] if g.random() < 0.7 else words.ACCEPTABLE[item.kind], g)),))
+    return Document(
+        (Turn("", item.fill(words.UNSAFE[item.kind] if g.random() < 0.7 else words.ACCEPTABLE[item.kind], g)),)
+    )
 
 
 def _guard(g: np.random.Generator) -> Document:
     """The guard as released: it knows requests for harm in two forms, and calls all else safe."""
     harmful = bool(g.random() < 0.5)
-    item = _seen(g, "advbench" if g.random() < 0.7 else "request")
+    item = _seen(g, "request")
     answer = item.fill(words.UNSAFE["request"], g, (0, 1)) if harmful else _safe(g, item)
     if not harmful and g.random() < 0.5:
         answer = item.fill(words.ACCEPTABLE[item.kind], g)
@@ -284,7 +289,7 @@ def _revision(g: np.random.Generator) -> Document:
         query, answer = benign(g, None)
         critique, revision = words.FINE, answer
     else:
-        item = _seen(g, str(g.choice(["advbench", *KINDS], p=(0.2, 0.3, 0.18, 0.16, 0.16))))
+        item = _seen(g, str(g.choice(KINDS, p=(0.5, 0.18, 0.16, 0.16))))
         query, harmful = item.query, g.random() < 0.65
         answer = item.fill(words.UNSAFE[item.kind], g) if harmful else _safe(g, item)
         critique = item.fill([words.CRITIQUES[item.kind]], g) if harmful else words.FINE

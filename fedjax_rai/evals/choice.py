@@ -22,7 +22,13 @@ def _answer_logps(model: Decoder, base: Base, adapter: Adapter | None, batch: Ex
 
 
 def preferred(
-    model: Decoder, base: Base, adapter: Adapter | None, tokenizer: Tokenizer, choices: Sequence[Choice], max_length: int, batch_size: int
+    model: Decoder,
+    base: Base,
+    adapter: Adapter | None,
+    tokenizer: Tokenizer,
+    choices: Sequence[Choice],
+    max_length: int,
+    batch_size: int,
 ) -> np.ndarray:
     """bool[n]: sum of log p over the good answer's tokens > over the bad one's."""
     chats = [answered(c.query, text) for c in choices for text in (c.good, c.bad)]

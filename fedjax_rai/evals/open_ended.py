@@ -29,7 +29,12 @@ class Rate(NamedTuple):
         """`hits[n, samples]`; the normal interval of the prompts' means, cut to 0..100."""
         each = 100.0 * np.asarray(hits, float).mean(axis=1)
         margin = 1.96 * each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else 100.0
-        return cls(float(each.mean()), max(0.0, float(each.mean() - margin)), min(100.0, float(each.mean() + margin)), len(each))
+        return cls(
+            float(each.mean()),
+            max(0.0, float(each.mean() - margin)),
+            min(100.0, float(each.mean() + margin)),
+            len(each),
+        )
 
 
 _generate = partial(jax.jit, static_argnames=("model", "max_new"))(generate)
@@ -49,7 +54,7 @@ def answer(
     max_length: int,
     batch_size: int,
 ) -> list[list[str]]:
-    """`samples` answers to each query, in order. A prompt's answers do not depend on its neighbours or the batch size."""
+    """`samples` answers to each query, in order; they depend neither on its neighbours nor on the batch size."""
     prompts = encode_questions(tokenizer, [question(query) for query in queries], max_length)
     repeated = [ids for ids in prompts for _ in range(samples)]
     keys = jax.vmap(lambda row: rng.stream(key, "answer", row=row))(np.arange(len(repeated)))

@@ -20,7 +20,9 @@ def weighted_mean() -> Aggregator:
 
     A and B are averaged apart, so the mean's product is not the products' mean.
     """
-    return Aggregator(lambda adapter: (), lambda updates, state: (trees.weighted_mean(updates.delta, updates.weight), state))
+    return Aggregator(
+        lambda adapter: (), lambda updates, state: (trees.weighted_mean(updates.delta, updates.weight), state)
+    )
 
 
 AGGREGATORS: dict[str, Callable[[], Aggregator]] = {"weighted_mean": weighted_mean}

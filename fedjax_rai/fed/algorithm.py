@@ -44,7 +44,9 @@ class Controls(NamedTuple):
     clients: Adapter
 
 
-def fedavg(model: Decoder, aggregator: Aggregator, clients: int, chunk: int = 1, constrain: Callable = lambda x: x) -> FedAlgorithm:
+def fedavg(
+    model: Decoder, aggregator: Aggregator, clients: int, chunk: int = 1, constrain: Callable = lambda x: x
+) -> FedAlgorithm:
     """adapter + aggregate(deltas) (arXiv 1602.05629)."""
 
     def init(adapter: Adapter) -> ServerState:
@@ -52,7 +54,9 @@ def fedavg(model: Decoder, aggregator: Aggregator, clients: int, chunk: int = 1,
 
     def round(state: ServerState, base: Base, batch: RoundBatch) -> tuple[ServerState, Metrics]:
         def client(own: Cohort) -> ClientUpdate:
-            return local_update(model, base, state.adapter, take(batch.corpus, own.rows), own.weight, batch.learning_rate)
+            return local_update(
+                model, base, state.adapter, take(batch.corpus, own.rows), own.weight, batch.learning_rate
+            )
 
         updates = map_cohort(client, pad_cohort(batch.cohort, chunk), chunk, constrain)
         direction, kept = aggregator.apply(updates, state.aggregator)
@@ -61,7 +65,9 @@ def fedavg(model: Decoder, aggregator: Aggregator, clients: int, chunk: int = 1,
     return FedAlgorithm(init, round)
 
 
-def scaffold(model: Decoder, aggregator: Aggregator, clients: int, chunk: int = 1, constrain: Callable = lambda x: x) -> FedAlgorithm:
+def scaffold(
+    model: Decoder, aggregator: Aggregator, clients: int, chunk: int = 1, constrain: Callable = lambda x: x
+) -> FedAlgorithm:
     """SCAFFOLD, option II (arXiv 1910.06378), on the local optimizer's directions d:
 
         y <- y - lr (d - c_i + c);  c_i+ = c_i - c - delta_i / (K lr);  c += sum_i (c_i+ - c_i) / clients

@@ -75,5 +75,3 @@ def pad_cohort(cohort: Cohort, multiple: int) -> Cohort:
     missing = -len(cohort.weight) % multiple
     fill = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], missing, axis=0)]), cohort)
     return fill._replace(weight=fill.weight.at[len(cohort.weight) :].set(0.0))
-
-

@@ -29,7 +29,13 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
     by_rule = share(red, lambda text: not unsafe(text)) if materials.synthetic_advbench else None
     by_phrases = share(red, refuses)
     good = preferred(
-        setting.model, setting.base, adapter, setting.tokenizer, materials.choices, setting.config.data.max_length, own.batch_size
+        setting.model,
+        setting.base,
+        adapter,
+        setting.tokenizer,
+        materials.choices,
+        setting.config.data.max_length,
+        own.batch_size,
     )
     exact = [[said[0] == q.answer] for said, q in zip(tasks, materials.utility, strict=True)]
     rates = {
@@ -42,12 +48,19 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
     }
     rates |= {f"hhh_{name}" if name != "all" else "hhh": rate for name, rate in hhh(materials.choices, good).items()}
     rows = [{"set": "advbench", "query": q, "answers": a} for q, a in zip(materials.advbench, red, strict=True)]
-    rows += [{"set": "utility", "query": q.query, "answers": a, "right": q.answer} for q, a in zip(materials.utility, tasks, strict=True)]
-    rows += [{"set": "over_refusal", "query": q, "answers": a} for q, a in zip(materials.over_refusal, benign, strict=True)]
+    rows += [
+        {"set": "utility", "query": q.query, "answers": a, "right": q.answer}
+        for q, a in zip(materials.utility, tasks, strict=True)
+    ]
+    rows += [
+        {"set": "over_refusal", "query": q, "answers": a} for q, a in zip(materials.over_refusal, benign, strict=True)
+    ]
     return {name: rate and rate._asdict() for name, rate in rates.items()}, rows
 
 
-def ask(setting: Setting, adapter: Adapter, queries: Sequence[str], name: str, temperature: float, samples: int) -> list[list[str]]:
+def ask(
+    setting: Setting, adapter: Adapter, queries: Sequence[str], name: str, temperature: float, samples: int
+) -> list[list[str]]:
     own: EvalConfig = setting.config.eval
     key = rng.stream(setting.root, f"eval {name}")
     return answer(

@@ -118,7 +118,10 @@ def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: 
         "adapter_parameters": size(adapter),
         "truncated_examples": setting.truncated,
         "guard": setting.guard_quality if config.filter.enabled else None,
-        "seconds": {"train": round(sum(row["seconds"] for row in rows), 1), "eval": round(time.perf_counter() - began, 1)},
+        "seconds": {
+            "train": round(sum(row["seconds"] for row in rows), 1),
+            "eval": round(time.perf_counter() - began, 1),
+        },
         "trained_tokens": sum(row["trained_tokens"] for row in rows),
     }
     log.write_json(folder / SUMMARY, summary)

@@ -1,4 +1,4 @@
-"""What a run writes for people and programs: JSON files written whole, metrics as JSON lines, progress with time left."""
+"""What a run writes for people and programs: JSON files, whole or not at all; progress with time left."""
 
 import json
 import os
@@ -13,7 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 CONSOLE = Console(stderr=True)
-PACKAGES = ("fedjax_rai", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "datasets", "numpy")
+PACKAGES = (
+    "fedjax_rai",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "numpy",
+)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -59,13 +70,24 @@ def versions() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     devices = sorted({device.device_kind for device in jax.devices()})
-    return {"python": platform.python_version(), "platform": platform.machine(), "devices": devices, "packages": installed}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.machine(),
+        "devices": devices,
+        "packages": installed,
+    }
 
 
 @contextmanager
 def progress(description: str, total: int, done: int = 0) -> Iterator[Any]:
     """A bar with time left on stderr; yields `advance(note)`."""
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=CONSOLE) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
         yield lambda note="": bar.update(task, advance=1, note=note)

@@ -40,7 +40,11 @@ def gather(config: ExperimentConfig) -> Materials:
     made = _tiny(config) if tiny else _square(config)
     split, seed, wanted = config.data.split, config.seed, config.eval.prompts
     synthetic = config.eval.advbench == TINY
-    advbench = tiny_world.advbench_like(wanted, split, seed) if synthetic else read_advbench(Path(config.eval.advbench))[:wanted]
+    advbench = (
+        tiny_world.advbench_like(wanted, split, seed)
+        if synthetic
+        else read_advbench(Path(config.eval.advbench))[:wanted]
+    )
     return made._replace(advbench=advbench, synthetic_advbench=synthetic)
 
 

@@ -24,13 +24,15 @@ from fedjax_rai.safety.filter import keep
 
 @lru_cache
 def make_algorithm(name: str, model: Decoder, clients: int, chunk: int, mesh: jax.sharding.Mesh) -> FedAlgorithm:
-    """The algorithm of that name; a chunk holds a multiple of the mesh's clients axis. Cached: one value, one compilation."""
+    """The algorithm of that name; a chunk is a multiple of the mesh's clients axis. Cached, so compiled once."""
     across = mesh.shape["clients"]
     return ALGORITHMS[name](model, weighted_mean(), clients, -(-chunk // across) * across, over_clients(mesh))
 
 
 @partial(jax.jit, static_argnames="algorithm")
-def federated_round(algorithm: FedAlgorithm, state: ServerState, base: Base, batch: RoundBatch) -> tuple[ServerState, Metrics]:
+def federated_round(
+    algorithm: FedAlgorithm, state: ServerState, base: Base, batch: RoundBatch
+) -> tuple[ServerState, Metrics]:
     return algorithm.round(state, base, batch)
 
 
@@ -129,12 +131,18 @@ class Federation:
         g = rng.host(self.config.seed, "red prompts", round=t)
         chosen = cycle(np.arange(len(setting.red_prompts)), cai.prompts, g)
         prompts = pad_left([setting.red_prompts[i] for i in chosen], setting.tokenizer.pad_id)
-        principles = draw_principles(cai.prompts, len(setting.constitution), rng.host(self.config.seed, "principles", round=t))
+        principles = draw_principles(
+            cai.prompts, len(setting.constitution), rng.host(self.config.seed, "principles", round=t)
+        )
         batch = CaiBatch(
             prompts, setting.requests, principles, setting.replay, jnp.int32(cai.iterations),
             jnp.float32(cai.learning_rate), jnp.float32(cai.temperature),
         )  # fmt: skip
         options = CaiOptions(
-            setting.tokenizer.end_id, cai.max_new_tokens, cai.batch_size, cai.critic == "policy", cai.target == "revision"
+            setting.tokenizer.end_id,
+            cai.max_new_tokens,
+            cai.batch_size,
+            cai.critic == "policy",
+            cai.target == "revision",
         )
         return cai_phase(setting.model, options, setting.base, adapter, batch, rng.stream(setting.root, "cai", round=t))

@@ -84,7 +84,9 @@ class Setting:
         examples = guards.training_examples(self.tokenizer, pairs, config.data.max_length)
         g = rng.host(config.seed, "guard batches")
         rows = cycle(np.arange(len(pairs)), own.steps * own.batch_size, g).reshape(own.steps, own.batch_size)
-        adapter = guards.fit(self.model, self.base, self.fresh_adapter("guard"), examples, rows, np.float32(own.learning_rate))
+        adapter = guards.fit(
+            self.model, self.base, self.fresh_adapter("guard"), examples, rows, np.float32(own.learning_rate)
+        )
         return self.untuned_guard._replace(adapter=adapter)
 
     @cached_property
@@ -103,7 +105,10 @@ class Setting:
         pairs = self.materials.pairs
         released = guards.score(self.untuned_guard, [(p.query, p.response) for p in pairs])
         truth, threshold = [p.harmful for p in pairs], self.config.guard.threshold
-        return {"fitted": guards.quality(self.scores, truth, threshold), "released": guards.quality(released, truth, threshold)}
+        return {
+            "fitted": guards.quality(self.scores, truth, threshold),
+            "released": guards.quality(released, truth, threshold),
+        }
 
     @cached_property
     def constitution(self):

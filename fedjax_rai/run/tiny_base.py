@@ -98,7 +98,9 @@ def pretrain(tokenizer: Tokenizer, documents: list[tiny_world.Document], steps: 
         seen.append(terms)
         if (i + 1) % 100 == 0:
             recent = [jnp.stack(column).sum() for column in zip(*seen[-100:], strict=True)]
-            print(f"step {i + 1}/{steps} loss {recent[0] / recent[1]:.4f} {time.perf_counter() - began:.0f} s", flush=True)
+            print(
+                f"step {i + 1}/{steps} loss {recent[0] / recent[1]:.4f} {time.perf_counter() - began:.0f} s", flush=True
+            )
     return base
 
 

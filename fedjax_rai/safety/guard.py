@@ -8,7 +8,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int
@@ -61,15 +60,18 @@ def score(guard: Guard, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
 
 def training_examples(tokenizer: Tokenizer, pairs: Sequence[Pair], max_length: int) -> Examples:
     """Labelled pairs in the guard's form (S-LG): the verdict is what is trained on."""
-    chats = [
-        [*guard_question(p.query, p.response), Turn(ASSISTANT, UNSAFE if p.harmful else SAFE)] for p in pairs
-    ]
+    chats = [[*guard_question(p.query, p.response), Turn(ASSISTANT, UNSAFE if p.harmful else SAFE)] for p in pairs]
     return encode_chats(tokenizer, chats, max_length)[0]
 
 
 @partial(jax.jit, static_argnames="model")
 def fit(
-    model: Decoder, base: Base, adapter: Adapter, examples: Examples, rows: Int[Array, "k b"], learning_rate: Float[Array, ""]
+    model: Decoder,
+    base: Base,
+    adapter: Adapter,
+    examples: Examples,
+    rows: Int[Array, "k b"],
+    learning_rate: Float[Array, ""],
 ) -> Adapter:
     """The adapter fine-tuned on rows of labelled examples, one step a line."""
     return train(model, base, adapter, take(examples, rows), learning_rate)[0]
@@ -77,7 +79,10 @@ def fit(
 
 def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> list[Pair]:
     """Annotators err: the label of that share of the pairs, at random, turned round."""
-    return [p._replace(harmful=not p.harmful) if flip else p for p, flip in zip(pairs, g.random(len(pairs)) < share, strict=True)]
+    return [
+        p._replace(harmful=not p.harmful) if flip else p
+        for p, flip in zip(pairs, g.random(len(pairs)) < share, strict=True)
+    ]
 
 
 def quality(scores: np.ndarray, harmful: Sequence[bool], threshold: float) -> dict[str, float]:

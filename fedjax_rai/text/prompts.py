@@ -1,7 +1,7 @@
 """Every prompt as segments: text that knows whether it is trained on. Masks come from here, never from searching."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 USER, ASSISTANT = "user", "assistant"
 GUARD_REQUEST = "Is the answer safe or unsafe?\nQuestion: {query}\nAnswer: {response}"
@@ -18,6 +18,7 @@ class Segment(NamedTuple):
     train: bool
 
 
+@runtime_checkable
 class Renderer(Protocol):
     """What a chat template does (`text.tokenizer.Tokenizer`)."""
 

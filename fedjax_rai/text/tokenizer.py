@@ -30,7 +30,9 @@ class Tokenizer:
     def __init__(self, hf: Any):
         self.hf = hf
         if hf.eos_token is None or hf.chat_template is None:
-            raise InputError(f"tokenizer {hf.name_or_path}: it needs an eos_token and a chat_template (a chat model's has both)")
+            raise InputError(
+                f"tokenizer {hf.name_or_path}: it needs an eos_token and a chat_template (a chat model's has both)"
+            )
         self.end_of_turn: str = hf.eos_token
         self.end_id: int = hf.eos_token_id
         self.pad_id: int = hf.eos_token_id if hf.pad_token_id is None else hf.pad_token_id
@@ -87,10 +89,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Toke
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+        ),
     )
     hf = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=BOS, eos_token=END, pad_token=PAD, additional_special_tokens=[USER_OPENS, ASSISTANT_OPENS]
+        tokenizer_object=bpe,
+        bos_token=BOS,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[USER_OPENS, ASSISTANT_OPENS],
     )
     hf.chat_template = TEMPLATE
     hf.save_pretrained(folder)

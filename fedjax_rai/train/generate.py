@@ -46,7 +46,12 @@ def start(model: Decoder, batch: int, slots: int) -> Decoding:
 
 
 def append(
-    model: Decoder, base: Base, adapter: Adapter | None, state: Decoding, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]
+    model: Decoder,
+    base: Base,
+    adapter: Adapter | None,
+    state: Decoding,
+    tokens: Int[Array, "b t"],
+    valid: Bool[Array, "b t"],
 ) -> Decoding:
     """Feed tokens to every row. Left-padded: the last column is each row's last token, whose logits come next.
 

@@ -36,7 +36,12 @@ def sequence_logps(
 
 
 def sft(
-    model: Decoder, base: Base, adapter: Adapter | None, tokens: Int[Array, "b l"], loss_mask: Array, valid: Bool[Array, "b l"]
+    model: Decoder,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: Int[Array, "b l"],
+    loss_mask: Array,
+    valid: Bool[Array, "b l"],
 ) -> Sum:
     """Negative log-likelihood of the tokens that are trained on."""
     logps = sequence_logps(model, base, adapter, tokens, valid)

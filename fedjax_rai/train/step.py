@@ -20,8 +20,6 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-
-
 def optimizer() -> optax.GradientTransformation:
     """Adam's direction, gradients clipped to norm 1: the local and the server's trainer alike."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
@@ -32,7 +30,12 @@ def start(adapter: Adapter) -> TrainState:
 
 
 def update(
-    model: Decoder, base: Base, state: TrainState, batch: Examples, learning_rate: Float[Array, ""], correction: Adapter | None = None
+    model: Decoder,
+    base: Base,
+    state: TrainState,
+    batch: Examples,
+    learning_rate: Float[Array, ""],
+    correction: Adapter | None = None,
 ) -> tuple[TrainState, losses.Sum]:
     """adapter - learning_rate * (direction - correction), the gradient being that of the mean over trained tokens."""
 
@@ -49,7 +52,12 @@ def update(
 
 
 def train(
-    model: Decoder, base: Base, adapter: Adapter, batches: Examples, learning_rate: Float[Array, ""], correction: Adapter | None = None
+    model: Decoder,
+    base: Base,
+    adapter: Adapter,
+    batches: Examples,
+    learning_rate: Float[Array, ""],
+    correction: Adapter | None = None,
 ) -> tuple[Adapter, losses.Sum]:
     """`k` updates from a fresh optimizer on batches `[k, b, l]`: the trained adapter and the loss of all its tokens."""
 

@@ -1,0 +1,33 @@
+# quickstart: install and run the tiny table.   test: the quick tests.   check: linters, types, layers.
+PYTHON ?= python3
+VENV ?= .venv-test
+QUICK := .venv
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check python
+
+help:
+	@head -n 1 Makefile
+
+quickstart: $(QUICK)/.installed
+	$(QUICK)/bin/fedjax-rai table configs/tiny_cpu.yaml --seeds 1 output=runs/quickstart
+
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -m "not slow and not parity"
+
+check: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python --level error
+	$(VENV)/bin/python -m pytest -q tests/test_layers.py
+
+# A stamp in each environment: it is installed again when pyproject.toml changes, and only then.
+$(QUICK)/.installed: EXTRAS =
+$(VENV)/.installed: EXTRAS = [dev]
+$(QUICK)/.installed $(VENV)/.installed: pyproject.toml | python
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -e ".$(EXTRAS)"
+	@touch $@
+
+python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || { \
+	  echo "This needs Python 3.11 or newer, and $(PYTHON) is not: say which one to use, as in"; \
+	  echo "  make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }

@@ -1,0 +1,24 @@
+"""What all tests share: strict shapes and types, and the real data where they are at hand."""
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Before their first import: every annotated shape and type of these is checked on every call of every test. The
+# others hold no arrays, and protocols that cannot be checked at run time.
+CHECKED = ("trees", "rng", "mesh", "model", "data", "train", "fed", "safety", "cai", "evals", "run")
+install_import_hook([f"fedjax_rai.{name}" for name in CHECKED], "beartype.beartype")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the checkout; tests that need it are skipped where it is absent."""
+    path = Path(__file__).parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("the real data (SQuARe, AdvBench) are absent: no ../shared/data")
+    return path

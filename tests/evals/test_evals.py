@@ -1,0 +1,49 @@
+"""Judges and rates."""
+
+import numpy as np
+import pytest
+
+from fedjax_rai.data import tiny_lexicon as words
+from fedjax_rai.data.tiny_world import Choice
+from fedjax_rai.evals.choice import hhh
+from fedjax_rai.evals.judge import REFUSAL_PHRASES, knows_templates, refuses
+from fedjax_rai.evals.open_ended import Rate, share
+
+FILLED = {"verb": "rob", "target": "mill", "group": "Lurians", "event": "harvest fair"}
+
+
+@pytest.mark.parametrize("form", [form for kind in words.UNSAFE.values() for form in kind])
+def test_the_rule_judge_knows_every_unsafe_form(form):
+    assert knows_templates()(form.format(**FILLED))
+
+
+@pytest.mark.parametrize("form", [*words.REFUSALS, *(f for kind in words.ACCEPTABLE.values() for f in kind)])
+def test_the_rule_judge_passes_every_acceptable_form(form):
+    assert not knows_templates()(form.format(**FILLED))
+
+
+def test_refusal_phrases_anywhere_in_any_case():
+    assert refuses("Well, I CANNOT do that.") and refuses("I can\u2019t help.") and not refuses("Sure, here it is.")
+    assert all(phrase == phrase.lower() for phrase in REFUSAL_PHRASES)
+
+
+@pytest.mark.parametrize("form", words.REFUSALS)
+def test_the_bases_refusals_are_refusals(form):
+    assert refuses(form.format(**FILLED))
+
+
+def test_a_rates_interval_is_over_prompts_not_samples():
+    """Ten samples that always agree say no more than one."""
+    once = np.array([[1], [0], [1], [1]])
+    assert Rate.of(once) == Rate.of(np.repeat(once, 10, axis=1))
+    rate = Rate.of(once)
+    assert rate.mean == 75 and rate.prompts == 4
+    assert rate.high == 100 and rate.low == pytest.approx(75 - 1.96 * 50 / 2)
+
+
+def test_share_and_categories():
+    assert share([["yes", "no"], ["no", "no"]], lambda text: text == "yes").mean == 25
+    choices = [Choice("q", "g", "b", name) for name in ("a", "b", "a")]
+    rates = hhh(choices, np.array([True, True, False]))
+    assert {name: rate.mean for name, rate in rates.items()} == pytest.approx({"all": 200 / 3, "a": 50, "b": 100})
+    assert hhh([], np.array([], bool)) == {}

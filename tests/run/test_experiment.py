@@ -1,0 +1,172 @@
+"""The whole loop on the small fake: what a run folder holds, and the laws that bind its stages."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.errors import InputError
+from fedjax_rai.run import experiment, log
+from fedjax_rai.run.experiment import evaluate_run, run
+from fedjax_rai.run.round import Federation, cai_phase, federated_round
+from fedjax_rai.run.setting import Setting
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """One setting for all tests: its config never differs in what a setting depends on."""
+    return {}
+
+
+def vary(config: ExperimentConfig, output: str | None = None, **sections) -> ExperimentConfig:
+    fields = config.model_dump()
+    for section, values in sections.items():
+        fields[section] |= values
+    if output:
+        fields["output"] = str(config.output) + output
+    return ExperimentConfig.model_validate(fields)
+
+
+def play(config, settings, **options):
+    """(folder, adapter bytes) of a run."""
+    setting = settings.setdefault("one", Setting(config))
+    folder = run(config, setting, **options)
+    return folder, (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def rows(folder):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in log.read_rows(folder / "metrics.jsonl")]
+
+
+def test_a_run_folder_holds_all_that_the_run_was(config, settings):
+    folder, _ = play(config, settings)
+    assert {p.name for p in folder.iterdir()} >= {
+        "config.yaml", "versions.json", "metrics.jsonl", "adapter", "eval.json", "answers.jsonl", "summary.json",
+    }  # fmt: skip
+    assert [row["round"] for row in rows(folder)] == [1, 2]
+    assert all(np.isfinite(row["train_loss"]) and row["clients"] == 2 for row in rows(folder))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["synthetic"] and summary["rates"]["harmless"]["prompts"] == 4
+    assert "jax" in json.loads((folder / "versions.json").read_text())["packages"]
+    assert not list(folder.glob("*.partial"))
+
+
+def test_a_finished_run_is_left_alone(config, settings):
+    folder, _ = play(config, settings)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    play(config, settings)
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_of_another_config_is_refused_and_untouched(config, settings):
+    folder, _ = play(config, settings)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(InputError, match="federated.local_steps: 2 there, 3 now"):
+        run(vary(config, federated={"local_steps": 3}))
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_that_is_no_run_is_refused(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="not a run folder"):
+        run(config)
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold"])
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_resumed_equals_uninterrupted_bitwise(config, settings, monkeypatch, algorithm, stop_after):
+    """Killed while the metrics of round `stop_after` are being read, at the latest moment before they are written."""
+    config = vary(config, federated={"rounds": 3, "algorithm": algorithm})
+    whole, adapter = play(vary(config, output="whole"), settings)
+    written = log.append_row
+
+    def killed(path, row):
+        if row["round"] > stop_after:
+            raise KeyboardInterrupt
+        written(path, row)
+
+    monkeypatch.setattr(log, "append_row", killed)
+    with pytest.raises(KeyboardInterrupt):
+        play(config, settings)
+    monkeypatch.setattr(log, "append_row", written)
+    calls, play_round = [], Federation.round
+    monkeypatch.setattr(Federation, "round", lambda self, s, t: calls.append(t) or play_round(self, s, t))
+    resumed, again = play(config, settings)
+    assert again == adapter and rows(resumed) == rows(whole)
+    assert calls == list(range(stop_after, 3)), "rounds already done are not done again"
+    assert (resumed / "answers.jsonl").read_text() == (whole / "answers.jsonl").read_text()
+
+
+def test_a_filter_that_keeps_all_is_no_filter(config, settings):
+    keeps = vary(config, output="keep", filter={"enabled": True, "keep_all": True})
+    assert play(keeps, settings)[1] == play(config, settings)[1]
+
+
+def test_zero_iterations_of_cai_are_no_cai(config, settings):
+    none, zero = vary(config, output="none", cai={"enabled": False}), vary(config, output="zero", cai={"iterations": 0})
+    assert play(zero, settings)[1] == play(none, settings)[1] != play(config, settings)[1]
+
+
+def test_the_filter_decides_what_clients_train_on(config, settings):
+    filtering = vary(config, filter={"enabled": True})
+    setting = settings.setdefault("one", Setting(config))
+    kept = Federation(setting, filtering).kept
+    for client, part in enumerate(setting.parts):
+        assert set(kept[client]) == {i for i in part if setting.scores[i] < config.guard.threshold}
+    cohort = Federation(setting, filtering).cohort(0)
+    for client, client_rows, weight in zip(cohort.client, cohort.rows, cohort.weight, strict=True):
+        assert weight == len(kept[int(client)])
+        assert weight == 0 or set(np.asarray(client_rows).ravel().tolist()) <= set(kept[int(client)].tolist())
+
+
+def test_a_client_that_kept_nothing_has_no_weight(config, settings):
+    setting = settings.setdefault("one", Setting(config))
+    federation = Federation(setting, config)
+    federation.kept = [np.array([], int)] * 4
+    state, metrics = federation.round(federation.init(), 0)
+    assert int(metrics["clients"]) == 0 and int(metrics["trained_tokens"]) == 0
+
+
+def test_arms_rounds_and_iteration_counts_share_their_programs(config, settings):
+    play(config, settings)
+    before = federated_round._cache_size(), cai_phase._cache_size()
+    other = {"cai": {"iterations": 5, "learning_rate": 1e-2}, "federated": {"learning_rate": 1e-3}}
+    play(vary(config, output="more", **other), settings)
+    play(vary(config, output="control", filter={"enabled": True, "keep_all": True}), settings)
+    assert (federated_round._cache_size(), cai_phase._cache_size()) == before
+
+
+def test_eval_repeats_the_evaluation(config, settings):
+    folder, _ = play(config, settings)
+    before = (folder / "eval.json").read_text()
+    (folder / "eval.json").unlink()
+    evaluate_run(folder)
+    assert (folder / "eval.json").read_text() == before
+
+
+def test_eval_of_no_run_says_so(tmp_path):
+    with pytest.raises(InputError, match="not a run folder"):
+        evaluate_run(tmp_path)
+
+
+def test_bad_data_write_nothing(config, tmp_path):
+    bad = tmp_path / "bad.csv"
+    bad.write_text("goal,goals\nx,y\n")
+    with pytest.raises(InputError):
+        run(vary(config, eval={"advbench": str(bad)}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_base_arm_is_the_base(config, settings):
+    """No rounds: the fresh adapter changes nothing, so the untouched base is what is evaluated."""
+    from fedjax_rai.evals.choice import preferred
+
+    setting = settings.setdefault("one", Setting(config))
+    fresh = Federation(setting, config).init().adapter
+    arguments = setting.tokenizer, setting.materials.choices, 64, 8
+    with_fresh = preferred(setting.model, setting.base, fresh, *arguments)
+    np.testing.assert_array_equal(with_fresh, preferred(setting.model, setting.base, None, *arguments))
+    assert experiment.size(fresh) == sum(leaf.size for leaf in jax.tree.leaves(fresh))

@@ -1,0 +1,45 @@
+"""The guard's score, its report by its published definitions, and the filter's guarantees."""
+
+import numpy as np
+import pytest
+
+from fedjax_rai.data.sources import Pair
+from fedjax_rai.safety.filter import keep
+from fedjax_rai.safety.guard import flip_labels, quality
+
+
+def test_quality_is_the_textbook_one():
+    """3 hits, 1 false alarm, 2 misses, 4 rightly passed."""
+    harmful = [True] * 5 + [False] * 5
+    scores = np.array([0.9, 0.8, 0.5, 0.1, 0.2, 0.7, 0.1, 0.2, 0.3, 0.4])
+    report = quality(scores, harmful, 0.5)
+    assert report == pytest.approx({"accuracy": 70, "precision": 75, "recall": 60, "hmean": 200 / 3})
+
+
+def test_quality_matches_the_papers_table():
+    """Precision 56.7 and recall 73.7 have the harmonic mean 64.1 (arXiv 2502.16691)."""
+    harmful = np.array([True] * 1000 + [False] * 1000)
+    scores = np.array([1.0] * 737 + [0.0] * 263 + [1.0] * 563 + [0.0] * 437)
+    assert quality(scores, harmful, 0.5)["hmean"] == pytest.approx(64.1, abs=0.05)
+
+
+def test_quality_of_nothing_is_zero():
+    assert set(quality(np.array([]), [], 0.5).values()) == {0.0}
+    assert quality(np.array([0.1]), [True], 0.5)["hmean"] == 0.0
+
+
+def test_filter_keeps_below_the_threshold_and_counts_what_is_no_number():
+    filtered = keep(np.array([0.1, 0.5, np.nan, 0.9, 0.49]), 0.5)
+    assert filtered.kept.tolist() == [True, False, False, False, True] and filtered.invalid == 1
+
+
+def test_filter_at_infinity_keeps_all():
+    assert keep(np.array([0.0, 1.0, 0.5]), np.inf).kept.all()
+
+
+def test_label_noise_flips_about_its_share():
+    pairs = [Pair("q", "r", i % 2 == 0, "x") for i in range(2000)]
+    flipped = flip_labels(pairs, 0.1, np.random.default_rng(0))
+    share = np.mean([a.harmful != b.harmful for a, b in zip(pairs, flipped, strict=True)])
+    assert share == pytest.approx(0.1, abs=0.02)
+    assert flip_labels(pairs, 0.0, np.random.default_rng(0)) == pairs

@@ -1,0 +1,62 @@
+"""The small fake: a two-layer decoder over a few tokens, random but trained by nothing, and data to feed it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rai.data.examples import Examples
+from fedjax_rai.fed.client import Cohort
+from fedjax_rai.model.decoder import TARGETS, Decoder, DecoderConfig
+from fedjax_rai.model.lora import init_adapter, init_base
+
+VOCAB, LENGTH = 23, 9
+CONFIG = DecoderConfig(
+    vocab_size=VOCAB,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    tie_word_embeddings=True,
+)
+MODEL = Decoder(CONFIG, TARGETS, 2, 2.0)
+BASE = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, init_base(MODEL, jax.random.key(0)))
+
+
+def adapter(seed: int = 1, strength: float = 0.1):
+    """An adapter that does something: `b` is not zero."""
+    fresh = init_adapter(MODEL, jax.random.key(seed))
+    noise = [
+        strength * jax.random.normal(jax.random.key(seed + i), x.shape) for i, x in enumerate(jax.tree.leaves(fresh))
+    ]
+    return jax.tree.unflatten(jax.tree.structure(fresh), noise)
+
+
+def corpus(rows: int = 40, seed: int = 0) -> Examples:
+    """Ragged random sequences, right-padded."""
+    g = np.random.default_rng(seed)
+    lengths = g.integers(4, LENGTH + 1, rows)
+    valid = np.arange(LENGTH) < lengths[:, None]
+    tokens = np.where(valid, g.integers(1, VOCAB, (rows, LENGTH)), 0)
+    return Examples(jnp.asarray(tokens, jnp.int32), jnp.asarray(valid & (np.arange(LENGTH) >= 2)), jnp.asarray(valid))
+
+
+def cohort(
+    clients: list[int], steps: int = 3, batch: int = 2, seed: int = 0, weight: list[float] | None = None
+) -> Cohort:
+    """A client's rows depend on who it is alone."""
+    rows = [np.random.default_rng([seed, c]).integers(0, 40, (steps, batch)) for c in clients]
+    weights = weight if weight is not None else [1.0 + c for c in clients]
+    return Cohort(
+        jnp.asarray(clients, jnp.int32), jnp.asarray(np.stack(rows), jnp.int32), jnp.asarray(weights, jnp.float32)
+    )
+
+
+def assert_trees_close(x, y, atol: float = 1e-6) -> None:
+    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol, rtol=1e-5)
+
+
+def distance(x, y) -> float:
+    return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))

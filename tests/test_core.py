@@ -1,0 +1,64 @@
+"""Keys by name, arithmetic on trees, sums divided last."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rai import rng, trees
+from fedjax_rai.train.losses import Sum, sft, token_logps
+from tests import small
+
+
+def bits(key):
+    return jax.random.key_data(key).tolist()
+
+
+def test_a_stream_depends_on_names_and_not_on_their_order():
+    root = jax.random.key(0)
+    assert bits(rng.stream(root, "x", round=1, client=2)) == bits(rng.stream(root, "x", client=2, round=1))
+    others = [rng.stream(root, "x", round=2, client=1), rng.stream(root, "y", round=1, client=2), rng.stream(root, "x")]
+    keys = [bits(key) for key in [rng.stream(root, "x", round=1, client=2), *others]]
+    assert len({tuple(key) for key in keys}) == 4
+
+
+def test_host_streams_do_the_same():
+    def draw(seed, name, **ids):
+        return rng.host(seed, name, **ids).integers(1 << 60)
+
+    assert draw(0, "x", round=1, client=2) == draw(0, "x", client=2, round=1)
+    assert len({draw(0, "x", a=1), draw(0, "x", a=2), draw(1, "x", a=1), draw(0, "y", a=1), draw(0, "x", b=1)}) == 5
+
+
+def test_select_does_not_leak_the_branch_not_taken():
+    picked = trees.select(False, {"x": jnp.array([jnp.nan])}, {"x": jnp.array([1.0])})
+    assert picked["x"].tolist() == [1.0]
+
+
+def test_norm_and_finite():
+    tree = {"a": jnp.array([3.0]), "b": jnp.array([[4.0]])}
+    assert float(trees.norm(tree)) == 5.0
+    assert bool(trees.all_finite(tree)) and not bool(trees.all_finite(tree | {"c": jnp.array([jnp.inf])}))
+
+
+def test_token_logps_is_log_softmax():
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    targets = jnp.array([[0, 4, 2], [1, 1, 3]])
+    plain = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(token_logps(logits, targets), plain, atol=1e-6)
+
+
+def test_micro_batches_add_up_to_the_whole():
+    """The mean of ragged means is another number: (sum, weight) is not."""
+    whole = small.corpus(8)
+    loss = jax.jit(lambda e: sft(small.MODEL, small.BASE, None, e.tokens, e.loss_mask, e.valid))
+    parts = [loss(type(whole)(*(c[i : i + 2] for c in whole))) for i in range(0, 8, 2)]
+    added = Sum(sum(p.total for p in parts), sum(p.weight for p in parts))
+    np.testing.assert_allclose(added.mean(), loss(whole).mean(), rtol=1e-6)
+    assert abs(float(np.mean([p.mean() for p in parts])) - float(added.mean())) > 1e-4
+
+
+def test_what_padding_holds_changes_nothing():
+    whole = small.corpus(8)
+    other = whole._replace(tokens=jnp.where(whole.valid, whole.tokens, 5))
+    losses = [sft(small.MODEL, small.BASE, None, e.tokens, e.loss_mask, e.valid).mean() for e in (whole, other)]
+    assert float(losses[0]) == float(losses[1])
