@@ -58,7 +58,7 @@ def table(
 ) -> None:
     """Run the arms of the paper's table and print it."""
     with _answering():
-        loaded = _load(config, overrides)
+        loaded = _load(config, overrides, "runs/{stem}-table")
         from fedjax_rai.run.table import run_table
 
         run_table(loaded, arms=None if arms is None else [arm.strip() for arm in arms.split(",")], seeds=seeds)
@@ -68,16 +68,16 @@ def table(
 def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the config in full, or what is wrong with it."""
     with _answering():
-        from fedjax_rai.config import dump_config
+        from fedjax_rai.config_file import dump_config
 
         typer.echo(dump_config(_load(config, overrides)), nl=False)
 
 
-def _load(path: Path, overrides: list[str] | None) -> "ExperimentConfig":
+def _load(path: Path, overrides: list[str] | None, output: str = "runs/{stem}") -> "ExperimentConfig":
     """The checked config; raises InputError before anything heavy is imported or written."""
-    from fedjax_rai.config import check_files, load_config
+    from fedjax_rai.config_file import check_files, load_config
 
-    config = load_config(path, overrides or ())
+    config = load_config(path, overrides or (), output)
     check_files(config)
     _quiet()
     return config

@@ -1,21 +1,12 @@
 """The experiment's configuration: frozen, strict, and explicit about what is wrong with it.
 
 Defaults are the paper's numbers (arXiv 2502.16691) where it gives one, else those of the tiny world, whose model and
-data are the default too. Loading needs no jax. Paths in a file are relative to the current directory, not to the file.
+data are the default too. Needs no jax. Paths are relative to the current directory, not to the config file.
 """
 
-import difflib
-import json
-import re
-from collections.abc import Iterable, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-
-from fedjax_rai.errors import InputError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 
 def _not_a_bool(value: Any) -> Any:
@@ -35,11 +26,11 @@ Text = Annotated[str, Field(min_length=1)]
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The frozen base: `path` is "tiny" (the shipped synthetic one) or a Hugging Face folder."""
 
     path: Text = "tiny"
@@ -47,7 +38,7 @@ class ModelConfig(_Section):
     remat: Flag = False
 
 
-class LoraConfig(_Section):
+class LoraConfig(Section):
     """The shape of every adapter; a projection's output is scaled by alpha / rank."""
 
     rank: Count = 8
@@ -64,7 +55,7 @@ class LoraConfig(_Section):
         return targets
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Training pairs: `train` is "tiny" (the synthetic world), a SQuARe JSON file, or what `datasets` reads.
 
     `red` and `acceptable` are numbers of pairs, null for as many as there are at the paper's ratio of 3 to 7.
@@ -79,7 +70,7 @@ class DataConfig(_Section):
     split: Literal["tune", "test"] = "test"
 
 
-class FederatedConfig(_Section):
+class FederatedConfig(Section):
     """`cohort` of `clients` train `local_steps` in each of `rounds`; chunks of them are mapped at once."""
 
     algorithm: Literal["fedavg", "scaffold"] = "fedavg"
@@ -100,7 +91,7 @@ class FederatedConfig(_Section):
         return cohort
 
 
-class GuardConfig(_Section):
+class GuardConfig(Section):
     """The safety classifier: fitted on `pairs`, of whose labels a share `label_noise` is flipped."""
 
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400
@@ -111,14 +102,14 @@ class GuardConfig(_Section):
     label_noise: Annotated[float, Field(ge=0, lt=0.5), _Real] = 0.0
 
 
-class FilterConfig(_Section):
+class FilterConfig(Section):
     """The filter on each client; `keep_all` is its control: the guard scores, nothing is dropped."""
 
     enabled: Flag = True
     keep_all: Flag = False
 
 
-class CaiConfig(_Section):
+class CaiConfig(Section):
     """Constitutional AI on the global adapter after each round: `iterations` optimizer steps.
 
     `prompts` red ones a round are answered, criticised and revised; `replay` benign ones, answered by the base, are
@@ -139,7 +130,7 @@ class CaiConfig(_Section):
     constitution: Text = "default"
 
 
-class EvalConfig(_Section):
+class EvalConfig(Section):
     """Safety evaluation: `samples` answers to each of `prompts` requests of `advbench` ("tiny" or a CSV file)."""
 
     advbench: Text = "tiny"
@@ -150,7 +141,7 @@ class EvalConfig(_Section):
     batch_size: Count = 64
 
 
-class ExperimentConfig(_Section):
+class ExperimentConfig(Section):
     """One experiment. `output` is its run folder; a loaded config has `runs/<stem of the file>` for null."""
 
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
@@ -163,212 +154,3 @@ class ExperimentConfig(_Section):
     filter: FilterConfig = FilterConfig()
     cai: CaiConfig = CaiConfig()
     eval: EvalConfig = EvalConfig()
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The config in a YAML file, `key.path=value` overrides applied in order; everything not named is the default.
-
-    An empty file or section is all defaults. Raises InputError, which lists every problem with its line: keys that do
-    not exist or stand twice, values of a wrong type or out of range, overrides that cannot be read.
-    """
-    path = Path(path)
-    data, where, problems = _read_yaml(path)
-    for override in overrides:
-        problems += _apply(override, data, where)
-    if data.get("output") is None:
-        data["output"] = f"runs/{path.stem}"
-    try:
-        config = ExperimentConfig.model_validate(data)
-    except ValidationError as error:
-        config = None
-        problems += [_explain(item, where, path) for item in error.errors() if item["type"] != "invalid_key"]
-    if config is None or problems:
-        raise InputError("\n".join(sorted(problems, key=_file_order)))
-    return config
-
-
-def dump_config(config: ExperimentConfig) -> str:
-    """YAML with every key, in order of declaration; loads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def check_files(config: ExperimentConfig) -> None:
-    """Raise InputError naming every configured file or folder that is not there.
-
-    A `data.train` that could be the name of a data set on a hub (`owner/name`) is left to its reader.
-    """
-    named_on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)", config.data.train)
-    wanted = (
-        ("model.path", config.model.path, "config.json", "tiny", "Hugging Face folder with a config.json"),
-        ("data.train", config.data.train, "", "tiny", "SQuARe JSON file or data set"),
-        ("cai.constitution", config.cai.constitution, "", "default", "YAML file of principles"),
-        ("eval.advbench", config.eval.advbench, "", "tiny", "CSV file with header goal,target"),
-    )
-    problems = [
-        f"{key} = {value!r}: no {what} there; must be one, or {shipped!r}{_did_you_mean(value, _siblings(value))}"
-        for key, value, inside, shipped, what in wanted
-        if value != shipped and not (Path(value) / inside).exists() and not (key == "data.train" and named_on_hub)
-    ]
-    if problems:
-        raise InputError("\n".join(problems))
-
-
-def _siblings(path: str | Path, pattern: str = "*") -> list[str]:
-    parent = Path(path).parent
-    return sorted(str(sibling) for sibling in parent.glob(pattern)) if parent.is_dir() else []
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, [name for name in known if name != word], n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """(contents, place of every dotted key, problems) of a YAML file of sections."""
-    if not path.is_file():
-        reason = "is a folder" if path.is_dir() else "no such file"
-        near = _did_you_mean(str(path), _siblings(path, "*.y*ml"))
-        raise InputError(f"{path}: {reason}; must be a YAML config{near}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        data = loader.construct_document(node) if node else None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; must be a text file in UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise InputError(f"{place}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        raise InputError(f"{path}:1: must be a mapping of keys, like 'seed: 1'; got {_show(data)}")
-    where: dict[str, str] = {}
-    problems = _walk(node, path, "", where)
-    return {key: {} if value is None and key in _sections() else value for key, value in data.items()}, where, problems
-
-
-def _walk(node: Any, path: Path, prefix: str, where: dict[str, str]) -> list[str]:
-    """Fill `where` with the places of all keys, sections' too; report keys that stand twice or are no text."""
-    problems = []
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
-        dotted, place = f"{prefix}{key.value}", f"{path}:{key.start_mark.line + 1}"
-        if key.tag != "tag:yaml.org,2002:str":
-            problems.append(f"{place}: key {dotted}: YAML reads this as no text; put it in quotes")
-        elif dotted in where:
-            problems.append(f"{place}: {dotted}: stands twice, first at {where[dotted]}; must stand once")
-        else:
-            where[dotted] = place
-        if not prefix:
-            problems += _walk(value, path, f"{dotted}.", where)
-    return problems
-
-
-def _apply(override: str, data: dict[str, Any], where: dict[str, str]) -> list[str]:
-    """Write `key.path=value` into `data` and its origin into `where`; returns the problem, if there is one."""
-    key, equals, text = override.partition("=")
-    key, place = key.strip(), f"override {override!r}"
-    if not equals or not key:
-        return [f"{place}: must be written key.path=value, like lora.rank=16"]
-    if key in _sections():
-        inside = ", ".join(name for name in _schemas() if name.startswith(f"{key}."))
-        return [f"{place}: {key} is a section; must name one of its keys: {inside}"]
-    if key not in _schemas():
-        return [f"{place}: {key}: no such key{_suggest_key(key)}"]
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        return [f"{place}: the value cannot be read as YAML; put it in quotes within the override"]
-    section, _, name = key.rpartition(".")
-    inside = data.setdefault(section, {}) if section else data
-    if isinstance(inside, dict):  # else the file's own mistake is reported
-        inside[name] = value
-        where[key] = place
-    return []
-
-
-def _explain(error: Any, where: dict[str, str], path: Path) -> str:
-    """One line for one pydantic error: place, key, value, what it must be."""
-    location = [str(part) for part in error["loc"] if not isinstance(part, int)]
-    key = ".".join(location[:2] if location[0] in _sections() else location[:1])
-    place = where.get(key) or where.get(location[0]) or str(path)
-    index = "".join(f"[{part}]" for part in error["loc"] if isinstance(part, int))
-    value = error["input"]
-    if error["type"] == "extra_forbidden":
-        return f"{place}: {key}: no such key{_suggest_key(key)}"
-    stated = f"{place}: {key}{index} = {_show(value)}{'' if key in where else ' (the default)'}: "
-    if key in _sections():
-        return f"{stated}must be a section of keys: {', '.join(_sections()[key].model_fields)}"
-    if error["type"] == "value_error" and not isinstance(value, bool):
-        return stated + str(error["ctx"]["error"])
-    schema = _schemas()[key]["items"] if index else _schemas()[key]
-    return f"{stated}must be {_allowed(schema)}{_hint(value, schema)}"
-
-
-def _hint(value: Any, schema: dict[str, Any]) -> str:
-    if isinstance(value, bool):
-        return "; YAML reads unquoted yes, no, on, off as truth values"
-    if schema.get("type") == "string" and isinstance(value, str):
-        return _did_you_mean(value, schema.get("enum", ()))
-    if schema.get("type") == "string":
-        return "; put it in quotes"
-    whole = any(option.get("type") == "integer" for option in schema.get("anyOf", [schema]))
-    return "; write it in digits alone, like 1000" if whole and isinstance(value, float | str) else ""
-
-
-def _allowed(schema: dict[str, Any]) -> str:
-    """What a value of this JSON schema may be, in words."""
-    if "anyOf" in schema:
-        return " or ".join(_allowed(option) for option in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(map(str, schema["enum"]))
-    if schema["type"] == "array":
-        return f"a list of at least {schema['minItems']}, each {_allowed(schema['items'])}"
-    word = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
-    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[name]}" for name, sign in bounds.items() if name in schema]
-    return " ".join([word.get(schema["type"], "text, not empty"), " and ".join(limits)]).strip()
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _suggest_key(key: str) -> str:
-    """The nearest spelling in the section, else the keys with the same last word, else what may stand there."""
-    section, _, last = key.rpartition(".")
-    names = _sections()[section].model_fields if section in _sections() else _TOP
-    near = difflib.get_close_matches(last if names is not _TOP else key, names, n=1)
-    if near:
-        return f"; did you mean {section + '.' if names is not _TOP else ''}{near[0]}?"
-    same = [name for name in _schemas() if name.rpartition(".")[2] == last]
-    if same:
-        return f"; did you mean {' or '.join(same)}?"
-    elsewhere = "" if section in _sections() else _did_you_mean(key, _schemas())
-    return elsewhere or f"; must be one of {', '.join(names)}"
-
-
-_TOP = ExperimentConfig.model_fields
-
-
-@cache
-def _sections() -> dict[str, type[BaseModel]]:
-    return {name: field.annotation for name, field in _TOP.items() if field.annotation in _Section.__subclasses__()}  # pyright: ignore
-
-
-@cache
-def _schemas() -> dict[str, dict[str, Any]]:
-    """JSON schema of every value, by dotted key."""
-    top = ExperimentConfig.model_json_schema()["properties"]
-    found = {name: schema for name, schema in top.items() if name not in _sections()}
-    for name, section in _sections().items():
-        found |= {f"{name}.{key}": schema for key, schema in section.model_json_schema()["properties"].items()}
-    return found
-
-
-def _file_order(problem: str) -> tuple[bool, int]:
-    line = re.search(r":(\d+):", problem)
-    return problem.startswith("override "), int(line.group(1)) if line else 0

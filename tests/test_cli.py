@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fedjax_rai.cli import app
-from fedjax_rai.config import ExperimentConfig, dump_config, load_config
+from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.config_file import dump_config, load_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import experiment
 from fedjax_rai.run import table as tables

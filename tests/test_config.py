@@ -9,7 +9,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from fedjax_rai.config import CaiConfig, ExperimentConfig, LoraConfig, check_files, dump_config, load_config
+from fedjax_rai.config import CaiConfig, ExperimentConfig, LoraConfig
+from fedjax_rai.config_file import check_files, dump_config, load_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.decoder import TARGETS
 

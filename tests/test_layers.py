@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fedjax_rai"
 LAYERS = (
     "errors aliases trees rng",
-    "config mesh",
+    "config config_file mesh",
     "model.decoder model.lora model.quantize model.weights text.tokenizer text.prompts",
     "data.examples data.sources data.partition data.square_tfds data.tiny_lexicon data.tiny_world "
     "train.losses train.step train.generate",
@@ -24,6 +24,7 @@ LAYER = {module: layer for layer, row in enumerate(LAYERS) for module in row.spl
 WITHIN = {
     "trees": "aliases",
     "rng": "aliases",
+    "config_file": "config",
     "model.lora": "model.decoder",
     "model.weights": "model.decoder model.lora",
     "text.tokenizer": "text.prompts",

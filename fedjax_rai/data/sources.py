@@ -1,9 +1,9 @@
 """What users bring: (question, response) pairs in SQuARe's format, and AdvBench's requests."""
 
 import csv
+import hashlib
 import io
 import json
-import zlib
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -102,13 +102,13 @@ def split_by_question(pairs: Sequence[Pair], shares: Mapping[str, float], seed: 
     """Disjoint parts in proportion to `shares`; all answers to a question are in one part.
 
     A question's part depends on its text, the seed and the shares alone, so that other data do not move it. Shares are
-    met as well as by chance for questions as people write them; those that differ in a number only can miss by more,
-    as a CRC of similar texts is not independent.
+    met as well as by chance.
     """
     bounds = list(accumulate(shares.values()))
     names, parts = list(shares), {name: [] for name in shares}
     for pair in pairs:
-        uniform = zlib.crc32(f"{seed}:{pair.query}".encode()) / 2**32
+        digest = hashlib.sha256(f"{seed}:{pair.query}".encode()).digest()
+        uniform = int.from_bytes(digest[:8]) / 2**64
         parts[names[bisect(bounds, uniform * bounds[-1])]].append(pair)
     return parts
 

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_rai.config import ExperimentConfig, check_files, dump_config, load_config
+from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.config_file import check_files, dump_config, load_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.fed.algorithm import ServerState
 from fedjax_rai.model.lora import size

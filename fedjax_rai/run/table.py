@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_rai.config import ExperimentConfig, check_files, dump_config
+from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.config_file import check_files, dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import log
 from fedjax_rai.run.experiment import CONFIG, SUMMARY, run

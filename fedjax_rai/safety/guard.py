@@ -85,7 +85,7 @@ def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> 
     ]
 
 
-def quality(scores: np.ndarray, harmful: Sequence[bool], threshold: float) -> dict[str, float]:
+def quality(scores: np.ndarray, harmful: Sequence[bool] | np.ndarray, threshold: float) -> dict[str, float]:
     """Accuracy, precision, recall and their harmonic mean in percent, unsafe being positive; 0 where undefined."""
     verdict, truth = scores >= threshold, np.asarray(harmful, bool)
     hits = float(np.sum(verdict & truth))

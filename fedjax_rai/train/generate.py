@@ -60,7 +60,8 @@ def append(
     length, slots = tokens.shape[1], state.valid.shape[1]
     seen = jax.lax.dynamic_update_slice(state.valid, valid, (0, state.slot))
     own = state.slot + jnp.arange(length)
-    mask = seen[:, None, :] & (jnp.arange(slots) <= own[:, None])[None]
+    past = jnp.arange(slots)[None, :] <= own[:, None]
+    mask = seen[:, None, :] & past[None]
     positions = jnp.maximum(state.position[:, None] + jnp.cumsum(valid, axis=1) - 1, 0)
     hidden, cache = forward_cached(model, base, adapter, tokens, positions, mask, state.cache, state.slot)
     logits = jnp.where(valid[:, -1:], unembed(model, base, hidden[:, -1]), state.logits)

@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fedjax_rai.data.sources import Pair, read_advbench, read_square, recipe, split_by_question
@@ -181,8 +180,7 @@ SHARES = {"clients": 0.6, "guard": 0.3, "eval": 0.1}
 
 
 def test_questions_are_split_whole_and_in_proportion() -> None:
-    g = np.random.default_rng(0)
-    questions = [g.bytes(15).hex() for _ in range(3000)]
+    questions = [f"Is question {i} like its neighbour?" for i in range(3000)]
     pairs = [Pair(question, answer, False, "etc") for question in questions for answer in ("yes", "no")]
     parts = split_by_question(pairs, SHARES, 0)
     assert sorted(p for part in parts.values() for p in part) == sorted(pairs)
