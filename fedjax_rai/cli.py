@@ -34,7 +34,7 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
         loaded = _load(config, overrides)
         from fedjax_rai.run import experiment
 
-        experiment.run(loaded)
+        typer.echo(experiment.report(experiment.run(loaded)))
 
 
 @app.command("eval")
@@ -47,6 +47,7 @@ def evaluate(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="fol
         from fedjax_rai.run import experiment
 
         experiment.evaluate_run(folder)
+        typer.echo(experiment.report(folder))
 
 
 @app.command()

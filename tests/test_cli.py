@@ -35,6 +35,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """What the commands called, instead of calling it."""
     made: list[tuple] = []
     monkeypatch.setattr(experiment, "run", lambda config: made.append(("run", config)))
+    monkeypatch.setattr(experiment, "report", lambda folder: "reported")
     monkeypatch.setattr(experiment, "evaluate_run", lambda folder: made.append(("eval", folder)))
     monkeypatch.setattr(tables, "run_table", lambda config, arms, seeds: made.append(("table", config, arms, seeds)))
     return made

@@ -49,7 +49,7 @@ def chain(
     principle: Int[Array, "b"],
     key: Key[Array, ""],
     temperature: Float[Array, ""],
-    end_id: int,
+    end_id: Int[Array, ""] | int,
     max_new: int,
     same: bool,
 ) -> Chain:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.config import EvalConfig
@@ -43,7 +45,7 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
         "harmless_by_rule": by_rule,
         "harmless_by_refusal_phrases": by_phrases,
         "harmless_by_guard": Rate.of(~verdicts),
-        "utility": Rate.of(exact) if exact else None,
+        "utility": Rate.of(np.array(exact)) if exact else None,
         "over_refusal": share(benign, refuses) if benign else None,
     }
     rates |= {f"hhh_{name}" if name != "all" else "hhh": rate for name, rate in hhh(materials.choices, good).items()}

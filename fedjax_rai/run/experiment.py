@@ -128,7 +128,20 @@ def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: 
     log.write_json(folder / SUMMARY, summary)
 
 
-def evaluate_run(folder: Path) -> dict[str, Any]:
+def report(folder: Path) -> str:
+    """A finished run's rates, a line each, and where it lies."""
+    summary = log.read_json(folder / SUMMARY)
+    lines = [f"{'SYNTHETIC tiny world: ' if summary['synthetic'] else ''}percent, 95 % intervals over prompts"]
+    for name, rate in summary["rates"].items():
+        shown = f"{rate['mean']:5.1f}  [{rate['low']:.1f}, {rate['high']:.1f}]" if rate else "not measured"
+        lines.append(f"  {name:<28}{shown}")
+    if summary["guard"]:
+        quality = ", ".join(f"{name} {value:.1f}" for name, value in summary["guard"]["fitted"].items())
+        lines.append(f"  guard on the clients' pairs: {quality}")
+    return "\n".join([*lines, str(folder)])
+
+
+def evaluate_run(folder: Path) -> None:
     """Evaluate the adapter of a run folder once more, as its config says; rewrites its evaluation and summary."""
     if not (folder / CONFIG).is_file() or not (folder / ADAPTER).is_dir():
         raise InputError(f"{folder}: not a run folder with {CONFIG} and {ADAPTER}/ (is the run finished?)")
@@ -137,4 +150,3 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     setting = Setting(config)
     adapter = jax.device_put(load_adapter(folder / ADAPTER, setting.model))
     conclude(setting, config, folder, adapter)
-    return log.read_json(folder / SUMMARY)

@@ -95,4 +95,4 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Any]:
 
 def say(text: str) -> None:
     """A line on stderr; stdout is for results."""
-    CONSOLE.print(text, markup=False, highlight=False)
+    CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)

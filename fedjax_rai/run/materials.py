@@ -12,7 +12,7 @@ from fedjax_rai.data.tiny_world import Choice, Question
 from fedjax_rai.text.tokenizer import TINY
 
 TINY_RED, TINY_ACCEPTABLE = 600, 1400  # SQuARe20K at a tenth
-CHOICES, UTILITY, OVER_REFUSAL = 200, 120, 60
+CHOICES, UTILITY, OVER_REFUSAL = 200, 300, 60
 # SQuARe's questions are shared out, so that nobody's pairs hold another's question.
 SHARES = {"clients": 0.55, "guard": 0.2, "cai": 0.1, "eval": 0.15}
 

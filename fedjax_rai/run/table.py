@@ -13,7 +13,7 @@ from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.config_file import check_files, dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import log
-from fedjax_rai.run.experiment import CONFIG, SUMMARY, run
+from fedjax_rai.run.experiment import SUMMARY, run
 from fedjax_rai.run.plots import plot_arms
 from fedjax_rai.run.setting import Setting
 
@@ -154,7 +154,7 @@ def write(
     table = markdown(header, rows)
     log.write_text(folder / "table.md", table + "\n" + "".join(f"{note}\n\n" for note in notes))
     log.write_text(folder / "table.csv", to_csv(chosen, by_arm))
-    log.write_text(folder / CONFIG, dump_config(config))
+    log.write_text(folder / "table.yaml", dump_config(config))
     plot_arms(
         folder / "table.png", chosen, {r: [cell(by_arm[a], r) for a in chosen] for r in COLUMNS}, COLUMNS, synthetic
     )

@@ -82,7 +82,7 @@ def sample(
     state: Decoding,
     keys: Key[Array, "b"],
     temperature: Float[Array, ""],
-    end_id: int,
+    end_id: Int[Array, ""] | int,
     max_new: int,
     close: bool = False,
 ) -> tuple[Decoding, Answers]:
@@ -124,7 +124,7 @@ def generate(
     valid: Bool[Array, "b l"],
     keys: Key[Array, "b"],
     temperature: Float[Array, ""],
-    end_id: int,
+    end_id: Int[Array, ""] | int,
     max_new: int,
 ) -> Answers:
     """Answers to left-padded prompts."""

@@ -40,10 +40,15 @@ def spoken(answers: Answers) -> list[list[int]]:
     return [np.asarray(t)[np.asarray(v)].tolist() for t, v in zip(answers.tokens, answers.valid, strict=True)]
 
 
+@jax.jit
+def answer(adapter, batch: Prompts) -> Answers:
+    keys = jax.random.split(jax.random.key(0), 1)
+    return generate(small.MODEL, small.BASE, adapter, *batch, keys, COLD, END, NEW)
+
+
 def naive(adapter, conversation: list[int]) -> list[int]:
     """One greedy answer, read afresh; closed as the chain closes what is cut off."""
-    batch, keys = on_device([conversation]), jax.random.split(jax.random.key(0), 1)
-    said = spoken(generate(small.MODEL, small.BASE, adapter, *batch, keys, COLD, END, NEW))[0]
+    said = spoken(answer(adapter, on_device([conversation])))[0]
     return said if said[-1] == END or len(said) < NEW else [*said[:-1], END]
 
 
