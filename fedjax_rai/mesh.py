@@ -21,7 +21,8 @@ def make_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 def base_shardings(mesh: Mesh, boxed: PyTree) -> PyTree:
     """Where each parameter lies, from its logical axis names (`abstract_params(model)["params"]`)."""
-    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    specs = nn.get_partition_spec(boxed)
+    return nn.logical_to_mesh_sharding(specs, mesh, RULES)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def over_clients(mesh: Mesh) -> Callable[[PyTree], PyTree]:

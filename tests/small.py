@@ -1,5 +1,7 @@
 """The small fake: a two-layer decoder over a few tokens, random but trained by nothing, and data to feed it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,3 +62,8 @@ def assert_trees_close(x, y, atol: float = 1e-6) -> None:
 
 def distance(x, y) -> float:
     return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
+
+
+def compilations(jitted: Any) -> int:
+    """How many programs a jitted function holds."""
+    return jitted._cache_size()

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, Key
@@ -93,7 +92,3 @@ def examples(prompts: Prompts, answers: Answers) -> Examples:
 def equal(a: Answers, b: Answers) -> Array:
     """bool[b]: the two say the same."""
     return jnp.all((a.valid == b.valid) & ((a.tokens == b.tokens) | ~a.valid), axis=1)
-
-
-def draw_principles(n: int, principles: int, g: np.random.Generator) -> np.ndarray:
-    return g.integers(principles, size=n).astype(np.int32)

@@ -1,7 +1,7 @@
 """Segments to arrays: token ids, loss masks, padding with a mask of its own, lengths padded to buckets."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,8 +46,9 @@ def encode(tokenizer: Tokenizer, texts: Sequence[Sequence[Segment]], max_length:
     encoded = [tokenizer.encode_segments(segments) for segments in texts]
     truncated = sum(len(ids) > max_length for ids, _ in encoded)
     length = bucket(min(max_length, max((len(ids) for ids, _ in encoded), default=1)))
-    tokens = np.full((len(encoded), length), tokenizer.pad_id, np.int32)
-    loss_mask, valid = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
+    tokens: Any = np.full((len(encoded), length), tokenizer.pad_id, np.int32)  # NumPy's until they are placed
+    loss_mask: Any = np.zeros(tokens.shape, bool)
+    valid: Any = np.zeros(tokens.shape, bool)
     for row, (ids, mask) in enumerate(encoded):
         n = min(len(ids), max_length)
         tokens[row, :n], loss_mask[row, :n], valid[row, :n] = ids[:n], mask[:n], True
@@ -62,8 +63,8 @@ def encode_chats(tokenizer: Tokenizer, chats: Sequence[Sequence[Turn]], max_leng
 def pad_left(texts: Sequence[Sequence[int]], pad_id: int) -> Prompts:
     """Token ids as one left-padded batch, padded to a bucket."""
     length = bucket(max((len(ids) for ids in texts), default=1))
-    tokens = np.full((len(texts), length), pad_id, np.int32)
-    valid = np.zeros(tokens.shape, bool)
+    tokens: Any = np.full((len(texts), length), pad_id, np.int32)
+    valid: Any = np.zeros(tokens.shape, bool)
     for row, ids in enumerate(texts):
         tokens[row, length - len(ids) :], valid[row, length - len(ids) :] = ids, True
     return Prompts(tokens, valid)
@@ -80,7 +81,7 @@ def length_batches(texts: Sequence[Sequence[int]], rows: int, pad_id: int) -> It
     Every batch has `rows` rows, so that shapes are few; the last one is filled up with copies, whose indices are
     left out: take the first `len(indices)` rows.
     """
-    order = np.argsort([len(ids) for ids in texts], kind="stable")
+    order: Any = np.argsort([len(ids) for ids in texts], kind="stable")
     for begin in range(0, len(order), rows):
         own = order[begin : begin + rows]
         yield own, pad_left([texts[i] for i in np.resize(own, rows)], pad_id)

@@ -15,7 +15,8 @@ from fedjax_rai.data.examples import Examples
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.train.step import train
 
-X, Y = TypeVar("X", bound=PyTree), TypeVar("Y", bound=PyTree)
+X = TypeVar("X")
+Y = TypeVar("Y")
 
 
 class ClientUpdate(NamedTuple):

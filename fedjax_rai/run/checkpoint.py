@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -15,13 +16,12 @@ class Checkpoints:
     """Saves in the background; use as a context manager, so that the last save is whole before it is left."""
 
     def __init__(self, folder: Path):
-        self._saver = ocp.training.Checkpointer(
-            folder.absolute(),
+        policies: dict[str, Any] = {
             # Orbax's default policy skips a save while another one runs.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(2),
-            cleanup_tmp_directories=True,
-        )
+            "save_decision_policy": ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            "preservation_policy": ocp.training.preservation_policies.LatestN(2),
+        }
+        self._saver = ocp.training.Checkpointer(str(folder.absolute()), cleanup_tmp_directories=True, **policies)
 
     def __enter__(self) -> "Checkpoints":
         return self

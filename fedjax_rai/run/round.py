@@ -1,7 +1,7 @@
 """One round: filter, local training, aggregation, constitutional AI. Two jitted programs, compiled once a process."""
 
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ import numpy as np
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, Key, Metrics
 from fedjax_rai.cai.align import align, pool
-from fedjax_rai.cai.revise import Requests, chain, draw_principles, equal, examples
+from fedjax_rai.cai.revise import Requests, chain, equal, examples
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.data.examples import Examples, Prompts, pad_left
+from fedjax_rai.data.examples import Examples, Prompts
 from fedjax_rai.fed.aggregate import weighted_mean
 from fedjax_rai.fed.algorithm import ALGORITHMS, FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
@@ -89,7 +89,8 @@ class Federation:
     def __init__(self, setting: Setting, config: ExperimentConfig):
         fed = config.federated
         self.setting, self.config = setting, config
-        self.algorithm = make_algorithm(fed.algorithm, setting.model, fed.clients, fed.clients_per_chunk, setting.mesh)
+        model: Any = setting.model  # hashable, though its type does not say so
+        self.algorithm = make_algorithm(fed.algorithm, model, fed.clients, fed.clients_per_chunk, setting.mesh)
         self.kept = self._kept_rows()
 
     def init(self) -> ServerState:
@@ -129,13 +130,11 @@ class Federation:
         """The CAI phase of round t, on red prompts drawn anew each round."""
         setting, cai = self.setting, self.config.cai
         g = rng.host(self.config.seed, "red prompts", round=t)
-        chosen = cycle(np.arange(len(setting.red_prompts)), cai.prompts, g)
-        prompts = pad_left([setting.red_prompts[i] for i in chosen], setting.tokenizer.pad_id)
-        principles = draw_principles(
-            cai.prompts, len(setting.constitution), rng.host(self.config.seed, "principles", round=t)
-        )
+        chosen = cycle(np.arange(len(setting.red_prompts.tokens)), cai.prompts, g)
+        principles = g.integers(len(setting.constitution), size=cai.prompts)
         batch = CaiBatch(
-            prompts, setting.requests, principles, setting.replay, jnp.int32(cai.iterations),
+            Prompts(*(column[chosen] for column in setting.red_prompts)), setting.requests,
+            jnp.asarray(principles, jnp.int32), setting.replay, jnp.int32(cai.iterations),
             jnp.float32(cai.learning_rate), jnp.float32(cai.temperature),
         )  # fmt: skip
         options = CaiOptions(

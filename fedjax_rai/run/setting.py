@@ -3,10 +3,12 @@
 Computed when first asked for, once: an arm more costs its own training only.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai import mesh as meshes
@@ -14,7 +16,7 @@ from fedjax_rai import rng
 from fedjax_rai.cai.constitution import load_constitution
 from fedjax_rai.cai.revise import Requests, encode_requests, examples
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.data.examples import Examples, encode_chats, encode_questions, pad_left
+from fedjax_rai.data.examples import Examples, Prompts, encode_chats, encode_questions, pad_left
 from fedjax_rai.data.partition import iid
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.decoder import TARGETS, Decoder, abstract_params
@@ -120,23 +122,27 @@ class Setting:
         return encode_requests(self.tokenizer, self.constitution)
 
     @cached_property
-    def red_prompts(self) -> list[list[int]]:
+    def red_prompts(self) -> Prompts:
+        """The server's red prompts, all padded to the longest, so that every round has the same shapes."""
         if not self.materials.red_prompts:
             raise InputError(f"data.train = {self.config.data.train}: no red questions left for cai.prompts")
-        own = [question(query) for query in self.materials.red_prompts]
-        return encode_questions(self.tokenizer, own, self.config.data.max_length)
+        return self._questions(self.materials.red_prompts)
 
     @cached_property
     def replay(self) -> Examples:
         """Benign prompts with the base's own greedy answers, to hold utility during constitutional AI."""
-        own = [question(query) for query in self.materials.benign_prompts]
-        prompts = pad_left(encode_questions(self.tokenizer, own, self.config.data.max_length), self.tokenizer.pad_id)
-        keys = jax.random.split(self.root, len(own))
+        prompts = self._questions(self.materials.benign_prompts)
+        keys = jax.random.split(self.root, len(prompts.tokens))
         end, new = self.tokenizer.end_id, self.config.cai.max_new_tokens
         answers = jax.jit(generate, static_argnames=("model", "max_new"))(
             self.model, self.base, None, prompts.tokens, prompts.valid, keys, np.float32(0), end, max_new=new
         )
         return examples(prompts, answers)
+
+    def _questions(self, queries: Sequence[str]) -> Prompts:
+        asked = [question(query) for query in queries]
+        encoded = encode_questions(self.tokenizer, asked, self.config.data.max_length)
+        return Prompts(*map(jnp.asarray, pad_left(encoded, self.tokenizer.pad_id)))
 
 
 def cycle(rows: np.ndarray, n: int, g: np.random.Generator) -> np.ndarray:

@@ -69,9 +69,9 @@ def batches(tokenizer: Tokenizer, documents: list[tiny_world.Document], seed: in
 
 
 def _pad(rows: list[tuple[list[int], list[bool]]], size: int, pad: int) -> Examples:
-    tokens = np.array([ids + [pad] * (size - len(ids)) for ids, _ in rows], np.int32)
-    mask = np.array([m + [False] * (size - len(m)) for _, m in rows])
-    valid = np.array([[True] * len(m) + [False] * (size - len(m)) for _, m in rows])
+    tokens: Any = np.array([ids + [pad] * (size - len(ids)) for ids, _ in rows], np.int32)
+    mask: Any = np.array([m + [False] * (size - len(m)) for _, m in rows])
+    valid: Any = np.array([[True] * len(m) + [False] * (size - len(m)) for _, m in rows])
     return Examples(tokens, mask, valid)
 
 
@@ -104,13 +104,14 @@ def pretrain(tokenizer: Tokenizer, documents: list[tiny_world.Document], steps: 
     return base
 
 
-def main(out: Path, seed: int = 0, documents: int = 60_000, steps: int = 2500, peak: float = 4e-3) -> None:
+def main(out: Path, seed: int = 0, documents: int = 60_000, steps: int = 2000, peak: float = 4e-3) -> None:
     """Write tokenizer, base and recipe.json to the folder OUT."""
     out.mkdir(parents=True, exist_ok=True)
     texts = list(tiny_world.corpus(documents, seed))
     tokenizer = train_tokenizer((turn.text for d in texts[:20_000] for turn in d.turns), VOCABULARY, out)
     base = pretrain(tokenizer, texts, steps, peak, seed)
-    save_base(out, CONFIG, base, "float16")
+    ids = {name: getattr(tokenizer.hf, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    save_base(out, CONFIG, base, "float16", ids)
     recipe = {"seed": seed, "documents": documents, "steps": steps, "peak_learning_rate": peak}
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def play(name, cohorts, chunk=1):
     """The state after a round with each cohort."""
     algorithm, step = compiled(name, chunk)
     state = algorithm.init(small.adapter())
-    metrics = None
+    metrics: Any = None
     for cohort in cohorts:
         state, metrics = step(state, small.BASE, RoundBatch(small.corpus(), cohort, RATE))
     return state, metrics
@@ -153,7 +154,7 @@ def test_learning_rate_and_cohort_compile_once(name):
     state = algorithm.init(small.adapter())
     for i, rate in enumerate((1e-2, 1e-3, 0.5)):
         state, _ = step(state, small.BASE, RoundBatch(small.corpus(), small.cohort([i, 3], seed=i), jnp.float32(rate)))
-    assert step._cache_size() == 1
+    assert small.compilations(step) == 1
 
 
 def test_the_wire_carries_only_what_is_listed():

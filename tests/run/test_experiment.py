@@ -12,6 +12,7 @@ from fedjax_rai.run import experiment, log
 from fedjax_rai.run.experiment import evaluate_run, run
 from fedjax_rai.run.round import Federation, cai_phase, federated_round
 from fedjax_rai.run.setting import Setting
+from tests import small
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +133,11 @@ def test_a_client_that_kept_nothing_has_no_weight(config, settings):
 
 def test_arms_rounds_and_iteration_counts_share_their_programs(config, settings):
     play(config, settings)
-    before = federated_round._cache_size(), cai_phase._cache_size()
+    before = small.compilations(federated_round), small.compilations(cai_phase)
     other = {"cai": {"iterations": 5, "learning_rate": 1e-2}, "federated": {"learning_rate": 1e-3}}
     play(vary(config, output="more", **other), settings)
     play(vary(config, output="control", filter={"enabled": True, "keep_all": True}), settings)
-    assert (federated_round._cache_size(), cai_phase._cache_size()) == before
+    assert (small.compilations(federated_round), small.compilations(cai_phase)) == before
 
 
 def test_eval_repeats_the_evaluation(config, settings):

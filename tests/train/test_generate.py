@@ -107,4 +107,4 @@ def test_temperature_and_keys_compile_once():
     compiled = jax.jit(lambda t, k: generate(small.MODEL, small.BASE, None, tokens, valid, k, t, END, NEW))
     for temperature in (0.0, 0.5, 1.0):
         compiled(jnp.float32(temperature), keys(3, seed=int(10 * temperature)))
-    assert compiled._cache_size() == 1
+    assert small.compilations(compiled) == 1
