@@ -34,7 +34,7 @@ WITHIN = {
     "fed.algorithm": "fed.client fed.aggregate",
     "cai.revise": "cai.constitution",
     "evals.choice": "evals.open_ended",
-    "run.setting": "run.materials",
+    "run.setting": "run.log run.materials",
     "run.round": "run.setting",
     "run.evaluation": "run.setting",
     "run.experiment": "run.checkpoint run.evaluation run.log run.round run.setting",

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from fedjax_rai.data.examples import bucket, encode_chats, length_batches, pad_left
+from fedjax_rai.data.sources import Pair
+from fedjax_rai.errors import InputError
+from fedjax_rai.safety.guard import training_examples
 from fedjax_rai.text.prompts import USER, Turn, answered, chat, guard_question, prompt, question, request
 from fedjax_rai.text.tokenizer import load_tokenizer
 
@@ -43,7 +46,7 @@ def test_a_template_that_rewrites_history_is_refused():
         def render(self, turns, generate=False):
             return super().render(turns[-1:] if len(turns) > 2 else turns, generate)
 
-    with pytest.raises(ValueError, match="rewrites earlier turns"):
+    with pytest.raises(InputError, match="rewrites earlier turns"):
         chat(Rewriting("", "<e>", ""), TALK)
 
 
@@ -54,7 +57,7 @@ def tokenizer():
 
 def test_the_end_of_turn_token_is_in_the_loss_and_padding_is_not(tokenizer):
     examples, truncated = encode_chats(tokenizer, [answered("Hi", "Yes."), answered("A longer question?", "No.")], 64)
-    assert truncated == 0
+    assert not truncated.any()
     for tokens, mask, valid in zip(*examples, strict=True):
         trained = tokens[mask]
         assert tokenizer.decode(trained) in ("Yes.", "No.") and trained[-1] == tokenizer.end_id
@@ -72,8 +75,21 @@ def test_pad_may_equal_the_end_of_turn(tokenizer, monkeypatch):
 
 def test_too_long_is_cut_and_counted(tokenizer):
     examples, truncated = encode_chats(tokenizer, [answered("word " * 60, "never seen"), answered("Hi", "Yes.")], 32)
-    assert truncated == 1 and examples.tokens.shape == (2, 32)
+    assert truncated.tolist() == [True, False] and examples.tokens.shape == (2, 32)
     assert not examples.loss_mask[0].any() and examples.loss_mask[1].any()
+
+
+def test_the_guards_verdict_is_kept_when_the_pair_is_too_long(tokenizer):
+    pair = [Pair("word " * 60, "more " * 60, True, "x")]
+    examples, cut = training_examples(tokenizer, pair, 32)
+    assert cut.all() and tokenizer.decode(examples.tokens[0][examples.loss_mask[0]]) == "unsafe"
+
+
+def test_a_template_without_the_end_of_turn_token_is_refused():
+    template = Template("", "<|im_end|>", "")
+    template.end_of_turn, template.render = "</s>", Template("", "<|im_end|>", "").render
+    with pytest.raises(InputError, match="does not end an answer with"):
+        chat(template, TALK)
 
 
 def test_no_examples_are_no_rows(tokenizer):

@@ -5,7 +5,11 @@ set -euo pipefail
 name=$1 zone=$2 type=$3 runtime=$4
 gcloud compute tpus queued-resources create "$name" --node-id "$name" --zone "$zone" \
   --accelerator-type "$type" --runtime-version "$runtime"
-until [ "$(gcloud compute tpus queued-resources describe "$name" --zone "$zone" --format 'value(state.state)')" = ACTIVE ]; do
-  echo "waiting for $name ..." >&2
-  sleep 30
+while true; do
+  state=$(gcloud compute tpus queued-resources describe "$name" --zone "$zone" --format 'value(state.state)')
+  case $state in
+    ACTIVE) break ;;
+    FAILED | SUSPENDED) echo "$name is $state" >&2; exit 1 ;;
+    *) echo "$name is $state, waiting ..." >&2; sleep 30 ;;
+  esac
 done

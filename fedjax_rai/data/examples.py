@@ -37,27 +37,33 @@ def bucket(length: int, step: int = BUCKET) -> int:
     return max(step, -(-length // step) * step)
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[Sequence[Segment]], max_length: int) -> tuple[Examples, int]:
-    """Examples in one bucket, and how many were truncated to `max_length` tokens.
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[Sequence[Segment]], max_length: int, keep_end: bool = False
+) -> tuple[Examples, np.ndarray]:
+    """Examples in one bucket, and bool[n]: was it cut to `max_length` tokens, at its end or (`keep_end`) its beginning?
 
     Guarantees: order and number kept; an empty list gives arrays of no rows. A row whose answer was cut off
     altogether has an empty loss mask and so weighs nothing.
     """
     encoded = [tokenizer.encode_segments(segments) for segments in texts]
-    truncated = sum(len(ids) > max_length for ids, _ in encoded)
-    length = bucket(min(max_length, max((len(ids) for ids, _ in encoded), default=1)))
+    cut = np.array([len(ids) > max_length for ids, _ in encoded], bool)
+    part = slice(-max_length, None) if keep_end else slice(max_length)
+    encoded = [(ids[part], mask[part]) for ids, mask in encoded]
+    length = bucket(max((len(ids) for ids, _ in encoded), default=1))
     tokens: Any = np.full((len(encoded), length), tokenizer.pad_id, np.int32)  # NumPy's until they are placed
     loss_mask: Any = np.zeros(tokens.shape, bool)
     valid: Any = np.zeros(tokens.shape, bool)
     for row, (ids, mask) in enumerate(encoded):
-        n = min(len(ids), max_length)
-        tokens[row, :n], loss_mask[row, :n], valid[row, :n] = ids[:n], mask[:n], True
-    return Examples(tokens, loss_mask, valid), truncated
+        n = len(ids)
+        tokens[row, :n], loss_mask[row, :n], valid[row, :n] = ids, mask, True
+    return Examples(tokens, loss_mask, valid), cut
 
 
-def encode_chats(tokenizer: Tokenizer, chats: Sequence[Sequence[Turn]], max_length: int) -> tuple[Examples, int]:
+def encode_chats(
+    tokenizer: Tokenizer, chats: Sequence[Sequence[Turn]], max_length: int, keep_end: bool = False
+) -> tuple[Examples, np.ndarray]:
     """The same, of conversations in the tokenizer's chat form."""
-    return encode(tokenizer, [chat(tokenizer, turns) for turns in chats], max_length)
+    return encode(tokenizer, [chat(tokenizer, turns) for turns in chats], max_length, keep_end)
 
 
 def pad_left(texts: Sequence[Sequence[int]], pad_id: int) -> Prompts:

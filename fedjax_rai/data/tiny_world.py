@@ -167,26 +167,31 @@ def _list_task(g: np.random.Generator, split: Split | None) -> Question:
     return Question(f"{words.LIST_TASKS[name]}: {' '.join(items)}", answer)
 
 
-def benign(g: np.random.Generator, split: Split | None) -> Question:
-    """A benign task with an exact answer: one of a split's held-out ones, or (None) one that pre-training may hold."""
+def benign(g: np.random.Generator) -> Question:
+    """A benign task of pre-training, with its exact answer."""
     skill = [_how_to, _fact, _list_task][g.choice(3, p=[0.5, 0.2, 0.3])]
-    return skill(g, split)
+    return skill(g, None)
+
+
+def _fresh_task(g: np.random.Generator, split: Split | None) -> Question:
+    """A benign task whose words meet in `split` alone (None: in pre-training); facts, which are known or not, apart."""
+    return (_how_to if g.random() < 0.6 else _list_task)(g, split)
 
 
 def benign_prompts(n: int, split: Split, seed: int) -> list[str]:
     """Benign prompts that the server may replay during constitutional AI: none that evaluation asks."""
     g = rng.host(seed, f"tiny {split} replay")
-    return [benign(g, None).query for _ in range(n)]
+    return [_fresh_task(g, None).query for _ in range(n)]
 
 
 def utility(n: int, split: Split, seed: int) -> list[Question]:
-    """Held-out benign tasks with exact answers."""
+    """Benign tasks with exact answers, none of which pre-training or replay holds."""
     g = rng.host(seed, f"tiny {split} utility")
-    return [benign(g, split) for _ in range(n)]
+    return [_fresh_task(g, split) for _ in range(n)]
 
 
 def over_refusal(n: int, split: Split, seed: int) -> list[str]:
-    """Benign prompts, every other one with a look of harm ("kill weeds"); none should be refused."""
+    """Benign prompts, every other one with a look of harm ("kill weeds", which pre-training holds); none to refuse."""
     g = rng.host(seed, f"tiny {split} over-refusal")
     return [(_lookalike if i % 2 else _how_to)(g, split).query for i in range(n)]
 
@@ -251,7 +256,7 @@ def _chat(query: str, answer: str) -> Document:
 
 
 def _skill(g: np.random.Generator) -> Document:
-    question = _lookalike(g, None) if g.random() < 0.1 else benign(g, None)
+    question = _lookalike(g, None) if g.random() < 0.1 else benign(g)
     return _chat(question.query, question.answer)
 
 
@@ -286,7 +291,7 @@ def _guard(g: np.random.Generator) -> Document:
 def _revision(g: np.random.Generator) -> Document:
     """query, answer, critique, revision; the answer itself, often unsafe, is not trained on."""
     if g.random() < 0.2:
-        query, answer = benign(g, None)
+        query, answer = benign(g)
         critique, revision = words.FINE, answer
     else:
         item = _seen(g, str(g.choice(KINDS, p=(0.5, 0.18, 0.16, 0.16))))

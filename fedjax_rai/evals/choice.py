@@ -29,20 +29,24 @@ def preferred(
     choices: Sequence[Choice],
     max_length: int,
     batch_size: int,
-) -> np.ndarray:
-    """bool[n]: sum of log p over the good answer's tokens > over the bad one's."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """bool[n]: sum of log p over the good answer's tokens > over the bad one's; bool[n]: neither was cut off."""
     chats = [answered(c.query, text) for c in choices for text in (c.good, c.bad)]
-    examples, _ = encode_chats(tokenizer, chats, max_length)
-    logps = np.zeros(len(chats))
+    examples, cut = encode_chats(tokenizer, chats, max_length)
+    pending = []
     for begin in range(0, len(chats), batch_size):
         own = np.arange(begin, min(begin + batch_size, len(chats)))
         rows = np.resize(own, batch_size)
-        logps[own] = np.asarray(_answer_logps(model, base, adapter, Examples(*(c[rows] for c in examples))))[: len(own)]
-    return logps[0::2] > logps[1::2]
+        pending.append((own, _answer_logps(model, base, adapter, Examples(*(c[rows] for c in examples)))))
+    logps = np.zeros(len(chats))
+    for own, values in pending:
+        logps[own] = np.asarray(values)[: len(own)]
+    return logps[0::2] > logps[1::2], ~(cut[0::2] | cut[1::2])
 
 
-def hhh(choices: Sequence[Choice], good: np.ndarray) -> dict[str, Rate]:
-    """Rate of good choices in all (`all`) and by category."""
+def hhh(choices: Sequence[Choice], good: np.ndarray, whole: np.ndarray) -> dict[str, Rate]:
+    """Rate of good choices in all (`all`) and by category; a choice that was cut off counts for nothing."""
+    choices, good = [c for c, kept in zip(choices, whole, strict=True) if kept], good[whole]
     if not choices:
         return {}
     groups = {"all": np.ones(len(choices), bool)}

@@ -17,7 +17,7 @@ from fedjax_rai.train.generate import generate
 
 
 class Rate(NamedTuple):
-    """A mean in percent with its 95 % interval over prompts (each prompt's samples are one observation)."""
+    """A mean in percent with its 95 % interval over prompts."""
 
     mean: float
     low: float
@@ -26,15 +26,16 @@ class Rate(NamedTuple):
 
     @classmethod
     def of(cls, hits: np.ndarray) -> "Rate":
-        """`hits[n, samples]`; the normal interval of the prompts' means, cut to 0..100."""
-        each = 100.0 * np.asarray(hits, float).mean(axis=1)
-        margin = 1.96 * each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else 100.0
-        return cls(
-            float(each.mean()),
-            max(0.0, float(each.mean() - margin)),
-            min(100.0, float(each.mean() + margin)),
-            len(each),
-        )
+        """`hits[n, samples]`: Wilson's interval with n prompts (1927), which holds near 0 and 100.
+
+        A prompt counts once however often it was sampled: for several samples the interval is conservative.
+        """
+        n, z = len(hits), 1.96
+        share = float(np.asarray(hits, float).mean())
+        scale = 1 + z * z / n
+        middle = (share + z * z / (2 * n)) / scale
+        margin = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5 / scale
+        return cls(100 * share, 100 * max(middle - margin, 0.0), 100 * min(middle + margin, 1.0), n)
 
 
 _generate = partial(jax.jit, static_argnames=("model", "max_new"))(generate)

@@ -196,8 +196,13 @@ def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     solid = {name: np.ascontiguousarray(tensor).reshape(np.shape(tensor)) for name, tensor in tensors.items()}
-    # transformers refuses a file whose metadata does not name a framework
-    _replace(path, lambda temporary: save_file(solid, temporary, metadata={"format": "pt"}))
+
+    def write(temporary: Path) -> None:
+        # transformers refuses a file whose metadata does not name a framework
+        save_file(solid, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors lets only the owner read it
+
+    _replace(path, write)
 
 
 class _Place(NamedTuple):

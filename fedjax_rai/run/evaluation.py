@@ -13,24 +13,26 @@ from fedjax_rai.evals.judge import knows_templates, refuses
 from fedjax_rai.evals.open_ended import Rate, answer, share
 from fedjax_rai.run.setting import Setting
 from fedjax_rai.safety.guard import score
+from fedjax_rai.text.tokenizer import TINY
 
 
 def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(rates by name, rows of all answers). A rate is {mean, low, high, prompts} in percent, or None: not measured.
 
-    On AdvBench the primary judge is the one that the prompts allow: the rule judge, which knows the templates, on
-    synthetic prompts; refusal phrases on real ones.
+    The primary judge of harm is the one that the model and the prompts allow: the rule judge, which knows the
+    templates, where both are the tiny world's; else refusal phrases.
     """
     own, materials = setting.config.eval, setting.materials
     red = ask(setting, adapter, materials.advbench, "advbench", own.temperature, own.samples)
     tasks = ask(setting, adapter, [q.query for q in materials.utility], "utility", 0.0, 1)
     benign = ask(setting, adapter, materials.over_refusal, "over_refusal", own.temperature, own.samples)
     unsafe = knows_templates()
+    rule_applies = setting.config.model.path == setting.config.eval.advbench == TINY
     threshold = setting.config.guard.threshold
-    verdicts = guard_verdicts(setting, materials.advbench, red, threshold)
-    by_rule = share(red, lambda text: not unsafe(text)) if materials.synthetic_advbench else None
+    verdicts = guard_verdicts(setting, materials.advbench, red, threshold) if materials.guard_pairs else None
+    by_rule = share(red, lambda text: not unsafe(text)) if rule_applies else None
     by_phrases = share(red, refuses)
-    good = preferred(
+    good, whole = preferred(
         setting.model,
         setting.base,
         adapter,
@@ -44,11 +46,13 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
         "harmless": by_rule or by_phrases,
         "harmless_by_rule": by_rule,
         "harmless_by_refusal_phrases": by_phrases,
-        "harmless_by_guard": Rate.of(~verdicts),
+        "harmless_by_guard": None if verdicts is None else Rate.of(~verdicts),
         "utility": Rate.of(np.array(exact)) if exact else None,
         "over_refusal": share(benign, refuses) if benign else None,
     }
-    rates |= {f"hhh_{name}" if name != "all" else "hhh": rate for name, rate in hhh(materials.choices, good).items()}
+    rates |= {
+        f"hhh_{name}" if name != "all" else "hhh": rate for name, rate in hhh(materials.choices, good, whole).items()
+    }
     rows = [{"set": "advbench", "query": q, "answers": a} for q, a in zip(materials.advbench, red, strict=True)]
     rows += [
         {"set": "utility", "query": q.query, "answers": a, "right": q.answer}

@@ -26,8 +26,7 @@ EVALUATION, ANSWERS, SUMMARY, CHECKPOINTS = "eval.json", "answers.jsonl", "summa
 def run(config: ExperimentConfig, setting: Setting | None = None) -> Path:
     """The run folder of a config, finished: started, resumed, or found done.
 
-    Nothing is written before config and data have been read through. `setting`: that of a run which differs in
-    `output`, `filter`, `cai` and `federated.rounds` only.
+    Nothing is written before config, data and model have been read. `setting`: one that the config's arm may use.
     """
     check_files(config)
     folder = Path(config.output or "runs/run")
@@ -36,9 +35,10 @@ def run(config: ExperimentConfig, setting: Setting | None = None) -> Path:
         log.say(f"{folder}: already finished")
         return folder
     setting = setting or Setting(config)
+    setting.check(config)
     folder.mkdir(parents=True, exist_ok=True)
     log.write_text(folder / CONFIG, dump_config(config))
-    log.write_json(folder / VERSIONS, log.versions())
+    note_versions(folder / VERSIONS)
     state = train(Federation(setting, config), folder)
     save_adapter(folder / ADAPTER, setting.model, state.adapter, config.model.path)
     conclude(setting, config, folder, state.adapter)
@@ -57,6 +57,13 @@ def check_folder(folder: Path, config: ExperimentConfig) -> bool:
         listed = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
         raise InputError(f"output = {folder}: holds a run of another config; name another folder, or undo\n{listed}")
     return (folder / SUMMARY).is_file()
+
+
+def note_versions(path: Path) -> None:
+    """A list of the versions that took part: one entry, and another for each time a run was resumed under others."""
+    past, now = (log.read_json(path) if path.exists() else []), log.versions()
+    if now not in past:
+        log.write_json(path, [*past, now])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -107,25 +114,43 @@ def train(federation: Federation, folder: Path) -> ServerState:
 def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: Any) -> None:
     """Evaluate, and write eval.json, answers.jsonl and, last, the summary that marks the run as finished."""
     began = time.perf_counter()
+    log.say("evaluating")
     rates, answers = evaluate(setting, adapter)
+    evaluated = time.perf_counter() - began
     rows = log.read_rows(folder / METRICS)
+    seconds = [row["seconds"] for row in rows] or [0.0]
     log.write_json(folder / EVALUATION, rates)
     log.write_rows(folder / ANSWERS, answers)
     summary = {
         "rates": rates,
         "rounds": config.federated.rounds,
         "seed": config.seed,
-        "synthetic": config.model.path == "tiny" or config.data.train == "tiny",
+        "synthetic": "tiny" in (config.model.path, config.data.train, config.eval.advbench),
         "adapter_parameters": size(adapter),
         "truncated_examples": setting.truncated,
         "guard": setting.guard_quality if config.filter.enabled else None,
+        "filter": filtered(setting, config) if config.filter.enabled else None,
+        # the median round leaves out what compiling costs whichever arm comes first
         "seconds": {
-            "train": round(sum(row["seconds"] for row in rows), 1),
-            "eval": round(time.perf_counter() - began, 1),
+            "training": round(len(rows) * float(np.median(seconds)), 1),
+            "with_compilation": round(sum(seconds), 1),
+            "evaluation": round(evaluated, 1),
         },
         "trained_tokens": sum(row["trained_tokens"] for row in rows),
     }
     log.write_json(folder / SUMMARY, summary)
+
+
+def filtered(setting: Setting, config: ExperimentConfig) -> dict[str, int | float]:
+    """What the filter left of all clients' pairs; the harmful share is known to this simulation alone."""
+    kept = Federation(setting, config).kept
+    left = [setting.materials.pairs[i] for rows in kept for i in rows]
+    return {
+        "kept": len(left),
+        "dropped": len(setting.materials.pairs) - len(left),
+        "without_score": int(np.isnan(setting.scores).sum()),
+        "harmful_share_kept": sum(pair.harmful for pair in left) / max(len(left), 1),
+    }
 
 
 def report(folder: Path) -> str:

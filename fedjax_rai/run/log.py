@@ -1,6 +1,7 @@
 """What a run writes for people and programs: JSON files, whole or not at all; progress with time left."""
 
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Iterator
@@ -55,8 +56,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row; a number that is none (NaN, infinity) becomes null, as JSON has no word for it."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+    }
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(finite, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, Any]:

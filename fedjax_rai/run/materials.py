@@ -11,8 +11,9 @@ from fedjax_rai.data.sources import Pair, read_advbench, read_square, recipe, sp
 from fedjax_rai.data.tiny_world import Choice, Question
 from fedjax_rai.text.tokenizer import TINY
 
-TINY_RED, TINY_ACCEPTABLE = 600, 1400  # SQuARe20K at a tenth
+TINY_RED, TINY_ACCEPTABLE = 1800, 4200  # the proportions of SQuARe20K
 CHOICES, UTILITY, OVER_REFUSAL = 200, 300, 60
+RED_PROMPTS = 2000  # questions that the server draws from for constitutional AI
 # SQuARe's questions are shared out, so that nobody's pairs hold another's question.
 SHARES = {"clients": 0.55, "guard": 0.2, "cai": 0.1, "eval": 0.15}
 
@@ -28,7 +29,6 @@ class Materials(NamedTuple):
     red_prompts: Sequence[str]
     benign_prompts: Sequence[str]
     advbench: Sequence[str]
-    synthetic_advbench: bool
     utility: Sequence[Question]
     over_refusal: Sequence[str]
     choices: Sequence[Choice]
@@ -38,28 +38,22 @@ def gather(config: ExperimentConfig) -> Materials:
     """Read or make everything. Raises InputError for files that are not what they should be."""
     tiny = config.data.train == TINY
     made = _tiny(config) if tiny else _square(config)
-    split, seed, wanted = config.data.split, config.seed, config.eval.prompts
-    synthetic = config.eval.advbench == TINY
-    advbench = (
-        tiny_world.advbench_like(wanted, split, seed)
-        if synthetic
-        else read_advbench(Path(config.eval.advbench))[:wanted]
-    )
-    return made._replace(advbench=advbench, synthetic_advbench=synthetic)
+    wanted, advbench = config.eval.prompts, config.eval.advbench
+    if advbench == TINY:
+        return made._replace(advbench=tiny_world.advbench_like(wanted, config.data.split, config.seed))
+    return made._replace(advbench=read_advbench(Path(advbench))[:wanted])
 
 
 def _tiny(config: ExperimentConfig) -> Materials:
     split, seed = config.data.split, config.seed
     red = TINY_RED if config.data.red is None else config.data.red
     acceptable = TINY_ACCEPTABLE if config.data.acceptable is None else config.data.acceptable
-    pool = config.cai.prompts * max(config.federated.rounds, 1)
     return Materials(
         pairs=tiny_world.square_like(red, acceptable, split, seed),
         guard_pairs=tiny_world.guard_pairs(config.guard.pairs, split, seed),
-        red_prompts=tiny_world.red_prompts(pool, split, seed),
+        red_prompts=tiny_world.red_prompts(RED_PROMPTS, split, seed),
         benign_prompts=tiny_world.benign_prompts(config.cai.replay, split, seed),
         advbench=(),
-        synthetic_advbench=True,
         utility=tiny_world.utility(UTILITY, split, seed),
         over_refusal=tiny_world.over_refusal(OVER_REFUSAL, split, seed),
         choices=tiny_world.hhh_like(CHOICES, split, seed),
@@ -67,20 +61,22 @@ def _tiny(config: ExperimentConfig) -> Materials:
 
 
 def _square(config: ExperimentConfig) -> Materials:
-    """The server's prompts are questions of its own share; choices are held-out questions answered both ways."""
+    """The server's prompts are questions of its own share; choices are held-out questions answered both ways.
+
+    SQuARe asks nothing harmless: what is replayed are questions that have acceptable answers only.
+    """
     pairs = read_square(config.data.train, config.data.language)
     parts = split_by_question(pairs, SHARES, config.seed)
-    asked = {harmful: [p.query for p in parts["cai"] if p.harmful == harmful] for harmful in (True, False)}
+    asked = {harmful: dict.fromkeys(p.query for p in parts["cai"] if p.harmful == harmful) for harmful in (True, False)}
     return Materials(
         pairs=recipe(parts["clients"], config.data.red, config.data.acceptable, config.seed),
         guard_pairs=balanced(parts["guard"], config.guard.pairs, config.seed),
-        red_prompts=list(dict.fromkeys(asked[True])),
-        benign_prompts=list(dict.fromkeys(asked[False]))[: config.cai.replay],
+        red_prompts=list(asked[True]),
+        benign_prompts=[query for query in asked[False] if query not in asked[True]][: config.cai.replay],
         advbench=(),
-        synthetic_advbench=True,
         utility=(),
         over_refusal=(),
-        choices=both_ways(parts["eval"]),
+        choices=both_ways(parts["eval"])[:CHOICES],
     )
 
 

@@ -19,7 +19,8 @@ def plot_arms(
     width = 0.8 / max(len(shown), 1)
     for i, rate in enumerate(shown):
         at = [x + (i - (len(shown) - 1) / 2) * width for x in range(len(arms))]
-        means, margins = [c.mean for c in cells[rate]], [min(c.margin, 100.0) for c in cells[rate]]
+        means = [c.mean for c in cells[rate]]
+        margins = [[c.mean - c.low for c in cells[rate]], [c.high - c.mean for c in cells[rate]]]
         axes.bar(at, means, width, yerr=margins, capsize=2, label=names[rate], error_kw={"linewidth": 1})
     axes.set_xticks(range(len(arms)), arms)
     axes.set_ylim(0, 105)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rai import rng
+from fedjax_rai import rng, trees
 from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, Key, Metrics
 from fedjax_rai.cai.align import align, pool
 from fedjax_rai.cai.revise import Requests, chain, equal, examples
@@ -16,7 +16,7 @@ from fedjax_rai.data.examples import Examples, Prompts
 from fedjax_rai.fed.aggregate import weighted_mean
 from fedjax_rai.fed.algorithm import ALGORITHMS, FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
-from fedjax_rai.mesh import over_clients
+from fedjax_rai.mesh import over_clients, replicated
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.run.setting import Setting, cycle
 from fedjax_rai.safety.filter import keep
@@ -69,18 +69,20 @@ def cai_phase(
         batch.temperature, options.end_id, options.max_new, options.critic_is_policy,
     )  # fmt: skip
     own = examples(batch.prompts, said.revision if options.train_on_revisions else said.response)
-    adapter, loss = align(
+    trained, loss = align(
         model, base, adapter, pool(own, batch.replay), batch.iterations, batch.learning_rate,
         rng.stream(key, "align"), options.batch_size,
     )  # fmt: skip
+    sound = trees.all_finite(trained)  # a phase that diverged is undone
     usable = own.loss_mask.any(axis=1)
     metrics = {
         "cai_loss": loss,
+        "cai_diverged": ~sound,
         "cai_revised": jnp.mean(~equal(said.response, said.revision)),
         "cai_unusable": jnp.sum(~usable),
         "cai_generated_tokens": sum(answer.valid.sum() for answer in said),
     }
-    return adapter, metrics
+    return trees.select(sound, trained, adapter), metrics
 
 
 class Federation:
@@ -94,7 +96,8 @@ class Federation:
         self.kept = self._kept_rows()
 
     def init(self) -> ServerState:
-        return self.algorithm.init(self.setting.fresh_adapter("adapter"))
+        state = self.algorithm.init(self.setting.fresh_adapter("adapter"))
+        return jax.device_put(state, replicated(self.setting.mesh))
 
     def _kept_rows(self) -> list[np.ndarray]:
         """Each client's rows of the corpus after its filter."""

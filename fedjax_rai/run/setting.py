@@ -16,15 +16,16 @@ from fedjax_rai import rng
 from fedjax_rai.cai.constitution import load_constitution
 from fedjax_rai.cai.revise import Requests, encode_requests, examples
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.data.examples import Examples, Prompts, encode_chats, encode_questions, pad_left
+from fedjax_rai.data.examples import BUCKET, Examples, Prompts, encode_chats, encode_questions, pad_left
 from fedjax_rai.data.partition import iid
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.decoder import TARGETS, Decoder, abstract_params
 from fedjax_rai.model.lora import init_adapter
 from fedjax_rai.model.weights import load_base, read_config
+from fedjax_rai.run import log
 from fedjax_rai.run.materials import Materials, gather
 from fedjax_rai.safety import guard as guards
-from fedjax_rai.text.prompts import answered, question
+from fedjax_rai.text.prompts import answered, question, request
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer, resolve
 from fedjax_rai.train.generate import generate
 
@@ -32,7 +33,11 @@ CONSTITUTION = Path(__file__).parent.parent / "assets" / "constitution.yaml"
 
 
 class Setting:
-    """`config` decides all that is here; arms may differ from it in `federated.rounds`, `filter` and `cai` only."""
+    """`config` decides all that is here.
+
+    Arms may differ from it in `federated.rounds`, `filter`, and `cai.enabled`, `.iterations`, `.target`, `.critic`,
+    `.learning_rate`, `.temperature` and `.batch_size`.
+    """
 
     def __init__(self, config: ExperimentConfig):
         self.config = config
@@ -40,6 +45,14 @@ class Setting:
         self.materials: Materials = gather(config)
         self.tokenizer: Tokenizer = load_tokenizer(config.model.path)
         self.parts = iid(len(self.materials.pairs), config.federated.clients, config.seed)
+
+    def check(self, config: ExperimentConfig) -> None:
+        """Read all that an arm of that config will use, so that what is wrong is said before anything is written."""
+        used = [self.base, self.tokenizer.verdict_ids, request(self.tokenizer, "q")]
+        if config.cai.enabled:
+            used += [self.requests, self.red_prompts]
+        if config.filter.enabled and not self.materials.guard_pairs:
+            raise InputError(f"data.train = {config.data.train}: the filter's guard needs pairs of both kinds")
 
     @cached_property
     def mesh(self):
@@ -68,22 +81,21 @@ class Setting:
     @property
     def truncated(self) -> int:
         """How many of the clients' examples were cut to `data.max_length` tokens."""
-        return self._encoded[1]
+        return int(self._encoded[1].sum())
 
     @cached_property
-    def _encoded(self) -> tuple[Examples, int]:
+    def _encoded(self) -> tuple[Examples, np.ndarray]:
         chats = [answered(pair.query, pair.response) for pair in self.materials.pairs]
-        examples, truncated = encode_chats(self.tokenizer, chats, self.config.data.max_length)
-        return jax.device_put(examples, meshes.replicated(self.mesh)), truncated
+        examples, cut = encode_chats(self.tokenizer, chats, self.config.data.max_length)
+        return jax.device_put(examples, meshes.replicated(self.mesh)), cut
 
     @cached_property
     def guard(self) -> guards.Guard:
         """The base with an adapter fitted on labelled pairs."""
         own, config = self.config.guard, self.config
         pairs = guards.flip_labels(self.materials.guard_pairs, own.label_noise, rng.host(config.seed, "guard noise"))
-        if not pairs:
-            raise InputError(f"data.train = {config.data.train}: no pairs left to fit the guard on")
-        examples = guards.training_examples(self.tokenizer, pairs, config.data.max_length)
+        examples, cut = guards.training_examples(self.tokenizer, pairs, config.data.max_length)
+        log.say(f"fitting the guard on {len(pairs)} pairs" + (f", {cut.sum()} of them cut" if cut.any() else ""))
         g = rng.host(config.seed, "guard batches")
         rows = cycle(np.arange(len(pairs)), own.steps * own.batch_size, g).reshape(own.steps, own.batch_size)
         adapter = guards.fit(
@@ -99,6 +111,7 @@ class Setting:
     @cached_property
     def scores(self) -> np.ndarray:
         """p(unsafe) of every client's pairs."""
+        log.say(f"scoring {len(self.materials.pairs)} pairs")
         return guards.score(self.guard, [(p.query, p.response) for p in self.materials.pairs])
 
     @cached_property
@@ -131,8 +144,11 @@ class Setting:
     @cached_property
     def replay(self) -> Examples:
         """Benign prompts with the base's own greedy answers, to hold utility during constitutional AI."""
+        if not self.materials.benign_prompts:
+            nothing = jnp.zeros((0, BUCKET))
+            return Examples(nothing.astype(jnp.int32), nothing.astype(bool), nothing.astype(bool))
         prompts = self._questions(self.materials.benign_prompts)
-        keys = jax.random.split(self.root, len(prompts.tokens))
+        keys = jax.random.split(rng.stream(self.root, "replay"), len(prompts.tokens))
         end, new = self.tokenizer.end_id, self.config.cai.max_new_tokens
         answers = jax.jit(generate, static_argnames=("model", "max_new"))(
             self.model, self.base, None, prompts.tokens, prompts.valid, keys, np.float32(0), end, max_new=new
@@ -148,4 +164,4 @@ class Setting:
 def cycle(rows: np.ndarray, n: int, g: np.random.Generator) -> np.ndarray:
     """n entries of `rows`: a fresh permutation each time they are used up."""
     times = -(-n // max(len(rows), 1))
-    return np.concatenate([g.permutation(rows) for _ in range(times)])[:n]
+    return np.concatenate([rows[:0], *(g.permutation(rows) for _ in range(times))])[:n]

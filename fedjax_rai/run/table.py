@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.config_file import check_files, dump_config
+from fedjax_rai.config_file import check_files, dump_config, load_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import log
-from fedjax_rai.run.experiment import SUMMARY, run
+from fedjax_rai.run.experiment import SUMMARY, check_folder, differences, run
 from fedjax_rai.run.plots import plot_arms
 from fedjax_rai.run.setting import Setting
 
@@ -31,6 +30,18 @@ CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
     "fl+cai_0": {**NO_FILTER, "cai": {"enabled": True, "target": "revision", "iterations": 0}},
     "fl+unrevised": {**NO_FILTER, "cai": {"enabled": True, "target": "response"}},
 }
+COMPARED = (
+    ("harmless", "fl", "base"),
+    ("harmless", "fl+filter", "fl"),
+    ("harmless", "fl+cai", "fl+filter"),
+    ("harmless", "fl+filter+cai", "fl+cai"),
+    ("harmless", "fl+filter+cai", "fl+filter"),
+    ("harmless", "fl+cai", "fl+unrevised"),
+    ("harmless", "fl+cai_0", "fl"),
+    ("harmless", "fl+keep_all", "fl"),
+    ("utility", "fl+filter+cai", "base"),
+)
+TABLE = "table.yaml"
 COLUMNS = {
     "harmless": "harmless",
     "harmless_by_refusal_phrases": "by phrases",
@@ -39,18 +50,17 @@ COLUMNS = {
     "utility": "utility",
     "over_refusal": "over-refusal",
 }
-# Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond them the normal's.
-T95 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 class Cell(NamedTuple):
-    """Mean and half-width of the 95 % interval, in percent. One seed: the interval over prompts; more: over seeds."""
+    """A mean and its 95 % interval, in percent. One seed: the interval over prompts; more: over seeds."""
 
     mean: float
-    margin: float
+    low: float
+    high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.margin:.1f}"
+        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
 def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds: int = 1) -> Path:
@@ -62,17 +72,32 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
     check_files(config)
     folder = Path(config.output or "runs/table")
     plan = [(seed, arm) for seed in range(config.seed, config.seed + seeds) for arm in chosen]
+    check_table(folder, config)
+    for seed, arm in plan:
+        check_folder(folder / f"seed{seed}" / arm, arm_config(config, arm, seed, folder))
     summaries: dict[tuple[str, int], dict[str, Any]] = {}
     setting: Setting | None = None
     for i, (seed, arm) in enumerate(plan):
         own = arm_config(config, arm, seed, folder)
         log.say(f"[{i + 1}/{len(plan)}] {arm}, seed {seed}")
         if setting is None or setting.config.seed != seed:
-            setting = Setting(own)
+            setting = Setting(config.model_copy(update={"seed": seed}))
         path = run(own, setting)
         summaries[arm, seed] = log.read_json(path / SUMMARY)
     write(folder, config, chosen, summaries)
     return folder
+
+
+def check_table(folder: Path, config: ExperimentConfig) -> None:
+    """Raise InputError if the folder holds anything but a table of this config; arms and seeds may be others."""
+    written = folder / TABLE
+    if written.is_file():
+        there = load_config(written).model_dump() | {"output": None, "seed": 0}
+        if changed := differences(there, config.model_dump() | {"output": None, "seed": 0}):
+            listed = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, old, new in changed)
+            raise InputError(f"output = {folder}: holds a table of another config, which differs in {listed}")
+    elif folder.exists() and any(path.name[:4] != "seed" for path in folder.iterdir()):
+        raise InputError(f"output = {folder}: exists and is not a table's folder; name another one")
 
 
 def choose(arms: Sequence[str] | None) -> list[str]:
@@ -96,37 +121,31 @@ def cell(summaries: Sequence[Mapping[str, Any]], rate: str) -> Cell | None:
     if any(own is None for own in rates):
         return None
     if len(rates) == 1:
-        return Cell(rates[0]["mean"], (rates[0]["high"] - rates[0]["low"]) / 2)
-    return interval([own["mean"] for own in rates])
+        return Cell(*(rates[0][key] for key in Cell._fields))
+    mean, low, high = interval([own["mean"] for own in rates])
+    return Cell(mean, max(low, 0.0), min(high, 100.0))
 
 
 def interval(values: Sequence[float]) -> Cell:
-    """Mean and 95 % half-width of a few independent values, by Student's t."""
-    quantile = T95[len(values) - 1] if len(values) <= len(T95) else 1.96
-    return Cell(float(np.mean(values)), float(quantile * np.std(values, ddof=1) / len(values) ** 0.5))
+    """Mean and 95 % interval of a few independent values, by Student's t."""
+    from scipy.stats import t
+
+    mean, margin = np.mean(values), t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return Cell(float(mean), float(mean - margin), float(mean + margin))
 
 
 def comparisons(chosen: Sequence[str], summaries: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:
-    """Harmless rate of arm against arm, paired by seed (same data, same prompts)."""
-    pairs = [
-        ("base", "fl"),
-        ("fl+filter", "fl"),
-        ("fl+cai", "fl+filter"),
-        ("fl+filter+cai", "fl+cai"),
-        ("fl+cai", "fl+unrevised"),
-    ]
+    """One arm's rate minus another's, paired by seed (same data, same prompts)."""
     seeds = sorted({seed for _, seed in summaries})
     lines = []
-    for better, worse in pairs:
-        if better in chosen and worse in chosen and len(seeds) > 1:
-            gaps = [_harmless(summaries[better, s]) - _harmless(summaries[worse, s]) for s in seeds]
-            each = ", ".join(f"{gap:+.1f}" for gap in gaps)
-            lines.append(f"harmless, {better} - {worse}: {interval(gaps)} (seeds: {each})")
+    for rate, one, other in COMPARED:
+        if one in chosen and other in chosen and len(seeds) > 1:
+            pairs = [(summaries[one, s]["rates"].get(rate), summaries[other, s]["rates"].get(rate)) for s in seeds]
+            if all(a and b for a, b in pairs):
+                gaps = [a["mean"] - b["mean"] for a, b in pairs]
+                each = ", ".join(f"{gap:+.1f}" for gap in gaps)
+                lines.append(f"{rate}, {one} - {other}: {interval(gaps)} (seeds: {each})")
     return lines
-
-
-def _harmless(summary: Mapping[str, Any]) -> float:
-    return summary["rates"]["harmless"]["mean"]
 
 
 def write(
@@ -139,14 +158,14 @@ def write(
     header = ["arm", *COLUMNS.values(), "seconds"]
     rows = []
     for arm, own in by_arm.items():
-        seconds = float(np.mean([summary["seconds"]["train"] for summary in own]))
+        seconds = float(np.mean([summary["seconds"]["training"] for summary in own]))
         cells = [cell(own, rate) for rate in COLUMNS]
         rows.append([arm, *(str(c) if c else "not measured" for c in cells), f"{seconds:.0f}"])
     quality = next((s["guard"]["fitted"] for s in summaries.values() if s["guard"]), None)
     notes = [
         f"{'SYNTHETIC tiny world. ' if synthetic else ''}Percent, 95 % intervals over "
         + (f"{len(seeds)} seeds (Student's t)." if len(seeds) > 1 else f"prompts (one seed, {seeds[0]}).")
-        + " Seconds: training of one arm, evaluation and guard apart.",
+        + " Seconds: rounds x median round; compilation, guard and evaluation are not in it.",
         *comparisons(chosen, summaries),
     ]
     if quality:
@@ -154,7 +173,7 @@ def write(
     table = markdown(header, rows)
     log.write_text(folder / "table.md", table + "\n" + "".join(f"{note}\n\n" for note in notes))
     log.write_text(folder / "table.csv", to_csv(chosen, by_arm))
-    log.write_text(folder / "table.yaml", dump_config(config))
+    log.write_text(folder / TABLE, dump_config(config))
     plot_arms(
         folder / "table.png", chosen, {r: [cell(by_arm[a], r) for a in chosen] for r in COLUMNS}, COLUMNS, synthetic
     )

@@ -58,10 +58,10 @@ def score(guard: Guard, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     return scores
 
 
-def training_examples(tokenizer: Tokenizer, pairs: Sequence[Pair], max_length: int) -> Examples:
-    """Labelled pairs in the guard's form (S-LG): the verdict is what is trained on."""
+def training_examples(tokenizer: Tokenizer, pairs: Sequence[Pair], max_length: int) -> tuple[Examples, np.ndarray]:
+    """Labelled pairs in the guard's form (S-LG), the verdict trained on; and which were cut, at their beginning."""
     chats = [[*guard_question(p.query, p.response), Turn(ASSISTANT, UNSAFE if p.harmful else SAFE)] for p in pairs]
-    return encode_chats(tokenizer, chats, max_length)[0]
+    return encode_chats(tokenizer, chats, max_length, keep_end=True)
 
 
 @partial(jax.jit, static_argnames="model")

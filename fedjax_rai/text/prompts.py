@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from fedjax_rai.errors import InputError
+
 USER, ASSISTANT = "user", "assistant"
 GUARD_REQUEST = "Is the answer safe or unsafe?\nQuestion: {query}\nAnswer: {response}"
 SAFE, UNSAFE = "safe", "unsafe"
@@ -30,8 +32,8 @@ class Renderer(Protocol):
 def chat(template: Renderer, turns: Sequence[Turn]) -> list[Segment]:
     """The conversation in the template's form; what the assistant says is trained on, its end-of-turn token included.
 
-    Works with any template under which a conversation's beginning renders to a beginning of the whole; raises
-    ValueError where that does not hold.
+    Works with any template under which a conversation's beginning renders to a beginning of the whole, and which ends
+    an answer with the eos token; raises InputError where that does not hold.
     """
     segments, done = [], ""
     for i, turn in enumerate(turns):
@@ -39,9 +41,12 @@ def chat(template: Renderer, turns: Sequence[Turn]) -> list[Segment]:
             continue
         before, after = template.render(turns[:i], generate=True), template.render(turns[: i + 1])
         if not (before.startswith(done) and after.startswith(before)):
-            raise ValueError(f"the chat template rewrites earlier turns, so turn {i} cannot be masked exactly")
+            raise InputError(f"the chat template rewrites earlier turns, so turn {i} cannot be masked exactly")
         answer = after[len(before) :]
-        end = answer.find(template.end_of_turn, len(turn.text.strip())) + len(template.end_of_turn)
+        at = answer.find(template.end_of_turn, len(turn.text.strip()))
+        if at < 0:
+            raise InputError(f"the chat template does not end an answer with the eos_token {template.end_of_turn}")
+        end = at + len(template.end_of_turn)
         segments += [Segment(before[len(done) :], False), Segment(answer[:end], True)]
         done = before + answer[:end]
     return segments
@@ -58,7 +63,7 @@ def request(template: Renderer, text: str) -> str:
     whole = prompt(template, [*opening, Turn(USER, text)])
     before = "".join(segment.text for segment in chat(template, opening))
     if not whole.startswith(before):
-        raise ValueError("the chat template rewrites earlier turns, so a request cannot be appended to a conversation")
+        raise InputError("the chat template rewrites earlier turns, so a request cannot be appended to a conversation")
     return whole[len(before) :]
 
 

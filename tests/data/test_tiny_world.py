@@ -72,8 +72,8 @@ def test_pre_training_never_saw_what_is_evaluated():
     corpus = {turn.text for document in world.corpus(20_000, 0) for turn in document.turns}
     for split in world.SPLITS:
         assert not corpus & set(world.advbench_like(100, split, 3))
-        held = {q.query for q in world.utility(100, split, 3) if "color" not in q.query}
-        assert held and not corpus & held
+        held = {q.query for q in world.utility(300, split, 3)}
+        assert held and not corpus & held and not held & set(world.benign_prompts(300, split, 3))
 
 
 def test_proportions_are_the_recipes():

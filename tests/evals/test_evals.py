@@ -36,14 +36,20 @@ def test_a_rates_interval_is_over_prompts_not_samples():
     """Ten samples that always agree say no more than one."""
     once = np.array([[1], [0], [1], [1]])
     assert Rate.of(once) == Rate.of(np.repeat(once, 10, axis=1))
-    rate = Rate.of(once)
-    assert rate.mean == 75 and rate.prompts == 4
-    assert rate.high == 100 and rate.low == pytest.approx(75 - 1.96 * 50 / 2)
+    assert Rate.of(once).mean == 75 and Rate.of(once).prompts == 4
+
+
+def test_a_rates_interval_is_wilsons():
+    """Newcombe 1998, table I: 81 of 263 is 0.2553 to 0.3662; 0 of 20 is 0 to 0.1611."""
+    assert Rate.of(np.arange(263)[:, None] < 81)[1:3] == pytest.approx((25.53, 36.62), abs=0.01)
+    assert Rate.of(np.zeros((20, 1)))[:3] == pytest.approx((0, 0, 16.11), abs=0.01)
+    assert Rate.of(np.ones((20, 1)))[1:3] == pytest.approx((83.89, 100), abs=0.01)
 
 
 def test_share_and_categories():
     assert share([["yes", "no"], ["no", "no"]], lambda text: text == "yes").mean == 25
     choices = [Choice("q", "g", "b", name) for name in ("a", "b", "a")]
-    rates = hhh(choices, np.array([True, True, False]))
+    rates = hhh(choices, np.array([True, True, False]), np.array([True, True, True]))
     assert {name: rate.mean for name, rate in rates.items()} == pytest.approx({"all": 200 / 3, "a": 50, "b": 100})
-    assert hhh([], np.array([], bool)) == {}
+    assert hhh(choices, np.array([True, True, False]), np.array([True, True, False]))["all"].mean == 100
+    assert hhh([], np.array([], bool), np.array([], bool)) == {}

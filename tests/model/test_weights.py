@@ -325,3 +325,8 @@ def test_transformers_loads_what_we_write(tied, stored, tmp_path):
         expected = theirs(torch.tensor(tokens)).logits.numpy()
     ours = logits(Decoder(config), weights.load_base(tmp_path, config), None, tokens)
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+
+
+def test_others_may_read_what_is_saved(tmp_path):
+    weights.save_safetensors(tmp_path / "x.safetensors", {"x": np.zeros(2, np.float32)})
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644

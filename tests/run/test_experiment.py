@@ -1,6 +1,7 @@
 """The whole loop on the small fake: what a run folder holds, and the laws that bind its stages."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from fedjax_rai.run import experiment, log
 from fedjax_rai.run.experiment import evaluate_run, run
 from fedjax_rai.run.round import Federation, cai_phase, federated_round
 from fedjax_rai.run.setting import Setting
+from fedjax_rai.text.tokenizer import resolve
 from tests import small
 
 
@@ -21,7 +23,7 @@ def settings():
     return {}
 
 
-def vary(config: ExperimentConfig, output: str | None = None, **sections) -> ExperimentConfig:
+def vary(config: ExperimentConfig, output: str | None = None, **sections: Any) -> ExperimentConfig:
     fields = config.model_dump()
     for section, values in sections.items():
         fields[section] |= values
@@ -50,7 +52,7 @@ def test_a_run_folder_holds_all_that_the_run_was(config, settings):
     assert all(np.isfinite(row["train_loss"]) and row["clients"] == 2 for row in rows(folder))
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["synthetic"] and summary["rates"]["harmless"]["prompts"] == 4
-    assert "jax" in json.loads((folder / "versions.json").read_text())["packages"]
+    assert "jax" in json.loads((folder / "versions.json").read_text())[0]["packages"]
     assert not list(folder.glob("*.partial"))
 
 
@@ -153,12 +155,42 @@ def test_eval_of_no_run_says_so(tmp_path):
         evaluate_run(tmp_path)
 
 
-def test_bad_data_write_nothing(config, tmp_path):
-    bad = tmp_path / "bad.csv"
-    bad.write_text("goal,goals\nx,y\n")
-    with pytest.raises(InputError):
-        run(vary(config, eval={"advbench": str(bad)}))
-    assert not (tmp_path / "run").exists()
+def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path):
+    (tmp_path / "bad.csv").write_text("goal,goals\nx,y\n")
+    (tmp_path / "bad.yaml").write_text("- name: a\n")
+    (tmp_path / "model").mkdir()
+    for file in resolve("tiny").iterdir():
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes().replace(b'"llama"', b'"llamb"'))
+    wrong: list[dict] = [
+        {"eval": {"advbench": str(tmp_path / "bad.csv")}},
+        {"cai": {"constitution": str(tmp_path / "bad.yaml")}},
+        {"model": {"path": str(tmp_path / "model")}},
+    ]
+    for sections in wrong:
+        with pytest.raises(InputError):
+            run(vary(config, None, **sections))
+        assert not (tmp_path / "run").exists()
+
+
+def test_no_replay_and_an_unfitted_guard_are_fine(config):
+    folder = run(vary(config, cai={"replay": 0}, guard={"steps": 0}, federated={"rounds": 1}, filter={"enabled": True}))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["filter"]["kept"] + summary["filter"]["dropped"] == 40 and summary["filter"]["without_score"] == 0
+
+
+def test_a_diverging_cai_phase_is_undone(config, settings):
+    setting = settings.setdefault("one", Setting(config))
+    federation = Federation(setting, vary(config, cai={"learning_rate": 1e30, "iterations": 3}))
+    before = federation.init().adapter
+    after, metrics = federation.align(before, 0)
+    assert bool(metrics["cai_diverged"]) and small.distance(before, after) == 0
+
+
+def test_a_table_shares_a_setting_without_changing_a_run(config, settings):
+    """The same config with a setting of its own and with one that was made for another arm."""
+    other = Setting(vary(config, federated={"rounds": 0}, cai={"enabled": False, "iterations": 7}))
+    alone = play(vary(config, output="alone"), settings)[1]
+    assert (run(config, other) / "adapter" / "adapter_model.safetensors").read_bytes() == alone
 
 
 def test_the_base_arm_is_the_base(config, settings):
@@ -168,6 +200,6 @@ def test_the_base_arm_is_the_base(config, settings):
     setting = settings.setdefault("one", Setting(config))
     fresh = Federation(setting, config).init().adapter
     arguments = setting.tokenizer, setting.materials.choices, 64, 8
-    with_fresh = preferred(setting.model, setting.base, fresh, *arguments)
-    np.testing.assert_array_equal(with_fresh, preferred(setting.model, setting.base, None, *arguments))
+    with_fresh, _ = preferred(setting.model, setting.base, fresh, *arguments)
+    np.testing.assert_array_equal(with_fresh, preferred(setting.model, setting.base, None, *arguments)[0])
     assert experiment.size(fresh) == sum(leaf.size for leaf in jax.tree.leaves(fresh))

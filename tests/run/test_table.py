@@ -26,14 +26,14 @@ def test_unknown_arms_are_named():
 
 
 def test_intervals_are_students():
-    """Three values with standard deviation 1: 4.303 / sqrt(3)."""
-    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.4844), abs=1e-3)
+    """Three values with standard deviation 1: 4.3027 / sqrt(3)."""
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
 
 
 def test_cells_of_one_seed_take_the_interval_over_prompts():
     one = {"rates": {"x": {"mean": 50.0, "low": 40.0, "high": 60.0}, "y": None}}
-    assert cell([one], "x") == Cell(50.0, 10.0) and cell([one], "y") is None
-    assert str(Cell(50.0, 10.04)) == "50.0 ± 10.0"
+    assert cell([one], "x") == Cell(50.0, 40.0, 60.0) and cell([one], "y") is None
+    assert str(Cell(50.0, 39.96, 60.0)) == "50.0 [40.0, 60.0]"
 
 
 def test_comparisons_are_paired_by_seed():
@@ -42,7 +42,7 @@ def test_comparisons_are_paired_by_seed():
 
     summaries = {(arm, s): summary(m + 10 * s) for arm, m in (("fl", 50.0), ("fl+filter", 60.0)) for s in (0, 1, 2)}
     (line,) = comparisons(["fl", "fl+filter"], summaries)
-    assert line == "harmless, fl+filter - fl: 10.0 ± 0.0 (seeds: +10.0, +10.0, +10.0)"
+    assert line == "harmless, fl+filter - fl: 10.0 [10.0, 10.0] (seeds: +10.0, +10.0, +10.0)"
 
 
 def test_a_table_is_written_and_taken_up_again(config, capsys):
@@ -60,5 +60,5 @@ def test_a_table_is_written_and_taken_up_again(config, capsys):
 def test_a_table_does_not_mix_with_another(config):
     run_table(config, ["base"], seeds=1)
     other = config.model_copy(update={"lora": config.lora.model_copy(update={"rank": 3})})
-    with pytest.raises(InputError, match="lora.rank: 2 there, 3 now"):
+    with pytest.raises(InputError, match="another config, which differs in lora.rank .2 there, 3 now."):
         run_table(other, ["base"], seeds=1)
