@@ -41,7 +41,7 @@ WITHIN = {
     "run.table": "run.experiment run.log run.plots run.setting",
     "__main__": "cli",
 }
-WHOLE_CONFIG = ("run.", "cli")
+WHOLE_CONFIG = ("config_file", "run.", "cli")
 
 
 def modules() -> list[str]:

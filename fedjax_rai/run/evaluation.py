@@ -49,6 +49,7 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
         "harmless_by_guard": None if verdicts is None else Rate.of(~verdicts),
         "utility": Rate.of(np.array(exact)) if exact else None,
         "over_refusal": share(benign, refuses) if benign else None,
+        "hhh": None,
     }
     rates |= {
         f"hhh_{name}" if name != "all" else "hhh": rate for name, rate in hhh(materials.choices, good, whole).items()

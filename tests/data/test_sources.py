@@ -202,9 +202,9 @@ def test_a_split_never_moves() -> None:
     pairs = [Pair(f"question {i}", "yes", False, "etc") for i in range(8)]
     parts = split_by_question(pairs, SHARES, 0)
     assert {name: [p.query[-1] for p in part] for name, part in parts.items()} == {
-        "clients": ["2", "3", "6", "7"],
-        "guard": ["0", "1", "4", "5"],
-        "eval": [],
+        "clients": ["1", "2", "3", "6"],
+        "guard": ["5", "7"],
+        "eval": ["0", "4"],
     }
 
 
