@@ -101,8 +101,8 @@ def test_commands_pass_on_what_they_were_given(calls: list, tmp_path: Path) -> N
     assert calls == [
         ("run", load_config(path, ["lora.rank=2", "output=b"])),
         ("eval", tmp_path),
-        ("table", load_config(path), None, 1),
-        ("table", load_config(path, ["seed=5"]), ["fl", "base"], 3),
+        ("table", load_config(path, output="runs/{stem}-table"), None, 1),
+        ("table", load_config(path, ["seed=5"], "runs/{stem}-table"), ["fl", "base"], 3),
     ]
 
 

@@ -35,7 +35,9 @@ class Rate(NamedTuple):
         scale = 1 + z * z / n
         middle = (share + z * z / (2 * n)) / scale
         margin = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5 / scale
-        return cls(100 * share, 100 * max(middle - margin, 0.0), 100 * min(middle + margin, 1.0), n)
+        low, high = max(middle - margin, 0.0), min(middle + margin, 1.0)
+        # at 0 and 1 rounding may put a limit on the wrong side of the share
+        return cls(100 * share, 100 * min(low, share), 100 * max(high, share), n)
 
 
 _generate = partial(jax.jit, static_argnames=("model", "max_new"))(generate)

@@ -46,6 +46,13 @@ def test_a_rates_interval_is_wilsons():
     assert Rate.of(np.ones((20, 1)))[1:3] == pytest.approx((83.89, 100), abs=0.01)
 
 
+def test_a_rate_lies_in_its_interval():
+    for n in range(1, 200):
+        for hits in (0, 1, n - 1, n):
+            rate = Rate.of(np.arange(n)[:, None] < hits)
+            assert 0 <= rate.low <= rate.mean <= rate.high <= 100
+
+
 def test_share_and_categories():
     assert share([["yes", "no"], ["no", "no"]], lambda text: text == "yes").mean == 25
     choices = [Choice("q", "g", "b", name) for name in ("a", "b", "a")]
