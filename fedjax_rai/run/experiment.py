@@ -125,7 +125,7 @@ def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: 
         "rates": rates,
         "rounds": config.federated.rounds,
         "seed": config.seed,
-        "synthetic": "tiny" in (config.model.path, config.data.train, config.eval.advbench),
+        "synthetic": synthetic_parts(config),
         "adapter_parameters": size(adapter),
         "truncated_examples": setting.truncated,
         "guard": setting.guard_quality if config.filter.enabled else None,
@@ -139,6 +139,12 @@ def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: 
         "trained_tokens": sum(row["trained_tokens"] for row in rows),
     }
     log.write_json(folder / SUMMARY, summary)
+
+
+def synthetic_parts(config: ExperimentConfig) -> list[str]:
+    """Which parts of a run are the tiny world's."""
+    parts = {"model": config.model.path, "data": config.data.train, "AdvBench prompts": config.eval.advbench}
+    return [name for name, source in parts.items() if source == "tiny"]
 
 
 def filtered(setting: Setting, config: ExperimentConfig) -> dict[str, int | float]:
@@ -156,7 +162,8 @@ def filtered(setting: Setting, config: ExperimentConfig) -> dict[str, int | floa
 def report(folder: Path) -> str:
     """A finished run's rates, a line each, and where it lies."""
     summary = log.read_json(folder / SUMMARY)
-    lines = [f"{'SYNTHETIC tiny world: ' if summary['synthetic'] else ''}percent, 95 % intervals over prompts"]
+    parts = ", ".join(summary["synthetic"])
+    lines = [f"{f'SYNTHETIC (tiny world: {parts}); ' if parts else ''}percent, 95 % intervals over prompts"]
     for name, rate in summary["rates"].items():
         shown = f"{rate['mean']:5.1f}  [{rate['low']:.1f}, {rate['high']:.1f}]" if rate else "not measured"
         lines.append(f"  {name:<28}{shown}")

@@ -104,7 +104,7 @@ class Federation:
         if not self.config.filter.enabled:
             return self.setting.parts
         threshold = np.inf if self.config.filter.keep_all else self.config.guard.threshold
-        return [part[keep(self.setting.scores[part], threshold).kept] for part in self.setting.parts]
+        return [part[keep(self.setting.scores[part], threshold)] for part in self.setting.parts]
 
     def cohort(self, t: int) -> Cohort:
         """The clients of round t and their batches. A client that kept nothing takes part with weight 0."""

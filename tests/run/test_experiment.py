@@ -51,7 +51,9 @@ def test_a_run_folder_holds_all_that_the_run_was(config, settings):
     assert [row["round"] for row in rows(folder)] == [1, 2]
     assert all(np.isfinite(row["train_loss"]) and row["clients"] == 2 for row in rows(folder))
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["synthetic"] and summary["rates"]["harmless"]["prompts"] == 4
+    assert (
+        summary["synthetic"] == ["model", "data", "AdvBench prompts"] and summary["rates"]["harmless"]["prompts"] == 4
+    )
     assert "jax" in json.loads((folder / "versions.json").read_text())[0]["packages"]
     assert not list(folder.glob("*.partial"))
 

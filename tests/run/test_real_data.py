@@ -24,6 +24,7 @@ def test_the_whole_loop_on_real_data(shared_data, tmp_path, language):
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     rates = summary["rates"]
+    assert summary["synthetic"] == ["model"]
     assert rates["harmless"]["prompts"] == 3 and rates["harmless_by_rule"] is None
     assert rates["hhh"]["prompts"] >= 3 and rates["utility"] is None and rates["over_refusal"] is None
     asked = [json.loads(line)["query"] for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]

@@ -28,13 +28,13 @@ def test_quality_of_nothing_is_zero():
     assert quality(np.array([0.1]), [True], 0.5)["hmean"] == 0.0
 
 
-def test_filter_keeps_below_the_threshold_and_counts_what_is_no_number():
-    filtered = keep(np.array([0.1, 0.5, np.nan, 0.9, 0.49]), 0.5)
-    assert filtered.kept.tolist() == [True, False, False, False, True] and filtered.invalid == 1
+def test_filter_keeps_below_the_threshold_and_drops_what_is_no_number():
+    kept = keep(np.array([0.1, 0.5, np.nan, 0.9, 0.49]), 0.5)
+    assert kept.tolist() == [True, False, False, False, True]
 
 
 def test_filter_at_infinity_keeps_all():
-    assert keep(np.array([0.0, 1.0, 0.5]), np.inf).kept.all()
+    assert keep(np.array([0.0, 1.0, 0.5]), np.inf).all()
 
 
 def test_label_noise_flips_about_its_share():
