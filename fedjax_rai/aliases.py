@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int, Key, PyTree
 
 Adapter: TypeAlias = PyTree[Float[Array, "..."]]
 """LoRA parameters: {"layers": {...: {"a": [L, in, r], "b": [L, r, out]}}}}, leaves [c, ...] once mapped."""
-Base: TypeAlias = PyTree[Float[Array, "..."]]
-"""Frozen parameters of the decoder, as its `params` collection."""
+Base: TypeAlias = PyTree[Array]
+"""Frozen parameters of the decoder, as its `params` collection; quantised kernels are codes and scales."""
 Metrics: TypeAlias = dict[str, Any]
 
 __all__ = ["Adapter", "Array", "Base", "Bool", "Float", "Int", "Key", "Metrics", "PyTree"]

@@ -8,19 +8,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_rai.aliases import PyTree
+from fedjax_rai.errors import InputError
 
 AXES = ("clients", "fsdp", "tensor")
 RULES = (("layers", None), ("embed", "fsdp"), ("heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"))
 
 
 def make_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """All devices as (clients, fsdp, tensor); clients get what the other two leave."""
+    """All devices as (clients, fsdp, tensor); clients get what the other two leave. Raises InputError if that is none."""
+    if jax.device_count() % (fsdp * tensor):
+        raise InputError(f"mesh.fsdp * mesh.tensor = {fsdp * tensor}: must divide the {jax.device_count()} devices here")
     shape = (jax.device_count() // (fsdp * tensor), fsdp, tensor)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def base_shardings(mesh: Mesh, boxed: PyTree) -> PyTree:
-    """Where each parameter lies, from its logical axis names (`abstract_params(model)["params"]`)."""
+    """Where each parameter lies, from its logical axis names (`decoder.abstract_base`)."""
     specs = nn.get_partition_spec(boxed)
     return nn.logical_to_mesh_sharding(specs, mesh, RULES)  # pyright: ignore[reportPrivateImportUsage]
 

@@ -1,4 +1,4 @@
-"""The decoder: a Llama-family transformer in Flax linen, functional, with its LoRA in a collection of its own.
+"""The decoder: transformers of the Llama kind in Flax linen, functional, with LoRA in a collection of its own.
 
     model.apply({"params": base, "lora": adapter}, ...)
 
@@ -8,46 +8,21 @@
 one kernel (`qkv_proj`, `gate_up_proj`; fused when weights are loaded); their LoRA pairs keep their own names.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int
-
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's scaling of low rotary frequencies (`rope_type: llama3`)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Shape of a decoder. `dtype` is that of activations; parameters keep their own."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    rms_norm_eps: float = 1e-5
-    tie_word_embeddings: bool = False
-    dtype: str = "float32"
-    remat: bool = False
+from fedjax_rai import rng
+from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key, PyTree
+from fedjax_rai.errors import InputError
+from fedjax_rai.model import quantize
+from fedjax_rai.model.architecture import ACTIVATIONS, FUSED, DecoderConfig, Rope, modules, outputs
+from fedjax_rai.model.attention import Attention, Sight, attend
+from fedjax_rai.model.lora import Lora, abstract_adapter
 
 
 class KVCache(NamedTuple):
@@ -62,46 +37,55 @@ def empty_cache(config: DecoderConfig, batch: int, slots: int) -> KVCache:
     return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
-def rope_frequencies(config: DecoderConfig) -> Float[Array, "e"]:
-    """Inverse rotary frequencies, `[head_dim / 2]`, llama3 scaling applied."""
-    inverse = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return inverse
-    turns = scaling.original_max_position_embeddings * inverse / (2 * jnp.pi)
-    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    smooth = jnp.clip(smooth, 0.0, 1.0)
-    return smooth * inverse + (1 - smooth) * inverse / scaling.factor
+class Turn(NamedTuple):
+    """Cosine and sine of every token's angles, for one kind of layer."""
+
+    cos: Float[Array, "b t 1 f"]
+    sin: Float[Array, "b t 1 f"]
 
 
-def rotate(x: Float[Array, "b t h e"], cos: Float[Array, "b t 1 f"], sin: Float[Array, "b t 1 f"]) -> Array:
-    """Rotary embedding, the halves convention of Hugging Face's Llama."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+def turns(kinds: tuple[Rope | None, ...], positions: Int[Array, "b t"]) -> Turn:
+    """Those of each kind, stacked in front. A layer without positions turns by nothing, as far as the others do."""
+    pairs = max((len(rope.frequencies) for rope in kinds if rope), default=0)
+
+    def one(rope: Rope | None) -> Turn:
+        if rope is None:
+            flat = jnp.zeros((*positions.shape, 1, pairs))
+            return Turn(flat + 1, flat)
+        angles = positions[..., None, None] * jnp.array(rope.frequencies, jnp.float32).reshape(1, 1, 1, -1)
+        return Turn(rope.magnitude * jnp.cos(angles), rope.magnitude * jnp.sin(angles))
+
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *map(one, kinds))
 
 
-# What is cheap to compute again is not kept for the backward pass: attention's probabilities, SwiGLU, norms.
+def rotate(x: Float[Array, "b t h e"], turn: Turn) -> Float[Array, "b t h e"]:
+    """Rotary embedding, the halves convention of Hugging Face; channels beyond the angles pass."""
+    width = 2 * turn.cos.shape[-1]
+    first, second = jnp.split(x[..., :width].astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * turn.cos - second * turn.sin, second * turn.cos + first * turn.sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), x[..., width:]], axis=-1)
+
+
+# What is cheap to compute again is not kept for the backward pass: attention's probabilities, the gate, norms.
 _recomputed = partial(jax.checkpoint, prevent_cse=False)
 
 
-@_recomputed
-def attend(q: Array, k: Array, v: Array, mask: Bool[Array, "b t s"]) -> Array:
-    """Grouped-query attention, `[b, t, h, e]`; a row whose mask is empty returns finite values of no meaning."""
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-
-
-@_recomputed
-def swiglu(gate_up: Array) -> Array:
+@partial(_recomputed, static_argnums=1)
+def gated(gate_up: Array, activation: str) -> Array:
+    """SwiGLU, or GeGLU (arXiv 2002.05202)."""
     gate, up = jnp.split(gate_up, 2, axis=-1)
-    return nn.silu(gate) * up
+    return ACTIVATIONS[activation](gate) * up
 
 
-@partial(_recomputed, static_argnums=2)
-def rms_norm(x: Array, weight: Float[Array, "d"], eps: float) -> Array:
+@partial(_recomputed, static_argnums=(2, 3))
+def rms_norm(x: Array, weight: Float[Array, "d"], eps: float, unit_offset: bool) -> Array:
+    """Over the last axis. Llama's weight multiplies after the cast to x's dtype, Gemma's 1 + weight before it."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return weight.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,)) * normed.astype(x.dtype)
+    weight = weight.reshape((1,) * (x.ndim - 1) + (-1,))
+    if unit_offset:
+        return (normed * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
+    return weight.astype(x.dtype) * normed.astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -109,148 +93,209 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        init = nn.with_logical_partitioning(nn.initializers.ones, (None,))
         weight = self.param("weight", init, (x.shape[-1],), jnp.float32)
-        return rms_norm(x, jnp.asarray(weight), self.config.rms_norm_eps)
+        return rms_norm(x, jnp.asarray(weight), self.config.rms_norm_eps, self.config.unit_offset)
 
 
-def _kernel(module: nn.Module, name: str, shape: tuple[int, int], axes: tuple[str, str]) -> Array:
+def _param(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
     return jnp.asarray(nn.unbox(module.param(name, init, shape, jnp.float32)))
 
 
+def _kernel(module: nn.Module, name: str, shape: tuple[int, int], axes: tuple[str, str], kind: str):
+    """A kernel, or what it was quantised to: its codes and scales lie where its rows and columns would."""
+    if kind == "none":
+        return _param(module, name, shape, axes)
+
+    def init(_) -> PyTree:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), quantize.abstract(shape, kind))
+        return jax.tree.map(lambda leaf: nn.LogicallyPartitioned(leaf, axes), zeros)  # pyright: ignore
+
+    return nn.unbox(module.param(name, init))
+
+
 class Block(nn.Module):
-    """One pre-norm layer: attention, then SwiGLU. Carries the whole cache, so that it is written in place."""
+    """One pre-norm layer: attention, then a gated MLP. Carries the whole cache, so that it is written in place."""
 
     config: DecoderConfig
-    lora_targets: tuple[str, ...]
-    lora_rank: int
-    lora_scale: float
+    lora: Lora | None
 
-    def project(self, x: Float[Array, "t i"], name: str, outputs: dict[str, int], axes: tuple[str, str]) -> list[Array]:
-        """x @ kernel + scale * x @ a @ b for projections that share the input: one wide product, one thin one."""
-        sizes = list(outputs.values())
-        kernel = _kernel(self, name, (x.shape[-1], sum(sizes)), axes)
-        wide = x @ kernel.astype(x.dtype)
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-        parts = [wide[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
-        pairs = {target: pair for target in outputs if (pair := self.lora_pair(target, x.shape[-1], outputs[target]))}
-        if not pairs:
-            return parts
-        thin = x @ jnp.concatenate([a for a, _ in pairs.values()], axis=1).astype(x.dtype) * self.lora_scale
-        for i, (target, (_, b)) in enumerate(pairs.items()):
-            own = thin[:, i * self.lora_rank : (i + 1) * self.lora_rank]
-            index = list(outputs).index(target)
-            parts[index] = parts[index] + own @ b.astype(x.dtype)
-        return parts
+    def project(self, x: Float[Array, "t i"], name: str, axes: tuple[str, str], scales: PyTree) -> list[Array]:
+        """x @ kernel + (x @ a * scale) @ b of the projections in a kernel: one wide product, one thin one."""
+        config, sizes = self.config, outputs(self.config, name)
+        kernel = _kernel(self, name, (x.shape[-1], sum(sizes.values())), axes, config.quantize)
+        wide = quantize.matmul(x, kernel) if config.quantize != "none" else x @ kernel.astype(x.dtype)
+        if name in config.biases:
+            wide = wide + _param(self, f"{name}_bias", wide.shape[-1:], axes[1:]).astype(x.dtype)[None]
+        parts = _split(wide, list(modules(config, name).values()))
+        pairs = {target: pair for target in modules(config, name) if (pair := self.lora_pair(target))}
+        if pairs:
+            thin = x @ jnp.concatenate([a for a, _ in pairs.values()], axis=1).astype(x.dtype)
+            own = jnp.concatenate([jnp.broadcast_to(scales[target], a.shape[1]) for target, (a, _) in pairs.items()])
+            thin = _split(thin * own.astype(x.dtype)[None], [a.shape[1] for a, _ in pairs.values()])
+            for (target, (_, b)), low in zip(pairs.items(), thin, strict=True):
+                index = list(modules(config, name)).index(target)
+                parts[index] = parts[index] + low @ b.astype(x.dtype)
+        return _split(parts[0], list(sizes.values())) if config.modules_fused else parts
 
-    def lora_pair(self, target: str, fan_in: int, fan_out: int) -> tuple[Array, Array] | None:
+    def lora_pair(self, target: str) -> tuple[Array, Array] | None:
         """(a [in, r], b [r, out]) of a target, or None: not a target, or no adapter was given."""
-        if target not in self.lora_targets or not (self.is_initializing() or self.has_variable("lora", target)):
+        if self.lora is None or target not in self.lora.targets:
             return None
-        rank = self.lora_rank
-        pair = self.variable("lora", target, lambda: {"a": jnp.zeros((fan_in, rank)), "b": jnp.zeros((rank, fan_out))})
+        if not (self.is_initializing() or self.has_variable("lora", target)):
+            return None
+        shapes = abstract_adapter(self.config, self.lora)["layers"][target]
+        pair = self.variable("lora", target, lambda: {name: jnp.zeros(own.shape[1:]) for name, own in shapes.items()})
         return pair.value["a"], pair.value["b"]
 
-    @nn.compact
-    def __call__(self, carry, layer, rope, mask, slot):
-        config, (x, cache) = self.config, carry
-        batch, length, width = x.shape
-        heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        flat = (batch * length, -1)  # one token axis: one contracting dimension in the weight gradients
+    def norm(self, name: str, x: Array) -> Array:
+        return RMSNorm(self.config, name=name)(x)
 
-        y = RMSNorm(config, name="input_layernorm")(x).reshape(flat)
-        outputs = {"q_proj": heads * size, "k_proj": groups * size, "v_proj": groups * size}
-        q, k, v = self.project(y, "qkv_proj", outputs, ("embed", "heads"))
-        q = rotate(q.reshape(batch, length, heads, size), *rope)
-        k = rotate(k.reshape(batch, length, groups, size), *rope)
-        v = v.reshape(batch, length, groups, size)
+    @nn.compact
+    def __call__(self, carry, layer, kind, scales, turn, sight, slot):
+        config, (x, cache) = self.config, carry
+        flat = (x.shape[0] * x.shape[1], -1)  # one token axis: one contracting dimension in the weight gradients
+        # With norms after each half, too, Hugging Face's name for the one before the MLP is another.
+        before_mlp = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
+
+        y, cache = self.attention(self.norm("input_layernorm", x), cache, layer, kind, scales, turn, sight, slot)
+        x = x + (self.norm("post_attention_layernorm", y) if config.post_norms else y)
+
+        y = self.norm(before_mlp, x).reshape(flat)
+        y = gated(jnp.concatenate(self.project(y, "gate_up_proj", ("embed", "mlp"), scales), -1), config.activation)
+        (y,) = self.project(y, "down_proj", ("mlp", "embed"), scales)
+        y = y.reshape(x.shape)
+        return (x + (self.norm("post_feedforward_layernorm", y) if config.post_norms else y), cache), None
+
+    def attention(self, x, cache, layer, kind, scales, turn, sight, slot):
+        config, (batch, length, _) = self.config, x.shape
+        q, k, v = self.project(x.reshape(batch * length, -1), "qkv_proj", ("embed", "heads"), scales)
+        q, k, v = (part.reshape(batch, length, -1, config.head_dim) for part in (q, k, v))
+        if config.qk_norm:
+            q, k = self.norm("q_norm", q), self.norm("k_norm", k)
+        turn = jax.tree.map(lambda kinds: kinds[0] if len(kinds) == 1 else kinds[kind], turn)
+        q, k = rotate(q, turn), rotate(k, turn)
+        implementation = config.attention
         if cache is not None:
             at = (layer, 0, slot, 0, 0)
             cache = KVCache(
                 *(jax.lax.dynamic_update_slice(old, new[None], at) for old, new in zip(cache, (k, v), strict=True))
             )
             k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
-        y = attend(q, k, v, mask).reshape(flat)
-        (y,) = self.project(y, "o_proj", {"o_proj": width}, ("heads", "embed"))
-        x = x + y.reshape(x.shape)
+            # the fused kernels are for whole sequences; against a cache there is little to fuse
+            implementation = "xla" if implementation == "xla" else "chunked"
+        windows = [own.window for own in config.kinds]
+        options = [Attention(config.query_scale, config.attention_softcap, window) for window in windows]
+        ways = [lambda *args, own=own: attend(implementation, *args, own) for own in options]
+        y = ways[0](q, k, v, sight) if len(set(windows)) == 1 else jax.lax.switch(kind, ways, q, k, v, sight)
+        (y,) = self.project(y.reshape(batch * length, -1), "o_proj", ("heads", "embed"), scales)
+        return y.reshape(x.shape), cache
 
-        y = RMSNorm(config, name="post_attention_layernorm")(x).reshape(flat)
-        outputs = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
-        y = swiglu(jnp.concatenate(self.project(y, "gate_up_proj", outputs, ("embed", "mlp")), axis=-1))
-        (y,) = self.project(y, "down_proj", {"down_proj": width}, ("mlp", "embed"))
-        return (x + y.reshape(x.shape), cache), None
+
+def _split(x: Array, sizes: list[int]) -> list[Array]:
+    ends = np.cumsum(sizes).tolist()
+    return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 class Decoder(nn.Module):
     """Tokens to final hidden states; `unembed` turns the positions that matter into logits.
 
-    `lora_*` describe the adapters this model accepts; a base without adapter needs none of them.
+    `lora` describes the adapters that this model accepts; a base without adapter needs none.
     """
 
     config: DecoderConfig
-    lora_targets: tuple[str, ...] = ()
-    lora_rank: int = 0
-    lora_scale: float = 1.0
+    lora: Lora | None = None
 
     def setup(self) -> None:
         config = self.config
         shape = (config.vocab_size, config.hidden_size)
-        self.embed_tokens = _kernel(self, "embed_tokens", shape, ("vocab", "embed"))
-        block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+        self.embed_tokens = _param(self, "embed_tokens", shape, ("vocab", "embed"))
+        block = Block
+        if config.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=_POLICIES[config.remat])
         scanned = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        self.layers = scanned(config, self.lora_targets, self.lora_rank, self.lora_scale)
+        self.layers = scanned(config, self.lora)
         self.norm = RMSNorm(config)
         if not config.tie_word_embeddings:
-            self.lm_head = _kernel(self, "lm_head", (shape[1], shape[0]), ("embed", "vocab"))
+            self.lm_head = _param(self, "lm_head", (shape[1], shape[0]), ("embed", "vocab"))
 
     def __call__(
         self,
         tokens: Int[Array, "b t"],
-        positions: Int[Array, "b t"],
-        mask: Bool[Array, "b t s"],
+        sight: Sight,
         cache: KVCache | None = None,
         slot: int | Array = 0,
     ) -> tuple[Float[Array, "b t d"], KVCache | None]:
         """Hidden states after the last norm.
 
-        `mask[b, t, s]`: token t sees key s. Without a cache the keys are the tokens themselves (s = t); with one,
-        they are its slots, and the tokens are written to slots `slot .. slot + t` first.
+        Without a cache the keys of `sight` are the tokens themselves; with one, they are its slots, and the tokens are
+        written to slots `slot .. slot + t` first.
         """
         config = self.config
-        x = self.embed_tokens.astype(config.dtype)[tokens]
-        angles = positions[..., None, None] * rope_frequencies(config).reshape(1, 1, 1, -1)
-        rope = (jnp.cos(angles), jnp.sin(angles))
-        layer = jnp.arange(config.num_hidden_layers)
-        (x, cache), _ = self.layers((x, cache), layer, rope, mask, jnp.asarray(slot))
+        depth, slots = config.num_hidden_layers, sight.key_segment.shape[1]
+        for limit in (kind.rope.limit for kind in config.kinds if kind.rope and kind.rope.limit):
+            if slots > limit:
+                raise InputError(f"{slots} tokens: this model's rotary embedding (longrope) is supported up to {limit}")
+        x = self.embed_tokens.astype(config.dtype)[tokens] * jnp.asarray(config.embed_scale, config.dtype)
+        turn = turns(tuple(kind.rope for kind in config.kinds), sight.query_position)
+        kind = jnp.array(config.layer_kinds or (0,) * depth)
+        targets = self.lora.targets if self.lora else ()
+        scales = {target: jnp.array(self.lora.scales(target, depth), jnp.float32) for target in targets}  # pyright: ignore
+        layer, slot = jnp.arange(depth), jnp.asarray(slot)
+        (x, cache), _ = self.layers((x, cache), layer, kind, scales, turn, sight, slot)
         return self.norm(x), cache
 
     def unembed(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Logits, float32."""
         head = self.embed_tokens.T if self.config.tie_word_embeddings else self.lm_head
-        return (hidden @ head.astype(hidden.dtype)).astype(jnp.float32)
+        logits, cap = (hidden @ head.astype(hidden.dtype)).astype(jnp.float32), self.config.logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def _variables(base: Base, adapter: Adapter | None) -> dict:
-    return {"params": base} if adapter is None else {"params": base, "lora": adapter}
+def _variables(model: Decoder, base: Base, adapter: Adapter | None) -> dict:
+    if adapter is None:
+        return {"params": base}
+    targets = set(model.lora.targets) if model.lora else set()
+    if adapter["layers"].keys() != targets:
+        raise ValueError(f"an adapter of {sorted(adapter['layers'])} for a model whose targets are {sorted(targets)}")
+    return {"params": base, "lora": adapter}
+
+
+def segment_positions(segments: Int[Array, "b l"]) -> Int[Array, "b l"]:
+    """Each token's place in its segment, counting valid tokens; the numbers of a row's segments rise."""
+    valid = segments > 0
+    count = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+    begins = segments > jax.lax.cummax(jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1], axis=1)
+    return count - jax.lax.cummax(jnp.where(begins, count, 0), axis=1)
 
 
 def forward(
-    model: Decoder, base: Base, adapter: Adapter | None, tokens: Int[Array, "b l"], valid: Bool[Array, "b l"]
+    model: Decoder,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: Int[Array, "b l"],
+    segments: Int[Array, "b l"] | Bool[Array, "b l"],
 ) -> Float[Array, "b l d"]:
-    """Causal hidden states of whole sequences. `valid` is False on padding, on either side; its rows mean nothing."""
-    length = tokens.shape[1]
-    positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    mask = causal[None] & valid[:, None, :]
-    return model.apply(_variables(base, adapter), tokens, positions, mask)[0]  # pyright: ignore
+    """Causal hidden states of whole sequences.
+
+    `segments` is 0 (or False) on padding, on either side, whose rows mean nothing; a row that holds several sequences,
+    one after another, numbers them 1, 2, ..., and none of them sees another.
+    """
+    segments = segments.astype(jnp.int32)
+    positions = segment_positions(segments)
+    sight = Sight(segments, positions, segments, positions)
+    return model.apply(_variables(model, base, adapter), tokens, sight)[0]  # pyright: ignore
 
 
 def forward_cached(
@@ -258,21 +303,34 @@ def forward_cached(
     base: Base,
     adapter: Adapter | None,
     tokens: Int[Array, "b t"],
-    positions: Int[Array, "b t"],
-    mask: Bool[Array, "b t s"],
+    sight: Sight,
     cache: KVCache,
     slot: Int[Array, ""],
 ) -> tuple[Float[Array, "b t d"], KVCache]:
-    """Hidden states of `tokens` written into the cache from `slot` on; `mask` says which slots each one sees."""
-    return model.apply(_variables(base, adapter), tokens, positions, mask, cache, slot)  # pyright: ignore
+    """Hidden states of `tokens` written into the cache from `slot` on; the keys of `sight` are all of its slots."""
+    return model.apply(_variables(model, base, adapter), tokens, sight, cache, slot)  # pyright: ignore
 
 
 def unembed(model: Decoder, base: Base, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
     return model.apply({"params": base}, hidden, method="unembed")  # pyright: ignore
 
 
-def abstract_params(model: Decoder) -> dict:
-    """Boxed shapes of all variables, {"params": ..., "lora": ...}, with logical axis names; nothing is allocated."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, 1, 1), jnp.bool_)
-    return dict(jax.eval_shape(model.init, jax.random.key(0), tokens, tokens, mask))
+def abstract_base(config: DecoderConfig) -> PyTree:
+    """Boxed shapes of a base, with logical axis names; nothing is allocated."""
+    row = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return dict(jax.eval_shape(Decoder(config).init, jax.random.key(0), row, Sight(row, row, row, row)))["params"]
+
+
+def init_base(config: DecoderConfig, key: Key[Array, ""]) -> Base:
+    """A random base: normal(0.02) matrices, those that write to the residual stream smaller by sqrt(2 L); norms one."""
+    layers = config.num_hidden_layers
+
+    def leaf(path, shape: jax.ShapeDtypeStruct) -> Array:
+        name = path[-1].key
+        if name == "weight":
+            return jnp.full(shape.shape, 0.0 if config.unit_offset else 1.0, shape.dtype)
+        deviation = 0.02 / (2 * layers) ** 0.5 if name in ("o_proj", "down_proj") else 0.02
+        own = rng.stream(key, jax.tree_util.keystr(path))
+        return deviation * jax.random.normal(own, shape.shape, shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, nn.unbox(abstract_base(config)))

@@ -1,31 +1,73 @@
-"""LoRA adapters: fresh ones, their sizes, and merging one into the base (arXiv 2106.09685).
+"""LoRA adapters: their shape, fresh ones, their sizes, and merging one into the base (arXiv 2106.09685).
 
 An adapter is the decoder's `lora` collection: for every target `{"a": [L, in, r], "b": [L, r, out]}`; the layer
-computes `x W + (alpha / r) (x a) b`.
+computes `x W + scale (x a) b`. Where layers have different ranks, `r` is the largest and the rest is zero: a column of
+`a` and the row of `b` that are both zero have no gradient, so they stay what they are.
 """
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+import numpy as np
 
-from fedjax_rai import rng, trees
+from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Base, Key, PyTree
-from fedjax_rai.model.decoder import Decoder, abstract_params
-
-FUSED = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "o_proj": ("o_proj",),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-    "down_proj": ("down_proj",),
-}
+from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, module_name, modules
+from fedjax_rai.model.quantize import Quantized, dequantize
 
 
-def abstract_adapter(model: Decoder) -> PyTree:
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The shape of adapters, in PEFT's terms: `layers` None is all of them; patterns are (regular expression, value),
+    the first one that matches the end of a module's name winning."""
+
+    targets: tuple[str, ...]
+    rank: int
+    alpha: float
+    rslora: bool = False  # scale alpha / sqrt(rank) (arXiv 2312.03732), not alpha / rank
+    layers: tuple[int, ...] | None = None
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+
+    def ranks(self, target: str, depth: int) -> tuple[int, ...]:
+        """The rank of each of `depth` layers; 0 where a layer is not adapted."""
+        names = [module_name(layer, target) for layer in range(depth)]
+        adapted = range(depth) if self.layers is None else self.layers
+        return tuple(_match(self.rank_pattern, name, self.rank) if i in adapted else 0 for i, name in enumerate(names))
+
+    def scales(self, target: str, depth: int) -> tuple[float, ...]:
+        """What each layer's (x a) b is multiplied by; 0 where a layer is not adapted."""
+        alphas = [_match(self.alpha_pattern, module_name(layer, target), self.alpha) for layer in range(depth)]
+        ranks = self.ranks(target, depth)
+        return tuple(
+            alpha / (r**0.5 if self.rslora else r) if r else 0.0 for alpha, r in zip(alphas, ranks, strict=True)
+        )
+
+
+def _match(patterns: Sequence[tuple[str, Number]], name: str, default: Number) -> Number:
+    return next((value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", name)), default)
+
+
+def abstract_adapter(config: DecoderConfig, lora: Lora) -> PyTree:
     """Shapes of an adapter's leaves."""
-    return nn.unbox(abstract_params(model)).get("lora", {})
+    depth, layers = config.num_hidden_layers, {}
+    for kernel in FUSED:
+        for target, width in modules(config, kernel).items():
+            if target in lora.targets:
+                rank = max(lora.ranks(target, depth))
+                shapes = {"a": (depth, fan_in(config, kernel), rank), "b": (depth, rank, width)}
+                layers[target] = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    return {"layers": layers}
 
 
-def init_adapter(model: Decoder, key: Key[Array, ""]) -> Adapter:
+def init_adapter(config: DecoderConfig, lora: Lora, key: Key[Array, ""]) -> Adapter:
     """A fresh adapter: `a` uniform in +-1/sqrt(in) (PEFT's Kaiming uniform), `b` zero, so it changes nothing yet."""
 
     def leaf(path, shape: jax.ShapeDtypeStruct) -> Array:
@@ -33,53 +75,39 @@ def init_adapter(model: Decoder, key: Key[Array, ""]) -> Adapter:
             return jnp.zeros(shape.shape, shape.dtype)
         bound = shape.shape[-2] ** -0.5
         own = rng.stream(key, jax.tree_util.keystr(path))
-        return jax.random.uniform(own, shape.shape, shape.dtype, -bound, bound)
+        drawn = jax.random.uniform(own, shape.shape, shape.dtype, -bound, bound)
+        ranks = np.array(lora.ranks(path[-2].key, shape.shape[0]))
+        return jnp.where(np.arange(shape.shape[-1]) < ranks[:, None, None], drawn, 0.0)
 
-    return jax.tree_util.tree_map_with_path(leaf, abstract_adapter(model))
-
-
-def init_base(model: Decoder, key: Key[Array, ""]) -> Base:
-    """A random base: normal(0.02) matrices, those that write to the residual stream smaller by sqrt(2 L); norms one."""
-    layers = model.config.num_hidden_layers
-
-    def leaf(path, shape: jax.ShapeDtypeStruct) -> Array:
-        name = path[-1].key
-        if name == "weight":
-            return jnp.ones(shape.shape, shape.dtype)
-        deviation = 0.02 / (2 * layers) ** 0.5 if name in ("o_proj", "down_proj") else 0.02
-        own = rng.stream(key, jax.tree_util.keystr(path))
-        return deviation * jax.random.normal(own, shape.shape, shape.dtype)
-
-    return jax.tree_util.tree_map_with_path(leaf, nn.unbox(abstract_params(model))["params"])
+    return jax.tree_util.tree_map_with_path(leaf, abstract_adapter(config, lora))
 
 
-def size(adapter: Adapter) -> int:
+def size(config: DecoderConfig, lora: Lora) -> int:
     """Number of parameters that one client sends."""
-    return sum(leaf.size for _, leaf in trees.paths(adapter))
+    depth = config.num_hidden_layers
+    return sum(
+        sum(lora.ranks(target, depth)) * (fan_in(config, kernel) + width)
+        for kernel in FUSED
+        for target, width in modules(config, kernel).items()
+        if target in lora.targets
+    )
 
 
-def merge(model: Decoder, base: Base, adapter: Adapter) -> Base:
-    """The base with the adapter added to its kernels: `forward(merged, None) == forward(base, adapter)`."""
+def merge(config: DecoderConfig, lora: Lora, base: Base, adapter: Adapter) -> Base:
+    """The base with the adapter added to its kernels: `forward(merged, None) == forward(base, adapter)`.
+
+    Kernels that the adapter changes are no longer quantised.
+    """
     pairs, layers = adapter["layers"], dict(base["layers"])
-    for fused, targets in FUSED.items():
-        kernel, column = layers[fused], 0
-        for target in targets:
-            width = _width(model, target)
+    dtype = jnp.dtype(config.dtype)
+    for fused in FUSED:
+        column = 0
+        for target, width in modules(config, fused).items():
             if target in pairs:
-                product = jnp.einsum("lir,lro->lio", pairs[target]["a"], pairs[target]["b"])
-                kernel = kernel.at[:, :, column : column + width].add((model.lora_scale * product).astype(kernel.dtype))
+                scales = np.array(lora.scales(target, config.num_hidden_layers), np.float32)[:, None, None]
+                product = jnp.einsum("lir,lro->lio", pairs[target]["a"], pairs[target]["b"]) * scales
+                kernel = layers[fused]
+                kernel = dequantize(kernel, dtype) if isinstance(kernel, Quantized) else kernel
+                layers[fused] = kernel.at[:, :, column : column + width].add(product.astype(kernel.dtype))
             column += width
-        layers[fused] = kernel
     return {**base, "layers": layers}
-
-
-def _width(model: Decoder, target: str) -> int:
-    config = model.config
-    heads = {
-        "q_proj": config.num_attention_heads,
-        "k_proj": config.num_key_value_heads,
-        "v_proj": config.num_key_value_heads,
-    }
-    if target in heads:
-        return heads[target] * config.head_dim
-    return config.intermediate_size if target in ("gate_proj", "up_proj") else config.hidden_size

@@ -1,87 +1,111 @@
-"""An adapter that is written is what is read, by us and by PEFT; what is not plain LoRA is refused by name."""
+"""An adapter that is written is what is read, by us and by PEFT; what is not LoRA as we compute it is refused by name."""
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from fedjax_rai.errors import InputError
-from fedjax_rai.model import decoder, lora, weights
-from fedjax_rai.model.decoder import TARGETS, Decoder, DecoderConfig
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-CONFIG = DecoderConfig(
-    vocab_size=19,
-    hidden_size=8,
-    intermediate_size=10,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=6,
+from fedjax_rai.model import families, lora, peft, weights
+from fedjax_rai.model.architecture import module_name
+from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.lora import Lora
+from tests.model.common import (
+    FIXTURES,
+    MODELS,
+    assert_trees_equal,
+    edit_json,
+    edit_tensors,
+    logits,
+    random_adapter,
+    read_tensors,
 )
-MODEL = Decoder(CONFIG, TARGETS, lora_rank=2, lora_scale=1.5)
+from tests.model.test_weights import CONFIG
+
+TARGETS = CONFIG.targets
+LORA = Lora(TARGETS, rank=2, alpha=3.0)
 Q_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+SHAPES = {
+    "plain": LORA,
+    "two targets": replace(LORA, targets=("q_proj", "v_proj")),
+    "one target": replace(LORA, targets=("down_proj",)),
+    "rslora": replace(LORA, rslora=True, rank=3),
+    "one layer": replace(LORA, layers=(1,)),
+    "patterns": replace(LORA, rank_pattern=(("layers.0.*q_proj", 4), ("v_proj", 1)), alpha_pattern=(("mlp.*", 5.0),)),
+}
 
 
-@pytest.fixture(autouse=True)
-def exact_products():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
-def random_like(tree, seed: int = 0):
-    """No two numbers alike, so that nothing may be swapped unseen; norms around one."""
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
-
-
-def assert_trees_equal(got, expected) -> None:
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    with safe_open(path, "numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def edit_json(path: Path, **changes) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def logits(model, base, adapter, tokens):
-    hidden = decoder.forward(model, base, adapter, jnp.asarray(tokens), jnp.ones(tokens.shape, bool))
-    return decoder.unembed(model, base, hidden)
-
-
-def edit_tensors(path: Path, change) -> None:
-    tensors = read_tensors(path)
-    change(tensors)
-    weights.save_safetensors(path, tensors)
-
-
-@pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj"), ("down_proj",)])
-def test_an_adapter_round_trips(targets, tmp_path):
-    model = MODEL.copy(lora_targets=targets)
-    adapter = random_like(lora.init_adapter(model, jax.random.key(0)))
-    weights.save_adapter(tmp_path, model, adapter, "meta-llama/Llama-3.1-8B")
-    assert_trees_equal(weights.load_adapter(tmp_path, model), adapter)
+@pytest.mark.parametrize("own", SHAPES.values(), ids=SHAPES)
+def test_an_adapter_round_trips(own, tmp_path):
+    adapter = random_adapter(CONFIG, own)
+    peft.save_adapter(tmp_path, CONFIG, own, adapter, "meta-llama/Llama-3.1-8B")
+    got, read = peft.load_adapter(tmp_path, CONFIG)
+    assert got == own
+    assert_trees_equal(read, adapter)
     raw = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (raw["r"], raw["lora_alpha"], raw["base_model_name_or_path"]) == (2, 3, "meta-llama/Llama-3.1-8B")
+    assert (raw["r"], raw["lora_alpha"], raw["base_model_name_or_path"]) == (own.rank, 3, "meta-llama/Llama-3.1-8B")
+    numbers = sum(tensor.size for tensor in read_tensors(tmp_path / "adapter_model.safetensors").values())
+    assert lora.size(CONFIG, own) == numbers
 
 
 def test_an_adapter_file_holds_a_and_b_as_peft_does(tmp_path):
-    adapter = random_like(lora.init_adapter(MODEL, jax.random.key(0)))
-    weights.save_adapter(tmp_path, MODEL, adapter, "base")
+    adapter = random_adapter(CONFIG, LORA)
+    peft.save_adapter(tmp_path, CONFIG, LORA, adapter, "base")
     tensors = read_tensors(tmp_path / "adapter_model.safetensors")
     np.testing.assert_array_equal(tensors[Q_A], adapter["layers"]["q_proj"]["a"][0].T)
     name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
     np.testing.assert_array_equal(tensors[name], adapter["layers"]["up_proj"]["b"][1].T)
+
+
+def test_modules_that_a_pattern_leaves_out_are_not_adapted(tmp_path):
+    """`target_modules` may be a regular expression or whole names: then the file says which modules there are."""
+    own = replace(LORA, targets=("q_proj",))
+    adapter = random_adapter(CONFIG, own)
+    peft.save_adapter(tmp_path, CONFIG, own, adapter, "base")
+    edit_tensors(tmp_path / peft.WEIGHTS, lambda t: [t.pop(n) for n in list(t) if "layers.1." in n])
+    with pytest.raises(InputError, match=r"missing: .*layers\.1\..*lora_A"):
+        peft.load_adapter(tmp_path, CONFIG)
+    edit_json(tmp_path / peft.CONFIG, target_modules=r".*layers\.0.*q_proj")
+    got, read = peft.load_adapter(tmp_path, CONFIG)
+    assert got.ranks("q_proj", 2) == (2, 0) and lora.size(CONFIG, got) == lora.size(CONFIG, own) // 2
+    np.testing.assert_array_equal(read["layers"]["q_proj"]["a"][1], 0)
+    peft.save_adapter(tmp_path / "again", CONFIG, got, read, "base")
+    assert json.loads((tmp_path / "again" / peft.CONFIG).read_text())["target_modules"] == [module_name(0, "q_proj")]
+    assert_trees_equal(peft.load_adapter(tmp_path / "again", CONFIG)[1], read)
+
+
+def test_what_a_layer_has_no_rank_for_stays_zero():
+    """Its gradient is zero, so that training leaves the shape as it is."""
+    own = SHAPES["patterns"]
+    config = families.read_config(MODELS[0])
+    base, model = weights.load_base(MODELS[0], config), Decoder(config, own)
+    fresh = lora.init_adapter(config, own, jax.random.key(0))
+    tokens = jnp.arange(8)[None]
+
+    def loss(adapter):
+        hidden = jax.tree.leaves(logits_of(model, base, adapter, tokens))[0]
+        return jnp.sum(hidden**2)
+
+    gradient = jax.grad(loss)(jax.tree.map(lambda x, y: x + y, fresh, random_adapter(config, own)))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+    for target in own.targets:
+        for part in "ab":
+            for layer, rank in enumerate(own.ranks(target, config.num_hidden_layers)):
+                for tree in (fresh, gradient):
+                    leaf = np.asarray(tree["layers"][target][part][layer])
+                    np.testing.assert_array_equal(leaf[:, rank:] if part == "a" else leaf[rank:], 0)
+
+
+def logits_of(model, base, adapter, tokens):
+    from fedjax_rai.model.decoder import forward, unembed
+
+    return unembed(model, base, forward(model, base, adapter, tokens, jnp.ones(tokens.shape, bool)))
 
 
 @pytest.mark.parametrize(
@@ -89,79 +113,111 @@ def test_an_adapter_file_holds_a_and_b_as_peft_does(tmp_path):
     [
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported, only: LORA"),
         ({"use_dora": True}, "use_dora True is not supported"),
-        ({"use_rslora": True}, "use_rslora True"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\]"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
         ({"bias": "all"}, "bias 'all' is not supported, only: none"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
-        ({"r": 4}, "r is 4, the model's rank is 2"),
-        ({"lora_alpha": 16}, r"lora_alpha is 16, the model's \(lora_scale \* rank\) is 3"),
-        ({"r": 4, "use_dora": True}, "use_dora True is not supported; r is 4"),
+        ({"r": 0}, "r is 0, must be a positive number"),
+        ({"lora_alpha": None}, "lora_alpha is None, must be"),
+        ({"r": -4, "use_dora": True}, "use_dora True is not supported; r is -4"),
+        ({"lora_bias": True}, "lora_bias True"),
     ],
 )
 def test_an_adapter_that_we_do_not_compute_is_refused_by_name(changes, message, tmp_path):
-    weights.save_adapter(tmp_path, MODEL, lora.init_adapter(MODEL, jax.random.key(0)), "base")
+    peft.save_adapter(tmp_path, CONFIG, LORA, random_adapter(CONFIG, LORA), "base")
     edit_json(tmp_path / "adapter_config.json", **changes)
     with pytest.raises(InputError, match=message) as caught:
-        weights.load_adapter(tmp_path, MODEL)
+        peft.load_adapter(tmp_path, CONFIG)
     assert str(tmp_path / "adapter_config.json") in str(caught.value)
 
 
-def test_an_adapter_of_other_targets_or_shapes_is_refused(tmp_path):
-    weights.save_adapter(tmp_path, MODEL, lora.init_adapter(MODEL, jax.random.key(0)), "base")
-    narrow = MODEL.copy(lora_targets=("q_proj",))
-    with pytest.raises(InputError, match="targets are down_proj, .*, v_proj, the model's are q_proj"):
-        weights.load_adapter(tmp_path, narrow)
+def test_an_adapter_of_other_shapes_is_refused(tmp_path):
+    peft.save_adapter(tmp_path, CONFIG, LORA, random_adapter(CONFIG, LORA), "base")
     path = tmp_path / "adapter_model.safetensors"
-    edit_tensors(path, lambda own: own.update({Q_A: own[Q_A].T}))
-    with pytest.raises(InputError, match=r"shape of .*\.q_proj\.lora_A\.weight: \(8, 2\), expected \(2, 8\)"):
-        weights.load_adapter(tmp_path, MODEL)
-    edit_tensors(path, lambda own: own.pop(Q_A))
+    edit_tensors(path, lambda own: own.update({Q_A: own[Q_A].T, "lm_head.lora_A.weight": own[Q_A]}))
+    with pytest.raises(InputError) as caught:
+        peft.load_adapter(tmp_path, CONFIG)
+    header, *lines = str(caught.value).split("\n  ")
+    assert header == f"{path}: tensors do not fit the model"
+    assert lines == ["surplus: lm_head.lora_A.weight", f"shape of {Q_A}: (8, 2), expected (2, 8)"]
+    edit_tensors(path, lambda own: [own.pop(Q_A), own.pop("lm_head.lora_A.weight")])
     with pytest.raises(InputError, match=f"missing: {Q_A}"):
-        weights.load_adapter(tmp_path, MODEL)
+        peft.load_adapter(tmp_path, CONFIG)
     path.unlink()
     with pytest.raises(InputError, match=r"adapter_model\.safetensors is not there"):
-        weights.load_adapter(tmp_path, MODEL)
+        peft.load_adapter(tmp_path, CONFIG)
+
+
+def test_an_adapter_goes_with_its_own_targets_only():
+    config = families.read_config(MODELS[0])
+    narrow = Decoder(config, replace(LORA, targets=("q_proj",)))
+    with pytest.raises(ValueError, match="for a model whose targets are"):
+        logits(narrow, weights.load_base(MODELS[0], config), random_adapter(config, LORA), np.arange(8)[None])
 
 
 def test_the_adapters_of_a_cohort_are_not_written_as_one(tmp_path):
-    adapter = lora.init_adapter(MODEL, jax.random.key(0))
+    adapter = random_adapter(CONFIG, LORA)
     with pytest.raises(ValueError, match="the model's are"):
-        weights.save_adapter(tmp_path, MODEL, jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), adapter), "base")
+        peft.save_adapter(tmp_path, CONFIG, LORA, jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), adapter), "base")
     assert not list(tmp_path.iterdir())
+
+
+# ---- with PEFT
+
+
+@pytest.fixture
+def torch_and_peft(monkeypatch):
+    torch = pytest.importorskip("torch", reason="the parity extra (torch, peft) is not installed")
+    return torch, pytest.importorskip("peft", reason="the parity extra (torch, peft) is not installed")
+
+
+def peft_config(library: Any, draw: np.random.Generator, config, layers: int) -> Any:
+    """A random LoraConfig of what we read: ranks, alphas, rslora, targets, layers, patterns."""
+    targets = [t for t in config.targets if draw.integers(2)] or [config.targets[0]]
+    rank_pattern = {targets[0]: 5} if draw.integers(2) else {}
+    alpha_pattern = {rf"layers\.0\..*{targets[-1]}": 7} if draw.integers(2) else {}
+    return library.LoraConfig(
+        r=int(draw.integers(1, 5)), lora_alpha=int(draw.integers(1, 9)), use_rslora=bool(draw.integers(2)),
+        target_modules=targets, rank_pattern=rank_pattern, alpha_pattern=alpha_pattern, task_type="CAUSAL_LM",
+        layers_to_transform=[layers - 1] if draw.integers(2) else None, init_lora_weights=False,
+    )  # fmt: skip
 
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # PEFT uses what transformers is about to rename
 @pytest.mark.parametrize("seed", range(2))
-def test_an_adapter_goes_to_peft_and_back(seed, tmp_path):
-    """Ours in PEFT, merged export in transformers, PEFT's own file in ours: the same logits each time."""
-    torch = pytest.importorskip("torch", reason="the parity extra (torch, peft) is not installed")
-    peft = pytest.importorskip("peft", reason="the parity extra (torch, peft) is not installed")
+@pytest.mark.parametrize("family", sorted(families.FAMILIES))
+def test_an_adapter_goes_to_peft_and_back(family, seed, torch_and_peft, tmp_path):
+    """PEFT's random adapter in ours, ours in PEFT, merged export in transformers: the same logits each time."""
+    torch, library = torch_and_peft
     from transformers import AutoModelForCausalLM
 
-    make = runpy.run_path(str(FIXTURES / "make_llama.py"))
-    make["build"](make["random_config"](seed), seed).save_pretrained(tmp_path / "base")
-    config = weights.read_config(tmp_path / "base")
-    model = Decoder(config, TARGETS if seed else ("q_proj", "v_proj"), lora_rank=3, lora_scale=2.0)
+    make = runpy.run_path(str(FIXTURES / "make_models.py"))
+    plain = make["build"](family, make["random_config"](family, seed + 50), seed)
+    plain.save_pretrained(tmp_path / "base")
+    config = families.read_config(tmp_path / "base")
     base = weights.load_base(tmp_path / "base", config)
-    adapter = random_like(lora.init_adapter(model, jax.random.key(seed)))
-    tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (2, 40))
-    ours = logits(model, base, adapter, tokens)
+    draw = np.random.default_rng([seed, len(family)])
+    tokens = draw.integers(0, config.vocab_size, (2, 40))
 
     @torch.no_grad()
     def theirs(own):
         return own(torch.tensor(tokens)).logits.numpy()
 
-    weights.save_adapter(tmp_path / "ours", model, adapter, str(tmp_path / "base"))
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    assert np.abs(theirs(plain) - ours).max() > 1e-2
-    wrapped = peft.PeftModel.from_pretrained(plain, tmp_path / "ours")
-    np.testing.assert_allclose(theirs(wrapped), ours, atol=1e-4, rtol=0)
+    def again():
+        return AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager")
 
+    unadapted = theirs(again())
+    wrapped = library.get_peft_model(plain, peft_config(library, draw, config, config.num_hidden_layers))
+    expected = theirs(wrapped)
+    assert np.abs(unadapted - expected).max() > 1e-2
     wrapped.save_pretrained(tmp_path / "theirs")
-    assert_trees_equal(weights.load_adapter(tmp_path / "theirs", model), adapter)
+    own, adapter = peft.load_adapter(tmp_path / "theirs", config)
+    np.testing.assert_allclose(logits(Decoder(config, own), base, adapter, tokens), expected, atol=1e-4, rtol=0)
 
-    weights.save_base(tmp_path / "merged", config, lora.merge(model, base, adapter), "float32")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    np.testing.assert_allclose(theirs(merged), ours, atol=1e-4, rtol=0)
+    peft.save_adapter(tmp_path / "ours", config, own, adapter, str(tmp_path / "base"))
+    np.testing.assert_allclose(
+        theirs(library.PeftModel.from_pretrained(again(), tmp_path / "ours")), expected, atol=1e-4, rtol=0
+    )
+    weights.save_merged(tmp_path / "merged", tmp_path / "base", config, own, adapter, "float32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager")
+    np.testing.assert_allclose(theirs(merged), expected, atol=1e-4, rtol=0)

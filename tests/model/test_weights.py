@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,69 +14,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from safetensors import safe_open
 
 from fedjax_rai.errors import InputError
-from fedjax_rai.model import decoder, lora, weights
-from fedjax_rai.model.decoder import Decoder, DecoderConfig, RopeScaling
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-TIED, UNTIED = FIXTURES / "llama/llama3_tied_sharded", FIXTURES / "llama/plain_untied"
-CONFIG = DecoderConfig(
-    vocab_size=19,
-    hidden_size=8,
-    intermediate_size=10,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=6,
-    rope_theta=500.0,
-    rope_scaling=RopeScaling(4.0, 1.0, 4.0, 32),
-    rms_norm_eps=1e-6,
+from fedjax_rai.model import families, quantize, weights
+from fedjax_rai.model.architecture import FUSED
+from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.lora import Lora
+from tests.model.common import (
+    FIXTURES,
+    MODELS,
+    assert_trees_equal,
+    edit_tensors,
+    logits,
+    random_adapter,
+    random_base,
+    read_tensors,
 )
-LLAMA3: Any = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
+
+TIED, UNTIED = FIXTURES / "models/llama3_tied_sharded", FIXTURES / "models/plain_untied"
+RAW: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 19,
+    "hidden_size": 8,
+    "intermediate_size": 10,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
 }
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
-def random_like(tree, seed: int = 0):
-    """No two numbers alike, so that nothing may be swapped unseen; norms around one."""
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
-
-
-def random_base(config: DecoderConfig):
-    return random_like(lora.init_base(Decoder(config), jax.random.key(0)))
-
-
-def assert_trees_equal(got, expected) -> None:
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    with safe_open(path, "numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def logits(model, base, adapter, tokens):
-    hidden = decoder.forward(model, base, adapter, jnp.asarray(tokens), jnp.ones(tokens.shape, bool))
-    return decoder.unembed(model, base, hidden)
-
-
-def edit_tensors(path: Path, change) -> None:
-    tensors = read_tensors(path)
-    change(tensors)
-    weights.save_safetensors(path, tensors)
+EXTRAS: dict[str, dict[str, Any]] = {  # what sets a family's flags that RAW leaves at their defaults
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "gemma2": {"num_hidden_layers": 3, "sliding_window": 4},
+    "phi3": {"head_dim": None, "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1.0}},
+    "smollm3": {"num_hidden_layers": 4},
+}
+CONFIG = families.decoder_config(RAW, "RAW")
 
 
 # ---- save_safetensors
@@ -115,96 +88,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-# ---- read_config
-
-
-@pytest.mark.parametrize(
-    ("fields", "theta", "scaling"),
-    [
-        ({}, 10_000.0, None),
-        ({"rope_theta": 5e5, "rope_scaling": None}, 5e5, None),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5, None),
-        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}, 5e5, RopeScaling(**LLAMA3)),
-        ({"rope_theta": 5e5, "rope_scaling": {"type": "llama3", **LLAMA3}}, 5e5, RopeScaling(**LLAMA3)),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}}, 5e5, RopeScaling(**LLAMA3)),
-    ],
-)
-def test_rope_is_read_in_the_new_and_the_old_form(fields, theta, scaling, tmp_path):
-    config = _config_of(tmp_path, **fields)
-    assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
-
-
-def _config_of(folder: Path, drop: tuple[str, ...] = (), **changes: Any) -> DecoderConfig:
-    raw = {
-        "model_type": "llama",
-        "vocab_size": 32,
-        "hidden_size": 24,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        **changes,
-    }
-    for name in drop:
-        del raw[name]
-    (folder / "config.json").write_text(json.dumps(raw))
-    return weights.read_config(folder, dtype="bfloat16", remat=True)
-
-
-def test_absent_fields_take_the_defaults_of_transformers(tmp_path):
-    expected = DecoderConfig(32, 24, 48, 2, 4, 4, 6, rms_norm_eps=1e-6, dtype="bfloat16", remat=True)
-    assert _config_of(tmp_path) == expected
-    assert _config_of(tmp_path, head_dim=None, num_key_value_heads=None) == expected
-    given: Any = {"head_dim": 16, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
-    assert _config_of(tmp_path, **given) == replace(expected, **given)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_type": "gpt2"}, r"config\.json: model_type 'gpt2' is not supported, only: llama"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', only 'silu' is supported"),
-        ({"attention_bias": True}, "attention_bias is True, only False"),
-        ({"mlp_bias": True}, "mlp_bias is True, only False"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is .*bits"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported, only: default, llama3"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "rope_type 'linear' is not supported"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "llama3 rope needs low_freq_factor"),
-        ({"drop": ("vocab_size", "hidden_size")}, "vocab_size is missing; hidden_size is missing"),
-        ({"mlp_bias": True, "hidden_act": "relu"}, "hidden_act is 'relu'.*; mlp_bias is True"),
-    ],
-)
-def test_a_config_that_we_do_not_compute_is_refused_by_name(changes, message, tmp_path):
-    with pytest.raises(InputError, match=message) as caught:
-        _config_of(tmp_path, **changes)
-    assert str(tmp_path / "config.json") in str(caught.value)
-
-
-def test_a_config_that_is_not_there_or_not_json_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"config\.json: no such file"):
-        weights.read_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json: not JSON"):
-        weights.read_config(tmp_path)
-
-
 # ---- the base
 
 
-@pytest.mark.parametrize("scaled", [True, False])
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_base_round_trips(tied, scaled, tmp_path):
-    config = replace(CONFIG, tie_word_embeddings=tied, rope_scaling=CONFIG.rope_scaling if scaled else None)
+@pytest.mark.parametrize("family", sorted(families.FAMILIES))
+def test_a_base_round_trips(family, tmp_path):
+    raw = {**RAW, **EXTRAS.get(family, {}), "model_type": family}
+    config = families.decoder_config(raw, family)
     base = random_base(config)
-    weights.save_base(tmp_path, config, base, "float32")
-    assert weights.read_config(tmp_path) == config
+    weights.save_base(tmp_path, raw, base, "float32")
+    assert families.read_config(tmp_path) == config
     assert_trees_equal(weights.load_base(tmp_path, config), base)
 
 
-@pytest.mark.parametrize("folder", [TIED, UNTIED], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
 def test_a_hugging_face_folder_round_trips(folder, tmp_path):
-    config = weights.read_config(folder)
-    weights.save_base(tmp_path, config, weights.load_base(folder, config), "float32")
+    config, raw = families.read_config(folder), json.loads((folder / "config.json").read_text())
+    weights.save_base(tmp_path, raw, weights.load_base(folder, config), "float32")
     original = {name: tensor for shard in folder.glob("*.safetensors") for name, tensor in read_tensors(shard).items()}
     got = read_tensors(tmp_path / "model.safetensors")
     assert got.keys() == original.keys()
@@ -212,25 +112,31 @@ def test_a_hugging_face_folder_round_trips(folder, tmp_path):
 
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize(("dtype", "parameters"), [("float32", "float32"), ("bfloat16", "bfloat16")])
-def test_the_parameter_dtype_follows_the_config(stored, dtype, parameters, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_parameter_dtype_follows_the_config(stored, dtype, tmp_path):
     base = random_base(CONFIG)
-    weights.save_base(tmp_path, CONFIG, base, stored)
+    weights.save_base(tmp_path, RAW, base, stored)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == stored
     assert {str(tensor.dtype) for tensor in read_tensors(tmp_path / "model.safetensors").values()} == {stored}
     loaded = weights.load_base(tmp_path, replace(CONFIG, dtype=dtype))
-    assert_trees_equal(loaded, jax.tree.map(lambda leaf: leaf.astype(stored).astype(parameters), base))
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded)} == {parameters}
+    assert_trees_equal(loaded, jax.tree.map(lambda leaf: leaf.astype(stored).astype(dtype), base))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded)} == {dtype}
 
 
-def test_extra_fields_reach_the_config_but_change_no_shape(tmp_path):
-    weights.save_base(tmp_path, CONFIG, random_base(CONFIG), "float32", extra={"eos_token_id": 7, "vocab_size": 1})
-    raw = json.loads((tmp_path / "config.json").read_text())
-    assert raw["eos_token_id"] == 7 and raw["vocab_size"] == CONFIG.vocab_size
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_base_is_that_of_the_whole_kernels(kind):
+    config = families.read_config(UNTIED)
+    plain = weights.load_base(UNTIED, config)
+    loaded = weights.load_base(UNTIED, replace(config, quantize=kind))
+    for name in FUSED:
+        whole, expected = loaded["layers"].pop(name), quantize.quantize(plain["layers"].pop(name), kind)
+        assert whole.kind == kind
+        assert_trees_equal(whole, expected)
+    assert_trees_equal(loaded, plain)
 
 
 def test_a_base_is_placed_on_load():
-    config = weights.read_config(UNTIED)
+    config = families.read_config(UNTIED)
     mesh = jax.make_mesh((len(jax.devices()),), ("fsdp",), axis_types=(AxisType.Auto,))
     whole = weights.load_base(UNTIED, config)
 
@@ -240,17 +146,35 @@ def test_a_base_is_placed_on_load():
     shardings = jax.tree.map(own, whole)
     placed = weights.load_base(UNTIED, config, shardings)
     assert_trees_equal(placed, whole)
-    jax.tree.map(lambda leaf, sharding: _check(leaf.sharding == sharding), placed, shardings)
+    assert all(jax.tree.leaves(jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, placed, shardings)))
     with pytest.raises(ValueError, match="lm_head"):
         weights.load_base(UNTIED, config, {name: leaf for name, leaf in shardings.items() if name != "lm_head"})
 
 
-def _check(condition: bool) -> None:
-    assert condition
+def test_files_are_read_a_tensor_at_a_time(monkeypatch):
+    """Each tensor is on its device before the next one is read: the host never holds two."""
+    alive = []
+    read = weights.Stored.read
+
+    def watched(stored, index=...):
+        array = read(stored, index)
+        assert not any(reference() is not None for reference in alive), f"{stored.name} beside another tensor"
+        alive.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(weights.Stored, "read", watched)
+    monkeypatch.setattr(weights.jax, "make_array_from_callback", _copied)
+    weights.load_base(TIED, families.read_config(TIED))
+    assert len(alive) > 10
+
+
+def _copied(shape, sharding, callback):
+    """What an accelerator does; a CPU may keep the host's memory as its own."""
+    return jax.device_put(jnp.array(callback((slice(None),) * len(shape)), copy=True), sharding)
 
 
 def test_every_tensor_that_does_not_fit_is_listed_in_one_error(tmp_path):
-    weights.save_base(tmp_path, CONFIG, random_base(CONFIG), "float32")
+    weights.save_base(tmp_path, RAW, random_base(CONFIG), "float32")
 
     def spoil(tensors):
         del tensors["model.norm.weight"], tensors["model.layers.1.mlp.up_proj.weight"]
@@ -271,9 +195,10 @@ def test_every_tensor_that_does_not_fit_is_listed_in_one_error(tmp_path):
 
 
 def test_stored_frequencies_and_a_tied_head_are_ignored(tmp_path):
+    raw = {**RAW, "tie_word_embeddings": True}
     config = replace(CONFIG, tie_word_embeddings=True)
     base = random_base(config)
-    weights.save_base(tmp_path, config, base, "float32")
+    weights.save_base(tmp_path, raw, base, "float32")
     path = tmp_path / "model.safetensors"
     edit_tensors(path, lambda own: own.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3)}))
     edit_tensors(path, lambda own: own.update({"lm_head.weight": np.ones((19, 8))}))
@@ -288,23 +213,52 @@ def test_files_that_are_not_there_or_broken_are_refused(tmp_path):
     first, second, _ = sorted(folder.glob("*.safetensors"))
     first.unlink()
     with pytest.raises(InputError, match=f"names files that are not there: {first.name}"):
-        weights.load_base(folder, weights.read_config(folder))
+        weights.load_base(folder, families.read_config(folder))
     first.write_bytes(b"not a file of tensors")
     with pytest.raises(InputError, match=f"{first.name}: not a safetensors file"):
-        weights.load_base(folder, weights.read_config(folder))
+        weights.load_base(folder, families.read_config(folder))
 
 
 def test_a_tree_of_another_model_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="the model's are"):
-        weights.save_base(tmp_path, CONFIG, random_base(replace(CONFIG, num_hidden_layers=3)), "float32")
+        weights.save_base(tmp_path, RAW, random_base(replace(CONFIG, num_hidden_layers=3)), "float32")
     assert not list(tmp_path.iterdir())
+
+
+# ---- merged
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_a_merged_model_is_base_and_adapter(folder, tmp_path):
+    config = families.read_config(folder)
+    own = Lora(config.targets, 3, 4.0, rslora=True, layers=(1,))
+    adapter = random_adapter(config, own)
+    weights.save_merged(tmp_path, folder, config, own, adapter, "float32")
+    base, merged = weights.load_base(folder, config), weights.load_base(tmp_path, families.read_config(tmp_path))
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 20))
+    expected = logits(Decoder(config, own), base, adapter, tokens)
+    np.testing.assert_allclose(logits(Decoder(config), merged, None, tokens), expected, atol=1e-4, rtol=0)
+    assert np.abs(expected - logits(Decoder(config), base, None, tokens)).max() > 1e-2
+
+
+def test_a_large_model_is_written_in_shards(tmp_path, monkeypatch):
+    config = families.read_config(UNTIED)
+    base, raw = weights.load_base(UNTIED, config), json.loads((UNTIED / "config.json").read_text())
+    monkeypatch.setattr(weights, "SHARD", 20_000)
+    weights.save_base(tmp_path, raw, base, "float32")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2 and all(file.name.endswith(f"-of-{len(files):05}.safetensors") for file in files)
+    assert all(sum(t.nbytes for t in read_tensors(file).values()) <= 20_000 for file in files)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in jax.tree.leaves(base))
+    assert_trees_equal(weights.load_base(tmp_path, config), base)
 
 
 # ---- with transformers
 
 
 def test_importing_loads_neither_torch_nor_transformers():
-    code = "import sys, fedjax_rai.model.weights; print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    code = "import sys, fedjax_rai.model.peft; print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -315,8 +269,9 @@ def test_transformers_loads_what_we_write(tied, stored, tmp_path):
     torch = pytest.importorskip("torch", reason="the parity extra (torch) is not installed")
     from transformers import AutoModelForCausalLM
 
-    config = replace(CONFIG, tie_word_embeddings=tied)
-    weights.save_base(tmp_path, config, random_base(config), stored)
+    raw = {**RAW, "tie_word_embeddings": tied, "bos_token_id": None, "eos_token_id": None}
+    config = families.decoder_config(raw, "raw")
+    weights.save_base(tmp_path, raw, random_base(config), stored)
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32", output_loading_info=True)
     theirs, report = loaded
     assert not any(report.values()), report

@@ -1,0 +1,230 @@
+"""Attention, one function per implementation, all equal to `xla` on valid queries.
+
+    attend("xla", q, k, v, sight, Attention(window=4096))
+
+A layer says who sees whom by a `Sight` (segments and positions, no dense mask), so that an implementation builds
+only as much of the mask as it needs. What is fixed for a layer (scale, soft cap, window) is an `Attention`.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rai.aliases import Array, Bool, Float, Int
+from fedjax_rai.errors import InputError
+
+CHUNK = 512
+"""Most queries that `chunked` takes at once."""
+
+
+class Sight(NamedTuple):
+    """Which keys a token sees: those of its own segment that are not after it."""
+
+    query_segment: Int[Array, "b t"]  # 0: padding; packed examples have 1, 2, ...
+    query_position: Int[Array, "b t"]  # counts the valid tokens of the segment
+    key_segment: Int[Array, "b s"]
+    key_position: Int[Array, "b s"]
+
+
+class Attention(NamedTuple):
+    """What is fixed for a layer; hashable, static under `jit`.
+
+    `scale` multiplies the logits (None: 1 / sqrt(head size)); `softcap` bounds them, cap * tanh(logits / cap), before
+    the mask (Gemma 2, arXiv:2408.00118); `window` is how many tokens of its segment, itself the last, a token sees.
+    """
+
+    scale: float | None = None
+    softcap: float | None = None
+    window: int | None = None
+
+
+def visible(sight: Sight, window: int | None) -> Bool[Array, "b t s"]:
+    """The dense mask: same segment, not after the query and, with a window, less than `window` tokens before it."""
+    past = sight.query_position[:, :, None] - sight.key_position[:, None, :]
+    seen = (sight.query_segment[:, :, None] == sight.key_segment[:, None, :]) & (past >= 0)
+    return seen if window is None else seen & (past < window)
+
+
+def _scale(q: Array, options: Attention) -> float:
+    return q.shape[-1] ** -0.5 if options.scale is None else options.scale
+
+
+def _dense(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
+    mask = visible(sight, options.window)
+    if options.softcap is None:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=options.scale)
+    batch, length, heads, size = q.shape
+    groups = k.shape[2]
+    q = q.reshape(batch, length, groups, heads // groups, size)
+    logits = jnp.einsum("btghe,bsge->bghts", q, k, preferred_element_type=jnp.float32) * _scale(q, options)
+    logits = options.softcap * jnp.tanh(logits / options.softcap)
+    # Finite: a query that sees nothing averages all values, and neither it nor its gradient is NaN.
+    logits = jnp.where(mask[:, None, None], logits, 0.5 * jnp.finfo(jnp.float32).min)
+    out = jnp.einsum("bghts,bsge->btghe", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+    return out.reshape(batch, length, heads, size)
+
+
+# Probabilities, [b, h, t, s], cost much to keep for the backward pass and little to compute again.
+_recomputed = partial(jax.checkpoint, prevent_cse=False)
+
+
+@partial(_recomputed, static_argnums=4)
+def _xla(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
+    """Logits and mask of all queries at once; memory grows with t * s."""
+    return _dense(q, k, v, sight, options)
+
+
+@partial(_recomputed, static_argnums=4)
+def _chunked(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
+    """Equal chunks of at most CHUNK queries, one after the other; memory grows with s, and with t only as q does."""
+    batch, length = q.shape[:2]
+    chunks = -(-length // CHUNK)
+    rows = -(-length // chunks)
+    # Every chunk adds to the gradients of k and v: in float32, whatever the type of k and v.
+    dtype, k, v = k.dtype, k.astype(jnp.float32), v.astype(jnp.float32)
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, chunks * rows - length), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(batch, chunks, rows, *x.shape[2:]), 1, 0)
+
+    @_recomputed
+    def attend_chunk(chunk: tuple[Array, Array, Array]) -> Array:
+        own, segment, position = chunk
+        seen = Sight(segment, position, sight.key_segment, sight.key_position)
+        return _dense(own, k.astype(dtype), v.astype(dtype), seen, options)
+
+    out = jax.lax.map(attend_chunk, (split(q), split(sight.query_segment), split(sight.query_position)))
+    return jnp.moveaxis(out, 0, 1).reshape(batch, chunks * rows, *q.shape[2:])[:, :length]
+
+
+def _flattening(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+    """`function` of arrays [b, ...], for which a vmapped axis becomes part of b. Not differentiable."""
+    mapped = jax.custom_batching.custom_vmap(function)
+
+    @mapped.def_vmap
+    def _(size: int, batched: list[bool], *args: Array):
+        whole = [x if own else jnp.broadcast_to(x, (size, *x.shape)) for x, own in zip(args, batched, strict=True)]
+        out = mapped(*(x.reshape(-1, *x.shape[2:]) for x in whole))
+        return tuple(y.reshape(size, -1, *y.shape[1:]) for y in out), (True,) * len(out)
+
+    return mapped
+
+
+def _fused(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
+    def even(x: Array, *axes: int) -> Array:  # what the kernel asks of t and s when there is a mask
+        return jnp.pad(x, [(0, x.shape[i] % 2 if i in axes else 0) for i in range(x.ndim)])
+
+    mask = even(visible(sight, options.window), 1, 2)[:, None]  # with False: nobody sees a key that was added
+    out = jax.nn.dot_product_attention(
+        *(even(q, 1), even(k, 1), even(v, 1)), mask=mask, scale=options.scale, implementation="cudnn"
+    )
+    return out[:, : q.shape[1]]
+
+
+# The batching rule that jax has for its cuDNN primitive fails on a mask that all heads share (jax-ml/jax#34920),
+# and a mask of every head would cost what the kernel saves. So the primitive never sees a vmap.
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _fused_flat(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
+    def forward(q: Array, k: Array, v: Array, *sight: Array) -> tuple[Array]:
+        return (_fused(q, k, v, Sight(*sight), options),)
+
+    return _flattening(forward)(q, k, v, *sight)[0]
+
+
+def _fused_forward(q: Array, k: Array, v: Array, sight: Sight, options: Attention):
+    return _fused_flat(q, k, v, sight, options), (q, k, v, sight)
+
+
+def _fused_backward(options: Attention, saved: tuple[Array, Array, Array, Sight], cotangent: Array):
+    def backward(cotangent: Array, q: Array, k: Array, v: Array, *sight: Array) -> tuple[Array, ...]:
+        return jax.vjp(lambda q, k, v: _fused(q, k, v, Sight(*sight), options), q, k, v)[1](cotangent)
+
+    q, k, v, sight = saved
+    return *_flattening(backward)(cotangent, q, k, v, *sight), None
+
+
+_fused_flat.defvjp(_fused_forward, _fused_backward)
+
+
+def _cudnn(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
+    """cuDNN's flash attention under a dense mask [b, t, s] that the heads share; computed again in the backward pass.
+
+    On CUDA GPUs, for bfloat16 and float16, without soft cap, head sizes that are multiples of 8 up to 128 (Hopper and
+    later: 256). Raises InputError for another type or a soft cap.
+    """
+    if options.softcap is not None:
+        raise InputError(f"attention 'cudnn' has no soft cap (got {options.softcap}): use 'xla' or 'chunked'")
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        raise InputError(f"attention 'cudnn' takes bfloat16 or float16, not {q.dtype}: or use 'xla' or 'chunked'")
+    return jnp.asarray(_fused_flat(q, k, v, sight, options))
+
+
+def _splash(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
+    """Pallas splash attention: the kernel on TPU, its interpreter (slow, for tests) elsewhere.
+
+    Self-attention only; raises InputError if t != s. Sees by slot, so the valid tokens of a segment must lie in
+    contiguous slots, in order: padding on either side and packed segments do, a ragged KV cache does not. For the
+    backward pass it keeps the output and one float32 per query and head.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # slow to import, and rarely wanted
+
+    length, keys, heads = q.shape[1], k.shape[1], q.shape[2]
+    if length != keys:
+        raise InputError(f"attention 'splash' takes as many keys as queries, not {keys} keys for {length} queries")
+    slots = -(-length // 128) * 128  # the kernel's blocks are multiples of 128
+    block = next(size for size in (512, 256, 128) if slots % size == 0)
+    sizes: dict[str, Any] = {
+        field.name: block for field in fields(splash.BlockSizes) if field.name.startswith("block_")
+    }
+    shape = (slots, slots)
+    mask = splash.CausalMask(shape) if options.window is None else splash.LocalMask(shape, (options.window - 1, 0), 0)
+
+    def attend_slots(q: Array, k: Array, v: Array, segment: Array, interpret: bool) -> Array:
+        kernel = splash.make_splash_mha_single_device(
+            splash.MultiHeadMask([mask] * heads),
+            block_sizes=splash.BlockSizes(**sizes),
+            attn_logits_soft_cap=options.softcap,
+            interpret=interpret,
+        )
+        return jnp.asarray(jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment, segment)))
+
+    def padded(x: Array) -> Array:
+        return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, slots - length), (0, 0)))
+
+    scaled = (q.astype(jnp.float32) * _scale(q, options)).astype(q.dtype)
+    segment = jnp.pad(sight.query_segment, ((0, 0), (0, slots - length)))
+    # Decided when the program is lowered for a platform: here nobody asks which devices there are.
+    out = jax.lax.platform_dependent(
+        *(padded(scaled), padded(k), padded(v), segment),
+        tpu=partial(attend_slots, interpret=False),
+        default=partial(attend_slots, interpret=True),
+    )
+    return out[:, :, :length].swapaxes(1, 2)
+
+
+ATTENTIONS: dict[str, Callable[[Array, Array, Array, Sight, Attention], Array]] = {
+    "xla": _xla,
+    "chunked": _chunked,
+    "cudnn": _cudnn,
+    "splash": _splash,
+}
+
+
+def attend(
+    implementation: str,
+    q: Float[Array, "b t h e"],
+    k: Float[Array, "b s g e"],
+    v: Float[Array, "b s g e"],
+    sight: Sight,
+    options: Attention,
+) -> Float[Array, "b t h e"]:
+    """Grouped-query attention of t queries to s keys by ATTENTIONS[implementation].
+
+    `h` is a multiple of `g`; query head i uses key head i // (h // g). The softmax is in float32. A padding query
+    (segment 0) gives finite values of no meaning and finite gradients, and no valid query sees a padding key.
+    """
+    return ATTENTIONS[implementation](q, k, v, sight, options)

@@ -1,0 +1,375 @@
+"""Every implementation of attention equals `xla`, values and gradients, and `xla` equals loops in NumPy."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_rai.aliases import Array
+from fedjax_rai.errors import InputError
+from fedjax_rai.model import attention
+from fedjax_rai.model.attention import ATTENTIONS, Attention, Sight, attend, visible
+
+ON_GPU = jax.default_backend() == "gpu"
+NO_GPU = "jax has no GPU here, and cuDNN's kernel runs nowhere else"
+OPTIONS = {
+    "plain": Attention(),
+    "scale": Attention(scale=0.7),
+    "window": Attention(window=3),
+    "softcap": Attention(softcap=0.8),
+    "all": Attention(scale=1.3, softcap=1.1, window=5),
+}
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """GPUs multiply float32 in TF32 unless told not to."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Where there is no GPU, XLA's attention in the place of cuDNN's kernel: all that is ours around it still runs."""
+    if not ON_GPU:
+        real = jax.nn.dot_product_attention
+
+        def by_xla(*args, **options):
+            return real(*args, **options | {"implementation": "xla"})
+
+        monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+
+
+def sight_of(segment) -> Sight:
+    """Self-attention; positions count the tokens of each segment, padding has position 0."""
+    segment = np.asarray(segment)
+    position = np.zeros_like(segment)
+    for row, own in zip(segment, position, strict=True):
+        for i in np.unique(row[row > 0]):
+            own[row == i] = np.arange((row == i).sum())
+    return Sight(*map(jnp.asarray, (segment, position, segment, position)))
+
+
+def random_sight(length: int, seed: int = 0) -> Sight:
+    """Four rows: padded on the left, padded on the right, and two packed, with padding before, between and after."""
+    rng = np.random.default_rng(seed)
+    slots, segment = np.arange(length), np.zeros((4, length), int)
+    segment[0] = slots >= rng.integers(1, length)
+    segment[1] = slots < rng.integers(1, length)
+    for row in segment[2:]:
+        start, number = 0, 0
+        while start < length - 2:
+            start, number = start + int(rng.integers(0, 3)), number + 1
+            end = start + int(rng.integers(1, max(2, length // 2)))
+            row[start:end], start = number, end
+    return sight_of(segment)
+
+
+def random_qkv(sight: Sight, heads=4, groups=2, size=8, seed=1, clients: int | None = None, dtype=jnp.float32) -> Any:
+    """(q, k, v) for the sight; with `clients`, one more axis in front."""
+    (batch, length), slots = sight.query_segment.shape[-2:], sight.key_segment.shape[-1]
+    lead, rng = (batch,) if clients is None else (clients, batch), np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Array:
+        return jnp.asarray(2 * rng.standard_normal(lead + shape), dtype)
+
+    return normal(length, heads, size), normal(slots, groups, size), normal(slots, groups, size)
+
+
+def valid_out(name: str, q, k, v, sight: Sight, options: Attention):
+    """The outputs of valid queries; zero elsewhere, so that nothing else has a gradient."""
+    out = attend(name, q, k, v, sight, options)
+    return jnp.where(sight.query_segment[:, :, None, None] > 0, out, 0)
+
+
+def value_and_grads(name: str, qkv, sight: Sight, options: Attention):
+    """The outputs of valid queries, and the gradients of a random function of them in q, k and v."""
+    weight = jnp.asarray(np.random.default_rng(7).standard_normal(qkv[0].shape), qkv[0].dtype)
+
+    def loss(q, k, v):
+        out = valid_out(name, q, k, v, sight, options)
+        return jnp.sum(out * weight), out
+
+    grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*qkv)
+    return out, *grads
+
+
+def check_equal(ours, expected, tolerance: float = 1e-5) -> None:
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=tolerance * max(1.0, np.abs(b).max()), rtol=0)
+
+
+def check_equals_xla(name: str, qkv, sight: Sight, options: Attention, tolerance: float = 1e-5) -> None:
+    run = jax.jit(value_and_grads, static_argnums=(0, 3))
+    check_equal(run(name, qkv, sight, options), run("xla", qkv, sight, options), tolerance)
+
+
+def naive(q, k, v, sight: Sight, options: Attention) -> np.ndarray:
+    """Softmax of what is seen, one query and one head at a time, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    query_segment, query_position, key_segment, key_position = map(np.asarray, sight)
+    scale = q.shape[-1] ** -0.5 if options.scale is None else options.scale
+    share = q.shape[2] // k.shape[2]
+    out = np.zeros_like(q)
+    for b, t, h in np.ndindex(*q.shape[:3]):
+        if not query_segment[b, t]:
+            continue
+        seen = []
+        for s in range(k.shape[1]):
+            past = query_position[b, t] - key_position[b, s]
+            if query_segment[b, t] == key_segment[b, s] and 0 <= past < (options.window or np.inf):
+                seen.append(s)
+        logits = k[b, seen, h // share] @ q[b, t, h] * scale
+        if options.softcap is not None:
+            logits = options.softcap * np.tanh(logits / options.softcap)
+        weight = np.exp(logits - logits.max())
+        out[b, t, h] = weight @ v[b, seen, h // share] / weight.sum()
+    return out
+
+
+def check_definition(qkv, sight: Sight, options: Attention) -> None:
+    q, k, v = qkv
+    ours = jax.jit(valid_out, static_argnums=(0, 5))("xla", q, k, v, sight, options)
+    np.testing.assert_allclose(ours, naive(q, k, v, sight, options), atol=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_xla_is_the_definition(options):
+    sight, groups = random_sight(11), {"plain": 1, "scale": 4}.get(options, 2)
+    qkv = random_qkv(sight, groups=groups)
+    check_definition(qkv, sight, OPTIONS[options])
+
+
+def test_a_window_of_one_sees_only_itself():
+    sight = random_sight(9)
+    mask = np.asarray(visible(sight, 1))
+    valid = np.asarray(sight.query_segment) > 0
+    np.testing.assert_array_equal(mask[valid].sum(-1), 1)
+    assert np.einsum("btt->bt", mask)[valid].all()
+
+
+@pytest.mark.parametrize("options", (pytest.param("plain", marks=pytest.mark.slow), "all"))
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_equals_xla(name, options):
+    """Every key of ATTENTIONS. cuDNN has no soft cap, and bfloat16's precision."""
+    options, sight = OPTIONS[options], random_sight(21)
+    qkv, tolerance = random_qkv(sight), 1e-5
+    if name == "cudnn":
+        if not ON_GPU:
+            pytest.skip(NO_GPU)
+        qkv, tolerance = random_qkv(sight, dtype=jnp.bfloat16), 2e-2
+        options = options._replace(softcap=None)
+    check_equals_xla(name, qkv, sight, options, tolerance)
+
+
+@pytest.mark.parametrize("groups", (1, pytest.param(4, marks=pytest.mark.slow)))
+@pytest.mark.parametrize("name", ("chunked", "splash"))
+def test_one_key_head_or_as_many_as_queries(name, groups):
+    sight = random_sight(10)
+    check_equals_xla(name, random_qkv(sight, groups=groups), sight, OPTIONS["scale"])
+
+
+# Several chunks or blocks, and no multiple of their size.
+LENGTHS = {"chunked": 2 * attention.CHUNK + 3, "splash": 300}
+SLOW_WINDOWS = [pytest.param(window, marks=pytest.mark.slow) for window in (None, 10_000)]
+
+
+@pytest.mark.parametrize("window", (130, *SLOW_WINDOWS))
+@pytest.mark.parametrize("name", LENGTHS)
+def test_several_blocks(name, window):
+    """Long enough that whole blocks see nothing, and that a window ends inside a block of the past."""
+    sight = random_sight(LENGTHS[name], seed=3)
+    check_equals_xla(name, random_qkv(sight, heads=2, groups=1, size=4), sight, Attention(window=window))
+
+
+def decoding_sight(length: int, slots: int) -> Sight:
+    """A ragged cache: left padding, a gap of unwritten slots, and `length` new tokens before slots not yet written."""
+    segment = np.zeros((3, slots), int)
+    segment[0, 2:9], segment[1, 5:8], segment[2, 0:4] = 1, 1, 1
+    segment[:, 10 : 10 + length] = 1
+    whole = sight_of(segment)
+    own = slice(10, 10 + length)
+    return Sight(whole.query_segment[:, own], whole.query_position[:, own], whole.key_segment, whole.key_position)
+
+
+@pytest.mark.parametrize(("length", "slots"), ((1, 20), pytest.param(600, 620, marks=pytest.mark.slow)))
+def test_decoding_with_a_cache(length, slots):
+    sight, options = decoding_sight(length, slots), OPTIONS["window"]
+    qkv = random_qkv(sight)
+    check_equals_xla("chunked", qkv, sight, options)
+    if length == 1:
+        check_definition(qkv, sight, options)
+
+
+def run_layers(name: str, qkv, sight: Sight, options: Attention):
+    """Three layers under `scan`, as in the decoder: each attends with the queries that the last one made."""
+
+    q, k, v = qkv
+
+    def layer(q, scale):
+        return q + valid_out(name, scale * q, k, v, sight, options), None
+
+    return jax.lax.scan(layer, q, jnp.linspace(0.5, 1.0, 3).astype(q.dtype))[0]
+
+
+@pytest.mark.parametrize("shared", (pytest.param(True, marks=pytest.mark.slow), False), ids=("one sight", "own sights"))
+@pytest.mark.parametrize("name", ("chunked", "splash"))
+def test_clients_and_layers(name, shared):
+    """vmap over clients of grad of scan over layers: each client gets what it gets alone from `xla`."""
+    sights = [random_sight(12, seed=seed) for seed in range(3)]
+    qkv = random_qkv(sights[0], clients=3)
+    sight = sights[0] if shared else jax.tree.map(lambda *rows: jnp.stack(rows), *sights)
+    options = OPTIONS["all"]
+
+    def grads(name, qkv, sight):
+        return jax.grad(lambda qkv: jnp.sum(jnp.sin(run_layers(name, qkv, sight, options))))(qkv)
+
+    ours = jax.jit(jax.vmap(partial(grads, name), in_axes=(0, None if shared else 0)))(qkv, sight)
+    alone = jax.jit(partial(grads, "xla"))
+    for i in range(3):
+        expected = alone(tuple(x[i] for x in qkv), sights[0] if shared else sights[i])
+        check_equal(tuple(x[i] for x in ours), expected)
+
+
+@pytest.mark.parametrize(("name", "options"), (("xla", "all"), ("chunked", "plain"), ("splash", "all")))
+def test_padding_is_harmless(name, options):
+    """Rows of padding are finite with finite gradients, and what stands in padding slots reaches no valid query."""
+    options = OPTIONS[options]
+    sight = sight_of([[0] * 12, [0] * 5 + [1] * 7, [1] * 4 + [0] * 3 + [2] * 5])
+    qkv = random_qkv(sight)
+    valid = np.asarray(sight.key_segment) > 0
+
+    @jax.jit
+    def run(qkv):
+        """Outputs; gradients of all outputs; gradients of the valid ones."""
+        out, pull = jax.vjp(lambda q, k, v: attend(name, q, k, v, sight, options), *qkv)
+        return out, pull(out), pull(jnp.where(valid[:, :, None, None], out, 0))
+
+    out, whole, own = run(qkv)
+    assert all(np.isfinite(x).all() for x in (out, *whole))
+    assert not any(np.asarray(x)[~valid].any() for x in own)
+    moved, _, _ = run(tuple(jnp.where(valid[:, :, None, None], x, 50 + 10 * x) for x in qkv))
+    np.testing.assert_array_equal(np.asarray(out)[valid], np.asarray(moved)[valid])
+
+
+@pytest.mark.parametrize(("name", "options"), (("xla", "plain"), ("chunked", "softcap")))
+def test_a_query_that_sees_nothing_is_finite(name, options):
+    sight = decoding_sight(4, 20)._replace(query_segment=jnp.zeros((3, 4), int), key_segment=jnp.ones((3, 20), int))
+    qkv = random_qkv(sight)
+
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=(0, 1, 2))
+    def run(q, k, v):
+        return jnp.sum(attend(name, q, k, v, sight, OPTIONS[options]) ** 2)
+
+    value, grads = run(*qkv)
+    assert not visible(sight, None).any()
+    assert all(np.isfinite(x).all() for x in (value, *grads))
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_no_probability_is_kept_for_the_backward_pass(stand_in, name):
+    """Nor a mask: what is kept is no larger than q, which is far smaller than t * s."""
+    sight = random_sight(256)
+    qkv = random_qkv(sight, heads=2, groups=1, dtype=jnp.bfloat16)
+    kept = jax.eval_shape(
+        lambda *qkv: jax.vjp(lambda q, k, v: attend(name, q, k, v, sight, Attention()), *qkv)[1], *qkv
+    )
+    assert max(leaf.size for leaf in jax.tree.leaves(kept)) <= qkv[0].size
+
+
+def temporary_bytes(name: str, length: int) -> int:
+    """Of forward and backward, as compiled."""
+    sight = sight_of(np.ones((1, length), int))
+    qkv = random_qkv(sight, heads=2, groups=1)
+
+    def grads(q, k, v, sight):
+        return jax.grad(lambda q, k, v: jnp.sum(attend(name, q, k, v, sight, Attention())), argnums=(0, 1, 2))(q, k, v)
+
+    memory = jax.jit(grads).lower(*qkv, sight).compile().memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
+
+
+def test_memory_of_chunks_grows_linearly():
+    short, long = 4 * attention.CHUNK, 8 * attention.CHUNK
+    assert 3.8 < temporary_bytes("xla", long) / temporary_bytes("xla", short) < 4.2
+    assert temporary_bytes("chunked", long) / temporary_bytes("chunked", short) < 2.1
+
+
+def test_chunks_add_up_gradients_in_float32():
+    """In bfloat16, keys that many chunks see get gradients as good as those of one whole product."""
+    ones, zeros = jnp.ones((1, 8 * attention.CHUNK), int), jnp.zeros((1, 16), int)
+    sight = Sight(ones, ones, zeros + 1, zeros)
+    q, k, v = random_qkv(sight, heads=1, groups=1, size=4, dtype=jnp.bfloat16)
+
+    def gradient(name, q, k, v):
+        return jax.jit(jax.grad(lambda v: jnp.sum(attend(name, q, k, v, sight, Attention()).astype(jnp.float32))))(v)
+
+    exact = np.asarray(gradient("xla", *(x.astype(jnp.float32) for x in (q, k, v))))
+    errors = [np.abs(np.asarray(gradient(name, q, k, v), np.float32) - exact).mean() for name in ("xla", "chunked")]
+    assert errors[1] < 1.2 * errors[0]
+
+
+def test_cudnn_says_what_it_takes():
+    sight = random_sight(8)
+    q, k, v = random_qkv(sight)
+    with pytest.raises(InputError, match="bfloat16 or float16, not float32"):
+        attend("cudnn", q, k, v, sight, Attention())
+    q, k, v = random_qkv(sight, dtype=jnp.bfloat16)
+    with pytest.raises(InputError, match=r"no soft cap \(got 0.8\)"):
+        attend("cudnn", q, k, v, sight, OPTIONS["softcap"])
+
+
+def test_splash_refuses_a_cache():
+    sight = decoding_sight(4, 20)
+    q, k, v = random_qkv(sight)
+    with pytest.raises(InputError, match="not 20 keys for 4 queries"):
+        attend("splash", q, k, v, sight, Attention())
+
+
+@pytest.mark.parametrize("length", (pytest.param(12, marks=pytest.mark.slow), 13))
+def test_around_the_cudnn_kernel(stand_in, length):
+    """What is ours, with XLA in the kernel's place: mask, padding to even sizes, grad, vmap over some arguments."""
+    sights = [random_sight(length, seed=seed) for seed in range(3)]
+    sight = jax.tree.map(lambda *rows: jnp.stack(rows), *sights)
+    q, k, v = random_qkv(sights[0], clients=3, dtype=jnp.bfloat16)
+    options = OPTIONS["all"]._replace(softcap=None)
+    each = jax.vmap(value_and_grads, in_axes=(None, (0, None, 0), 0, None))
+    run = jax.jit(each, static_argnums=(0, 3))
+    check_equal(run("cudnn", (q, k[0], v), sight, options), run("xla", (q, k[0], v), sight, options), 2e-2)
+
+
+def cudnn_without_gpu(monkeypatch) -> None:
+    """Lets jax trace its cuDNN primitive where no cuDNN is installed; skips where jax has moved what it asks."""
+    try:
+        monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000)
+    except (AttributeError, ImportError):
+        pytest.skip("jax no longer asks for cuDNN's version where this test expects it")
+
+
+def test_cudnn_lowers_for_cuda(monkeypatch):
+    """jax takes our shapes and types: grad, under vmap over clients, lowers to cuDNN's calls with a shared mask."""
+    cudnn_without_gpu(monkeypatch)
+    sight = random_sight(13)
+    qkv = random_qkv(sight, clients=3, dtype=jnp.bfloat16)
+    run = jax.jit(jax.vmap(lambda *qkv: value_and_grads("cudnn", qkv, sight, Attention(window=5))))
+    calls = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
+    checks = [jax.export.DisabledSafetyCheck.custom_call(call) for call in calls]
+    text = jax.export.export(run, platforms=["cuda"], disabled_checks=checks)(*qkv).mlir_module()
+    assert all(f"@{call}(" in text for call in calls)
+    assert "tensor<12x1x14x14xbf16>" in text  # 3 clients of 4 rows, one mask for all heads, an even length
+
+
+def test_splash_lowers_for_tpu():
+    """Not interpreted there: forward and backward lower to TPU kernels, under vmap over clients, without a TPU."""
+    sight = random_sight(300)
+    qkv = random_qkv(sight, size=64, clients=3, dtype=jnp.bfloat16)
+    run = jax.jit(jax.vmap(lambda *qkv: value_and_grads("splash", qkv, sight, Attention(softcap=2.0, window=100))))
+    text = jax.export.export(run, platforms=["tpu"])(*qkv).mlir_module()
+    assert text.count("@tpu_custom_call(") == 3
