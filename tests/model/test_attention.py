@@ -356,12 +356,13 @@ def cudnn_without_gpu(monkeypatch) -> None:
 def test_cudnn_lowers_for_cuda(monkeypatch):
     """jax takes our shapes and types: grad, under vmap over clients, lowers to cuDNN's calls with a shared mask."""
     cudnn_without_gpu(monkeypatch)
-    sight = random_sight(13)
-    qkv = random_qkv(sight, clients=3, dtype=jnp.bfloat16)
-    run = jax.jit(jax.vmap(lambda *qkv: value_and_grads("cudnn", qkv, sight, Attention(window=5))))
+    sights = [random_sight(13, seed=seed) for seed in range(3)]
+    qkv = random_qkv(sights[0], clients=3, dtype=jnp.bfloat16)
+    run = jax.vmap(lambda qkv, sight: value_and_grads("cudnn", qkv, Sight(*sight), Attention(window=5)))
     calls = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
     checks = [jax.export.DisabledSafetyCheck.custom_call(call) for call in calls]
-    text = jax.export.export(run, platforms=["cuda"], disabled_checks=checks)(*qkv).mlir_module()
+    exported = jax.export.export(jax.jit(run), platforms=["cuda"], disabled_checks=checks)
+    text = exported(qkv, tuple(jnp.stack(rows) for rows in zip(*sights, strict=True))).mlir_module()
     assert all(f"@{call}(" in text for call in calls)
     assert "tensor<12x1x14x14xbf16>" in text  # 3 clients of 4 rows, one mask for all heads, an even length
 
