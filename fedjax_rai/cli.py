@@ -1,5 +1,6 @@
 """The commands of `fedjax-rai`. What they need is imported when they run, so that help and bad input answer at once."""
 
+import json
 import os
 import shlex
 import sys
@@ -65,6 +66,57 @@ def table(
         run_table(loaded, arms=None if arms is None else [arm.strip() for arm in arms.split(",")], seeds=seeds)
 
 
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a Hugging Face folder, owner/name on the hub, or tiny")],
+    prompts: Annotated[Path, typer.Option(help="JSON lines, each with `prompt` (text) or `token_ids`")],
+    max_new: Annotated[int, typer.Option(min=1, help="tokens of an answer, at most")] = 128,
+    adapter: Annotated[Path | None, typer.Option(help="a folder in PEFT's format")] = None,
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a hub name")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="the likeliest token each time; the default")] = False,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="sample at this temperature")] = None,
+    top_p: Annotated[float | None, typer.Option(max=1.0, help="sample from the likeliest tokens of this mass")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32")] = "bfloat16",
+    raw: Annotated[bool, typer.Option("--raw", help="take prompts as they are, without the chat template")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print an object a row: token_ids, text")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="of sampling")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="rows generated at once")] = 16,
+) -> None:
+    """Answer prompts with a model, or a model and an adapter."""
+    with _answering():
+        chosen, kept = _sampling(greedy, temperature, top_p)
+        _quiet()
+        from fedjax_rai.run.export import dtype_of
+        from fedjax_rai.run.playground import answers
+
+        found = answers(
+            model, revision, adapter, prompts, max_new=max_new, temperature=chosen, top_p=kept, dtype=dtype_of(dtype),
+            raw=raw, seed=seed, batch_size=batch_size,
+        )  # fmt: skip
+        for i, answer in enumerate(found):
+            if as_json:
+                typer.echo(json.dumps(answer._asdict(), ensure_ascii=False))
+            else:
+                shown = answer.text if answer.text is not None else " ".join(map(str, answer.token_ids))
+                typer.echo(shown if i == 0 else f"\n{shown}")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="folder of a finished run")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a new folder")],
+    merged: Annotated[bool, typer.Option("--merged", help="base and adapter as one checkpoint")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 (bf16) or float16")] = None,
+) -> None:
+    """Write a run's adapter, or the merged model, as a folder that PEFT and transformers load."""
+    with _answering():
+        _quiet()
+        from fedjax_rai.run.export import export as write
+
+        write(folder, out, merged, dtype)
+        typer.echo(out)
+
+
 @app.command("config")
 def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the config in full, or what is wrong with it."""
@@ -72,6 +124,26 @@ def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
         from fedjax_rai.config_file import dump_config
 
         typer.echo(dump_config(_load(config, overrides)), nl=False)
+
+
+def _sampling(greedy: bool, temperature: float | None, top_p: float | None) -> tuple[float, float]:
+    """(temperature, top_p) of the options; raises InputError where they contradict each other."""
+    if greedy and (temperature or top_p is not None):
+        raise InputError("--greedy samples nothing: leave it out, or --temperature and --top-p")
+    if top_p is not None and top_p <= 0:
+        raise InputError(f"--top-p {top_p:g}: must be greater than 0, at most 1")
+    warm = 1.0 if temperature is None and top_p is not None else temperature or 0.0
+    return warm, 1.0 if top_p is None else top_p
+
+
+def _sampling(greedy: bool, temperature: float | None, top_p: float | None) -> tuple[float, float]:
+    """(temperature, top_p) of the options; raises InputError where they contradict each other."""
+    if greedy and (temperature or top_p is not None):
+        raise InputError("--greedy samples nothing: leave it out, or --temperature and --top-p")
+    if top_p is not None and top_p <= 0:
+        raise InputError(f"--top-p {top_p:g}: must be greater than 0, at most 1")
+    warm = 1.0 if temperature is None and top_p is not None else temperature or 0.0
+    return warm, 1.0 if top_p is None else top_p
 
 
 def _load(path: Path, overrides: list[str] | None, output: str = "runs/{stem}") -> "ExperimentConfig":

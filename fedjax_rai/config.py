@@ -4,9 +4,10 @@ Defaults are the paper's numbers (arXiv 2502.16691) where it gives one, else tho
 data are the default too. Needs no jax. Paths are relative to the current directory, not to the config file.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 
 def _not_a_bool(value: Any) -> Any:
@@ -23,7 +24,36 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), _Real]
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False), _Real]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
-Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Target = Literal[
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    "qkv_proj", "gate_up_proj",  # Phi-3's, in place of q, k, v and of gate, up
+]  # fmt: skip
+
+
+def _regular(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"is no regular expression ({error})") from None
+    return pattern
+
+
+Pattern = Annotated[Text, AfterValidator(_regular)]
+
+
+def is_hub_name(path: str) -> bool:
+    """`owner/name`, as models on the Hugging Face hub are named; a path begins or ends otherwise."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", path, re.ASCII) is not None
+
+
+def _of_a_hub_name(revision: str | None, info: ValidationInfo) -> str | None:
+    path = info.data.get("path")
+    if revision is not None and "path" in info.data and not (path and is_hub_name(path)):
+        raise ValueError(f"must be null: path = {path!r} is not of the form owner/name, so it has no revisions")
+    return revision
+
+
+Revision = Annotated[Text | None, AfterValidator(_of_a_hub_name)]
 
 
 class Section(BaseModel):
@@ -31,28 +61,50 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The frozen base: `path` is "tiny" (the shipped synthetic one) or a Hugging Face folder."""
+    """The frozen base: `path` is "tiny" (the shipped synthetic one), a Hugging Face folder, or owner/name on the hub.
+
+    `revision` is the branch, tag or commit of a hub name, null for its main branch.
+    """
 
     path: Text = "tiny"
+    revision: Revision = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Flag = False
+    attention: Literal["xla", "chunked", "cudnn", "splash"] = "xla"
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    remat: Literal["none", "dots", "full"] = "none"
 
 
 class LoraConfig(Section):
-    """The shape of every adapter; a projection's output is scaled by alpha / rank."""
+    """The shape of every adapter, in PEFT's terms; its output is scaled by alpha / rank (`rslora`: alpha / sqrt(rank)).
+
+    `targets` and `layers` null: all of them. Patterns give modules whose name ends in a regular expression a rank or an
+    alpha of their own.
+    """
 
     rank: Count = 8
     alpha: Rate = 16.0
-    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = (
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    )  # fmt: skip
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] | None = None
+    rslora: Flag = False
+    layers: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
+    rank_pattern: dict[Pattern, Count] = {}
+    alpha_pattern: dict[Pattern, Rate] = {}
 
-    @field_validator("targets")
+    @field_validator("targets", "layers")
     @classmethod
-    def _distinct(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(targets)) < len(targets):
-            raise ValueError("must name each target once")
-        return targets
+    def _distinct(cls, values: tuple | None) -> tuple | None:
+        if values is not None and len(set(values)) < len(values):
+            raise ValueError("must name each of them once")
+        return values
+
+
+class MeshConfig(Section):
+    """How many ways the base is split over devices: its rows (`fsdp`), and its heads and columns (`tensor`).
+
+    What is left of the devices maps over clients.
+    """
+
+    fsdp: Count = 1
+    tensor: Count = 1
 
 
 class DataConfig(Section):
@@ -92,8 +144,14 @@ class FederatedConfig(Section):
 
 
 class GuardConfig(Section):
-    """The safety classifier: fitted on `pairs`, of whose labels a share `label_noise` is flipped."""
+    """The safety classifier: the base, fitted on `pairs`, of whose labels a share `label_noise` is flipped.
 
+    Or, with a `path` (a Hugging Face folder, or owner/name at `revision` on the hub), that model as released: Llama
+    Guard, or any chat model that is asked.
+    """
+
+    path: Text | None = None
+    revision: Revision = None
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400
     steps: Natural = 20
     batch_size: Count = 32
@@ -148,6 +206,7 @@ class ExperimentConfig(Section):
     output: Text | None = None
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
+    mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
     federated: FederatedConfig = FederatedConfig()
     guard: GuardConfig = GuardConfig()

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fedjax_rai.config import ExperimentConfig, Section
+from fedjax_rai.config import ExperimentConfig, Section, is_hub_name
 from fedjax_rai.errors import InputError
 
 
@@ -46,11 +46,13 @@ def dump_config(config: ExperimentConfig) -> str:
 def check_files(config: ExperimentConfig) -> None:
     """Raise InputError naming every configured file or folder that is not there.
 
-    A `data.train` that could be the name of a data set on a hub (`owner/name`) is left to its reader.
+    What could be the name of a model or a data set on a hub (`owner/name`) is left to its reader.
     """
     named_on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)", config.data.train)
+    model = "Hugging Face folder with a config.json"
     wanted = (
-        ("model.path", config.model.path, "config.json", "tiny", "Hugging Face folder with a config.json"),
+        ("model.path", config.model.path, "config.json", "tiny", model),
+        ("guard.path", config.guard.path or "tiny", "config.json", "tiny", model),
         ("data.train", config.data.train, "", "tiny", "SQuARe JSON file or data set"),
         ("cai.constitution", config.cai.constitution, "", "default", "YAML file of principles"),
         ("eval.advbench", config.eval.advbench, "", "tiny", "CSV file with header goal,target"),
@@ -58,7 +60,10 @@ def check_files(config: ExperimentConfig) -> None:
     problems = [
         f"{key} = {value!r}: no {what} there; must be one, or {shipped!r}{_did_you_mean(value, _siblings(value))}"
         for key, value, inside, shipped, what in wanted
-        if value != shipped and not (Path(value) / inside).exists() and not (key == "data.train" and named_on_hub)
+        if value != shipped
+        and not (Path(value).expanduser() / inside).exists()
+        and not (key == "data.train" and named_on_hub)
+        and not (inside and is_hub_name(value) and not Path(value).exists())
     ]
     if problems:
         raise InputError("\n".join(problems))

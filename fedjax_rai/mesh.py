@@ -15,10 +15,11 @@ RULES = (("layers", None), ("embed", "fsdp"), ("heads", "tensor"), ("mlp", "tens
 
 
 def make_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """All devices as (clients, fsdp, tensor); clients get what the other two leave. Raises InputError if that is none."""
-    if jax.device_count() % (fsdp * tensor):
-        raise InputError(f"mesh.fsdp * mesh.tensor = {fsdp * tensor}: must divide the {jax.device_count()} devices here")
-    shape = (jax.device_count() // (fsdp * tensor), fsdp, tensor)
+    """All devices as (clients, fsdp, tensor); clients get what the other two leave. InputError where that is none."""
+    devices = jax.device_count()
+    if devices % (fsdp * tensor):
+        raise InputError(f"mesh.fsdp * mesh.tensor = {fsdp * tensor}: must divide the {devices} devices here")
+    shape = (devices // (fsdp * tensor), fsdp, tensor)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
 
 

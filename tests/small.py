@@ -8,8 +8,9 @@ import numpy as np
 
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.fed.client import Cohort
-from fedjax_rai.model.decoder import TARGETS, Decoder, DecoderConfig
-from fedjax_rai.model.lora import init_adapter, init_base
+from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
+from fedjax_rai.model.decoder import Decoder, init_base
+from fedjax_rai.model.lora import Lora, init_adapter
 
 VOCAB, LENGTH = 23, 9
 CONFIG = DecoderConfig(
@@ -20,15 +21,16 @@ CONFIG = DecoderConfig(
     num_attention_heads=2,
     num_key_value_heads=1,
     head_dim=8,
+    kinds=(LayerKind(plain_rope(8)),),
     tie_word_embeddings=True,
 )
-MODEL = Decoder(CONFIG, TARGETS, 2, 2.0)
-BASE = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, init_base(MODEL, jax.random.key(0)))
+MODEL = Decoder(CONFIG, Lora(CONFIG.targets, rank=2, alpha=4.0))
+BASE = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, init_base(CONFIG, jax.random.key(0)))
 
 
 def adapter(seed: int = 1, strength: float = 0.1):
     """An adapter that does something: `b` is not zero."""
-    fresh = init_adapter(MODEL, jax.random.key(seed))
+    fresh = init_adapter(MODEL.config, MODEL.lora, jax.random.key(seed))
     noise = [
         strength * jax.random.normal(jax.random.key(seed + i), x.shape) for i, x in enumerate(jax.tree.leaves(fresh))
     ]

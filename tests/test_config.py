@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from fedjax_rai.config import CaiConfig, ExperimentConfig, LoraConfig
 from fedjax_rai.config_file import check_files, dump_config, load_config
 from fedjax_rai.errors import InputError
-from fedjax_rai.model.decoder import TARGETS
 
 
 def written(folder: Path, text: str, name: str = "tiny.yaml") -> Path:
@@ -46,7 +45,7 @@ def test_the_paper_s_numbers_are_the_defaults() -> None:
 
 
 def test_targets_are_those_of_the_decoder() -> None:
-    assert LoraConfig().targets == TARGETS
+    assert LoraConfig().targets is None
 
 
 def test_overrides_win_in_order(tmp_path: Path) -> None:
@@ -127,7 +126,7 @@ def test_ranges(tmp_path: Path, key: str, bad: str, good: str) -> None:
 
 DIGITS = "write it in digits alone, like 1000"
 TRUTH = "YAML reads unquoted yes, no, on, off as truth values"
-GUARD = "pairs, steps, batch_size, learning_rate, threshold, label_noise"
+GUARD = "path, revision, pairs, steps, batch_size, learning_rate, threshold, label_noise"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +185,7 @@ def test_everything_wrong_is_said_at_once_in_order(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert lines[0] == "tiny.yaml:3: lora.rank: stands twice, first at tiny.yaml:2; must stand once"
     assert "must be written key.path=value" in lines[4]
-    assert "guard is a section; must name one of its keys: guard.pairs, guard.steps" in lines[5]
+    assert "guard is a section; must name one of its keys: guard.path, guard.revision, guard.pairs" in lines[5]
     assert "did you mean lora.rank?" in lines[7]
 
 
@@ -226,7 +225,7 @@ def test_a_file_that_is_not_there_is_named_beside_the_nearest(tmp_path: Path) ->
 def test_files_that_are_not_there_are_all_named(tmp_path: Path) -> None:
     path = written(tmp_path, "")
     check_files(load_config(path))
-    keys = ("model.path", "data.train", "cai.constitution", "eval.advbench")
+    keys = ("model.path", "guard.path", "data.train", "cai.constitution", "eval.advbench")
     with pytest.raises(InputError) as caught:
         check_files(load_config(path, [f"{key}={tmp_path}/tiny.yml" for key in keys]))
     lines = str(caught.value).split("\n")
@@ -235,7 +234,29 @@ def test_files_that_are_not_there_are_all_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.path = .*: no Hugging Face folder with a config\.json there"):
         check_files(load_config(path, [f"model.path={tmp_path}"]))
     (tmp_path / "config.json").touch()
-    check_files(load_config(path, [f"model.path={tmp_path}", *(f"{key}={path}" for key in keys[1:])]))
+    there = [*(f"{key}={tmp_path}" for key in keys[:2]), *(f"{key}={path}" for key in keys[2:])]
+    check_files(load_config(path, there))
+
+
+@pytest.mark.parametrize("section", ["model", "guard"])
+def test_a_model_on_the_hub_is_not_looked_for_here_and_alone_has_revisions(tmp_path: Path, section: str) -> None:
+    path = written(tmp_path, "")
+    check_files(load_config(path, [f"{section}.path=owner/name-1.5_b"]))
+    check_files(load_config(path, [f"{section}.path=owner/name", f"{section}.revision=v1"]))
+    wrongs = ("tiny", "name", "./owner/name", "../name", "/owner/name", "~/name", "a/b/c", "owner/", "owner/..", "ö/n")
+    for wrong in wrongs:
+        (line,) = refusal(tmp_path, "", f"{section}.path={wrong}", f"{section}.revision=v1")
+        assert line.endswith(f"must be null: path = '{wrong}' is not of the form owner/name, so it has no revisions")
+        if wrong != "tiny":
+            with pytest.raises(InputError, match=rf"{section}\.path = "):
+                check_files(load_config(path, [f"{section}.path={wrong}"]))
+
+
+def test_a_folder_that_is_there_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"model\.path = 'owner/name': no Hugging Face folder"):
+        check_files(load_config(written(tmp_path, ""), ["model.path=owner/name"]))
 
 
 def test_a_data_set_on_a_hub_is_not_looked_for_here(tmp_path: Path) -> None:

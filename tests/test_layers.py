@@ -10,14 +10,15 @@ ROOT = Path(__file__).parents[1] / "fedjax_rai"
 LAYERS = (
     "errors aliases trees rng",
     "config config_file mesh",
-    "model.decoder model.lora model.quantize model.weights text.tokenizer text.prompts",
+    "model.architecture model.attention model.decoder model.families model.lora model.peft model.quantize "
+    "model.weights text.hub text.tokenizer text.prompts",
     "data.examples data.sources data.partition data.square_tfds data.tiny_lexicon data.tiny_world "
     "train.losses train.step train.generate",
     "fed.client fed.aggregate fed.algorithm fed.adversary safety.guard safety.filter "
     "cai.constitution cai.revise cai.align",
     "evals.open_ended evals.choice evals.judge",
     "run.round run.checkpoint run.log run.experiment run.table run.bench run.evaluation run.materials run.plots "
-    "run.setting run.tiny_base",
+    "run.export run.playground run.setting run.tiny_base",
     "cli __main__",
 )
 LAYER = {module: layer for layer, row in enumerate(LAYERS) for module in row.split()}
@@ -25,9 +26,12 @@ WITHIN = {
     "trees": "aliases",
     "rng": "aliases",
     "config_file": "config",
-    "model.lora": "model.decoder",
-    "model.weights": "model.decoder model.lora",
-    "text.tokenizer": "text.prompts",
+    "model.lora": "model.architecture model.quantize",
+    "model.decoder": "model.architecture model.attention model.lora model.quantize",
+    "model.families": "model.architecture",
+    "model.weights": "model.architecture model.decoder model.families model.lora model.quantize",
+    "model.peft": "model.architecture model.families model.lora model.weights",
+    "text.tokenizer": "text.hub text.prompts",
     "data.tiny_world": "data.sources data.tiny_lexicon",
     "train.step": "data.examples train.losses",
     "fed.aggregate": "fed.client",
@@ -38,6 +42,8 @@ WITHIN = {
     "run.round": "run.setting",
     "run.evaluation": "run.setting",
     "run.experiment": "run.checkpoint run.evaluation run.log run.round run.setting",
+    "run.export": "run.experiment run.log",
+    "run.playground": "run.log",
     "run.table": "run.experiment run.log run.plots run.setting",
     "__main__": "cli",
 }
@@ -102,7 +108,7 @@ def test_packages_import_nothing(init: Path) -> None:
         ("rng", "from fedjax_rai.config import load_config"),
         ("rng", "import fedjax_rai.config"),
         ("rng", "def f():\n    from fedjax_rai import config"),
-        ("model.decoder", "from fedjax_rai.model import lora"),
+        ("model.lora", "from fedjax_rai.model import decoder"),
         ("errors", "from fedjax_rai.aliases import Array"),
         ("fed.client", "from fedjax_rai.config import ExperimentConfig"),
     ],

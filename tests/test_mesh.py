@@ -15,14 +15,14 @@ from jax.sharding import PartitionSpec as P
 from fedjax_rai.fed.aggregate import weighted_mean
 from fedjax_rai.fed.algorithm import ALGORITHMS, RoundBatch
 from fedjax_rai.mesh import base_shardings, make_mesh, over_clients, replicated
-from fedjax_rai.model.decoder import abstract_params
+from fedjax_rai.model.decoder import abstract_base
 from fedjax_rai.train import step
 from tests import small
 
 step.optimizer = optax.identity  # Adam blows rounding up
 mesh = make_mesh(fsdp=int(sys.argv[3]))
 across = mesh.shape["clients"]
-base = jax.device_put(small.BASE, base_shardings(mesh, abstract_params(small.MODEL)["params"]))
+base = jax.device_put(small.BASE, base_shardings(mesh, abstract_base(small.CONFIG)))
 if int(sys.argv[3]) > 1:
     assert base["embed_tokens"].sharding.spec == P("tensor", "fsdp"), base["embed_tokens"].sharding
 seen = []

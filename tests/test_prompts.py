@@ -17,10 +17,10 @@ class Template:
     """Chat templates as text: a prologue, an end of turn, and what follows it."""
 
     def __init__(self, prologue: str, end: str, after: str):
-        self.prologue, self.end_of_turn, self.after = prologue, end, after
+        self.prologue, self.closing, self.trailer = prologue, end, after
 
     def render(self, turns, generate=False):
-        text = "".join(f"[{turn.role}]\n{turn.text}{self.end_of_turn}{self.after}" for turn in turns)
+        text = "".join(f"[{turn.role}]\n{turn.text}{self.closing}{self.trailer}" for turn in turns)
         return self.prologue + text + ("[assistant]\n" if generate else "")
 
 
@@ -30,7 +30,7 @@ TEMPLATES = [Template("", "<e>", ""), Template("<s>sys\n", "<|im_end|>", "\n"), 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_only_what_the_assistant_says_is_trained_on_its_end_included(template):
     segments = chat(template, TALK)
-    trained, end = [s.text for s in segments if s.train], template.end_of_turn
+    trained, end = [s.text for s in segments if s.train], template.closing
     assert trained == [f"Slowly.{end}", f"Eat <|x|>.{end}"]
     assert template.render(TALK).startswith("".join(s.text for s in segments))
 
@@ -41,13 +41,50 @@ def test_a_request_continues_any_conversation(template):
     assert so_far + request(template, "Revise.") == prompt(template, [*TALK[:2], Turn(USER, "Revise.")])
 
 
+def test_an_answer_may_hold_what_ends_a_turn():
+    """Its place is a difference of renderings: nothing is searched for."""
+    template = TEMPLATES[1]
+    talk = [*answered("q", "one<|im_end|>\ntwo"), *answered("q", "<|im_end|>")]
+    trained = [s.text for s in chat(template, talk) if s.train]
+    assert trained == ["one<|im_end|>\ntwo<|im_end|>", "<|im_end|><|im_end|>"]
+
+
+def test_a_template_that_shortens_history_is_masked_as_the_whole_is_written():
+    """As Qwen 3 does, which drops what was thought in earlier turns, however long."""
+
+    class Forgetting(Template):
+        def render(self, turns, generate=False):
+            kept = [turn._replace(text=turn.text.split("|")[-1]) for turn in turns[:-1]]
+            return super().render([*kept, *turns[-1:]], generate)
+
+    talk = [*answered("q", "a long thought|one"), *answered("r", "thought|two")]
+    segments = chat(Forgetting("", "<e>", ""), talk)
+    assert [s.text for s in segments if s.train] == ["one<e>", "thought|two<e>"]
+    assert "".join(s.text for s in segments) == "[user]\nq<e>[assistant]\none<e>[user]\nr<e>[assistant]\nthought|two<e>"
+
+
 def test_a_template_that_rewrites_history_is_refused():
-    class Rewriting(Template):
+    class Last(Template):
         def render(self, turns, generate=False):
             return super().render(turns[-1:] if len(turns) > 2 else turns, generate)
 
-    with pytest.raises(InputError, match="rewrites earlier turns"):
-        chat(Rewriting("", "<e>", ""), TALK)
+    class Opened(Template):
+        def render(self, turns, generate=False):
+            return super().render(turns, generate) + ("<think>" if generate else "")
+
+    with pytest.raises(InputError, match="leaves out what the assistant says"):
+        chat(Last("", "<e>", ""), TALK)
+    with pytest.raises(InputError, match="rewrites what it wrote, so turn 1 cannot be masked"):
+        chat(Opened("", "<e>", ""), TALK)
+
+
+def test_a_template_that_ends_earlier_answers_otherwise_takes_no_request():
+    class Ending(Template):
+        def render(self, turns, generate=False):
+            return super().render(turns, generate).replace("<e>", "<f>", len(turns) - 1)
+
+    with pytest.raises(InputError, match="ends an earlier answer otherwise"):
+        request(Ending("", "<e>", ""), "q")
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +124,9 @@ def test_the_guards_verdict_is_kept_when_the_pair_is_too_long(tokenizer):
 
 def test_a_template_without_the_end_of_turn_token_is_refused():
     template = Template("", "<|im_end|>", "")
-    template.end_of_turn, template.render = "</s>", Template("", "<|im_end|>", "").render
-    with pytest.raises(InputError, match="does not end an answer with"):
-        chat(template, TALK)
+    template.closing, template.render = "</s>", Template("", "<|im_end|>", "").render
+    with pytest.raises(InputError, match="turn 1 cannot be masked exactly"):
+        chat(template, TALK[:2])
 
 
 def test_no_examples_are_no_rows(tokenizer):
@@ -114,5 +151,3 @@ def test_tiny_template_round_trips(tokenizer):
     text = "naïve 한국어 \n\t <b>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert "Answer: r" in guard_question("q", "r")[0].text
-    safe, unsafe = tokenizer.verdict_ids
-    assert safe != unsafe

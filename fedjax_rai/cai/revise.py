@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, Key
 from fedjax_rai.cai.constitution import Principle
-from fedjax_rai.data.examples import Examples, Prompts, pad_left
+from fedjax_rai.data.examples import Examples, Prompts, encode_request, pad_left
 from fedjax_rai.model.decoder import Decoder
-from fedjax_rai.text.prompts import request
 from fedjax_rai.text.tokenizer import Tokenizer
-from fedjax_rai.train.generate import Answers, append, sample, start
+from fedjax_rai.train.generate import Answers, Sampling, append, sample, start
 
 
 class Requests(NamedTuple):
@@ -33,7 +32,7 @@ class Chain(NamedTuple):
 
 def encode_requests(tokenizer: Tokenizer, constitution: Sequence[Principle]) -> Requests:
     def side(texts: list[str]) -> Prompts:
-        return pad_left([tokenizer.encode(request(tokenizer, text)) for text in texts], tokenizer.pad_id)
+        return pad_left([encode_request(tokenizer, text) for text in texts], tokenizer.pad_id)
 
     return Requests(side([p.critique for p in constitution]), side([p.revision for p in constitution]))
 
@@ -48,7 +47,7 @@ def chain(
     principle: Int[Array, "b"],
     key: Key[Array, ""],
     temperature: Float[Array, ""],
-    end_id: Int[Array, ""] | int,
+    end_ids: Int[Array, "e"],
     max_new: int,
     same: bool,
 ) -> Chain:
@@ -60,11 +59,11 @@ def chain(
     batch, length = prompts.tokens.shape
     room = requests.critique.tokens.shape[1] + requests.revision.tokens.shape[1]
     keys = jax.vmap(lambda row: rng.stream(key, "respond", row=row))(jnp.arange(batch))
-    greedy = jnp.zeros(())
+    greedy = Sampling(jnp.zeros(()))
 
     state = start(model, batch, length + room + 3 * max_new)
     state = append(model, base, policy, state, prompts.tokens, prompts.valid)
-    state, response = sample(model, base, policy, state, keys, temperature, end_id, max_new, close=True)
+    state, response = sample(model, base, policy, state, keys, Sampling(temperature), end_ids, max_new, close=True)
     if not same:
         state = start(model, batch, length + room + 3 * max_new)
         state = append(model, base, critic, state, prompts.tokens, prompts.valid)
@@ -72,7 +71,7 @@ def chain(
 
     def ask(state, texts: Prompts):
         state = append(model, base, critic, state, texts.tokens[principle], texts.valid[principle])
-        return sample(model, base, critic, state, keys, greedy, end_id, max_new, close=True)
+        return sample(model, base, critic, state, keys, greedy, end_ids, max_new, close=True)
 
     state, critique = ask(state, requests.critique)
     _, revision = ask(state, requests.revision)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_rai.aliases import Array, Bool, Int
-from fedjax_rai.text.prompts import Segment, Turn, chat, prompt
+from fedjax_rai.text.prompts import Segment, Turn, answered, chat, prompt, request
 from fedjax_rai.text.tokenizer import Tokenizer
 
 BUCKET = 16
@@ -79,6 +79,12 @@ def pad_left(texts: Sequence[Sequence[int]], pad_id: int) -> Prompts:
 def encode_questions(tokenizer: Tokenizer, conversations: Sequence[Sequence[Turn]], max_length: int) -> list[list[int]]:
     """Token ids of conversations that end where the assistant is to speak; too long ones keep their end."""
     return [tokenizer.encode(prompt(tokenizer, turns))[-max_length:] for turns in conversations]
+
+
+def encode_request(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids that put a further request after an assistant's end-of-turn token, as they are in one whole text."""
+    before = "".join(segment.text for segment in chat(tokenizer, answered("q", "a")))
+    return tokenizer.encode_after(before, request(tokenizer, text))
 
 
 def length_batches(texts: Sequence[Sequence[int]], rows: int, pad_id: int) -> Iterator[tuple[np.ndarray, Prompts]]:

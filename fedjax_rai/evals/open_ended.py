@@ -13,7 +13,7 @@ from fedjax_rai.data.examples import encode_questions, length_batches
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.text.prompts import question
 from fedjax_rai.text.tokenizer import Tokenizer
-from fedjax_rai.train.generate import generate
+from fedjax_rai.train.generate import Sampling, generate
 
 
 class Rate(NamedTuple):
@@ -61,16 +61,18 @@ def answer(
     prompts = encode_questions(tokenizer, [question(query) for query in queries], max_length)
     repeated = [ids for ids in prompts for _ in range(samples)]
     keys = jax.vmap(lambda row: rng.stream(key, "answer", row=row))(np.arange(len(repeated)))
+    ends = np.array(tokenizer.end_ids, np.int32)
     pending = []
     for own, batch in length_batches(repeated, batch_size, tokenizer.pad_id):
         mine = keys[np.resize(own, batch_size)]
-        said = _generate(model, base, adapter, *batch, mine, np.float32(temperature), tokenizer.end_id, max_new)
+        said = _generate(model, base, adapter, *batch, mine, Sampling(np.float32(temperature)), ends, max_new)
         pending.append((own, said))
     texts = [""] * len(repeated)
     for own, said in pending:
-        tokens, valid = np.asarray(said.tokens), np.asarray(said.valid)
+        tokens = np.asarray(said.tokens)
+        spoken = np.asarray(said.valid) & ~np.isin(tokens, ends)  # not every end is a token that decoding skips
         for row, i in enumerate(own):
-            texts[i] = tokenizer.decode(tokens[row][valid[row]]).strip()
+            texts[i] = tokenizer.decode(tokens[row][spoken[row]]).strip()
     return [texts[i : i + samples] for i in range(0, len(texts), samples)]
 
 

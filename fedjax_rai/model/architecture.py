@@ -49,7 +49,7 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a decoder, and how it is computed. `layer_kinds[i]` indexes `kinds`; empty, all layers are `kinds[0]`."""
+    """Shape of a decoder, and how it is computed. `layer_kinds[i]` indexes `kinds`; if empty, all are `kinds[0]`."""
 
     vocab_size: int
     hidden_size: int

@@ -20,7 +20,7 @@ from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key, PyTree
 from fedjax_rai.errors import InputError
 from fedjax_rai.model import quantize
-from fedjax_rai.model.architecture import ACTIVATIONS, FUSED, DecoderConfig, Rope, modules, outputs
+from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, modules, outputs
 from fedjax_rai.model.attention import Attention, Sight, attend
 from fedjax_rai.model.lora import Lora, abstract_adapter
 

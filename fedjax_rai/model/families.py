@@ -29,8 +29,11 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 
 class Family(NamedTuple):
-    """`fields(c)`: what differs from a Llama, from transformers' config object c; `sliding(c, i)`: layer i has a window;
-    `computed`: what c must say because we compute nothing else; `partial`: a head may be rotated in part."""
+    """One row: all of it reads transformers' config object c.
+
+    `fields(c)`: what differs from a Llama; `sliding(c, i)`: layer i has a window; `computed`: what c must say because
+    we compute nothing else; `partial`: a head may be rotated in part.
+    """
 
     fields: Callable[[Any], dict[str, Any]]
     sliding: Callable[[Any, int], bool] = lambda c, i: False

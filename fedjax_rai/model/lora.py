@@ -19,7 +19,6 @@ from fedjax_rai.aliases import Adapter, Array, Base, Key, PyTree
 from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, module_name, modules
 from fedjax_rai.model.quantize import Quantized, dequantize
 
-
 Number = TypeVar("Number", int, float)
 
 

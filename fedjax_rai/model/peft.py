@@ -26,14 +26,16 @@ _REFUSED = (
 )  # fmt: skip
 
 
-def save_adapter(folder: Path, config: DecoderConfig, lora: Lora, adapter: Adapter, base_name: str) -> None:
-    """Write an adapter as PEFT does, float32; `base_name` is the folder or hub name of its base."""
+def save_adapter(
+    folder: Path, config: DecoderConfig, lora: Lora, adapter: Adapter, base_name: str, dtype: str = "float32"
+) -> None:
+    """Write an adapter as PEFT does; `base_name` is the folder or hub name of its base."""
     expected = jax.tree.map(lambda leaf: leaf.shape, abstract_adapter(config, lora))
     if (got := jax.tree.map(np.shape, adapter)) != expected:
         raise ValueError(f"cannot write {folder}: leaves are {got}, the model's are {expected}")
     tensors = {}
     for name, (target, layer, rank) in _modules(config, lora).items():
-        a, b = (np.asarray(adapter["layers"][target][part][layer], np.float32) for part in "ab")
+        a, b = (np.asarray(adapter["layers"][target][part][layer], jnp.dtype(dtype)) for part in "ab")
         tensors |= {f"{name}.lora_A.weight": a[:, :rank].T, f"{name}.lora_B.weight": b[:rank].T}
     save_safetensors(Path(folder) / WEIGHTS, tensors)
     fields = {

@@ -39,7 +39,7 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
 
     def read(self, index: Any = ...) -> np.ndarray:
-        """That part of it. The file is mapped for this one look only: what is mapped counts as this process's memory."""
+        """That part of it. The file is mapped for this one look: what is mapped counts as this process's memory."""
         with _opened(self.file) as file:
             return file.get_tensor(self.name) if index is ... else file.get_slice(self.name)[index]
 
@@ -88,7 +88,8 @@ def _fill(abstract: Any, sharding: Any, dtype: Any, parts: list[tuple[Stored, Pl
             return _converted(part, kernel, dtype, sharding)
         start = (place.layer, 0, place.column) if kernel else (place.layer, place.column or 0)
         flat, tree = jax.tree.flatten(sharding)
-        whole = _inserted(whole, part, tuple(map(np.int32, start)), kernel, kind, (tuple(flat), tree))
+        inserted = _inserted(whole, part, tuple(map(np.int32, start)), kernel, kind, (tuple(flat), tree))
+        whole = jax.block_until_ready(inserted)  # or this host runs ahead, with tensors that wait for their device
     return whole
 
 

@@ -13,7 +13,7 @@ from fedjax_rai.evals.judge import knows_templates, refuses
 from fedjax_rai.evals.open_ended import Rate, answer, share
 from fedjax_rai.run.setting import Setting
 from fedjax_rai.safety.guard import score
-from fedjax_rai.text.tokenizer import TINY
+from fedjax_rai.text.hub import TINY
 
 
 def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -29,7 +29,7 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
     unsafe = knows_templates()
     rule_applies = setting.config.model.path == setting.config.eval.advbench == TINY
     threshold = setting.config.guard.threshold
-    verdicts = guard_verdicts(setting, materials.advbench, red, threshold) if materials.guard_pairs else None
+    verdicts = guard_verdicts(setting, materials.advbench, red, threshold) if setting.guarded else None
     by_rule = share(red, lambda text: not unsafe(text)) if rule_applies else None
     by_phrases = share(red, refuses)
     good, whole = preferred(

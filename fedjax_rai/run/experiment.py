@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from fedjax_rai.config import ExperimentConfig
@@ -12,7 +11,7 @@ from fedjax_rai.config_file import check_files, dump_config, load_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.fed.algorithm import ServerState
 from fedjax_rai.model.lora import size
-from fedjax_rai.model.weights import load_adapter, save_adapter
+from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.run import log
 from fedjax_rai.run.checkpoint import Checkpoints
 from fedjax_rai.run.evaluation import evaluate
@@ -38,9 +37,9 @@ def run(config: ExperimentConfig, setting: Setting | None = None) -> Path:
     setting.check(config)
     folder.mkdir(parents=True, exist_ok=True)
     log.write_text(folder / CONFIG, dump_config(config))
-    note_versions(folder / VERSIONS)
+    note_versions(folder / VERSIONS, setting.commits)
     state = train(Federation(setting, config), folder)
-    save_adapter(folder / ADAPTER, setting.model, state.adapter, config.model.path)
+    save_adapter(folder / ADAPTER, *setting.shapes, state.adapter, config.model.path)
     conclude(setting, config, folder, state.adapter)
     return folder
 
@@ -59,9 +58,12 @@ def check_folder(folder: Path, config: ExperimentConfig) -> bool:
     return (folder / SUMMARY).is_file()
 
 
-def note_versions(path: Path) -> None:
-    """A list of the versions that took part: one entry, and another for each time a run was resumed under others."""
-    past, now = (log.read_json(path) if path.exists() else []), log.versions()
+def note_versions(path: Path, commits: dict[str, str]) -> None:
+    """A list of the versions that took part: one entry, and another for each time a run was resumed under others.
+
+    `commits`: those of the models that came from the hub.
+    """
+    past, now = (log.read_json(path) if path.exists() else []), log.versions() | commits
     if now not in past:
         log.write_json(path, [*past, now])
 
@@ -126,7 +128,7 @@ def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: 
         "rounds": config.federated.rounds,
         "seed": config.seed,
         "synthetic": synthetic_parts(config),
-        "adapter_parameters": size(adapter),
+        "adapter_parameters": size(*setting.shapes),
         "truncated_examples": setting.truncated,
         "guard": setting.guard_quality if config.filter.enabled else None,
         "filter": filtered(setting, config) if config.filter.enabled else None,
@@ -168,8 +170,8 @@ def report(folder: Path) -> str:
         shown = f"{rate['mean']:5.1f}  [{rate['low']:.1f}, {rate['high']:.1f}]" if rate else "not measured"
         lines.append(f"  {name:<28}{shown}")
     if summary["guard"]:
-        quality = ", ".join(f"{name} {value:.1f}" for name, value in summary["guard"]["fitted"].items())
-        lines.append(f"  guard on the clients' pairs: {quality}")
+        quality = summary["guard"]["fitted"] or summary["guard"]["released"]
+        lines.append(f"  guard on the clients' pairs: {', '.join(f'{name} {q:.1f}' for name, q in quality.items())}")
     return "\n".join([*lines, str(folder)])
 
 
@@ -180,5 +182,5 @@ def evaluate_run(folder: Path) -> None:
     config = load_config(folder / CONFIG)
     check_files(config)
     setting = Setting(config)
-    adapter = jax.device_put(load_adapter(folder / ADAPTER, setting.model))
+    _, adapter = load_adapter(folder / ADAPTER, setting.model.config)
     conclude(setting, config, folder, adapter)

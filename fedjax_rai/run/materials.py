@@ -9,7 +9,7 @@ from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.data import tiny_world
 from fedjax_rai.data.sources import Pair, read_advbench, read_square, recipe, split_by_question
 from fedjax_rai.data.tiny_world import Choice, Question
-from fedjax_rai.text.tokenizer import TINY
+from fedjax_rai.text.hub import TINY
 
 TINY_RED, TINY_ACCEPTABLE = 1800, 4200  # the proportions of SQuARe20K
 CHOICES, UTILITY, OVER_REFUSAL = 200, 300, 60

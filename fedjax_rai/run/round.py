@@ -51,7 +51,7 @@ class CaiBatch(NamedTuple):
 class CaiOptions(NamedTuple):
     """What a CAI phase is compiled for."""
 
-    end_id: int
+    end_ids: tuple[int, ...]
     max_new: int
     batch_size: int
     critic_is_policy: bool
@@ -66,7 +66,7 @@ def cai_phase(
     critic = adapter if options.critic_is_policy else None
     said = chain(
         model, base, adapter, critic, batch.prompts, batch.requests, batch.principle, rng.stream(key, "chain"),
-        batch.temperature, options.end_id, options.max_new, options.critic_is_policy,
+        batch.temperature, jnp.array(options.end_ids), options.max_new, options.critic_is_policy,
     )  # fmt: skip
     own = examples(batch.prompts, said.revision if options.train_on_revisions else said.response)
     trained, loss = align(
@@ -141,7 +141,7 @@ class Federation:
             jnp.float32(cai.learning_rate), jnp.float32(cai.temperature),
         )  # fmt: skip
         options = CaiOptions(
-            setting.tokenizer.end_id,
+            setting.tokenizer.end_ids,
             cai.max_new_tokens,
             cai.batch_size,
             cai.critic == "policy",

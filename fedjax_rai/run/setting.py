@@ -15,19 +15,22 @@ from fedjax_rai import mesh as meshes
 from fedjax_rai import rng
 from fedjax_rai.cai.constitution import load_constitution
 from fedjax_rai.cai.revise import Requests, encode_requests, examples
-from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.config import ExperimentConfig, LoraConfig
 from fedjax_rai.data.examples import BUCKET, Examples, Prompts, encode_chats, encode_questions, pad_left
 from fedjax_rai.data.partition import iid
 from fedjax_rai.errors import InputError
-from fedjax_rai.model.decoder import TARGETS, Decoder, abstract_params
-from fedjax_rai.model.lora import init_adapter
-from fedjax_rai.model.weights import load_base, read_config
+from fedjax_rai.model.architecture import DecoderConfig
+from fedjax_rai.model.decoder import Decoder, abstract_base
+from fedjax_rai.model.families import read_config
+from fedjax_rai.model.lora import Lora, init_adapter
+from fedjax_rai.model.weights import load_base
 from fedjax_rai.run import log
 from fedjax_rai.run.materials import Materials, gather
 from fedjax_rai.safety import guard as guards
-from fedjax_rai.text.prompts import answered, question, request
-from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer, resolve
-from fedjax_rai.train.generate import generate
+from fedjax_rai.text.hub import commit, resolve
+from fedjax_rai.text.prompts import answered, question
+from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
+from fedjax_rai.train.generate import Sampling, generate
 
 CONSTITUTION = Path(__file__).parent.parent / "assets" / "constitution.yaml"
 
@@ -43,35 +46,61 @@ class Setting:
         self.config = config
         self.root = jax.random.key(config.seed)
         self.materials: Materials = gather(config)
-        self.tokenizer: Tokenizer = load_tokenizer(config.model.path)
+        self.tokenizer: Tokenizer = load_tokenizer(config.model.path, config.model.revision)
         self.parts = iid(len(self.materials.pairs), config.federated.clients, config.seed)
 
     def check(self, config: ExperimentConfig) -> None:
         """Read all that an arm of that config will use, so that what is wrong is said before anything is written."""
-        used = [self.base, self.tokenizer.verdict_ids, request(self.tokenizer, "q")]
+        used = [self.base, self.tokenizer.closing]
         if config.cai.enabled:
             used += [self.requests, self.red_prompts]
-        if config.filter.enabled and not self.materials.guard_pairs:
+        if self.guarded:
+            used += [guards.guard_form(self.untuned_guard.tokenizer)]
+        elif config.filter.enabled:
             raise InputError(f"data.train = {config.data.train}: the filter's guard needs pairs of both kinds")
 
     @cached_property
     def mesh(self):
-        return meshes.make_mesh()
+        return meshes.make_mesh(self.config.mesh.fsdp, self.config.mesh.tensor)
 
     @cached_property
     def model(self) -> Decoder:
-        lora, own = self.config.lora, self.config.model
-        shape = read_config(resolve(own.path), own.dtype, own.remat)
-        targets = tuple(target for target in TARGETS if target in lora.targets)
-        return Decoder(shape, targets, lora.rank, lora.alpha / lora.rank)
+        shape = self._shape(self._folder)
+        return Decoder(shape, lora_shape(self.config.lora, shape))
 
     @cached_property
     def base(self):
-        shardings = meshes.base_shardings(self.mesh, abstract_params(self.model)["params"])
-        return load_base(resolve(self.config.model.path), self.model.config, shardings)
+        return self._load(self._folder, self.model.config)
+
+    @property
+    def _folder(self) -> Path:
+        return resolve(self.config.model.path, self.config.model.revision)
+
+    @property
+    def _guard_folder(self) -> Path | None:
+        own = self.config.guard
+        return None if own.path is None else resolve(own.path, own.revision)
+
+    def _shape(self, folder: Path) -> DecoderConfig:
+        own = self.config.model
+        return read_config(folder, dtype=own.dtype, attention=own.attention, quantize=own.quantize, remat=own.remat)
+
+    def _load(self, folder: Path, shape: DecoderConfig):
+        return load_base(folder, shape, meshes.base_shardings(self.mesh, abstract_base(shape)))
+
+    @property
+    def commits(self) -> dict[str, str]:
+        """Which commit each model from the hub is of."""
+        folders = {"model_commit": self._folder, "guard_commit": self._guard_folder}
+        return {name: own for name, folder in folders.items() if folder and (own := commit(folder))}
+
+    @property
+    def shapes(self) -> tuple[DecoderConfig, Lora]:
+        """Of the base and of every adapter."""
+        return self.model.config, lora_shape(self.config.lora, self.model.config)
 
     def fresh_adapter(self, name: str):
-        return jax.device_put(init_adapter(self.model, rng.stream(self.root, name)), meshes.replicated(self.mesh))
+        return jax.device_put(init_adapter(*self.shapes, rng.stream(self.root, name)), meshes.replicated(self.mesh))
 
     @cached_property
     def corpus(self) -> Examples:
@@ -91,8 +120,10 @@ class Setting:
 
     @cached_property
     def guard(self) -> guards.Guard:
-        """The base with an adapter fitted on labelled pairs."""
+        """The base with an adapter fitted on labelled pairs; with a `guard.path` that model as it is."""
         own, config = self.config.guard, self.config
+        if own.path is not None:
+            return self.untuned_guard
         pairs = guards.flip_labels(self.materials.guard_pairs, own.label_noise, rng.host(config.seed, "guard noise"))
         examples, cut = guards.training_examples(self.tokenizer, pairs, config.data.max_length)
         log.say(f"fitting the guard on {len(pairs)} pairs" + (f", {cut.sum()} of them cut" if cut.any() else ""))
@@ -103,9 +134,18 @@ class Setting:
         )
         return self.untuned_guard._replace(adapter=adapter)
 
+    @property
+    def guarded(self) -> bool:
+        """Whether there can be a guard: a released one, or pairs to fit one on."""
+        return self.config.guard.path is not None or bool(self.materials.guard_pairs)
+
     @cached_property
     def untuned_guard(self) -> guards.Guard:
-        config = self.config
+        own, config = self.config.guard, self.config
+        if (folder := self._guard_folder) is not None:
+            tokenizer, shape = load_tokenizer(str(own.path), own.revision), self._shape(folder)
+            sizes = config.data.max_length, config.eval.batch_size
+            return guards.released_guard(Decoder(shape), self._load(folder, shape), tokenizer, *sizes)
         return guards.Guard(self.model, self.base, None, self.tokenizer, config.data.max_length, config.eval.batch_size)
 
     @cached_property
@@ -115,15 +155,15 @@ class Setting:
         return guards.score(self.guard, [(p.query, p.response) for p in self.materials.pairs])
 
     @cached_property
-    def guard_quality(self) -> dict[str, dict[str, float]]:
-        """Of the guard on the clients' pairs, whose truth this simulation knows; as fitted and as released."""
+    def guard_quality(self) -> dict[str, dict[str, float] | None]:
+        """Of the guard on the clients' pairs, whose truth the simulation knows; as fitted (or None) and as released."""
         pairs = self.materials.pairs
-        released = guards.score(self.untuned_guard, [(p.query, p.response) for p in pairs])
         truth, threshold = [p.harmful for p in pairs], self.config.guard.threshold
-        return {
-            "fitted": guards.quality(self.scores, truth, threshold),
-            "released": guards.quality(released, truth, threshold),
-        }
+        used = guards.quality(self.scores, truth, threshold)
+        if self.config.guard.path is not None:
+            return {"fitted": None, "released": used}
+        released = guards.score(self.untuned_guard, [(p.query, p.response) for p in pairs])
+        return {"fitted": used, "released": guards.quality(released, truth, threshold)}
 
     @cached_property
     def constitution(self):
@@ -149,9 +189,9 @@ class Setting:
             return Examples(nothing.astype(jnp.int32), nothing.astype(bool), nothing.astype(bool))
         prompts = self._questions(self.materials.benign_prompts)
         keys = jax.random.split(rng.stream(self.root, "replay"), len(prompts.tokens))
-        end, new = self.tokenizer.end_id, self.config.cai.max_new_tokens
+        ends, new = np.array(self.tokenizer.end_ids, np.int32), self.config.cai.max_new_tokens
         answers = jax.jit(generate, static_argnames=("model", "max_new"))(
-            self.model, self.base, None, prompts.tokens, prompts.valid, keys, np.float32(0), end, max_new=new
+            self.model, self.base, None, prompts.tokens, prompts.valid, keys, Sampling(np.float32(0)), ends, max_new=new
         )
         return examples(prompts, answers)
 
@@ -159,6 +199,18 @@ class Setting:
         asked = [question(query) for query in queries]
         encoded = encode_questions(self.tokenizer, asked, self.config.data.max_length)
         return Prompts(*map(jnp.asarray, pad_left(encoded, self.tokenizer.pad_id)))
+
+
+def lora_shape(own: LoraConfig, config: DecoderConfig) -> Lora:
+    """The adapters that a config asks for; raises InputError where the model has no such projection or layer."""
+    if wrong := set(own.targets or ()) - set(config.targets):
+        known = ", ".join(config.targets)
+        raise InputError(f"lora.targets: this model has no {', '.join(sorted(wrong))}; must be some of {known}")
+    if wrong := [layer for layer in own.layers or () if layer >= config.num_hidden_layers]:
+        raise InputError(f"lora.layers: this model has no layer {wrong[0]}; must be below {config.num_hidden_layers}")
+    targets = tuple(target for target in config.targets if own.targets is None or target in own.targets)
+    patterns = tuple(own.rank_pattern.items()), tuple(own.alpha_pattern.items())
+    return Lora(targets, own.rank, own.alpha, own.rslora, own.layers, *patterns)
 
 
 def cycle(rows: np.ndarray, n: int, g: np.random.Generator) -> np.ndarray:

@@ -161,7 +161,7 @@ def write(
         seconds = float(np.mean([summary["seconds"]["training"] for summary in own]))
         cells = [cell(own, rate) for rate in COLUMNS]
         rows.append([arm, *(str(c) if c else "not measured" for c in cells), f"{seconds:.0f}"])
-    quality = next((s["guard"]["fitted"] for s in summaries.values() if s["guard"]), None)
+    quality = next((s["guard"]["fitted"] or s["guard"]["released"] for s in summaries.values() if s["guard"]), None)
     notes = [
         f"{'SYNTHETIC tiny world. ' if synthetic else ''}Percent, 95 % intervals over "
         + (f"{len(seeds)} seeds (Student's t)." if len(seeds) > 1 else f"prompts (one seed, {seeds[0]}).")

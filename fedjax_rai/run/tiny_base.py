@@ -20,8 +20,8 @@ from fedjax_rai import rng
 from fedjax_rai.aliases import Base
 from fedjax_rai.data import tiny_world
 from fedjax_rai.data.examples import Examples, bucket
-from fedjax_rai.model.decoder import Decoder, DecoderConfig
-from fedjax_rai.model.lora import init_base
+from fedjax_rai.model.decoder import Decoder, init_base
+from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.weights import save_base
 from fedjax_rai.text.prompts import ASSISTANT, Segment, chat
 from fedjax_rai.text.tokenizer import BOS, Tokenizer, train_tokenizer
@@ -29,16 +29,22 @@ from fedjax_rai.train import losses
 
 VOCABULARY = 1024
 ROW_TOKENS = 6144  # tokens of a batch, padding included
-CONFIG = DecoderConfig(
-    vocab_size=VOCABULARY,
-    hidden_size=128,
-    intermediate_size=384,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    tie_word_embeddings=True,
-)
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "hidden_act": "silu",
+}
+CONFIG = decoder_config(SHAPE, "the tiny base")
 
 
 def segments(tokenizer: Tokenizer, document: tiny_world.Document) -> list[Segment]:
@@ -91,7 +97,7 @@ def pretrain(tokenizer: Tokenizer, documents: list[tiny_world.Document], steps: 
         updates, state = optimizer.update(gradient, state, base)
         return optax.apply_updates(base, updates), state, terms
 
-    base = init_base(model, rng.stream(jax.random.key(seed), "tiny base"))
+    base = init_base(CONFIG, rng.stream(jax.random.key(seed), "tiny base"))
     state, began, seen = optimizer.init(base), time.perf_counter(), []
     for i, batch in zip(range(steps), batches(tokenizer, documents, seed), strict=False):
         base, state, terms = step(base, state, batch)
@@ -111,7 +117,7 @@ def main(out: Path, seed: int = 0, documents: int = 60_000, steps: int = 2000, p
     tokenizer = train_tokenizer((turn.text for d in texts[:20_000] for turn in d.turns), VOCABULARY, out)
     base = pretrain(tokenizer, texts, steps, peak, seed)
     ids = {name: getattr(tokenizer.hf, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    save_base(out, CONFIG, base, "float16", ids)
+    save_base(out, {**SHAPE, **ids}, base, "float16")
     recipe = {"seed": seed, "documents": documents, "steps": steps, "peak_learning_rate": peak}
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 

@@ -1,10 +1,12 @@
 """The guard: (query, response) -> p(unsafe), read off the first token of its answer, as Llama Guard's is.
 
-The guard is an adapter on some base; it is sent to the clients and runs there.
+The guard is an adapter on some base, or a released model; it is sent to the clients and runs there.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
+from os.path import commonprefix
 from typing import NamedTuple
 
 import jax
@@ -13,14 +15,50 @@ import numpy as np
 from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int
 from fedjax_rai.data.examples import Examples, encode_chats, encode_questions, length_batches, take
 from fedjax_rai.data.sources import Pair
+from fedjax_rai.errors import InputError
 from fedjax_rai.model.decoder import Decoder, forward, unembed
-from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, guard_question
+from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, answered, chat, guard_question, prompt
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.step import train
 
+# Words of Llama Guard's chat template, which is itself the request for a verdict on the conversation put into it.
+LLAMA_GUARD = "UNSAFE CONTENT CATEGORIES"
+
+
+class GuardForm(NamedTuple):
+    """How a guard is asked, and where its verdict stands."""
+
+    conversation: Callable[[str, str], list[Turn]]  # (query, response) -> the turns that its verdict follows
+    lead_ids: list[int]  # what it says before the verdict: nothing, white space, an empty thought
+    verdict_ids: tuple[int, int]  # the next token of (safe, unsafe)
+
+
+def guard_form(tokenizer: Tokenizer) -> GuardForm:
+    """Llama Guard's where the tokenizer's chat template is that, else our own request as a user's turn.
+
+    Lead and verdict are read off the tokens that a whole conversation with either verdict has: what they share behind
+    the request, and the first in which they differ.
+    """
+    if LLAMA_GUARD in tokenizer.template:
+        conversation = answered
+        opening = prompt(tokenizer, conversation("q", "r"))
+        # Llama 3 puts a blank line behind a turn's header; Llama Guard 3's template leaves it for the model to say
+        lead = "\n\n" if opening.endswith("<|end_header_id|>") else ""
+    else:
+        conversation = guard_question
+        asked = conversation("q", "r")
+        opening = prompt(tokenizer, asked)
+        said = [chat(tokenizer, [*asked, Turn(ASSISTANT, word)])[-1].text for word in (SAFE, UNSAFE)]
+        lead = commonprefix(said)
+    safe, unsafe = (tokenizer.encode_after(opening, lead + word) for word in (SAFE, UNSAFE))
+    shared = len(commonprefix([safe, unsafe]))
+    if shared == min(len(safe), len(unsafe)):
+        raise InputError(f"tokenizer {tokenizer.name}: `{SAFE}` begins `{UNSAFE}` in its tokens: no guard can use it")
+    return GuardForm(conversation, safe[:shared], (safe[shared], unsafe[shared]))
+
 
 class Guard(NamedTuple):
-    """What scoring needs. `adapter` None: the base as released."""
+    """What scoring needs. `adapter` None: the base as released. A prompt too long for `max_length` keeps its end."""
 
     model: Decoder
     base: Base
@@ -28,6 +66,12 @@ class Guard(NamedTuple):
     tokenizer: Tokenizer
     max_length: int
     batch_size: int
+
+
+def released_guard(model: Decoder, base: Base, tokenizer: Tokenizer, max_length: int, batch_size: int) -> Guard:
+    """A model as it was released; its own request, which may be long, comes on top of the pair's `max_length`."""
+    (request,) = encode_questions(tokenizer, [guard_form(tokenizer).conversation("", "")], sys.maxsize)
+    return Guard(model, base, None, tokenizer, len(request) + max_length, batch_size)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -46,9 +90,11 @@ def first_token_score(
 
 def score(guard: Guard, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """p(unsafe) of each (query, response), in order."""
-    asked = [guard_question(query, response) for query, response in pairs]
-    prompts = encode_questions(guard.tokenizer, asked, guard.max_length)
-    verdict_ids, scores = np.array(guard.tokenizer.verdict_ids), np.zeros(len(prompts), np.float32)
+    form = guard_form(guard.tokenizer)
+    asked = [form.conversation(query, response) for query, response in pairs]
+    room = guard.max_length - len(form.lead_ids)
+    prompts = [ids + form.lead_ids for ids in encode_questions(guard.tokenizer, asked, room)]
+    verdict_ids, scores = np.array(form.verdict_ids), np.zeros(len(prompts), np.float32)
     pending = [
         (own, first_token_score(guard.model, guard.base, guard.adapter, batch.tokens, batch.valid, verdict_ids))
         for own, batch in length_batches(prompts, guard.batch_size, guard.tokenizer.pad_id)

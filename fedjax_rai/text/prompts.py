@@ -1,6 +1,7 @@
 """Every prompt as segments: text that knows whether it is trained on. Masks come from here, never from searching."""
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from fedjax_rai.errors import InputError
@@ -24,31 +25,43 @@ class Segment(NamedTuple):
 class Renderer(Protocol):
     """What a chat template does (`text.tokenizer.Tokenizer`)."""
 
-    end_of_turn: str
+    @property
+    def closing(self) -> str:
+        """What it puts after an answer's text, up to and including the end-of-turn token."""
+        ...
+
+    @property
+    def trailer(self) -> str:
+        """What it puts behind the closing of a conversation's last answer."""
+        ...
 
     def render(self, turns: Sequence[Turn], generate: bool = False) -> str: ...
 
 
 def chat(template: Renderer, turns: Sequence[Turn]) -> list[Segment]:
-    """The conversation in the template's form; what the assistant says is trained on, its end-of-turn token included.
+    """The conversation as the template writes it, up to the end of its last answer.
 
-    Works with any template under which a conversation's beginning renders to a beginning of the whole, and which ends
-    an answer with the eos token; raises InputError where that does not hold.
+    What the assistant says is trained on: all that follows the opening which the template writes to let it speak, its
+    end-of-turn token included. Both ends of an answer are found as differences between renderings, so templates need
+    no marks. Earlier turns may be written otherwise than they were when they were the last (Qwen 3 leaves out what was
+    thought). Raises InputError where an answer's place cannot be told.
     """
-    segments, done = [], ""
-    for i, turn in enumerate(turns):
-        if turn.role != ASSISTANT:
-            continue
-        before, after = template.render(turns[:i], generate=True), template.render(turns[: i + 1])
-        if not (before.startswith(done) and after.startswith(before)):
-            raise InputError(f"the chat template rewrites earlier turns, so turn {i} cannot be masked exactly")
-        answer = after[len(before) :]
-        at = answer.find(template.end_of_turn, len(turn.text.strip()))
-        if at < 0:
-            raise InputError(f"the chat template does not end an answer with the eos_token {template.end_of_turn}")
-        end = at + len(template.end_of_turn)
-        segments += [Segment(before[len(done) :], False), Segment(answer[:end], True)]
-        done = before + answer[:end]
+    answers = [i for i, turn in enumerate(turns) if turn.role == ASSISTANT]
+    if not answers:
+        return []
+    whole = template.render(turns[: answers[-1] + 1])
+    openings = [template.render(turns[:i], generate=True) for i in answers]
+    segments, done = [], 0
+    for n, (i, opening) in enumerate(zip(answers, openings, strict=True)):
+        if n + 1 < len(answers):
+            end = len(openings[n + 1]) - len(continuation(template, turns[i + 1 : answers[n + 1]]))
+        else:
+            end = len(whole) - len(template.trailer)
+        begin = len(opening)
+        if not (whole.startswith(opening) and begin <= end and whole[begin:end].endswith(template.closing)):
+            raise InputError(f"the chat template rewrites what it wrote, so turn {i} cannot be masked exactly")
+        segments += [Segment(whole[done:begin], False), Segment(whole[begin:end], True)]
+        done = end
     return segments
 
 
@@ -57,14 +70,26 @@ def prompt(template: Renderer, turns: Sequence[Turn]) -> str:
     return template.render(turns, generate=True)
 
 
+def after_answer(template: Renderer, turns: Sequence[Turn] = (), generate: bool = False) -> str:
+    """What the template puts after the text of an answer that `turns` follow: the same whatever was answered."""
+    first, second = (template.render([*answered("q", text), *turns], generate) for text in ("0", "1"))
+    same = len(commonprefix([first[::-1], second[::-1]]))
+    if same == len(first):
+        raise InputError("the chat template leaves out what the assistant says")
+    return first[len(first) - same :]
+
+
+def continuation(template: Renderer, turns: Sequence[Turn]) -> str:
+    """What follows an assistant's end-of-turn token for further turns and the opening of the assistant's next one."""
+    rest = after_answer(template, turns, generate=True)
+    if not rest.startswith(template.closing):
+        raise InputError("the chat template ends an earlier answer otherwise than the last: nothing can be appended")
+    return rest[len(template.closing) :]
+
+
 def request(template: Renderer, text: str) -> str:
     """What follows an assistant's end-of-turn token to put a further request: the same for every conversation."""
-    opening = [Turn(USER, "q"), Turn(ASSISTANT, "a")]
-    whole = prompt(template, [*opening, Turn(USER, text)])
-    before = "".join(segment.text for segment in chat(template, opening))
-    if not whole.startswith(before):
-        raise InputError("the chat template rewrites earlier turns, so a request cannot be appended to a conversation")
-    return whole[len(before) :]
+    return continuation(template, [Turn(USER, text)])
 
 
 def question(query: str) -> list[Turn]:

@@ -1,81 +1,192 @@
 """Hugging Face tokenizers, behind the few verbs that this package needs, and the shipped tiny one."""
 
+import json
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from importlib import resources
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from fedjax_rai.errors import InputError
-from fedjax_rai.text.prompts import SAFE, UNSAFE, Segment, Turn
+from fedjax_rai.text.hub import resolve
+from fedjax_rai.text.prompts import Segment, Turn, after_answer, answered
 
-TINY = "tiny"
 SPECIALS = PAD, BOS, END, USER_OPENS, ASSISTANT_OPENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
-def resolve(path: str) -> Path:
-    """The folder of a model: `tiny` is the shipped synthetic one."""
-    if path == TINY:
-        return Path(str(resources.files("fedjax_rai"))) / "assets" / "tiny"
-    return Path(path)
+# Llama 3.2's template writes today's date unless it is given one: this is the one it has where there is no clock, so
+# that a run is the same tomorrow.
+TODAY = "26 Jul 2024"
 
 
 class Tokenizer:
-    """Text to ids and back. Special tokens are never added unasked: templates write them out."""
+    """Text to ids and back. Special tokens are never added unasked: templates write them out.
 
-    def __init__(self, hf: Any):
-        self.hf = hf
-        if hf.eos_token is None or hf.chat_template is None:
+    `hf` is a fast tokenizer, `stops` are the ids that its model's folder names as ends. A base model's tokenizer
+    may lack a chat template and an eos token: InputError when they are first needed.
+    """
+
+    def __init__(self, hf: Any, stops: Iterable[int] = ()):
+        self.hf, self._stops = hf, tuple(stops)
+        self.name: str = hf.name_or_path
+        if not getattr(hf, "is_fast", False):
             raise InputError(
-                f"tokenizer {hf.name_or_path}: it needs an eos_token and a chat_template (a chat model's has both)"
+                f"tokenizer {self.name}: {type(hf).__name__} is a slow one and says not where in the text a token "
+                "stands; must be a fast one (with a tokenizer.json)"
             )
-        self.end_of_turn: str = hf.eos_token
-        self.end_id: int = hf.eos_token_id
-        self.pad_id: int = hf.eos_token_id if hf.pad_token_id is None else hf.pad_token_id
+        self.pad_id: int = next((i for i in (hf.pad_token_id, hf.eos_token_id) if i is not None), 0)
 
     def encode(self, text: str) -> list[int]:
-        return self.hf.encode(text, add_special_tokens=False)
+        return self.hf.encode(text, add_special_tokens=False, verbose=False)
+
+    def encode_after(self, before: str, text: str) -> list[int]:
+        """The ids that `text` has where it follows `before`; InputError if it changes those of `before`."""
+        start, whole = self.encode(before), self.encode(before + text)
+        if whole[: len(start)] != start:
+            raise InputError(f"tokenizer {self.name}: {text!r} after {before!r} changes the tokens before it")
+        return whole[len(start) :]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.hf.decode(list(ids), skip_special_tokens=True)
+        return self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    @property
+    def template(self) -> str:
+        """The chat template, in Jinja."""
+        if self.hf.chat_template is None:
+            raise InputError(f"tokenizer {self.name}: it has no chat_template; must be a chat model's")
+        return self.hf.get_chat_template()
 
     def render(self, turns: Sequence[Turn], generate: bool = False) -> str:
+        from jinja2 import TemplateError
+
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-        return self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        try:
+            return self.hf.apply_chat_template(
+                messages, chat_template=self.template, tokenize=False, add_generation_prompt=generate, date_string=TODAY
+            )
+        except (TemplateError, ValueError) as error:
+            roles = ", ".join(turn.role for turn in turns) or "none"
+            raise InputError(f"tokenizer {self.name}: its chat template refuses turns of {roles} ({error})") from error
 
     def encode_segments(self, segments: Sequence[Segment]) -> tuple[list[int], list[bool]]:
-        """(ids, trained on) of segments, each tokenised on its own, so that no token straddles a mask's edge."""
-        ids, mask = [], []
-        for segment in segments:
-            own = self.encode(segment.text)
-            ids += own
-            mask += [segment.train] * len(own)
-        return ids, mask
+        """(ids, trained on) of the segments' whole text: the ids are what the tokenizer gives for it in one piece.
+
+        A token is trained on if it starts inside a trained segment. So one that straddles a segment's edge belongs to
+        where it starts, as does each of several tokens of one character; one of zero width (a trimmed space) starts
+        where the token before it ended.
+        """
+        ids, starts = self._placed("".join(segment.text for segment in segments))
+        edges = list(accumulate(len(segment.text) for segment in segments))
+        trained = [segment.train for segment in segments] + [False]  # nothing starts behind the last, save zero widths
+        return ids, [trained[bisect_right(edges, start)] for start in starts]
+
+    def _placed(self, text: str) -> tuple[list[int], list[int]]:
+        """(ids, the character at which each starts). Starts never fall: normalizers may reorder a character's marks."""
+        found = self.hf(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, starts, start, end = found["input_ids"], [], 0, 0
+        for token, (left, right) in zip(ids, found["offset_mapping"], strict=True):
+            if not 0 <= left <= right <= len(text) or self._literal.get(token, "") not in text[left:right]:
+                raise InputError(
+                    f"tokenizer {self.name}: says that token {token} stands at characters {left} to {right} of "
+                    f"{text[:60]!r}, where it is not; must give true offsets, so that masks can be exact"
+                )
+            start = max(start, end if left == right else left)
+            starts.append(start)
+            end = right
+        return ids, starts
 
     @cached_property
-    def verdict_ids(self) -> tuple[int, int]:
-        """First tokens of the guard's two answers, (safe, unsafe)."""
-        safe, unsafe = self.encode(SAFE)[0], self.encode(UNSAFE)[0]
-        if safe == unsafe:
-            raise InputError("this tokenizer begins `safe` and `unsafe` with the same token, so the guard cannot score")
-        return safe, unsafe
+    def _added(self) -> dict[int, Any]:
+        """Added tokens that are no white space, by id."""
+        return {i: token for i, token in self.hf.added_tokens_decoder.items() if token.content.strip()}
+
+    @cached_property
+    def _literal(self) -> dict[int, str]:
+        """Text of the tokens that only this very text gives; that of unknown characters stands for any text."""
+        exact = {i: token.content for i, token in self._added.items() if token.special and not token.normalized}
+        exact.pop(self.hf.unk_token_id, None)
+        return exact
+
+    @cached_property
+    def _end(self) -> tuple[str, str, int]:
+        """(closing, trailer, id of the end-of-turn token) of the template, read off a conversation.
+
+        The end-of-turn token is the first added token after an answer's text. It need not be eos, and some tokenizers
+        do not mark it as special.
+        """
+        tail, text = after_answer(self), self.render(answered("q", "0"))
+        begin = len(text) - len(tail)
+        for token, start in zip(*self._placed(text), strict=True):
+            if start >= begin and token in self._added:
+                before, found, after = text[start:].partition(self._added[token].content)
+                if found:  # it does not stand for an unknown character
+                    return text[begin:start] + before + found, after, token
+        raise InputError(
+            f"tokenizer {self.name}: its chat template puts {tail!r} after an answer; must put a special token there"
+        )
+
+    @property
+    def closing(self) -> str:
+        return self._end[0]
+
+    @property
+    def trailer(self) -> str:
+        return self._end[1]
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends a turn, by the chat template; eos where there is none. InputError without either."""
+        if self.hf.chat_template is not None:
+            return self._end[2]
+        if self.hf.eos_token_id is None:
+            raise InputError(f"tokenizer {self.name}: it needs a chat_template or an eos_token (chat models have both)")
+        return self.hf.eos_token_id
+
+    @cached_property
+    def end_of_turn(self) -> str:
+        """The text of `end_id`."""
+        return self.hf.convert_ids_to_tokens(self.end_id)
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """All tokens that end an answer: `end_id`, then eos and those that the generation config names, ascending."""
+        others = {i for i in (self.hf.eos_token_id, *self._stops) if i is not None}
+        return (self.end_id, *sorted(others - {self.end_id}))
 
 
-def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer of a model folder, by AutoTokenizer; never touches the network for a local folder."""
+def load_tokenizer(path: str, revision: str | None = None) -> Tokenizer:
+    """The tokenizer of a model (see `text.hub.resolve`), by AutoTokenizer, which never touches the network."""
     from transformers import AutoTokenizer
 
-    folder = resolve(path)
-    if not folder.is_dir():
-        raise InputError(f"model.path = {path}: no such folder")
+    folder = resolve(path, revision)
     try:
-        return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    except (OSError, ValueError) as error:
+        hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises no narrower one for a file that it cannot read
         raise InputError(f"{folder}: no tokenizer that transformers can read ({error})") from error
+    return Tokenizer(hf, stop_ids(folder))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is anything in a model's folder that a tokenizer could be read from."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
+
+
+def stop_ids(folder: Path) -> tuple[int, ...]:
+    """The ids that a model's folder names as eos: in generation_config.json, or in config.json where there is none."""
+    path = next((p for p in (folder / "generation_config.json", folder / "config.json") if p.is_file()), None)
+    if path is None:
+        return ()
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a JSON object ({error})") from error
+    stops = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(type(stop) is int for stop in stops):
+        raise InputError(f"{path}: eos_token_id = {named!r}: must be a token id or a list of them")
+    return tuple(stops)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key
+from fedjax_rai.model.attention import Sight
 from fedjax_rai.model.decoder import Decoder, KVCache, empty_cache, forward_cached, unembed
 
 
@@ -57,22 +58,39 @@ def append(
 
     A row whose last column is invalid adds nothing, and keeps the logits it had.
     """
-    length, slots = tokens.shape[1], state.valid.shape[1]
     seen = jax.lax.dynamic_update_slice(state.valid, valid, (0, state.slot))
-    own = state.slot + jnp.arange(length)
-    past = jnp.arange(slots)[None, :] <= own[:, None]
-    mask = seen[:, None, :] & past[None]
     positions = jnp.maximum(state.position[:, None] + jnp.cumsum(valid, axis=1) - 1, 0)
-    hidden, cache = forward_cached(model, base, adapter, tokens, positions, mask, state.cache, state.slot)
+    key_positions = jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
+    sight = Sight(valid.astype(jnp.int32), positions, seen.astype(jnp.int32), key_positions)
+    hidden, cache = forward_cached(model, base, adapter, tokens, sight, state.cache, state.slot)
     logits = jnp.where(valid[:, -1:], unembed(model, base, hidden[:, -1]), state.logits)
-    return Decoding(cache, seen, state.position + valid.sum(axis=1), state.slot + length, logits)
+    return Decoding(cache, seen, state.position + valid.sum(axis=1), state.slot + tokens.shape[1], logits)
 
 
-def pick(logits: Float[Array, "b v"], keys: Key[Array, "b"], temperature: Float[Array, ""]) -> Int[Array, "b"]:
+class Sampling(NamedTuple):
+    """How the next token is drawn. The numbers are traced: changing one compiles nothing."""
+
+    temperature: Float[Array, ""]  # 0: the likeliest token
+    top_p: Float[Array, ""] | None = None  # the fewest likeliest tokens that have this probability (arXiv 1904.09751)
+
+
+def pick(logits: Float[Array, "b v"], keys: Key[Array, "b"], sampling: Sampling) -> Int[Array, "b"]:
     """Next tokens: the likeliest at temperature 0, else a sample; one key a row, so neighbours change nothing."""
-    safe = jnp.where(temperature > 0, temperature, 1.0)
+    warm = sampling.temperature > 0
+    logits = logits / jnp.where(warm, sampling.temperature, 1.0)
+    if sampling.top_p is not None:
+        logits = _nucleus(logits, sampling.top_p)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
-    return jnp.argmax(logits / safe + jnp.where(temperature > 0, noise, 0.0), axis=-1).astype(jnp.int32)
+    return jnp.argmax(logits + jnp.where(warm, noise, 0.0), axis=-1).astype(jnp.int32)
+
+
+def _nucleus(logits: Float[Array, "b v"], top_p: Float[Array, ""]) -> Float[Array, "b v"]:
+    """-inf for tokens whose likelier ones already have probability `top_p`; the likeliest is always kept."""
+    falling = -jnp.sort(-logits, axis=-1)
+    probability = jax.nn.softmax(falling, axis=-1)
+    kept = (jnp.cumsum(probability, axis=-1) - probability < top_p).at[:, 0].set(True)
+    least = jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 def sample(
@@ -81,14 +99,15 @@ def sample(
     adapter: Adapter | None,
     state: Decoding,
     keys: Key[Array, "b"],
-    temperature: Float[Array, ""],
-    end_id: Int[Array, ""] | int,
+    sampling: Sampling,
+    end_ids: Int[Array, "e"],
     max_new: int,
     close: bool = False,
 ) -> tuple[Decoding, Answers]:
-    """Let every row speak until its end-of-turn token, or `max_new` tokens; stops when all rows have.
+    """Let every row speak until one of `end_ids`, or `max_new` tokens; stops when all rows have.
 
-    `close`: a row cut off gets the end-of-turn token as its last one, so that a conversation can go on.
+    `close`: every answer's last token becomes `end_ids[0]`, the end-of-turn token, whether it was cut off or ended by
+    another, so that a conversation can go on.
     """
     batch = state.position.shape[0]
 
@@ -102,16 +121,16 @@ def sample(
 
     def speak(loop: Loop) -> Loop:
         step, now, said = loop
-        token = pick(now.logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), temperature)
-        ended = said.ended | (token == end_id)
+        token = pick(now.logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), sampling)
+        ends = jnp.isin(token, end_ids)
         if close:
-            token = jnp.where(step == max_new - 1, end_id, token)
+            token = jnp.where(ends | (step == max_new - 1), end_ids[0], token)
         speaks = ~said.ended
         now = append(model, base, adapter, now, token[:, None], speaks[:, None])
-        tokens = said.tokens.at[:, step].set(jnp.where(speaks, token, end_id))
-        return Loop(step + 1, now, Answers(tokens, said.valid.at[:, step].set(speaks), ended))
+        tokens = said.tokens.at[:, step].set(jnp.where(speaks, token, end_ids[0]))
+        return Loop(step + 1, now, Answers(tokens, said.valid.at[:, step].set(speaks), said.ended | ends))
 
-    nothing = Answers(jnp.full((batch, max_new), end_id), jnp.zeros((batch, max_new), bool), jnp.zeros(batch, bool))
+    nothing = Answers(jnp.full((batch, max_new), end_ids[0]), jnp.zeros((batch, max_new), bool), jnp.zeros(batch, bool))
     loop = jax.lax.while_loop(going, speak, Loop(jnp.zeros((), jnp.int32), state, nothing))
     return loop.state, loop.answers
 
@@ -123,11 +142,11 @@ def generate(
     tokens: Int[Array, "b l"],
     valid: Bool[Array, "b l"],
     keys: Key[Array, "b"],
-    temperature: Float[Array, ""],
-    end_id: Int[Array, ""] | int,
+    sampling: Sampling,
+    end_ids: Int[Array, "e"],
     max_new: int,
 ) -> Answers:
     """Answers to left-padded prompts."""
     state = start(model, tokens.shape[0], tokens.shape[1] + max_new)
     state = append(model, base, adapter, state, tokens, valid)
-    return sample(model, base, adapter, state, keys, temperature, end_id, max_new)[1]
+    return sample(model, base, adapter, state, keys, sampling, end_ids, max_new)[1]

@@ -12,10 +12,11 @@ from fedjax_rai.cai.constitution import load_constitution
 from fedjax_rai.cai.revise import Requests, chain, equal, examples
 from fedjax_rai.data.examples import Prompts, pad_left
 from fedjax_rai.errors import InputError
-from fedjax_rai.train.generate import Answers, generate
+from fedjax_rai.train.generate import Answers, Sampling, generate
 from tests import small
 
 END, NEW = 0, 6
+ENDS = jnp.array([END])
 COLD, HOT = jnp.float32(0.0), jnp.float32(1.0)
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7]]
 CRITIQUE, REVISION = [[2, 2, 7], [11]], [[13, 4], [5, 6, 1]]
@@ -32,7 +33,7 @@ def talk(policy, critic, temperature, same):
     key, principle = jax.random.key(0), jnp.array(PRINCIPLE)
     prompts = on_device(PROMPTS)
     return chain(
-        small.MODEL, small.BASE, policy, critic, prompts, requests, principle, key, temperature, END, NEW, same
+        small.MODEL, small.BASE, policy, critic, prompts, requests, principle, key, temperature, ENDS, NEW, same
     )  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def spoken(answers: Answers) -> list[list[int]]:
 @jax.jit
 def answer(adapter, batch: Prompts) -> Answers:
     keys = jax.random.split(jax.random.key(0), 1)
-    return generate(small.MODEL, small.BASE, adapter, *batch, keys, COLD, END, NEW)
+    return generate(small.MODEL, small.BASE, adapter, *batch, keys, Sampling(COLD), ENDS, NEW)
 
 
 def naive(adapter, conversation: list[int]) -> list[int]:

@@ -15,8 +15,7 @@ from fedjax_rai.data.examples import take
 from fedjax_rai.fed.aggregate import AGGREGATORS, weighted_mean
 from fedjax_rai.fed.algorithm import ALGORITHMS, RoundBatch, fedavg, scaffold
 from fedjax_rai.fed.client import ClientUpdate, local_update
-from fedjax_rai.model.decoder import TARGETS, Decoder
-from fedjax_rai.model.lora import init_base
+from fedjax_rai.model.decoder import Decoder, init_base
 from fedjax_rai.train.step import train
 from tests import small
 
@@ -131,8 +130,8 @@ def test_scaffold_follows_its_formulas():
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_diverging_client_is_left_out(name):
     """One client's data lead to NaN (through a token whose embedding is NaN): the others' round is unharmed."""
-    model = Decoder(replace(small.CONFIG, tie_word_embeddings=False), TARGETS, 2, 2.0)
-    base, bad = init_base(model, jax.random.key(0)), small.VOCAB - 1
+    model = Decoder(replace(small.CONFIG, tie_word_embeddings=False), small.MODEL.lora)
+    base, bad = init_base(model.config, jax.random.key(0)), small.VOCAB - 1
     base["embed_tokens"] = base["embed_tokens"].at[bad].set(jnp.nan)
     clean = jnp.where(small.corpus().tokens == bad, 1, small.corpus().tokens)
     corpus = small.corpus()._replace(tokens=clean.at[7, 1].set(bad))

@@ -168,7 +168,7 @@ def test_equals_xla(name, options):
 
 
 @pytest.mark.parametrize("groups", (1, pytest.param(4, marks=pytest.mark.slow)))
-@pytest.mark.parametrize("name", ("chunked", "splash"))
+@pytest.mark.parametrize("name", (pytest.param("chunked", marks=pytest.mark.slow), "splash"))
 def test_one_key_head_or_as_many_as_queries(name, groups):
     sight = random_sight(10)
     check_equals_xla(name, random_qkv(sight, groups=groups), sight, OPTIONS["scale"])

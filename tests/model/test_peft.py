@@ -1,9 +1,8 @@
-"""An adapter that is written is what is read, by us and by PEFT; what is not LoRA as we compute it is refused by name."""
+"""An adapter that is written is what is read, by us and by PEFT; what we do not compute is refused by name."""
 
 import json
 import runpy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -231,7 +230,7 @@ def test_an_adapter_goes_to_peft_and_back(family, seed, torch_and_peft, tmp_path
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 @pytest.mark.parametrize("family", sorted(families.FAMILIES))
 def test_training_follows_pefts(family, torch_and_peft, tmp_path):
-    """Ten steps from the same adapter on the same ragged batches: every loss within 1e-3 of PEFT's with torch's Adam."""
+    """Ten steps from one adapter on the same ragged batches: every loss within 1e-3 of PEFT's with torch's Adam."""
     torch, library = torch_and_peft
     make = runpy.run_path(str(FIXTURES / "make_models.py"))
     plain = make["build"](family, make["random_config"](family, 77), 77)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax

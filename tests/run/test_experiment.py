@@ -13,7 +13,7 @@ from fedjax_rai.run import experiment, log
 from fedjax_rai.run.experiment import evaluate_run, run
 from fedjax_rai.run.round import Federation, cai_phase, federated_round
 from fedjax_rai.run.setting import Setting
-from fedjax_rai.text.tokenizer import resolve
+from fedjax_rai.text.hub import resolve
 from tests import small
 
 

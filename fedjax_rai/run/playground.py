@@ -1,0 +1,129 @@
+"""Answers to a user's own prompts: how to try a model or an adapter before, or after, a run."""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rai import rng
+from fedjax_rai.data.examples import length_batches
+from fedjax_rai.errors import InputError
+from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.families import read_config
+from fedjax_rai.model.peft import load_adapter
+from fedjax_rai.model.weights import load_base
+from fedjax_rai.run import log
+from fedjax_rai.text.hub import resolve
+from fedjax_rai.text.prompts import prompt, question
+from fedjax_rai.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, stop_ids
+from fedjax_rai.train.generate import Sampling, generate
+
+
+class Row(NamedTuple):
+    """A prompt: what was asked as ids, and whether by the chat template, so that the end of a turn ends the answer."""
+
+    ids: list[int]
+    chat: bool
+
+
+class Answer(NamedTuple):
+    token_ids: list[int]  # the new ones, up to and including the end token
+    text: str | None  # None where there is no tokenizer
+
+
+def answers(
+    path: str,
+    revision: str | None,
+    adapter: Path | None,
+    prompts: Path,
+    *,
+    max_new: int,
+    temperature: float,
+    top_p: float,
+    dtype: str,
+    raw: bool,
+    seed: int,
+    batch_size: int,
+) -> Iterator[Answer]:
+    """An answer to each row of a JSON-lines file, in its order; no answer depends on another or on the batch size.
+
+    A row holds `prompt`, a text that the chat template is applied to (unless `raw`), or `token_ids`, taken as they are.
+    Raises InputError, with file and line, before the weights are read.
+    """
+    folder = resolve(path, revision)
+    config = read_config(folder, dtype=dtype)
+    lora, own = load_adapter(adapter, config) if adapter else (None, None)
+    tokenizer = load_tokenizer(path, revision) if has_tokenizer(folder) else None
+    rows = read_rows(prompts, tokenizer, config.vocab_size, raw)
+    model, base = Decoder(config, lora), load_base(folder, config)
+    keys = jax.vmap(lambda row: rng.stream(jax.random.key(seed), "generate", row=row))(np.arange(len(rows)))
+    said: dict[int, Answer] = {}
+    with log.progress("generating", len(rows)) as advance:
+        for chat in (False, True):
+            mine = [i for i, row in enumerate(rows) if row.chat == chat]
+            ends = jnp.array((tokenizer.end_ids if chat and tokenizer else stop_ids(folder)) or (-1,))
+            size = min(batch_size, max(len(mine), 1))
+            for picked, batch in length_batches([rows[i].ids for i in mine], size, 0):
+                own_keys = keys[np.array(mine)[np.resize(picked, size)]]
+                sampling = Sampling(np.float32(temperature), np.float32(top_p) if top_p < 1 else None)
+                found = _generate(model, base, own, *batch, own_keys, sampling, ends, max_new)
+                tokens, valid = np.asarray(found.tokens), np.asarray(found.valid)
+                for row, i in enumerate(picked):
+                    ids = tokens[row][valid[row]].tolist()
+                    said[mine[i]] = Answer(ids, tokenizer.decode(ids) if tokenizer else None)
+                    advance("")
+    return (said[i] for i in range(len(rows)))
+
+
+_generate = partial(jax.jit, static_argnames=("model", "max_new"))(generate)
+
+
+def read_rows(path: Path, tokenizer: Tokenizer | None, vocabulary: int, raw: bool) -> list[Row]:
+    """The prompts of a file as token ids; blank lines are passed over."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from None
+    rows = [
+        _row(json_of(line, f"{path}:{number}"), f"{path}:{number}", tokenizer, vocabulary, raw)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not rows:
+        raise InputError(f"{path}: holds no prompts")
+    return rows
+
+
+def json_of(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error})") from None
+
+
+def _row(row: Any, where: str, tokenizer: Tokenizer | None, vocabulary: int, raw: bool) -> Row:
+    given = [key for key in ("prompt", "token_ids") if isinstance(row, dict) and key in row]
+    if len(given) != 1:
+        raise InputError(f'{where}: must be an object with either "prompt" (text) or "token_ids" (a list of ids)')
+    if given == ["token_ids"]:
+        return Row(_checked(row["token_ids"], where, vocabulary), False)
+    if not isinstance(row["prompt"], str):
+        raise InputError(f"{where}: prompt is {row['prompt']!r}, must be text")
+    if tokenizer is None:
+        raise InputError(f"{where}: this model has no tokenizer; give token_ids")
+    if raw:
+        return Row(_checked(tokenizer.hf(row["prompt"])["input_ids"], where, vocabulary), False)
+    return Row(_checked(tokenizer.encode(prompt(tokenizer, question(row["prompt"]))), where, vocabulary), True)
+
+
+def _checked(ids: Any, where: str, vocabulary: int) -> list[int]:
+    if not isinstance(ids, Sequence) or isinstance(ids, str) or not ids or not all(type(i) is int for i in ids):
+        raise InputError(f"{where}: must have at least one token, each a whole number")
+    if wrong := [i for i in ids if not 0 <= i < vocabulary]:
+        raise InputError(f"{where}: token {wrong[0]} is none of this model's; must be 0 to {vocabulary - 1}")
+    return list(ids)

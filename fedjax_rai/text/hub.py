@@ -1,0 +1,73 @@
+"""Where a model lies: the shipped tiny one, a folder, or a snapshot of a repository on the Hugging Face hub."""
+
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from fedjax_rai.config import is_hub_name
+from fedjax_rai.errors import InputError
+
+TINY = "tiny"
+WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+# Folders hold other formats of the same weights; `consolidated` files are Mistral's second copy of them.
+UNWANTED = ("*/*", "consolidated*")
+
+
+def resolve(path: str, revision: str | None = None) -> Path:
+    """The folder of a model: `tiny` is the shipped synthetic one; an absent `owner/name` is fetched from the hub.
+
+    A folder that is there is never looked up on the network. `revision`: a branch, tag or commit of a hub name, null
+    for its main branch. Raises InputError for a folder that is not there, and for whatever the hub refuses.
+    """
+    if path == TINY:
+        folder = Path(str(resources.files("fedjax_rai"))) / "assets" / "tiny"
+    else:
+        folder = Path(path).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise InputError(f"{path}: is a folder here and has no revision {revision!r}; only a name on the hub has")
+        return folder
+    if folder.exists() or not is_hub_name(path):
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise InputError(f"{path}: {what}; must be a Hugging Face folder, owner/name of one on the hub, or 'tiny'")
+    return _snapshot(path, revision)
+
+
+def commit(folder: Path) -> str | None:
+    """The commit that a resolved folder is a snapshot of; None for one that is not the hub's."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+@lru_cache
+def _snapshot(name: str, revision: str | None) -> Path:
+    """Asked for once a process, so that all that a run reads is of one commit."""
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
+        )
+    except Exception as error:  # its own errors, those of its HTTP client, and those of the disk
+        raise InputError(f"{name}: {_explain(name, revision, error)}") from error
+    return Path(folder)
+
+
+def _explain(name: str, revision: str | None, error: Exception) -> str:
+    """What went wrong on the hub, and what to do."""
+    from huggingface_hub import constants, errors
+
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    unreachable = "and no whole copy is in its cache; give the folder of a local copy, or"
+    if isinstance(error, errors.GatedRepoError):
+        return f"this model is gated: ask for access at https://huggingface.co/{name}, then {log_in}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"no such folder here, and no such model on the hub; if it is private, {log_in}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"no revision {revision!r} on the hub; must be a branch, tag or commit of this model"
+    if isinstance(error, errors.HFValidationError):
+        return f"no such folder here, and no name that the hub allows ({error})"
+    if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+        return f"no such folder here, offline mode is on {unreachable} unset HF_HUB_OFFLINE"
+    if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError):
+        return f"no such folder here, the hub cannot be reached {unreachable} connect to the network"
+    return f"cannot be fetched from the hub ({type(error).__name__}: {error})"
