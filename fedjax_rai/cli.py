@@ -24,6 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+DTYPES = {
+    "bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32", "float16": "float16",
+    "fp16": "float16",
+}  # fmt: skip
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file; what it does not name is the default")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="overrides, like federated.rounds=3")]
 
@@ -68,7 +72,7 @@ def table(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="a Hugging Face folder, owner/name on the hub, or tiny")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a Hugging Face folder, owner/name of a hub, or tiny")],
     prompts: Annotated[Path, typer.Option(help="JSON lines, each with `prompt` (text) or `token_ids`")],
     max_new: Annotated[int, typer.Option(min=1, help="tokens of an answer, at most")] = 128,
     adapter: Annotated[Path | None, typer.Option(help="a folder in PEFT's format")] = None,
@@ -76,7 +80,7 @@ def generate(
     greedy: Annotated[bool, typer.Option("--greedy", help="the likeliest token each time; the default")] = False,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="sample at this temperature")] = None,
     top_p: Annotated[float | None, typer.Option(max=1.0, help="sample from the likeliest tokens of this mass")] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="of weights and activations: bfloat16, float32")] = "bfloat16",
     raw: Annotated[bool, typer.Option("--raw", help="take prompts as they are, without the chat template")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print an object a row: token_ids, text")] = False,
     seed: Annotated[int, typer.Option(min=0, help="of sampling")] = 0,
@@ -85,12 +89,17 @@ def generate(
     """Answer prompts with a model, or a model and an adapter."""
     with _answering():
         chosen, kept = _sampling(greedy, temperature, top_p)
+        precise = _dtype(dtype)
+        if not prompts.is_file():
+            raise InputError(f"{prompts}: no such file; must be JSON lines with `prompt` or `token_ids`")
+        from fedjax_rai.text.hub import resolve
+
+        resolve(model, revision)
         _quiet()
-        from fedjax_rai.run.export import dtype_of
         from fedjax_rai.run.playground import answers
 
         found = answers(
-            model, revision, adapter, prompts, max_new=max_new, temperature=chosen, top_p=kept, dtype=dtype_of(dtype),
+            model, revision, adapter, prompts, max_new=max_new, temperature=chosen, top_p=kept, dtype=precise,
             raw=raw, seed=seed, batch_size=batch_size,
         )  # fmt: skip
         for i, answer in enumerate(found):
@@ -110,10 +119,13 @@ def export(
 ) -> None:
     """Write a run's adapter, or the merged model, as a folder that PEFT and transformers load."""
     with _answering():
+        chosen = None if dtype is None else _dtype(dtype)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; must be that of a finished run")
         _quiet()
         from fedjax_rai.run.export import export as write
 
-        write(folder, out, merged, dtype)
+        write(folder, out, merged, chosen)
         typer.echo(out)
 
 
@@ -126,6 +138,13 @@ def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
         typer.echo(dump_config(_load(config, overrides)), nl=False)
 
 
+def _dtype(name: str) -> str:
+    """A dtype by any of its usual names; raises InputError."""
+    if name not in DTYPES:
+        raise InputError(f"--dtype {name}: must be one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
 def _sampling(greedy: bool, temperature: float | None, top_p: float | None) -> tuple[float, float]:
     """(temperature, top_p) of the options; raises InputError where they contradict each other."""
     if greedy and (temperature or top_p is not None):
@@ -134,6 +153,13 @@ def _sampling(greedy: bool, temperature: float | None, top_p: float | None) -> t
         raise InputError(f"--top-p {top_p:g}: must be greater than 0, at most 1")
     warm = 1.0 if temperature is None and top_p is not None else temperature or 0.0
     return warm, 1.0 if top_p is None else top_p
+
+
+def _dtype(name: str) -> str:
+    """A dtype by any of its usual names; raises InputError."""
+    if name not in DTYPES:
+        raise InputError(f"--dtype {name}: must be one of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def _sampling(greedy: bool, temperature: float | None, top_p: float | None) -> tuple[float, float]:

@@ -34,7 +34,7 @@ def _regular(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"is no regular expression ({error})") from None
+        raise ValueError(f"must be a regular expression ({error})") from None
     return pattern
 
 
@@ -63,12 +63,14 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The frozen base: `path` is "tiny" (the shipped synthetic one), a Hugging Face folder, or owner/name on the hub.
 
-    `revision` is the branch, tag or commit of a hub name, null for its main branch.
+    `revision` is the branch, tag or commit of a hub name, null for its main branch. `dtype` is that of base and
+    activations, `quantize` that of its kernels; adapters are float32. `remat` is what the backward pass computes again
+    for want of memory: nothing of a layer, all but its matrix products, all of it.
     """
 
     path: Text = "tiny"
     revision: Revision = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["xla", "chunked", "cudnn", "splash"] = "xla"
     quantize: Literal["none", "int8", "nf4"] = "none"
     remat: Literal["none", "dots", "full"] = "none"
@@ -83,17 +85,17 @@ class LoraConfig(Section):
 
     rank: Count = 8
     alpha: Rate = 16.0
-    targets: Annotated[tuple[Target, ...], Field(min_length=1)] | None = None
+    targets: tuple[Target, ...] | None = None
     rslora: Flag = False
-    layers: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
+    layers: tuple[Natural, ...] | None = None
     rank_pattern: dict[Pattern, Count] = {}
     alpha_pattern: dict[Pattern, Rate] = {}
 
     @field_validator("targets", "layers")
     @classmethod
     def _distinct(cls, values: tuple | None) -> tuple | None:
-        if values is not None and len(set(values)) < len(values):
-            raise ValueError("must name each of them once")
+        if values is not None and not 0 < len(values) == len(set(values)):
+            raise ValueError("must name at least one, and each once; null for all")
         return values
 
 
@@ -111,7 +113,7 @@ class DataConfig(Section):
     """Training pairs: `train` is "tiny" (the synthetic world), a SQuARe JSON file, or what `datasets` reads.
 
     `red` and `acceptable` are numbers of pairs, null for as many as there are at the paper's ratio of 3 to 7.
-    `split` says which half of the tiny world is evaluated: settings are tuned on one, reported on the other.
+    `packing`: short examples of a local step share rows, which changes no number but the time. `split` says which half of the tiny world is evaluated: settings are tuned on one, reported on the other.
     """
 
     train: Text = "tiny"
@@ -119,6 +121,7 @@ class DataConfig(Section):
     red: Natural | None = None
     acceptable: Natural | None = None
     max_length: Annotated[int, Field(strict=True, ge=16)] = 256
+    packing: Flag = False
     split: Literal["tune", "test"] = "test"
 
 

@@ -147,10 +147,10 @@ def _apply(override: str, data: dict[str, Any], where: dict[str, str]) -> list[s
 
 def _explain(error: Any, where: dict[str, str], path: Path) -> str:
     """One line for one pydantic error: place, key, value, what it must be."""
-    location = [str(part) for part in error["loc"] if not isinstance(part, int)]
+    location = [str(part) for part in error["loc"]]
     key = ".".join(location[:2] if location[0] in _sections() else location[:1])
     place = where.get(key) or where.get(location[0]) or str(path)
-    index = "".join(f"[{part}]" for part in error["loc"] if isinstance(part, int))
+    index = "".join(f"[{part}]" for part in location[key.count(".") + 1 :] if part != "[key]")
     value = error["input"]
     if error["type"] == "extra_forbidden":
         return f"{place}: {key}: no such key{_suggest_key(key)}"
@@ -159,8 +159,14 @@ def _explain(error: Any, where: dict[str, str], path: Path) -> str:
         return f"{stated}must be a section of keys: {', '.join(_sections()[key].model_fields)}"
     if error["type"] == "value_error" and not isinstance(value, bool):
         return stated + str(error["ctx"]["error"])
-    schema = _schemas()[key]["items"] if index else _schemas()[key]
+    schema = _inner(_schemas()[key]) if index else _schemas()[key]
     return f"{stated}must be {_allowed(schema)}{_hint(value, schema)}"
+
+
+def _inner(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of the entries of a list or a mapping."""
+    options = schema.get("anyOf", [schema])
+    return next(own[name] for own in options for name in ("items", "additionalProperties") if name in own)
 
 
 def _hint(value: Any, schema: dict[str, Any]) -> str:
@@ -181,7 +187,9 @@ def _allowed(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return "one of " + ", ".join(map(str, schema["enum"]))
     if schema["type"] == "array":
-        return f"a list of at least {schema['minItems']}, each {_allowed(schema['items'])}"
+        return f"a list, each {_allowed(schema['items'])}"
+    if schema["type"] == "object":
+        return f"a mapping of patterns, each to {_allowed(schema['additionalProperties'])}"
     word = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[name]}" for name, sign in bounds.items() if name in schema]

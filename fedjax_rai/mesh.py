@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 from flax import linen as nn
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_rai.aliases import PyTree
@@ -23,10 +23,22 @@ def make_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def base_shardings(mesh: Mesh, boxed: PyTree) -> PyTree:
-    """Where each parameter lies, from its logical axis names (`decoder.abstract_base`)."""
+def base_shardings(mesh: Mesh | AbstractMesh, boxed: PyTree) -> PyTree:
+    """Where each parameter lies, from its logical axis names (`decoder.abstract_base`).
+
+    A leaf's axis that the mesh does not divide is not split: each device has all of it.
+    """
     specs = nn.get_partition_spec(boxed)
-    return nn.logical_to_mesh_sharding(specs, mesh, RULES)  # pyright: ignore[reportPrivateImportUsage]
+    lie = nn.logical_to_mesh_sharding(specs, mesh, RULES)  # pyright: ignore[reportPrivateImportUsage]
+    return jax.tree.map(_even, nn.unbox(boxed), lie)
+
+
+def _even(leaf: jax.ShapeDtypeStruct, lie: NamedSharding) -> NamedSharding:
+    # An array's shards are all of one size; vocabularies are often odd (32001), and so is the number of scales in a
+    # column of a quantised kernel (896 rows: 14).
+    named = zip(lie.spec, leaf.shape, strict=True)
+    axes = [axis if axis and size % lie.mesh.shape[axis] == 0 else None for axis, size in named]
+    return NamedSharding(lie.mesh, P(*axes))
 
 
 def over_clients(mesh: Mesh) -> Callable[[PyTree], PyTree]:

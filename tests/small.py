@@ -43,7 +43,8 @@ def corpus(rows: int = 40, seed: int = 0) -> Examples:
     lengths = g.integers(4, LENGTH + 1, rows)
     valid = np.arange(LENGTH) < lengths[:, None]
     tokens = np.where(valid, g.integers(1, VOCAB, (rows, LENGTH)), 0)
-    return Examples(jnp.asarray(tokens, jnp.int32), jnp.asarray(valid & (np.arange(LENGTH) >= 2)), jnp.asarray(valid))
+    loss_mask, segments = valid & (np.arange(LENGTH) >= 2), valid.astype(np.int32)
+    return Examples(jnp.asarray(tokens, jnp.int32), jnp.asarray(loss_mask), jnp.asarray(segments))
 
 
 def cohort(

@@ -12,13 +12,13 @@ LAYERS = (
     "config config_file mesh",
     "model.architecture model.attention model.decoder model.families model.lora model.peft model.quantize "
     "model.weights text.hub text.tokenizer text.prompts",
-    "data.examples data.sources data.partition data.square_tfds data.tiny_lexicon data.tiny_world "
+    "data.examples data.packing data.sources data.partition data.square_tfds data.tiny_lexicon data.tiny_world "
     "train.losses train.step train.generate",
     "fed.client fed.aggregate fed.algorithm fed.adversary safety.guard safety.filter "
     "cai.constitution cai.revise cai.align",
     "evals.open_ended evals.choice evals.judge",
     "run.round run.checkpoint run.log run.experiment run.table run.bench run.evaluation run.materials run.plots "
-    "run.export run.playground run.setting run.tiny_base",
+    "run.export run.memory run.playground run.setting run.tiny_base",
     "cli __main__",
 )
 LAYER = {module: layer for layer, row in enumerate(LAYERS) for module in row.split()}
@@ -33,6 +33,7 @@ WITHIN = {
     "model.peft": "model.architecture model.families model.lora model.weights",
     "text.tokenizer": "text.hub text.prompts",
     "data.tiny_world": "data.sources data.tiny_lexicon",
+    "data.packing": "data.examples",
     "train.step": "data.examples train.losses",
     "fed.aggregate": "fed.client",
     "fed.algorithm": "fed.client fed.aggregate",
@@ -41,7 +42,8 @@ WITHIN = {
     "run.setting": "run.log run.materials",
     "run.round": "run.setting",
     "run.evaluation": "run.setting",
-    "run.experiment": "run.checkpoint run.evaluation run.log run.round run.setting",
+    "run.memory": "run.log run.setting",
+    "run.experiment": "run.checkpoint run.evaluation run.log run.memory run.round run.setting",
     "run.export": "run.experiment run.log",
     "run.playground": "run.log",
     "run.table": "run.experiment run.log run.plots run.setting",

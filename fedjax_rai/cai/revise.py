@@ -84,7 +84,7 @@ def examples(prompts: Prompts, answers: Answers) -> Examples:
     return Examples(
         tokens=jnp.concatenate([prompts.tokens, answers.tokens], axis=1),
         loss_mask=jnp.concatenate([jnp.zeros_like(prompts.valid), answers.valid & usable[:, None]], axis=1),
-        valid=jnp.concatenate([prompts.valid, answers.valid], axis=1),
+        segments=jnp.concatenate([prompts.valid, answers.valid], axis=1).astype(jnp.int32),
     )
 
 

@@ -13,11 +13,17 @@ BUCKET = 16
 
 
 class Examples(NamedTuple):
-    """Right-padded sequences. `loss_mask[n, l]`: token l is a target; `valid`: it is there at all."""
+    """Right-padded sequences. `loss_mask[n, l]`: token l is a target; `segments`: which of its row's sequences, from 1
+    on, it belongs to, 0 being padding (one to a row, unless they are packed)."""
 
     tokens: Int[Array, "n l"]
     loss_mask: Bool[Array, "n l"]
-    valid: Bool[Array, "n l"]
+    segments: Int[Array, "n l"]
+
+    @property
+    def valid(self) -> Bool[Array, "n l"]:
+        """False on padding."""
+        return self.segments > 0
 
 
 class Prompts(NamedTuple):
@@ -52,11 +58,11 @@ def encode(
     length = bucket(max((len(ids) for ids, _ in encoded), default=1))
     tokens: Any = np.full((len(encoded), length), tokenizer.pad_id, np.int32)  # NumPy's until they are placed
     loss_mask: Any = np.zeros(tokens.shape, bool)
-    valid: Any = np.zeros(tokens.shape, bool)
+    segments: Any = np.zeros(tokens.shape, np.int32)
     for row, (ids, mask) in enumerate(encoded):
         n = len(ids)
-        tokens[row, :n], loss_mask[row, :n], valid[row, :n] = ids, mask, True
-    return Examples(tokens, loss_mask, valid), cut
+        tokens[row, :n], loss_mask[row, :n], segments[row, :n] = ids, mask, 1
+    return Examples(tokens, loss_mask, segments), cut
 
 
 def encode_chats(

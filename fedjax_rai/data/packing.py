@@ -4,28 +4,30 @@ The host decides which examples share a row (`plan`), the device lays them out (
 that do not see each other, so that a packed batch gives the loss and the gradient of the batch unpacked.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai.aliases import Array, Int
-from fedjax_rai.data.examples import Examples
+from fedjax_rai.data.examples import Examples, take
 
 
-def plan(lengths: np.ndarray, room: int) -> np.ndarray:
-    """int32 `[..., R, m]`: which of its `b` examples (lengths `[..., b]`) each row of a batch holds; -1: none.
+def plan(rows: np.ndarray, lengths: np.ndarray, room: int) -> np.ndarray:
+    """Examples `[..., b]` of a corpus, whose lengths are `lengths`, shared out to rows of `room` tokens: int32
+    `[..., R, m]`, -1 where a row has no further example.
 
-    First fit, longest first. All batches get as many rows as the fullest one needs, and as many places in a row as the
+    First fit, longest first. All batches get as many rows as the fullest one needs, and a row as many places as the
     most crowded one has, both rounded up to quarters of b: few shapes, so few compilations.
     """
-    *front, b = lengths.shape
-    batches = [_first_fit(own, room) for own in lengths.reshape(-1, b)]
-    rows = _rounded(max(map(len, batches)), b)
-    places = _rounded(max(len(row) for batch in batches for row in batch), b)
-    planned = np.full((len(batches), rows, places), -1, np.int32)
-    for i, batch in enumerate(batches):
-        for j, row in enumerate(batch):
-            planned[i, j, : len(row)] = row
-    return planned.reshape(*front, rows, places)
+    *front, b = rows.shape
+    batches = [(own, _first_fit(lengths[own], room)) for own in rows.reshape(-1, b)]
+    height = _rounded(max(len(packed) for _, packed in batches), b)
+    places = _rounded(max(len(row) for _, packed in batches for row in packed), b)
+    planned = np.full((len(batches), height, places), -1, np.int32)
+    for i, (own, packed) in enumerate(batches):
+        for j, row in enumerate(packed):
+            planned[i, j, : len(row)] = own[row]
+    return planned.reshape(*front, height, places)
 
 
 def _first_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
@@ -44,6 +46,11 @@ def _first_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
 def _rounded(count: int, whole: int) -> int:
     step = -(-whole // 4)
     return min(-(-count // step) * step, whole)
+
+
+def batches(corpus: Examples, rows: Int[Array, "k ..."]) -> Examples:
+    """The batches of k local steps: rows of the corpus as they are (`rows[k, b]`), or packed (`rows[k, R, m]`)."""
+    return take(corpus, rows) if rows.ndim == 2 else jax.vmap(lambda own: pack(corpus, own))(rows)
 
 
 def pack(corpus: Examples, rows: Int[Array, "R m"]) -> Examples:

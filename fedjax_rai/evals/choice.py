@@ -18,7 +18,7 @@ from fedjax_rai.train.losses import sequence_logps
 
 @partial(jax.jit, static_argnames="model")
 def _answer_logps(model: Decoder, base: Base, adapter: Adapter | None, batch: Examples):
-    return (sequence_logps(model, base, adapter, batch.tokens, batch.valid) * batch.loss_mask).sum(axis=1)
+    return (sequence_logps(model, base, adapter, batch.tokens, batch.segments) * batch.loss_mask).sum(axis=1)
 
 
 def preferred(

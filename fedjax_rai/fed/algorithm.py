@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from fedjax_rai import trees
 from fedjax_rai.aliases import Adapter, Array, Base, Float, Metrics, PyTree
-from fedjax_rai.data.examples import Examples, take
+from fedjax_rai.data.examples import Examples
+from fedjax_rai.data.packing import batches
 from fedjax_rai.fed.aggregate import Aggregator
 from fedjax_rai.fed.client import ClientUpdate, Cohort, local_update, map_cohort, pad_cohort
 from fedjax_rai.model.decoder import Decoder
@@ -55,7 +56,7 @@ def fedavg(
     def round(state: ServerState, base: Base, batch: RoundBatch) -> tuple[ServerState, Metrics]:
         def client(own: Cohort) -> ClientUpdate:
             return local_update(
-                model, base, state.adapter, take(batch.corpus, own.rows), own.weight, batch.learning_rate
+                model, base, state.adapter, batches(batch.corpus, own.rows), own.weight, batch.learning_rate
             )
 
         updates = map_cohort(client, pad_cohort(batch.cohort, chunk), chunk, constrain)
@@ -87,8 +88,8 @@ def scaffold(
 
         def client(argument: tuple[Cohort, Adapter]) -> ClientUpdate:
             who, control = argument
-            batches, correction = take(batch.corpus, who.rows), trees.sub(control, server)
-            return local_update(model, base, state.adapter, batches, who.weight, batch.learning_rate, correction)
+            own, correction = batches(batch.corpus, who.rows), trees.sub(control, server)
+            return local_update(model, base, state.adapter, own, who.weight, batch.learning_rate, correction)
 
         updates = map_cohort(client, (cohort, own), chunk, constrain)
         local_steps = cohort.rows.shape[1]

@@ -30,11 +30,11 @@ class ClientUpdate(NamedTuple):
 class Cohort(NamedTuple):
     """This round's clients and their batches, as rows of a corpus that holds all clients' examples.
 
-    `rows[c, k, b]` indexes the corpus; `weight[c]` is the number of kept examples, 0 for padding.
+    `rows[c, k, b]`, or packed `rows[c, k, R, m]` (`data.packing`), indexes the corpus; `weight[c]` is the number of kept examples, 0 for padding.
     """
 
     client: Int[Array, "c"]
-    rows: Int[Array, "c k b"]
+    rows: Int[Array, "c k ..."]
     weight: Float[Array, "c"]
 
 

@@ -12,7 +12,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.fed.algorithm import ServerState
 from fedjax_rai.model.lora import size
 from fedjax_rai.model.peft import load_adapter, save_adapter
-from fedjax_rai.run import log
+from fedjax_rai.run import log, memory
 from fedjax_rai.run.checkpoint import Checkpoints
 from fedjax_rai.run.evaluation import evaluate
 from fedjax_rai.run.round import Federation
@@ -34,6 +34,7 @@ def run(config: ExperimentConfig, setting: Setting | None = None) -> Path:
         log.say(f"{folder}: already finished")
         return folder
     setting = setting or Setting(config)
+    memory.announce(config, setting)
     setting.check(config)
     folder.mkdir(parents=True, exist_ok=True)
     log.write_text(folder / CONFIG, dump_config(config))

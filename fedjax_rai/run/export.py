@@ -17,10 +17,6 @@ from fedjax_rai.run import log
 from fedjax_rai.run.experiment import ADAPTER, CONFIG, SUMMARY
 from fedjax_rai.text.hub import resolve
 
-DTYPES = {
-    "float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16",
-    "fp16": "float16",
-}  # fmt: skip
 # What AutoTokenizer reads, and what generation stops at.
 _TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
@@ -33,9 +29,9 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
 
     `merged`: a checkpoint that `AutoModelForCausalLM.from_pretrained` loads, of `dtype` (bfloat16 if not given);
     otherwise the adapter (float32 if not given). OUT appears whole, or not at all. Raises InputError for a folder that
-    is no finished run, an OUT that is not empty, and a dtype that is none of DTYPES.
+    is no finished run, and an OUT that is not empty.
     """
-    chosen = dtype_of(dtype or ("bfloat16" if merged else "float32"))
+    chosen = dtype or ("bfloat16" if merged else "float32")
     if not (folder / SUMMARY).is_file() or not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: not the folder of a finished run (it has no {SUMMARY}); run it to its end first")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -53,13 +49,6 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
             save_adapter(part, shape, lora, adapter, config.model.path, chosen)
             _copy(source, part, _TOKENIZER)
         log.write_text(part / "README.md", card(config, log.read_json(folder / SUMMARY), merged))
-
-
-def dtype_of(name: str) -> str:
-    """A dtype by any of its usual names; raises InputError."""
-    if name not in DTYPES:
-        raise InputError(f"--dtype {name}: must be one of {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 @contextmanager

@@ -1,16 +1,15 @@
 """The memory plan of a run: bytes a device in each of its phases, from shapes alone, before the base is loaded.
 
 Exact: what lies there all the time, and what a local step keeps for its backward pass (read off the traced loss). The
-rest, which only the compiler decides, is one formula a part, from the arrays that XLA's CPU programs hold at once;
-`tests/run/test_memory.py` compares the sums with what XLA reports. Not measured on GPU or TPU, where fusing more makes
-some of it smaller. Not counted: the host's own memory, XLA's workspace for products in bfloat16 on a CPU (which has
-none of its own and computes them in float32), the tensor that is being loaded. On a mesh with `fsdp` or `tensor`,
-activations count whole on every device: an upper bound.
+rest, which only the compiler decides, is one formula a part, after the arrays that XLA's CPU programs hold at once;
+`tests/run/test_memory.py` compares the sums with what XLA reports. Not measured on GPU or TPU, which fuse more, so that
+some of it is smaller there. Packed batches count as if they were not, an upper bound. Not counted: what Python
+and the host hold besides, and the tensor that is being loaded.
 """
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import ceil, prod
 from pathlib import Path
@@ -30,6 +29,7 @@ from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, outputs
 from fedjax_rai.model.attention import CHUNK
 from fedjax_rai.model.decoder import Decoder, abstract_base
 from fedjax_rai.model.lora import Lora, abstract_adapter
+from fedjax_rai.model.quantize import Quantized
 from fedjax_rai.run import log
 from fedjax_rai.run.setting import Setting
 from fedjax_rai.safety.guard import guard_form
@@ -68,6 +68,14 @@ class Sizes(NamedTuple):
     lengths: Lengths
     pairs: int
     devices: int
+    widens: bool  # a CPU computes bfloat16 in float32: XLA widens the whole base first, and all that follows
+
+
+class How(NamedTuple):
+    """What programs depend on besides the shapes."""
+
+    fsdp: int
+    logit: int  # bytes of one while the loss is computed: float32, and the config's dtype that it is cast from
 
 
 class Plan(NamedTuple):
@@ -93,7 +101,27 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
     model = Decoder(dataclasses.replace(sizes.model.config, **computed), lora)
     guard = dataclasses.replace(sizes.guard, **computed) if sizes.guard else None
     sizes = sizes._replace(model=model, guard=guard, lengths=sizes.lengths.cut(config.data.max_length))
-    return Plan(_held(config, sizes), dict(_phases(config, sizes)))
+    held, mesh = _held(config, sizes), _mesh(config, sizes.devices)
+    shapes = [model.config, *([guard] if guard else [])]
+    if sizes.widens and own.dtype == "bfloat16":
+        shapes = [dataclasses.replace(shape, dtype="float32") for shape in shapes]
+        # a copy of what is not quantised, which is what makes the difference
+        held["base in float32"] = 2 * (base_bytes(shapes[0], mesh) - base_bytes(model.config, mesh))
+    shape, *others = (_share(shape, config.mesh.tensor) for shape in shapes)
+    local = sizes._replace(model=Decoder(shape, lora), guard=others[0] if others else None)
+    return Plan(held, dict(_phases(config, local)))
+
+
+def _share(config: DecoderConfig, tensor: int) -> DecoderConfig:
+    """The decoder whose arrays are as wide as one device's: heads, gate|up and vocabulary lie along `tensor`."""
+    groups = ceil(config.num_key_value_heads / tensor)
+    return dataclasses.replace(
+        config,
+        num_attention_heads=ceil(config.num_attention_heads / tensor / groups) * groups,
+        num_key_value_heads=groups,
+        intermediate_size=2 * ceil(config.intermediate_size / tensor / 2),  # nf4 packs pairs of rows
+        vocab_size=ceil(config.vocab_size / tensor),
+    )
 
 
 def lora_of(model: Decoder) -> Lora:
@@ -106,18 +134,27 @@ def nbytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def _loaded(config: DecoderConfig) -> PyTree:
+    """Shapes of the base as `weights.load_base` gives it: what is not quantised has the config's dtype."""
+
+    def cast(shape: Any) -> Any:
+        return shape if isinstance(shape, Quantized) else jax.ShapeDtypeStruct(shape.shape, config.dtype)
+
+    return jax.tree.map(cast, nn.unbox(abstract_base(config)), is_leaf=lambda leaf: isinstance(leaf, Quantized))
+
+
 def base_bytes(config: DecoderConfig, mesh: AbstractMesh) -> int:
-    """Of one device's part of the base; `weights.load_base` casts what is not quantised to the config's dtype."""
-    boxed = abstract_base(config)
-    shardings = meshes.base_shardings(mesh, boxed)
-    kernels = nn.unbox(boxed)
+    """Of one device's part of the base. Raises InputError where the mesh cannot split it evenly."""
+    shardings = meshes.base_shardings(mesh, abstract_base(config))
 
-    def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> int:
-        quantised = any(getattr(key, "name", None) in ("values", "scales") for key in path)
-        dtype = shape.dtype if quantised else jnp.dtype(config.dtype)
-        return prod(sharding.shard_shape(shape.shape)) * dtype.itemsize
+    def part(leaf: Any, sharding: Any) -> int:
+        try:
+            return prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        except ValueError as error:
+            ways = f"mesh.fsdp = {mesh.shape['fsdp']}, mesh.tensor = {mesh.shape['tensor']}"
+            raise InputError(f"{ways}: do not divide the base evenly, of which a part is {leaf.shape}") from error
 
-    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(leaf, kernels, shardings)))
+    return sum(jax.tree.leaves(jax.tree.map(part, _loaded(config), shardings)))
 
 
 def _mesh(config: ExperimentConfig, devices: int) -> AbstractMesh:
@@ -134,32 +171,37 @@ def _held(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     parts = {"base": base_bytes(model.config, mesh), "adapters": (states + fitted) * adapter}
     if sizes.guard:
         parts["guard"] = base_bytes(sizes.guard, mesh)
-    return parts | {"data": sizes.pairs * sizes.lengths.train * (4 + 1 + 1)}  # tokens and two masks
+    return parts | {"data": sizes.pairs * sizes.lengths.train * (4 + 1 + 4)}  # tokens, loss mask, segments
+
+
+def _how(config: ExperimentConfig) -> How:
+    narrow = jnp.dtype(config.model.dtype).itemsize
+    return How(config.mesh.fsdp, 4 + (narrow if narrow < 4 else 0))
 
 
 def _phases(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:
     model, lengths = sizes.model, sizes.lengths
-    fed, cai, own, fsdp = config.federated, config.cai, config.eval, config.mesh.fsdp
+    fed, cai, own, how = config.federated, config.cai, config.eval, _how(config)
     if sizes.guarded and sizes.guard is None and config.guard.steps:
-        yield "fitting the guard", _training(model, config.guard.batch_size, lengths.guard, fsdp)
+        yield "fitting the guard", _training(model, config.guard.batch_size, lengths.guard, how)
     if sizes.guarded:
         scorer = sizes.guard or model.config
-        yield "scoring", _whole_sequences(scorer, own.batch_size, lengths.guard, 1, fsdp)
+        yield "scoring", _whole_sequences(scorer, own.batch_size, lengths.guard, 1, how)
     if fed.rounds:
         yield "local training", _local_training(config, sizes)
     if fed.rounds and cai.enabled:
         if lengths.replay:
             slots = lengths.replay + cai.max_new_tokens
-            yield "answering replay", _decoding(model.config, cai.replay, lengths.replay, slots, fsdp)
+            yield "answering replay", _decoding(model.config, cai.replay, lengths.replay, slots, how)
         slots = lengths.red + lengths.requests + 3 * cai.max_new_tokens
         caches = 1 if cai.critic == "policy" else 2
-        yield "CAI, generating", _decoding(model.config, cai.prompts, lengths.red, slots, fsdp, caches)
+        yield "CAI, generating", _decoding(model.config, cai.prompts, lengths.red, slots, how, caches)
         longest = max(lengths.red, lengths.replay) + cai.max_new_tokens
-        yield "CAI, training", _training(model, cai.batch_size, longest, fsdp)
+        yield "CAI, training", _training(model, cai.batch_size, longest, how)
     slots = lengths.asked + own.max_new_tokens
-    yield "evaluation, answering", _decoding(model.config, own.batch_size, lengths.asked, slots, fsdp)
-    if lengths.choice:
-        yield "evaluation, choices", _whole_sequences(model.config, own.batch_size, lengths.choice, lengths.choice, fsdp)
+    yield "evaluation, answering", _decoding(model.config, own.batch_size, lengths.asked, slots, how)
+    if whole := lengths.choice:
+        yield "evaluation, choices", _whole_sequences(model.config, own.batch_size, whole, whole, how)
 
 
 def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
@@ -168,34 +210,30 @@ def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     own = ceil(fed.clients_per_chunk / mesh.shape["clients"])  # a chunk is a multiple of the clients axis
     in_chunk = own * mesh.shape["clients"]
     kept = ceil(fed.cohort / in_chunk) * own  # of the cohort, padded to whole chunks, on this device
-    parts = _training(sizes.model, fed.batch_size, sizes.lengths.train, config.mesh.fsdp, own)
+    parts = _training(sizes.model, fed.batch_size, sizes.lengths.train, _how(config), own)
     if fed.algorithm == "scaffold":
         return parts | {"deltas": kept * adapter, "control variates": (kept + own) * adapter}  # theirs and corrections
     return parts | {"deltas": kept * adapter}
 
 
-def _training(model: Decoder, rows: int, length: int, fsdp: int, clients: int = 1) -> dict[str, int]:
+def _training(model: Decoder, rows: int, length: int, how: How, clients: int = 1) -> dict[str, int]:
     """Steps of that many clients at once, each on `rows` sequences."""
-    config = model.config
-    adapter = nbytes(abstract_adapter(config, lora_of(model)))
-    kept = _saved(model, rows, length)
-    if config.remat != "none":  # one layer is computed again, with all that it would have kept
-        whole = Decoder(dataclasses.replace(config, remat="none"), model.lora)
-        again = _saved(whole, rows, length) // config.num_hidden_layers
-    else:
-        again = 0
-    transient = max(again + _layer_backward(config, rows, length), _head(config, rows * length, backward=True))
+    config, lora = model.config, lora_of(model)
+    adapter = nbytes(abstract_adapter(config, lora))
+    kept, again = _saved(config, lora, rows, length), 0
+    if config.remat != "none":  # one layer is computed again: it then keeps what it would have kept at first
+        whole = _saved(dataclasses.replace(config, remat="none"), lora, rows, length)
+        again = max(0, whole - kept) // config.num_hidden_layers
+    transient = max(again + _layer_backward(config, rows, length), 2 * _head(config, rows * length, how))
     return {
         "clients' adapters": 2 * clients * adapter,  # while training, and the delta that is made of it
         "optimizer and gradient": 3 * clients * adapter,  # Adam's two moments
         "activations": clients * (kept + transient),
-        "kernels in use": _kernels(config, fsdp),
+        "kernels in use": _kernels(config, how.fsdp),
     }
 
 
-def _decoding(
-    config: DecoderConfig, rows: int, length: int, slots: int, fsdp: int, caches: int = 1
-) -> dict[str, int]:
+def _decoding(config: DecoderConfig, rows: int, length: int, slots: int, how: How, caches: int = 1) -> dict[str, int]:
     """Prompts of `length` into a cache of `slots`, then token by token."""
     state = jax.eval_shape(lambda: start_decoding(Decoder(config), rows, slots))
     prefill = _layer_forward(config, rows, length, slots, cached=True)
@@ -203,37 +241,33 @@ def _decoding(
     return {
         "KV cache": caches * nbytes(state.cache),
         "activations": max(prefill, 3 * nbytes(state.logits)),
-        "kernels in use": _kernels(config, fsdp),
+        "kernels in use": _kernels(config, how.fsdp),
     }
 
 
-def _whole_sequences(config: DecoderConfig, rows: int, length: int, scored: int, fsdp: int) -> dict[str, int]:
+def _whole_sequences(config: DecoderConfig, rows: int, length: int, scored: int, how: How) -> dict[str, int]:
     """A forward pass without a cache, and the logits of `scored` tokens a row."""
-    layer, head = _layer_forward(config, rows, length, length), _head(config, rows * scored)
-    return {"activations": max(layer, head), "kernels in use": _kernels(config, fsdp)}
+    layer, head = _layer_forward(config, rows, length, length), _head(config, rows * scored, how)
+    return {"activations": max(layer, head), "kernels in use": _kernels(config, how.fsdp)}
 
 
 @lru_cache(maxsize=64)
-def _saved(model: Any, rows: int, length: int) -> int:
+def _saved(config: DecoderConfig, lora: Lora, rows: int, length: int) -> int:
     """Bytes that a local step keeps from its forward for its backward pass, the base and the adapter left out.
 
     What the linearised loss takes and is none of its own arguments: so it follows remat, attention and quantisation
     as they are, whatever the layer saves.
     """
-    base = jax.tree.map(partial_cast(model.config.dtype), nn.unbox(abstract_base(model.config)))
+    model, base, adapter = Decoder(config, lora), _loaded(config), abstract_adapter(config, lora)
     tokens, mask = (jax.ShapeDtypeStruct((rows, length), dtype) for dtype in (jnp.int32, jnp.bool_))
 
     def residuals(base: PyTree, adapter: PyTree, tokens: Any, mask: Any) -> list[Any]:
-        return jax.tree.leaves(jax.vjp(lambda a: sft(model, base, a, tokens, mask, mask).mean(), adapter)[1])
+        return jax.tree.leaves(jax.vjp(lambda own: sft(model, base, own, tokens, mask, tokens).mean(), adapter)[1])
 
-    traced = jax.make_jaxpr(residuals)(base, abstract_adapter(model.config, model.lora), tokens, mask).jaxpr
+    traced = jax.make_jaxpr(residuals)(base, adapter, tokens, mask).jaxpr
     given = {id(own) for own in (*traced.invars, *traced.constvars)}
     kept = {id(own): own.aval for own in traced.outvars if id(own) not in given and not hasattr(own, "val")}
     return nbytes([jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in kept.values()])
-
-
-def partial_cast(dtype: str) -> Callable[[Any], Any]:
-    return lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype if leaf.dtype == jnp.float32 else leaf.dtype)
 
 
 def _item(config: DecoderConfig) -> int:
@@ -250,7 +284,7 @@ def _logits_of_attention(config: DecoderConfig, rows: int, queries: int, keys: i
     if config.attention in ("cudnn", "splash") and not cached:
         return 0
     if config.attention != "xla":
-        queries = ceil(queries / ceil(queries / CHUNK))
+        queries = ceil(queries / max(1, ceil(queries / CHUNK)))
     return 4 * rows * config.num_attention_heads * queries * keys
 
 
@@ -273,13 +307,14 @@ def _layer_backward(config: DecoderConfig, rows: int, length: int) -> int:
     attention = 4 * _logits_of_attention(config, rows, length, length) + token * qkv
     # gate and up apart; their cotangents apart and side by side; the cotangent of their product
     mlp = token * (3 * gate_up + gate_up // 2)
+    if config.remat != "none":  # what attention computes again for itself is shared with the layer's doing so
+        mlp += 3 * _logits_of_attention(config, rows, length, length)
     return 2 * token * config.hidden_size + max(attention, mlp)
 
 
-def _head(config: DecoderConfig, tokens: int, backward: bool = False) -> int:
-    """Logits in float32, and those in the config's dtype that they are cast from; both again for the backward pass."""
-    once = 4 + (_item(config) if _item(config) < 4 else 0)
-    return tokens * config.vocab_size * once * (2 if backward else 1)
+def _head(config: DecoderConfig, tokens: int, how: How) -> int:
+    """Logits; the backward pass holds their cotangents, too."""
+    return tokens * config.vocab_size * how.logit
 
 
 def _kernels(config: DecoderConfig, fsdp: int) -> int:
@@ -292,34 +327,161 @@ def _kernels(config: DecoderConfig, fsdp: int) -> int:
     return max(held, config.vocab_size * config.hidden_size * _item(config)) if fsdp > 1 else held
 
 
-def sizes(setting: Setting) -> Sizes:
-    """Those of a setting; reads its data and the shapes of its models, and encodes the texts."""
+def sizes(setting: Setting, config: ExperimentConfig) -> Sizes:
+    """Those of an arm of a setting; reads its data and the shapes of its models, and encodes the texts."""
     devices = prod(setting.mesh.shape.values())
-    guard = setting.guard_model.config if setting.config.guard.path is not None else None
-    return Sizes(setting.model, guard, setting.guarded, _lengths(setting), len(setting.materials.pairs), devices)
+    guard = setting.guard_model.config if config.guard.path is not None else None
+    return Sizes(
+        setting.model, guard, setting.guarded, _lengths(setting, config), len(setting.materials.pairs), devices,
+        jax.default_backend() == "cpu",
+    )  # fmt: skip
 
 
-def _lengths(setting: Setting) -> Lengths:
-    made, tokenizer, most = setting.materials, setting.tokenizer, setting.config.data.max_length
-    train = setting.corpus.tokens.shape[1]
+def _lengths(setting: Setting, config: ExperimentConfig) -> Lengths:
+    made, tokenizer, most = setting.materials, setting.tokenizer, config.data.max_length
+    train, cai = setting.corpus.tokens.shape[1], config.cai.enabled and config.federated.rounds > 0
 
-    def longest(queries: list[str]) -> int:
+    def longest(queries: Sequence[str]) -> int:
         encoded = encode_questions(tokenizer, [question(query) for query in queries], most)
         return bucket(max(map(len, encoded))) if encoded else 0
 
-    conversation = guard_form(setting.guard_tokenizer).conversation("", "") if setting.guarded else []
-    (asked,) = encode_questions(setting.guard_tokenizer, [conversation], 2**31) if conversation else ([],)
-    released = setting.config.guard.path is not None
-    request = len(asked) if released else 0
     choices = [answered(c.query, text) for c in made.choices for text in (c.good, c.bad)]
-    cai = setting.config.cai.enabled
+    request = _guard_request(setting) if setting.guarded else 0
+    beyond = request if config.guard.path is not None else 0
     return Lengths(
         train=train,
-        guard=bucket(min(train + len(asked), most + request)),
-        guard_request=request,
-        red=longest(list(made.red_prompts)),
+        guard=bucket(min(train + request, most + beyond)),
+        guard_request=beyond,
+        red=setting.red_prompts.tokens.shape[1] if cai else 0,
         requests=sum(side.tokens.shape[1] for side in setting.requests) if cai else 0,
-        replay=longest(list(made.benign_prompts)),
+        replay=longest(made.benign_prompts) if cai else 0,
         asked=longest([*made.advbench, *(q.query for q in made.utility), *made.over_refusal]),
         choice=encode_chats(tokenizer, choices, most)[0].tokens.shape[1] if choices else 0,
     )
+
+
+def _guard_request(setting: Setting) -> int:
+    """Tokens of the guard's own words around an empty pair."""
+    tokenizer = setting.guard_tokenizer
+    (ids,) = encode_questions(tokenizer, [guard_form(tokenizer).conversation("", "")], sys.maxsize)
+    return len(ids)
+
+
+def device_limit() -> int | None:
+    """Bytes that one device here has for arrays, those there already included; None where nothing says so.
+
+    A CPU's is what the machine, or the process's control group, has left; devices on one CPU share it.
+    """
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    here = [int(line.split()[1]) * 1024 for line in _read("/proc/meminfo") if line.startswith("MemAvailable")]
+    here += [int(line) for line in _read("/sys/fs/cgroup/memory.max") if line.isdigit()]
+    held = sum(shard.data.nbytes for array in jax.live_arrays() for shard in array.addressable_shards)
+    return (min(here) + held) // jax.local_device_count() if here else None
+
+
+def _read(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).is_file() else []
+
+
+def announce(config: ExperimentConfig, setting: Setting) -> None:
+    """Print the plan: a line where it is small, else a table. Raises InputError where it does not fit."""
+    known, limit = sizes(setting, config), device_limit()
+    made = plan(config, known)
+    if limit is not None and made.need(made.peak) > limit:
+        raise InputError(refusal(config, known, limit))
+    log.say("\n".join(table(made, limit)))
+
+
+def table(made: Plan, limit: int | None) -> list[str]:
+    """The plan in lines: one where it takes at most half of the limit."""
+    whole = f"memory a device: {_gib(made.need(made.peak))} GiB"
+    first = whole + (f" of {_gib(limit)}" if limit is not None else "") + f", most of it in {made.peak}"
+    if limit is not None and 2 * made.need(made.peak) <= limit:
+        return [f"{first} (estimated)"]
+    others = sorted(made.phases.keys() - {made.peak}, key=made.need, reverse=True)
+    rows = [(name, size) for name, size in made.held.items()]
+    rows += [(f"{made.peak}: {name}", size) for name, size in made.phases[made.peak].items()]
+    lines = [f"  {name:<44}{_gib(size):>8}" for name, size in rows]
+    return [f"{first} (estimated)", *lines, "  others: " + ", ".join(f"{p} {_gib(made.need(p))}" for p in others)]
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.{1 if size >= 10 * GIB else 2}f}"
+
+
+class Remedy(NamedTuple):
+    """One key set otherwise, and what that alone saves in the phase that it helps most of those too large."""
+
+    key: str
+    old: Any
+    new: Any
+    saves: int
+    phase: str
+
+
+def refusal(config: ExperimentConfig, known: Sizes, limit: int) -> str:
+    """Why it does not fit, and which keys to set, the most effective first; of each, what it does alone."""
+    made, found = plan(config, known), remedies(config, known, limit)
+    lines = [f"memory: {_gib(made.need(made.peak))} GiB a device needed, {_gib(limit)} there; this run was not started"]
+    lines += table(made, None)[1:]
+    if found:
+        lines.append("what helps, and how much each of these alone:")
+    for own in found:
+        change = f"{own.key} = {own.old} -> {own.new}"
+        lines.append(f"  {change:<44}saves {_gib(own.saves)} GiB in {own.phase}")
+    for own in found:
+        config = _with(config, own.key, own.new)
+    least = plan(config, known)
+    fits = least.need(least.peak) <= limit
+    lines.append(f"with all of them {_gib(least.need(least.peak))} GiB" + ("" if fits else ": too much, still"))
+    return "\n".join(lines if found else lines[:-1])
+
+
+def remedies(config: ExperimentConfig, known: Sizes, limit: int) -> list[Remedy]:
+    """What would make the phases that are too large smaller by a hundredth at least, the most effective first."""
+    made = plan(config, known)
+    large = [phase for phase in made.phases if made.need(phase) > limit]
+    found = []
+    for key, new in _candidates(config, known.devices):
+        try:
+            other = plan(_with(config, key, new), known)
+        except InputError:  # a mesh that does not divide this base
+            continue
+        saves, phase = max((made.need(phase) - other.need(phase), phase) for phase in large)
+        if 100 * saves > made.need(phase):
+            found.append(Remedy(key, _get(config, key), new, saves, phase))
+    return sorted(found, key=lambda own: -own.saves)
+
+
+def _candidates(config: ExperimentConfig, devices: int) -> Iterator[tuple[str, Any]]:
+    """(key, value) of all that makes a plan smaller, or may."""
+    model, mesh = config.model, config.mesh
+    lowest = {
+        "federated.clients_per_chunk": 1,
+        "model.remat": "full",
+        "model.quantize": "nf4" if model.quantize == "int8" else "int8",
+        "model.dtype": "bfloat16",
+        "model.attention": "chunked" if model.attention == "xla" else model.attention,
+    }
+    if model.quantize == "nf4":
+        del lowest["model.quantize"]
+    halved = ("data.max_length", "federated.batch_size", "guard.batch_size", "cai.prompts", "cai.replay")
+    halved += ("cai.batch_size", "cai.max_new_tokens", "eval.batch_size", "eval.max_new_tokens", "lora.rank")
+    least = {"data.max_length": 16, "cai.replay": 0}
+    for key in halved:
+        lowest[key] = max(_get(config, key) // 2, least.get(key, 1))
+    if devices % (2 * mesh.fsdp * mesh.tensor) == 0:
+        lowest["mesh.fsdp"] = 2 * mesh.fsdp
+    yield from ((key, new) for key, new in lowest.items() if new != _get(config, key))
+
+
+def _get(config: ExperimentConfig, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _with(config: ExperimentConfig, key: str, value: Any) -> ExperimentConfig:
+    section, name = key.split(".")
+    return config.model_copy(update={section: getattr(config, section).model_copy(update={name: value})})

@@ -63,7 +63,9 @@ def answers(
     model, base = Decoder(config, lora), load_base(folder, config)
     keys = jax.vmap(lambda row: rng.stream(jax.random.key(seed), "generate", row=row))(np.arange(len(rows)))
     said: dict[int, Answer] = {}
-    with log.progress("generating", len(rows)) as advance:
+    # float32 is asked for to compare, so no TF32 in its products
+    precision = jax.default_matmul_precision("highest" if dtype == "float32" else "default")
+    with precision, log.progress("generating", len(rows)) as advance:
         for chat in (False, True):
             mine = [i for i, row in enumerate(rows) if row.chat == chat]
             ends = jnp.array((tokenizer.end_ids if chat and tokenizer else stop_ids(folder)) or (-1,))

@@ -13,6 +13,7 @@ from fedjax_rai.cai.align import align, pool
 from fedjax_rai.cai.revise import Requests, chain, equal, examples
 from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.data.examples import Examples, Prompts
+from fedjax_rai.data.packing import plan
 from fedjax_rai.fed.aggregate import weighted_mean
 from fedjax_rai.fed.algorithm import ALGORITHMS, FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
@@ -117,6 +118,8 @@ class Federation:
                 g = rng.host(seed, "local batches", round=t, client=int(client))
                 rows[i] = cycle(own, fed.local_steps * fed.batch_size, g).reshape(size)
         weight = np.array([len(self.kept[client]) for client in chosen], np.float32)
+        if self.config.data.packing:
+            rows = plan(rows, self.setting.lengths, self.setting.corpus.tokens.shape[1])
         return Cohort(jnp.asarray(chosen, jnp.int32), jnp.asarray(rows), jnp.asarray(weight))
 
     def round(self, state: ServerState, t: int) -> tuple[ServerState, Metrics]:

@@ -107,6 +107,11 @@ class Setting:
         """Every client's examples, one row each, in the order of `materials.pairs`; on the device."""
         return self._encoded[0]
 
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every example of the corpus, on the host."""
+        return np.asarray(self.corpus.valid.sum(axis=1))
+
     @property
     def truncated(self) -> int:
         """How many of the clients' examples were cut to `data.max_length` tokens."""
@@ -140,12 +145,21 @@ class Setting:
         return self.config.guard.path is not None or bool(self.materials.guard_pairs)
 
     @cached_property
+    def guard_model(self) -> Decoder:
+        """The experiment's own, or a released one."""
+        return self.model if (folder := self._guard_folder) is None else Decoder(self._shape(folder))
+
+    @cached_property
+    def guard_tokenizer(self) -> Tokenizer:
+        own = self.config.guard
+        return self.tokenizer if own.path is None else load_tokenizer(own.path, own.revision)
+
+    @cached_property
     def untuned_guard(self) -> guards.Guard:
-        own, config = self.config.guard, self.config
+        config = self.config
         if (folder := self._guard_folder) is not None:
-            tokenizer, shape = load_tokenizer(str(own.path), own.revision), self._shape(folder)
-            sizes = config.data.max_length, config.eval.batch_size
-            return guards.released_guard(Decoder(shape), self._load(folder, shape), tokenizer, *sizes)
+            model, sizes = self.guard_model, (config.data.max_length, config.eval.batch_size)
+            return guards.released_guard(model, self._load(folder, model.config), self.guard_tokenizer, *sizes)
         return guards.Guard(self.model, self.base, None, self.tokenizer, config.data.max_length, config.eval.batch_size)
 
     @cached_property
@@ -186,7 +200,7 @@ class Setting:
         """Benign prompts with the base's own greedy answers, to hold utility during constitutional AI."""
         if not self.materials.benign_prompts:
             nothing = jnp.zeros((0, BUCKET))
-            return Examples(nothing.astype(jnp.int32), nothing.astype(bool), nothing.astype(bool))
+            return Examples(nothing.astype(jnp.int32), nothing.astype(bool), nothing.astype(jnp.int32))
         prompts = self._questions(self.materials.benign_prompts)
         keys = jax.random.split(rng.stream(self.root, "replay"), len(prompts.tokens))
         ends, new = np.array(self.tokenizer.end_ids, np.int32), self.config.cai.max_new_tokens

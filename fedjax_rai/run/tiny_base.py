@@ -77,8 +77,8 @@ def batches(tokenizer: Tokenizer, documents: list[tiny_world.Document], seed: in
 def _pad(rows: list[tuple[list[int], list[bool]]], size: int, pad: int) -> Examples:
     tokens: Any = np.array([ids + [pad] * (size - len(ids)) for ids, _ in rows], np.int32)
     mask: Any = np.array([m + [False] * (size - len(m)) for _, m in rows])
-    valid: Any = np.array([[True] * len(m) + [False] * (size - len(m)) for _, m in rows])
-    return Examples(tokens, mask, valid)
+    segments: Any = np.array([[1] * len(m) + [0] * (size - len(m)) for _, m in rows], np.int32)
+    return Examples(tokens, mask, segments)
 
 
 def pretrain(tokenizer: Tokenizer, documents: list[tiny_world.Document], steps: int, peak: float, seed: int) -> Base:
@@ -90,7 +90,7 @@ def pretrain(tokenizer: Tokenizer, documents: list[tiny_world.Document], steps: 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(base: Base, state: Any, batch: Examples) -> tuple[Base, Any, losses.Sum]:
         def loss(base: Base) -> tuple[jax.Array, losses.Sum]:
-            terms = losses.sft(model, base, None, batch.tokens, batch.loss_mask, batch.valid)
+            terms = losses.sft(model, base, None, batch.tokens, batch.loss_mask, batch.segments)
             return terms.mean(), terms
 
         gradient, terms = jax.grad(loss, has_aux=True)(base)

@@ -27,12 +27,13 @@ def token_logps(logits: Float[Array, "b l v"], targets: Int[Array, "b l"]) -> Fl
 
 
 def sequence_logps(
-    model: Decoder, base: Base, adapter: Adapter | None, tokens: Int[Array, "b l"], valid: Bool[Array, "b l"]
+    model: Decoder, base: Base, adapter: Adapter | None, tokens: Int[Array, "b l"], segments: Int[Array, "b l"]
 ) -> Float[Array, "b l"]:
-    """log p(token | those before it); position 0, which nothing predicts, is 0."""
-    hidden = forward(model, base, adapter, tokens, valid)
+    """log p(token | those before it in its segment); 0 for a segment's first token, which nothing predicts."""
+    hidden = forward(model, base, adapter, tokens, segments)
     logps = jax.checkpoint(lambda h: token_logps(unembed(model, base, h), tokens[:, 1:]))(hidden[:, :-1])
-    return jnp.pad(logps, ((0, 0), (1, 0)))
+    predicted = segments[:, 1:] == segments[:, :-1]
+    return jnp.pad(jnp.where(predicted, logps, 0.0), ((0, 0), (1, 0)))
 
 
 def sft(
@@ -40,10 +41,11 @@ def sft(
     base: Base,
     adapter: Adapter | None,
     tokens: Int[Array, "b l"],
-    loss_mask: Array,
-    valid: Bool[Array, "b l"],
+    loss_mask: Bool[Array, "b l"],
+    segments: Int[Array, "b l"],
 ) -> Sum:
-    """Negative log-likelihood of the tokens that are trained on."""
-    logps = sequence_logps(model, base, adapter, tokens, valid)
-    mask = loss_mask.astype(logps.dtype).at[:, 0].set(0.0)
+    """Negative log-likelihood of the tokens that are trained on; a segment's first one never is."""
+    logps = sequence_logps(model, base, adapter, tokens, segments)
+    predicted = segments == jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+    mask = (loss_mask & predicted).astype(logps.dtype)
     return Sum(-jnp.sum(logps * mask), jnp.sum(mask))

@@ -40,7 +40,7 @@ def update(
     """adapter - learning_rate * (direction - correction), the gradient being that of the mean over trained tokens."""
 
     def loss(adapter: Adapter) -> tuple[Float[Array, ""], losses.Sum]:
-        terms = losses.sft(model, base, adapter, batch.tokens, batch.loss_mask, batch.valid)
+        terms = losses.sft(model, base, adapter, batch.tokens, batch.loss_mask, batch.segments)
         return terms.mean(), terms
 
     gradient, terms = jax.grad(loss, has_aux=True)(state.adapter)

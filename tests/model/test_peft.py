@@ -259,7 +259,7 @@ def test_training_follows_pefts(family, torch_and_peft, tmp_path):
 
     model, base = Decoder(config, own), weights.load_base(tmp_path / "base", config)
     state, got = step.start(start), []
-    batches = Examples(*(jnp.asarray(column) for column in (tokens, trained, valid)))
+    batches = Examples(*(jnp.asarray(column) for column in (tokens, trained, valid.astype(np.int32))))
     for i in range(steps):
         one = jax.tree.map(lambda column, i=i: column[i], batches)
         state, terms = _update(model, base, state, one, np.float32(rate))

@@ -10,6 +10,7 @@ def config(tmp_path) -> ExperimentConfig:
     return ExperimentConfig.model_validate(
         {
             "output": str(tmp_path / "run"),
+            "model": {"dtype": "float32"},
             "lora": {"rank": 2, "alpha": 4},
             "data": {"red": 12, "acceptable": 28, "max_length": 64},
             "federated": {"clients": 4, "cohort": 2, "rounds": 2, "local_steps": 2, "batch_size": 2},

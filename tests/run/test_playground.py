@@ -1,0 +1,166 @@
+"""`fedjax-rai generate` gives transformers' tokens, whatever shares the batch; bad rows are named by file and line."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fedjax_rai.cli import app
+from fedjax_rai.model import families, peft
+from fedjax_rai.model.lora import Lora
+from fedjax_rai.text.hub import resolve
+from fedjax_rai.text.prompts import prompt, question
+from fedjax_rai.text.tokenizer import load_tokenizer
+from tests.model.common import FIXTURES, random_adapter
+
+GREEDY = ("--greedy", "--dtype", "float32", "--json")
+
+
+def generate(model: Any, prompts: Path, *options: str) -> list[dict[str, Any]]:
+    done = CliRunner().invoke(app, ["generate", str(model), "--prompts", str(prompts), *map(str, options)])
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def refused(model: Any, prompts: Path, *options: str) -> str:
+    done = CliRunner().invoke(app, ["generate", str(model), "--prompts", str(prompts), *map(str, options)])
+    assert done.exit_code == 2 and not done.stdout
+    return done.stderr.strip()
+
+
+def written(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def stopping(tmp_path) -> tuple[Path, dict[str, Any]]:
+    """A fixture model that stops at a token which its first greedy answer holds, and transformers' numbers."""
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / "models" / "gemma3", folder)
+    expected = dict(np.load(folder / "reference.npz"))
+    config = json.loads((folder / "config.json").read_text())
+    config["eos_token_id"] = [int(expected["greedy"][0, 5]), 63]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, expected
+
+
+def test_greedy_tokens_are_those_of_transformers_up_to_the_end(stopping, tmp_path):
+    folder, expected = stopping
+    end, longest = int(expected["greedy"][0, 5]), expected["tokens"].shape[1]
+    rows = [
+        {"token_ids": own[longest - n :].tolist()}
+        for own, n in zip(expected["tokens"], expected["lengths"], strict=True)
+    ]
+    for batch in (1, 16):
+        got = generate(folder, written(tmp_path / "p.jsonl", rows), "--max-new", 32, "--batch-size", batch, *GREEDY)
+        assert [row["text"] for row in got] == [None] * len(rows)
+        for row, greedy in zip(got, expected["greedy"].tolist(), strict=True):
+            until = next((i + 1 for i, token in enumerate(greedy) if token in (end, 63)), 32)
+            assert row["token_ids"] == greedy[:until]
+    assert len(got[0]["token_ids"]) <= 6
+
+
+def test_prompts_take_the_chat_template_unless_raw(tmp_path):
+    tokenizer, text = load_tokenizer("tiny"), "What is 3 plus 4?"
+    templated = tokenizer.encode(prompt(tokenizer, question(text)))
+    rows = [{"prompt": text}, {"token_ids": templated}, {"token_ids": tokenizer.hf(text)["input_ids"]}]
+    path = written(tmp_path / "p.jsonl", rows)
+    asked, ids, _ = generate("tiny", path, "--max-new", 6, *GREEDY)
+    assert asked == ids and asked["text"] == tokenizer.decode(asked["token_ids"])
+    raw, _, plain = generate("tiny", path, "--max-new", 6, "--raw", *GREEDY)
+    assert raw == plain != asked
+
+
+def test_text_is_printed_without_json(tmp_path):
+    path = written(tmp_path / "p.jsonl", [{"prompt": "What is 3 plus 4?"}])
+    (row,) = generate("tiny", path, "--max-new", 6, *GREEDY)
+    done = CliRunner().invoke(app, ["generate", "tiny", "--prompts", str(path), "--max-new", "6", "--dtype", "fp32"])
+    assert done.stdout == row["text"] + "\n"
+
+
+def test_samples_depend_on_the_seed_and_on_nothing_else(tmp_path):
+    rows = [{"prompt": "Tell me about the town."}, {"prompt": "Who broke it?"}, {"prompt": "Why is that, and where?"}]
+    path = written(tmp_path / "p.jsonl", rows)
+    options = ("--max-new", 8, "--temperature", 1.5, "--top-p", 0.95, "--json")
+    once = generate("tiny", path, *options)
+    assert generate("tiny", path, "--batch-size", 1, *options) == once
+    assert generate("tiny", path, "--seed", 1, *options) != once
+
+
+def test_an_adapter_changes_the_answer(tmp_path):
+    folder = FIXTURES / "models" / "phi3"
+    config = families.read_config(folder)
+    own = Lora(config.targets, 2, 8.0, rank_pattern=(("o_proj", 1),))
+    peft.save_adapter(tmp_path / "adapter", config, own, random_adapter(config, own), str(folder))
+    path = written(tmp_path / "p.jsonl", [{"token_ids": [1, 2, 3]}])
+    plain = generate(folder, path, "--max-new", 32, *GREEDY)
+    assert plain != generate(folder, path, "--max-new", 32, "--adapter", tmp_path / "adapter", *GREEDY)
+    assert "144 tokens: this model's rotary embedding (longrope) is supported up to 128" in refused(folder, path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "p.jsonl:2: not JSON"),
+        ("[1, 2]", 'p.jsonl:2: must be an object with either "prompt" (text) or "token_ids" (a list of ids)'),
+        ('{"prompt": "a", "token_ids": [1]}', "p.jsonl:2: must be an object with either"),
+        ('{"text": "a"}', "p.jsonl:2: must be an object with either"),
+        ('{"prompt": 3}', "p.jsonl:2: prompt is 3, must be text"),
+        ('{"token_ids": []}', "p.jsonl:2: must have at least one token, each a whole number"),
+        ('{"token_ids": [1.5]}', "p.jsonl:2: must have at least one token, each a whole number"),
+        ('{"token_ids": [1024]}', "p.jsonl:2: token 1024 is none of this model's; must be 0 to 1023"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(line, message, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"token_ids": [1]}\n' + line + "\n")
+    assert message in refused("tiny", path)
+
+
+def test_what_is_not_there_or_contradicts_itself_is_refused(tmp_path):
+    path = written(tmp_path / "p.jsonl", [{"prompt": "a"}])
+    assert "no such file" in refused("tiny", tmp_path / "absent.jsonl")
+    assert "no such folder" in refused(tmp_path / "absent", path)
+    assert "--greedy samples nothing" in refused("tiny", path, "--greedy", "--top-p", 0.5)
+    assert "--dtype int8: must be one of bfloat16, bf16, float32" in refused("tiny", path, "--dtype", "int8")
+    assert "--top-p 0: must be greater than 0" in refused("tiny", path, "--top-p", 0)
+    assert "this model has no tokenizer; give token_ids" in refused(FIXTURES / "models" / "phi3", path)
+    assert "adapter_config.json: no such file" in refused("tiny", path, "--adapter", tmp_path)
+    assert "holds no prompts" in refused("tiny", written(tmp_path / "e.jsonl", []))
+    assert resolve("tiny").is_dir()
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # PEFT uses what transformers is about to rename
+@pytest.mark.parametrize("family", sorted(families.FAMILIES))
+def test_the_command_equals_transformers_generate(family, tmp_path):
+    """Ragged prompts in any order, ends of generation_config.json, a random PEFT adapter: the same new tokens."""
+    torch = pytest.importorskip("torch", reason="the parity extra (torch, peft) is not installed")
+    library = pytest.importorskip("peft", reason="the parity extra (torch, peft) is not installed")
+    make = runpy.run_path(str(FIXTURES / "make_models.py"))
+    model = make["build"](family, make["random_config"](family, 31), 31)
+    draw = np.random.default_rng(5)
+    vocabulary = model.config.vocab_size
+    model.generation_config.eos_token_id = [int(i) for i in draw.choice(vocabulary, 3, replace=False)]
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(tmp_path / "base")
+    config = families.read_config(tmp_path / "base")
+    own = Lora(config.targets, 2, 2.0)
+    peft.save_adapter(tmp_path / "adapter", config, own, random_adapter(config, own), str(tmp_path / "base"))
+    model = library.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    rows = [draw.integers(0, vocabulary, n).tolist() for n in (17, 3, 40, 9)]
+    path = written(tmp_path / "p.jsonl", [{"token_ids": ids} for ids in rows])
+    got = generate(tmp_path / "base", path, "--adapter", tmp_path / "adapter", "--max-new", 24, *GREEDY)
+    ends = set(model.generation_config.eos_token_id)
+    for row, ids in zip(got, rows, strict=True):
+        asked = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones((1, len(ids)), dtype=torch.long)}
+        with torch.no_grad():
+            out = model.generate(**asked, max_new_tokens=24, do_sample=False)[0, len(ids) :]
+        assert row["token_ids"] == out.tolist()
+        assert len(out) == 24 or out[-1].item() in ends
