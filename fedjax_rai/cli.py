@@ -155,23 +155,6 @@ def _sampling(greedy: bool, temperature: float | None, top_p: float | None) -> t
     return warm, 1.0 if top_p is None else top_p
 
 
-def _dtype(name: str) -> str:
-    """A dtype by any of its usual names; raises InputError."""
-    if name not in DTYPES:
-        raise InputError(f"--dtype {name}: must be one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def _sampling(greedy: bool, temperature: float | None, top_p: float | None) -> tuple[float, float]:
-    """(temperature, top_p) of the options; raises InputError where they contradict each other."""
-    if greedy and (temperature or top_p is not None):
-        raise InputError("--greedy samples nothing: leave it out, or --temperature and --top-p")
-    if top_p is not None and top_p <= 0:
-        raise InputError(f"--top-p {top_p:g}: must be greater than 0, at most 1")
-    warm = 1.0 if temperature is None and top_p is not None else temperature or 0.0
-    return warm, 1.0 if top_p is None else top_p
-
-
 def _load(path: Path, overrides: list[str] | None, output: str = "runs/{stem}") -> "ExperimentConfig":
     """The checked config; raises InputError before anything heavy is imported or written."""
     from fedjax_rai.config_file import check_files, load_config

@@ -64,8 +64,8 @@ class ModelConfig(Section):
     """The frozen base: `path` is "tiny" (the shipped synthetic one), a Hugging Face folder, or owner/name on the hub.
 
     `revision` is the branch, tag or commit of a hub name, null for its main branch. `dtype` is that of base and
-    activations, `quantize` that of its kernels; adapters are float32. `remat` is what the backward pass computes again
-    for want of memory: nothing of a layer, all but its matrix products, all of it.
+    activations, `quantize` that of its kernels; adapters are float32. `remat` full: the backward pass computes
+    every layer again, for want of memory.
     """
 
     path: Text = "tiny"
@@ -73,7 +73,7 @@ class ModelConfig(Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["xla", "chunked", "cudnn", "splash"] = "xla"
     quantize: Literal["none", "int8", "nf4"] = "none"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "full"] = "none"
 
 
 class LoraConfig(Section):
@@ -113,7 +113,8 @@ class DataConfig(Section):
     """Training pairs: `train` is "tiny" (the synthetic world), a SQuARe JSON file, or what `datasets` reads.
 
     `red` and `acceptable` are numbers of pairs, null for as many as there are at the paper's ratio of 3 to 7.
-    `packing`: short examples of a local step share rows, which changes no number but the time. `split` says which half of the tiny world is evaluated: settings are tuned on one, reported on the other.
+    `packing`: short examples of a local step share rows, which changes no number but the time. `split` says which half
+    of the tiny world is evaluated: settings are tuned on one, reported on the other.
     """
 
     train: Text = "tiny"

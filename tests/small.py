@@ -24,13 +24,14 @@ CONFIG = DecoderConfig(
     kinds=(LayerKind(plain_rope(8)),),
     tie_word_embeddings=True,
 )
-MODEL = Decoder(CONFIG, Lora(CONFIG.targets, rank=2, alpha=4.0))
+LORA = Lora(CONFIG.targets, rank=2, alpha=4.0)
+MODEL = Decoder(CONFIG, LORA)
 BASE = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, init_base(CONFIG, jax.random.key(0)))
 
 
 def adapter(seed: int = 1, strength: float = 0.1):
     """An adapter that does something: `b` is not zero."""
-    fresh = init_adapter(MODEL.config, MODEL.lora, jax.random.key(seed))
+    fresh = init_adapter(CONFIG, LORA, jax.random.key(seed))
     noise = [
         strength * jax.random.normal(jax.random.key(seed + i), x.shape) for i, x in enumerate(jax.tree.leaves(fresh))
     ]

@@ -18,7 +18,7 @@ LAYERS = (
     "cai.constitution cai.revise cai.align",
     "evals.open_ended evals.choice evals.judge",
     "run.round run.checkpoint run.log run.experiment run.table run.bench run.evaluation run.materials run.plots "
-    "run.export run.memory run.playground run.setting run.tiny_base",
+    "run.export run.footprint run.memory run.playground run.setting run.tiny_base",
     "cli __main__",
 )
 LAYER = {module: layer for layer, row in enumerate(LAYERS) for module in row.split()}
@@ -42,7 +42,7 @@ WITHIN = {
     "run.setting": "run.log run.materials",
     "run.round": "run.setting",
     "run.evaluation": "run.setting",
-    "run.memory": "run.log run.setting",
+    "run.memory": "run.footprint run.log run.setting",
     "run.experiment": "run.checkpoint run.evaluation run.log run.memory run.round run.setting",
     "run.export": "run.experiment run.log",
     "run.playground": "run.log",

@@ -61,7 +61,7 @@ def chain(
     keys = jax.vmap(lambda row: rng.stream(key, "respond", row=row))(jnp.arange(batch))
     greedy = Sampling(jnp.zeros(()))
 
-    state = start(model, batch, length + room + 3 * max_new)
+    state = start(model, batch, length + (room + 3 * max_new if same else max_new))
     state = append(model, base, policy, state, prompts.tokens, prompts.valid)
     state, response = sample(model, base, policy, state, keys, Sampling(temperature), end_ids, max_new, close=True)
     if not same:

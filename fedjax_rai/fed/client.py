@@ -30,7 +30,8 @@ class ClientUpdate(NamedTuple):
 class Cohort(NamedTuple):
     """This round's clients and their batches, as rows of a corpus that holds all clients' examples.
 
-    `rows[c, k, b]`, or packed `rows[c, k, R, m]` (`data.packing`), indexes the corpus; `weight[c]` is the number of kept examples, 0 for padding.
+    `rows[c, k, b]`, or packed `rows[c, k, R, m]` (`data.packing`), indexes the corpus; `weight[c]` is the number of
+    kept examples, 0 for padding.
     """
 
     client: Int[Array, "c"]

@@ -22,8 +22,6 @@ FUSED = {
 }
 """Our kernels -> the projections whose outputs lie side by side in them, because they share their input."""
 
-REMAT = ("none", "dots", "full")
-
 
 @dataclass(frozen=True)
 class Rope:
@@ -76,7 +74,7 @@ class DecoderConfig:
     dtype: str = "float32"  # of activations and base
     attention: str = "xla"  # a key of attention.ATTENTIONS
     quantize: str = "none"  # or a key of quantize.QUANTIZATIONS: of the base's kernels
-    remat: str = "none"  # what a layer computes again in the backward pass: nothing, all but products, all
+    remat: str = "none"  # or "full": the backward pass computes each layer again
 
     @property
     def targets(self) -> tuple[str, ...]:

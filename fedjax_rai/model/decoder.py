@@ -9,7 +9,7 @@ one kernel (`qkv_proj`, `gate_up_proj`; fused when weights are loaded); their Lo
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.model import quantize
 from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, modules, outputs
 from fedjax_rai.model.attention import Attention, Sight, attend
-from fedjax_rai.model.lora import Lora, abstract_adapter
+from fedjax_rai.model.lora import NO_LORA, Lora, abstract_adapter
 
 
 class KVCache(NamedTuple):
@@ -119,7 +119,7 @@ class Block(nn.Module):
     """One pre-norm layer: attention, then a gated MLP. Carries the whole cache, so that it is written in place."""
 
     config: DecoderConfig
-    lora: Lora | None
+    lora: Lora
 
     def project(self, x: Float[Array, "t i"], name: str, axes: tuple[str, str], scales: PyTree) -> list[Array]:
         """x @ kernel + (x @ a * scale) @ b of the projections in a kernel: one wide product, one thin one."""
@@ -141,7 +141,7 @@ class Block(nn.Module):
 
     def lora_pair(self, target: str) -> tuple[Array, Array] | None:
         """(a [in, r], b [r, out]) of a target, or None: not a target, or no adapter was given."""
-        if self.lora is None or target not in self.lora.targets:
+        if target not in self.lora.targets:
             return None
         if not (self.is_initializing() or self.has_variable("lora", target)):
             return None
@@ -185,10 +185,15 @@ class Block(nn.Module):
             k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
             # the fused kernels are for whole sequences; against a cache there is little to fuse
             implementation = "xla" if implementation == "xla" else "chunked"
-        windows = [own.window for own in config.kinds]
-        options = [Attention(config.query_scale, config.attention_softcap, window) for window in windows]
-        ways = [lambda *args, own=own: attend(implementation, *args, own) for own in options]
-        y = ways[0](q, k, v, sight) if len(set(windows)) == 1 else jax.lax.switch(kind, ways, q, k, v, sight)
+
+        def attended(window: int | None):
+            options = Attention(config.query_scale, config.attention_softcap, window)
+            return lambda *args: attend(implementation, *args, options)
+
+        ways = [attended(own.window) for own in config.kinds]
+        alike = len({own.window for own in config.kinds}) == 1
+        seen = (q, k, v, sight)
+        y = ways[0](*seen) if alike else jax.lax.switch(kind, ways, *seen)
         (y,) = self.project(y.reshape(batch * length, -1), "o_proj", ("heads", "embed"), scales)
         return y.reshape(x.shape), cache
 
@@ -198,9 +203,6 @@ def _split(x: Array, sizes: list[int]) -> list[Array]:
     return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-
-
 class Decoder(nn.Module):
     """Tokens to final hidden states; `unembed` turns the positions that matter into logits.
 
@@ -208,15 +210,14 @@ class Decoder(nn.Module):
     """
 
     config: DecoderConfig
-    lora: Lora | None = None
+    lora: Lora = NO_LORA
 
     def setup(self) -> None:
         config = self.config
         shape = (config.vocab_size, config.hidden_size)
         self.embed_tokens = _param(self, "embed_tokens", shape, ("vocab", "embed"))
-        block = Block
-        if config.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=_POLICIES[config.remat])
+        # Nothing between the two: what a layer keeps is little more than its products already.
+        block = nn.remat(Block, prevent_cse=False) if config.remat == "full" else Block
         scanned = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0},
@@ -250,8 +251,7 @@ class Decoder(nn.Module):
         x = self.embed_tokens.astype(config.dtype)[tokens] * jnp.asarray(config.embed_scale, config.dtype)
         turn = turns(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)
-        targets = self.lora.targets if self.lora else ()
-        scales = {target: jnp.array(self.lora.scales(target, depth), jnp.float32) for target in targets}  # pyright: ignore
+        scales = {own: jnp.array(self.lora.scales(own, depth), jnp.float32) for own in self.lora.targets}
         layer, slot = jnp.arange(depth), jnp.asarray(slot)
         (x, cache), _ = self.layers((x, cache), layer, kind, scales, turn, sight, slot)
         return self.norm(x), cache
@@ -266,9 +266,9 @@ class Decoder(nn.Module):
 def _variables(model: Decoder, base: Base, adapter: Adapter | None) -> dict:
     if adapter is None:
         return {"params": base}
-    targets = set(model.lora.targets) if model.lora else set()
-    if adapter["layers"].keys() != targets:
-        raise ValueError(f"an adapter of {sorted(adapter['layers'])} for a model whose targets are {sorted(targets)}")
+    given, targets = sorted(adapter["layers"]), sorted(model.lora.targets)
+    if given != targets:
+        raise ValueError(f"an adapter of {given} for a model whose targets are {targets}")
     return {"params": base, "lora": adapter}
 
 
@@ -317,7 +317,7 @@ def unembed(model: Decoder, base: Base, hidden: Float[Array, "... d"]) -> Float[
 
 def abstract_base(config: DecoderConfig) -> PyTree:
     """Boxed shapes of a base, with logical axis names; nothing is allocated."""
-    row = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    row: Any = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return dict(jax.eval_shape(Decoder(config).init, jax.random.key(0), row, Sight(row, row, row, row)))["params"]
 
 

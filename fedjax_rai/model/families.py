@@ -98,11 +98,11 @@ def decoder_config(raw: Mapping[str, Any], where: str, **computed: str) -> Decod
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise InputError(f"{where}: model_type {kind!r} is not supported{hint}, only: {', '.join(sorted(FAMILIES))}")
     family, problems = FAMILIES[kind], [f"{name} is missing" for name in SIZES if raw.get(name) is None]
-    c = {} if problems else _normalised(raw, where)
+    c: Any = None if problems else _normalised(raw, where)
     for name, value in {"quantization_config": None, **family.computed}.items():
         if (given := getattr(c, name, raw.get(name)) or None) != value:
             problems.append(f"{name} is {given!r}, only {value!r} is supported")
-    fields = family.fields(c) if c else {}
+    fields: dict[str, Any] = family.fields(c) if c else {}
     activation = fields.pop("activation", getattr(c, "hidden_act", "silu"))
     if activation not in ACTIVATIONS:
         problems.append(f"hidden_act is {activation!r}, only {', '.join(ACTIVATIONS)} are supported")
@@ -110,8 +110,8 @@ def decoder_config(raw: Mapping[str, Any], where: str, **computed: str) -> Decod
     if problems := problems + rope_problems:
         raise InputError(f"{where}: " + "; ".join(problems))
     kinds = tuple(dict.fromkeys(layers))
+    fields |= {name: getattr(c, name) for name in SIZES} | computed
     return DecoderConfig(
-        **{name: getattr(c, name) for name in SIZES},
         num_key_value_heads=c.num_key_value_heads,
         head_dim=_head_dim(c),
         kinds=kinds,
@@ -120,7 +120,6 @@ def decoder_config(raw: Mapping[str, Any], where: str, **computed: str) -> Decod
         tie_word_embeddings=c.tie_word_embeddings,
         activation=activation,
         **fields,
-        **computed,
     )
 
 

@@ -50,6 +50,10 @@ class Lora:
         )
 
 
+NO_LORA = Lora((), 1, 1.0)
+"""Of a base that takes no adapter."""
+
+
 def _match(patterns: Sequence[tuple[str, Number]], name: str, default: Number) -> Number:
     return next((value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", name)), default)
 
@@ -95,18 +99,19 @@ def size(config: DecoderConfig, lora: Lora) -> int:
 def merge(config: DecoderConfig, lora: Lora, base: Base, adapter: Adapter) -> Base:
     """The base with the adapter added to its kernels: `forward(merged, None) == forward(base, adapter)`.
 
-    Kernels that the adapter changes are no longer quantised.
+    It is not quantised, whatever the base was: it belongs to the model whose config says "none".
     """
     pairs, layers = adapter["layers"], dict(base["layers"])
     dtype = jnp.dtype(config.dtype)
     for fused in FUSED:
         column = 0
+        if isinstance(kernel := layers[fused], Quantized):
+            layers[fused] = dequantize(kernel, dtype)
         for target, width in modules(config, fused).items():
             if target in pairs:
                 scales = np.array(lora.scales(target, config.num_hidden_layers), np.float32)[:, None, None]
                 product = jnp.einsum("lir,lro->lio", pairs[target]["a"], pairs[target]["b"]) * scales
                 kernel = layers[fused]
-                kernel = dequantize(kernel, dtype) if isinstance(kernel, Quantized) else kernel
                 layers[fused] = kernel.at[:, :, column : column + width].add(product.astype(kernel.dtype))
             column += width
     return {**base, "layers": layers}

@@ -83,7 +83,7 @@ def _fill(abstract: Any, sharding: Any, dtype: Any, parts: list[tuple[Stored, Pl
     for stored, place in parts:
         kernel = place.column is not None and len(place.shape) == 2
         spec = _part_spec(rows, whole is not None, kernel, place.shape)
-        part = jax.make_array_from_callback(stored.shape, spec, stored.read)
+        part = jax.make_array_from_callback(stored.shape, spec, _once(stored.read))
         if whole is None:
             return _converted(part, kernel, dtype, sharding)
         start = (place.layer, 0, place.column) if kernel else (place.layer, place.column or 0)
@@ -95,6 +95,19 @@ def _fill(abstract: Any, sharding: Any, dtype: Any, parts: list[tuple[Stored, Pl
 
 def _zeros(shape: jax.ShapeDtypeStruct, sharding: Sharding, dtype: Any) -> Array:
     return jnp.zeros(shape.shape, dtype or shape.dtype, device=sharding)
+
+
+def _once(read: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    """`read`, one look and one copy for all devices that hold the same part."""
+    held: dict[tuple, np.ndarray] = {}
+
+    def shared(index: tuple[slice, ...]) -> np.ndarray:
+        place = tuple((own.start, own.stop) for own in index)
+        if place not in held:
+            held[place] = read(index)
+        return held[place]
+
+    return shared
 
 
 def _part_spec(sharding: Sharding, stacked: bool, transposed: bool, shape: tuple[int, ...]) -> Sharding:

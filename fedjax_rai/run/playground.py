@@ -15,6 +15,7 @@ from fedjax_rai.data.examples import length_batches
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.families import read_config
+from fedjax_rai.model.lora import NO_LORA
 from fedjax_rai.model.peft import load_adapter
 from fedjax_rai.model.weights import load_base
 from fedjax_rai.run import log
@@ -57,7 +58,7 @@ def answers(
     """
     folder = resolve(path, revision)
     config = read_config(folder, dtype=dtype)
-    lora, own = load_adapter(adapter, config) if adapter else (None, None)
+    lora, own = load_adapter(adapter, config) if adapter else (NO_LORA, None)
     tokenizer = load_tokenizer(path, revision) if has_tokenizer(folder) else None
     rows = read_rows(prompts, tokenizer, config.vocab_size, raw)
     model, base = Decoder(config, lora), load_base(folder, config)
@@ -118,6 +119,8 @@ def _row(row: Any, where: str, tokenizer: Tokenizer | None, vocabulary: int, raw
         raise InputError(f"{where}: prompt is {row['prompt']!r}, must be text")
     if tokenizer is None:
         raise InputError(f"{where}: this model has no tokenizer; give token_ids")
+    if not raw and tokenizer.hf.chat_template is None:
+        raise InputError(f"{where}: this model has no chat template; give --raw")
     if raw:
         return Row(_checked(tokenizer.hf(row["prompt"])["input_ids"], where, vocabulary), False)
     return Row(_checked(tokenizer.encode(prompt(tokenizer, question(row["prompt"]))), where, vocabulary), True)

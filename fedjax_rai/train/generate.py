@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key
 from fedjax_rai.model.attention import Sight
@@ -70,8 +71,9 @@ def append(
 class Sampling(NamedTuple):
     """How the next token is drawn. The numbers are traced: changing one compiles nothing."""
 
-    temperature: Float[Array, ""]  # 0: the likeliest token
-    top_p: Float[Array, ""] | None = None  # the fewest likeliest tokens that have this probability (arXiv 1904.09751)
+    temperature: Float[Array, ""] | np.floating  # 0: the likeliest token
+    # the fewest likeliest tokens that have this probability together (arXiv 1904.09751); None: all
+    top_p: Float[Array, ""] | np.floating | None = None
 
 
 def pick(logits: Float[Array, "b v"], keys: Key[Array, "b"], sampling: Sampling) -> Int[Array, "b"]:
@@ -84,7 +86,7 @@ def pick(logits: Float[Array, "b v"], keys: Key[Array, "b"], sampling: Sampling)
     return jnp.argmax(logits + jnp.where(warm, noise, 0.0), axis=-1).astype(jnp.int32)
 
 
-def _nucleus(logits: Float[Array, "b v"], top_p: Float[Array, ""]) -> Float[Array, "b v"]:
+def _nucleus(logits: Float[Array, "b v"], top_p: Float[Array, ""] | np.floating) -> Float[Array, "b v"]:
     """-inf for tokens whose likelier ones already have probability `top_p`; the likeliest is always kept."""
     falling = -jnp.sort(-logits, axis=-1)
     probability = jax.nn.softmax(falling, axis=-1)

@@ -165,8 +165,7 @@ def test_vmapped_adapters_equal_looped():
     np.testing.assert_allclose(run(stacked)[:, seen], np.stack(looped)[:, seen], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_equals_no_remat(remat):
+def test_remat_equals_no_remat():
     """Same values and gradients, from another program: the option does something."""
     base, adapter = random_base(MODEL), random_adapter(MODEL)
 
@@ -176,7 +175,7 @@ def test_remat_equals_no_remat(remat):
 
         return jax.value_and_grad(loss)
 
-    plain, saving = loss_of(MODEL), loss_of(MODEL.copy(config=replace(CONFIG, remat=remat)))
+    plain, saving = loss_of(MODEL), loss_of(MODEL.copy(config=replace(CONFIG, remat="full")))
     expected, got = plain((base, adapter)), saving((base, adapter))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6, rtol=1e-4), got, expected)
     assert str(jax.make_jaxpr(plain)((base, adapter))) != str(jax.make_jaxpr(saving)((base, adapter)))

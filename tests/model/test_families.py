@@ -131,7 +131,7 @@ def test_which_layers_see_how_far(tmp_path):
     gemma = config_of(tmp_path, model_type="gemma3_text", num_hidden_layers=7, sliding_window=5, head_dim=8)
     assert [gemma.kinds[i].window for i in gemma.layer_kinds] == [5] * 5 + [None] + [5]
     local, whole = (gemma.kinds[gemma.layer_kinds[i]].rope for i in (0, 5))
-    assert (local, whole) != (whole, local)
+    assert local and whole and local != whole
     np.testing.assert_allclose(whole.frequencies, plain_rope(8, 1e6).frequencies, rtol=1e-6)
     old = config_of(
         tmp_path, model_type="gemma3_text", num_hidden_layers=7, sliding_window=5, head_dim=8, rope_theta=1e6,
@@ -177,3 +177,93 @@ def test_a_config_that_is_not_there_or_not_json_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config\.json: not a JSON object"):
         families.read_config(tmp_path)
+
+
+# ---- the forms of published config.json files (transformers 4): field names and values that matter
+
+LONG = [1.0 + i / 8 for i in range(48)]
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Llama-3.1-8B": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+        "rope_theta": 500000.0, "rope_scaling": {**LLAMA3, "rope_type": "llama3"}, "torch_dtype": "bfloat16",
+        "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1, "eos_token_id": [128001, 128008, 128009],
+    },
+    "Qwen2.5-7B": {
+        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "max_window_layers": 28,
+        "rope_theta": 1000000.0, "sliding_window": 131072, "use_sliding_window": False, "torch_dtype": "bfloat16",
+    },
+    "Qwen3-8B": {
+        "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288,
+        "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "max_window_layers": 36, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
+        "use_sliding_window": False, "attention_bias": False,
+    },
+    "gemma-2-9b": {
+        "model_type": "gemma2", "vocab_size": 256000, "hidden_size": 3584, "intermediate_size": 14336,
+        "num_hidden_layers": 42, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "cache_implementation": "hybrid",
+        "query_pre_attn_scalar": 256, "sliding_window": 4096, "sliding_window_size": 4096, "rope_theta": 10000.0,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    },
+    "gemma-3-1b": {
+        "model_type": "gemma3_text", "vocab_size": 262144, "hidden_size": 1152, "intermediate_size": 6912,
+        "num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000,
+        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512, "sliding_window_pattern": 6,
+        "attn_logit_softcapping": None, "final_logit_softcapping": None,
+    },
+    "Phi-3-mini-4k": {
+        "model_type": "phi3", "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "rope_scaling": None,
+        "rope_theta": 10000.0, "sliding_window": 2047, "original_max_position_embeddings": 4096,
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
+    },
+    "Phi-3.5-mini": {
+        "model_type": "phi3", "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "rope_theta": 10000.0,
+        "rope_scaling": {"type": "longrope", "short_factor": LONG, "long_factor": LONG},
+        "sliding_window": 262144, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+    },
+    "Phi-4-mini": {
+        "model_type": "phi3", "vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 8192,
+        "num_hidden_layers": 32, "num_attention_heads": 24, "num_key_value_heads": 8, "partial_rotary_factor": 0.75,
+        "rope_scaling": {"type": "longrope", "short_factor": LONG, "long_factor": LONG}, "rope_theta": 10000.0,
+        "bos_token_id": 199999, "eos_token_id": 199999, "pad_token_id": 199999, "tie_word_embeddings": True,
+        "sliding_window": 262144, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+    },
+    "Mistral-7B-v0.1": {
+        "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 10000.0,
+        "sliding_window": 4096, "torch_dtype": "bfloat16",
+    },
+    "SmolLM3-3B": {
+        "model_type": "smollm3", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 11008,
+        "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4, "no_rope_layer_interval": 4,
+        "no_rope_layers": [1, 1, 1, 0] * 9, "rope_scaling": None, "rope_theta": 5000000.0, "sliding_window": None,
+        "use_sliding_window": False, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+PARAMETERS = {  # as their model cards count them, in billions
+    "Llama-3.1-8B": 8.03, "Qwen2.5-7B": 7.62, "Qwen3-8B": 8.19, "gemma-2-9b": 9.24, "gemma-3-1b": 1.00,
+    "Phi-3-mini-4k": 3.82, "Phi-3.5-mini": 3.82, "Phi-4-mini": 3.84, "Mistral-7B-v0.1": 7.24, "SmolLM3-3B": 3.08,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read(name):
+    raw = PUBLISHED[name]
+    if raw["model_type"] in ("qwen3", "gemma2", "gemma3_text", "smollm3") and "tie_word_embeddings" not in raw:
+        raw = {**raw, "tie_word_embeddings": raw["model_type"] != "qwen3"}
+    config = families.decoder_config(raw, name)
+    count = sum(math.prod(place.shape) for place in families.places(config).values())
+    assert round(count / 1e9, 2) == PARAMETERS[name]
+    windows = [config.kinds[i].window for i in config.layer_kinds or (0,) * config.num_hidden_layers]
+    expected = {"gemma-2-9b": 21, "gemma-3-1b": 22, "Mistral-7B-v0.1": 32}
+    if name in expected:
+        assert sum(window is not None for window in windows) == expected[name]
+    for kind in config.kinds:
+        if kind.rope:
+            assert len(kind.rope.frequencies) == (48 if name.startswith("Phi") else config.head_dim // 2)
+    assert config.layer_kinds.count(1) == (9 if name == "SmolLM3-3B" else config.layer_kinds.count(1))

@@ -21,13 +21,13 @@ from tests.model.common import FIXTURES, random_adapter
 GREEDY = ("--greedy", "--dtype", "float32", "--json")
 
 
-def generate(model: Any, prompts: Path, *options: str) -> list[dict[str, Any]]:
+def generate(model: Any, prompts: Path, *options: object) -> list[dict[str, Any]]:
     done = CliRunner().invoke(app, ["generate", str(model), "--prompts", str(prompts), *map(str, options)])
     assert done.exit_code == 0, done.output
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def refused(model: Any, prompts: Path, *options: str) -> str:
+def refused(model: Any, prompts: Path, *options: object) -> str:
     done = CliRunner().invoke(app, ["generate", str(model), "--prompts", str(prompts), *map(str, options)])
     assert done.exit_code == 2 and not done.stdout
     return done.stderr.strip()

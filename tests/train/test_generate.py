@@ -76,9 +76,7 @@ def test_any_of_several_ends_stops_and_the_first_closes(close):
     def talk(tokens, valid):
         state = start(small.MODEL, 3, tokens.shape[1] + NEW)
         state = append(small.MODEL, small.BASE, small.adapter(), state, tokens, valid)
-        return sample(small.MODEL, small.BASE, small.adapter(), state, keys(3), FIRM, ends, NEW, close=close)[
-            1
-        ]
+        return sample(small.MODEL, small.BASE, small.adapter(), state, keys(3), FIRM, ends, NEW, close=close)[1]
 
     answers = talk(*batch_of(PROMPTS))
     for said, ended, row in zip(spoken(answers), answers.ended, plain, strict=True):
@@ -115,9 +113,7 @@ def test_a_conversation_goes_on_in_its_cache_as_if_read_afresh(close):
     def talk(tokens, valid, more, more_valid):
         state = start(small.MODEL, 3, tokens.shape[1] + more.shape[1] + 2 * NEW)
         state = append(small.MODEL, small.BASE, small.adapter(), state, tokens, valid)
-        state, first = sample(
-            small.MODEL, small.BASE, small.adapter(), state, keys(3), FIRM, ENDS, NEW, close=close
-        )
+        state, first = sample(small.MODEL, small.BASE, small.adapter(), state, keys(3), FIRM, ENDS, NEW, close=close)
         state = append(small.MODEL, small.BASE, small.adapter(), state, more, more_valid)
         return first, sample(small.MODEL, small.BASE, small.adapter(), state, keys(3), FIRM, ENDS, NEW)[1]
 
