@@ -24,10 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-DTYPES = {
-    "bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32", "float16": "float16",
-    "fp16": "float16",
-}  # fmt: skip
+COMPUTED = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32"}
+STORED = COMPUTED | {"float16": "float16", "fp16": "float16"}
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file; what it does not name is the default")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="overrides, like federated.rounds=3")]
 
@@ -35,7 +33,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 @app.command()
 def run(config: ConfigFile, overrides: Overrides = None) -> None:
     """Run one experiment, or go on with it."""
-    with _answering():
+    with _answering(resumable=True):
         loaded = _load(config, overrides)
         from fedjax_rai.run import experiment
 
@@ -63,7 +61,7 @@ def table(
     seeds: Annotated[int, typer.Option(min=1, help="seeds of each arm, counting up from the config's")] = 1,
 ) -> None:
     """Run the arms of the paper's table and print it."""
-    with _answering():
+    with _answering(resumable=True):
         loaded = _load(config, overrides, "runs/{stem}-table")
         from fedjax_rai.run.table import run_table
 
@@ -83,13 +81,13 @@ def generate(
     dtype: Annotated[str, typer.Option(help="of weights and activations: bfloat16, float32")] = "bfloat16",
     raw: Annotated[bool, typer.Option("--raw", help="take prompts as they are, without the chat template")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print an object a row: token_ids, text")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="of sampling")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="of sampling")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="rows generated at once")] = 16,
 ) -> None:
     """Answer prompts with a model, or a model and an adapter."""
     with _answering():
         chosen, kept = _sampling(greedy, temperature, top_p)
-        precise = _dtype(dtype)
+        precise = _dtype(dtype, COMPUTED)
         if not prompts.is_file():
             raise InputError(f"{prompts}: no such file; must be JSON lines with `prompt` or `token_ids`")
         from fedjax_rai.text.hub import resolve
@@ -119,7 +117,7 @@ def export(
 ) -> None:
     """Write a run's adapter, or the merged model, as a folder that PEFT and transformers load."""
     with _answering():
-        chosen = None if dtype is None else _dtype(dtype)
+        chosen = None if dtype is None else _dtype(dtype, STORED)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; must be that of a finished run")
         _quiet()
@@ -138,11 +136,11 @@ def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
         typer.echo(dump_config(_load(config, overrides)), nl=False)
 
 
-def _dtype(name: str) -> str:
+def _dtype(name: str, allowed: dict[str, str]) -> str:
     """A dtype by any of its usual names; raises InputError."""
-    if name not in DTYPES:
-        raise InputError(f"--dtype {name}: must be one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in allowed:
+        raise InputError(f"--dtype {name}: must be one of {', '.join(allowed)}")
+    return allowed[name]
 
 
 def _sampling(greedy: bool, temperature: float | None, top_p: float | None) -> tuple[float, float]:
@@ -172,13 +170,14 @@ def _quiet() -> None:
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
-    """Turn bad input into its message and exit code 2, an interrupt into how to go on and exit code 130."""
+def _answering(resumable: bool = False) -> Iterator[None]:
+    """Turn bad input into its message and exit code 2, an interrupt into exit code 130 and, if it can, how to go on."""
     try:
         yield
     except InputError as error:
         typer.echo(error, err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted; to go on: {shlex.join(['fedjax-rai', *sys.argv[1:]])}", err=True)
+        further = f"; to go on: {shlex.join(['fedjax-rai', *sys.argv[1:]])}" if resumable else ""
+        typer.echo(f"\ninterrupted{further}", err=True)
         raise typer.Exit(130) from None

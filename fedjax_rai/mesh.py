@@ -29,7 +29,7 @@ def base_shardings(mesh: Mesh | AbstractMesh, boxed: PyTree) -> PyTree:
     A leaf's axis that the mesh does not divide is not split: each device has all of it.
     """
     specs = nn.get_partition_spec(boxed)
-    lie = nn.logical_to_mesh_sharding(specs, mesh, RULES)  # pyright: ignore[reportPrivateImportUsage]
+    lie = nn.logical_to_mesh_sharding(specs, mesh, RULES)  # pyright: ignore
     return jax.tree.map(_even, nn.unbox(boxed), lie)
 
 

@@ -39,7 +39,12 @@ def take(examples: Examples, rows: Int[Array, "..."]) -> Examples:
 
 
 def bucket(length: int, step: int = BUCKET) -> int:
-    """The padded length of a sequence: few distinct ones, so few compilations."""
+    """The padded length of a sequence: few distinct ones, so few compilations.
+
+    Multiples of `step` up to eight of them, then eight to each power of two: at most an eighth is padding.
+    """
+    while length > 8 * step:
+        step *= 2
     return max(step, -(-length // step) * step)
 
 
@@ -72,9 +77,10 @@ def encode_chats(
     return encode(tokenizer, [chat(tokenizer, turns) for turns in chats], max_length, keep_end)
 
 
-def pad_left(texts: Sequence[Sequence[int]], pad_id: int) -> Prompts:
-    """Token ids as one left-padded batch, padded to a bucket."""
+def pad_left(texts: Sequence[Sequence[int]], pad_id: int, most: int | None = None) -> Prompts:
+    """Token ids as one left-padded batch, padded to a bucket, or to `most` where that is less; no text is longer."""
     length = bucket(max((len(ids) for ids in texts), default=1))
+    length = length if most is None else min(length, most)
     tokens: Any = np.full((len(texts), length), pad_id, np.int32)
     valid: Any = np.zeros(tokens.shape, bool)
     for row, ids in enumerate(texts):
@@ -93,7 +99,9 @@ def encode_request(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode_after(before, request(tokenizer, text))
 
 
-def length_batches(texts: Sequence[Sequence[int]], rows: int, pad_id: int) -> Iterator[tuple[np.ndarray, Prompts]]:
+def length_batches(
+    texts: Sequence[Sequence[int]], rows: int, pad_id: int, most: int | None = None
+) -> Iterator[tuple[np.ndarray, Prompts]]:
     """(indices, left-padded batch) of all texts, shortest first, each padded to its own bucket.
 
     Every batch has `rows` rows, so that shapes are few; the last one is filled up with copies, whose indices are
@@ -102,4 +110,4 @@ def length_batches(texts: Sequence[Sequence[int]], rows: int, pad_id: int) -> It
     order: Any = np.argsort([len(ids) for ids in texts], kind="stable")
     for begin in range(0, len(order), rows):
         own = order[begin : begin + rows]
-        yield own, pad_left([texts[i] for i in np.resize(own, rows)], pad_id)
+        yield own, pad_left([texts[i] for i in np.resize(own, rows)], pad_id, most)

@@ -77,6 +77,11 @@ class DecoderConfig:
     remat: str = "none"  # or "full": the backward pass computes each layer again
 
     @property
+    def longest(self) -> int | None:
+        """The longest sequence that the rotary embeddings are meant for; None: they name no limit."""
+        return min((kind.rope.limit for kind in self.kinds if kind.rope and kind.rope.limit), default=None)
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """The projections that LoRA may adapt, by their module names in a checkpoint."""
         return tuple(FUSED) if self.modules_fused else tuple(part for parts in FUSED.values() for part in parts)

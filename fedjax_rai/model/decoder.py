@@ -188,7 +188,7 @@ class Block(nn.Module):
 
         def attended(window: int | None):
             options = Attention(config.query_scale, config.attention_softcap, window)
-            return lambda *args: attend(implementation, *args, options)
+            return lambda q, k, v, sight: attend(implementation, q, k, v, sight, options)
 
         ways = [attended(own.window) for own in config.kinds]
         alike = len({own.window for own in config.kinds}) == 1
@@ -245,9 +245,8 @@ class Decoder(nn.Module):
         """
         config = self.config
         depth, slots = config.num_hidden_layers, sight.key_segment.shape[1]
-        for limit in (kind.rope.limit for kind in config.kinds if kind.rope and kind.rope.limit):
-            if slots > limit:
-                raise InputError(f"{slots} tokens: this model's rotary embedding (longrope) is supported up to {limit}")
+        if config.longest and slots > config.longest:
+            raise InputError(f"{slots} tokens: this model's rotary embedding is supported up to {config.longest}")
         x = self.embed_tokens.astype(config.dtype)[tokens] * jnp.asarray(config.embed_scale, config.dtype)
         turn = turns(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)

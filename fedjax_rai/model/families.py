@@ -98,6 +98,11 @@ def decoder_config(raw: Mapping[str, Any], where: str, **computed: str) -> Decod
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise InputError(f"{where}: model_type {kind!r} is not supported{hint}, only: {', '.join(sorted(FAMILIES))}")
     family, problems = FAMILIES[kind], [f"{name} is missing" for name in SIZES if raw.get(name) is None]
+    sizes = (*SIZES, "num_key_value_heads", "head_dim")
+    given = {name: raw[name] for name in sizes if raw.get(name) is not None}
+    problems += [f"{name} is {n!r}, must be a whole number > 0" for name, n in given.items() if not _counts(n)]
+    if not problems and raw["num_attention_heads"] % given.get("num_key_value_heads", 1):
+        problems.append("num_attention_heads must be a multiple of num_key_value_heads")
     c: Any = None if problems else _normalised(raw, where)
     for name, value in {"quantization_config": None, **family.computed}.items():
         if (given := getattr(c, name, raw.get(name)) or None) != value:
@@ -121,6 +126,10 @@ def decoder_config(raw: Mapping[str, Any], where: str, **computed: str) -> Decod
         activation=activation,
         **fields,
     )
+
+
+def _counts(n: Any) -> bool:
+    return type(n) is int and n > 0
 
 
 def _normalised(raw: Mapping[str, Any], where: str) -> Any:

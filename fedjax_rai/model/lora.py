@@ -55,7 +55,12 @@ NO_LORA = Lora((), 1, 1.0)
 
 
 def _match(patterns: Sequence[tuple[str, Number]], name: str, default: Number) -> Number:
-    return next((value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", name)), default)
+    return next((value for pattern, value in patterns if matches(pattern, name)), default)
+
+
+def matches(pattern: str, module: str) -> bool:
+    """PEFT's rule: the regular expression is the whole end of the module's name, from some dot on."""
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
 def abstract_adapter(config: DecoderConfig, lora: Lora) -> PyTree:

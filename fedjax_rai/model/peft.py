@@ -27,9 +27,15 @@ _REFUSED = (
 
 
 def save_adapter(
-    folder: Path, config: DecoderConfig, lora: Lora, adapter: Adapter, base_name: str, dtype: str = "float32"
+    folder: Path,
+    config: DecoderConfig,
+    lora: Lora,
+    adapter: Adapter,
+    base_name: str,
+    revision: str | None = None,
+    dtype: str = "float32",
 ) -> None:
-    """Write an adapter as PEFT does; `base_name` is the folder or hub name of its base."""
+    """Write an adapter as PEFT does; `base_name` is the folder or hub name of its base, `revision` of the latter."""
     expected = jax.tree.map(lambda leaf: leaf.shape, abstract_adapter(config, lora))
     if (got := jax.tree.map(np.shape, adapter)) != expected:
         raise ValueError(f"cannot write {folder}: leaves are {got}, the model's are {expected}")
@@ -42,6 +48,7 @@ def save_adapter(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
+        "revision": revision,
         "r": lora.rank,
         "lora_alpha": _whole(lora.alpha),
         "use_rslora": lora.rslora,
@@ -117,7 +124,7 @@ def _read_shape(path: Path, raw: Mapping[str, Any], config: DecoderConfig, store
         problems.append(f"peft_type {raw.get('peft_type')!r} is not supported, only: LORA")
     if raw.get("bias", "none") != "none":
         problems.append(f"bias {raw['bias']!r} is not supported, only: none")
-    if raw.get("init_lora_weights", True) not in (True, False, "gaussian"):
+    if raw.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal", "eva"):
         problems.append(f"init_lora_weights {raw['init_lora_weights']!r} is not supported: it changes the base")
     for name in ("r", "lora_alpha"):
         if not isinstance(raw.get(name), int | float) or raw[name] <= 0:
@@ -131,7 +138,8 @@ def _read_shape(path: Path, raw: Mapping[str, Any], config: DecoderConfig, store
         raise InputError(f"{path}: " + "; ".join(problems))
     layers, patterns = raw.get("layers_to_transform"), tuple((raw.get("rank_pattern") or {}).items())
     asked = raw.get("target_modules") or ()
-    if isinstance(asked, str) or any("." in name for name in asked):  # not by last names: any module may be left out
+    # not by last names alone: any module may be left out
+    if isinstance(asked, str) or any("." in name for name in asked) or raw.get("exclude_modules"):
         every = [module_name(layer, target) for layer in range(config.num_hidden_layers) for target in targets]
         absent = [name for name in every if f"{PREFIX}{name}.lora_A.weight" not in stored]
         patterns = (*((re.escape(name), 0) for name in absent), *patterns)

@@ -86,7 +86,7 @@ def _fill(abstract: Any, sharding: Any, dtype: Any, parts: list[tuple[Stored, Pl
         part = jax.make_array_from_callback(stored.shape, spec, _once(stored.read))
         if whole is None:
             return _converted(part, kernel, dtype, sharding)
-        start = (place.layer, 0, place.column) if kernel else (place.layer, place.column or 0)
+        start: Any = (place.layer, 0, place.column) if kernel else (place.layer, place.column or 0)
         flat, tree = jax.tree.flatten(sharding)
         inserted = _inserted(whole, part, tuple(map(np.int32, start)), kernel, kind, (tuple(flat), tree))
         whole = jax.block_until_ready(inserted)  # or this host runs ahead, with tensors that wait for their device
@@ -152,7 +152,20 @@ def stored_tensors(folder: Path, config: DecoderConfig) -> dict[str, Stored]:
             problems.append(f"shape of {name}: {stored[name].shape}, expected {where[name].shape}")
     if problems:
         raise InputError("\n  ".join([f"{folder}: tensors do not fit the model", *problems]))
+    if config.tie_word_embeddings and "lm_head.weight" in stored:
+        _check_tied(folder, stored["model.embed_tokens.weight"], stored["lm_head.weight"])
     return {name: stored[name] for name in where}
+
+
+def _check_tied(folder: Path, embedding: Stored, head: Stored) -> None:
+    """Raises `InputError` where a head that is said to be the embedding is another; transformers would use it."""
+    rows = embedding.shape[0]
+    parts = [(slice(row, min(row + 4096, rows)), slice(None)) for row in range(0, rows, 4096)]
+    if embedding.shape != head.shape or not all(np.array_equal(embedding.read(i), head.read(i)) for i in parts):
+        raise InputError(
+            f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it; set "
+            "tie_word_embeddings to false there, or remove the tensor"
+        )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -162,7 +175,10 @@ def _files(folder: Path) -> list[Path]:
         return [whole]
     if not index.is_file():
         raise InputError(f"{folder}: has neither {whole.name} nor {index.name} (only safetensors are read)")
-    files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise InputError(f"{index}: must have a weight_map, of tensors' names to files")
+    files = [folder / name for name in sorted(set(listed.values()))]
     if absent := {file.name for file in files if not file.is_file()}:
         raise InputError(f"{index}: names files that are not there: {names(absent)}")
     return files

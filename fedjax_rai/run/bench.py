@@ -64,7 +64,9 @@ def _report(folder: Path, quantize: str) -> None:
     """In a process of its own, so that nothing else is in its peak."""
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     code = f"from fedjax_rai.run.bench import measure_load; measure_load({str(folder)!r}, {quantize!r})"
-    found = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    found = json.loads(
+        subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True).stdout
+    )
     bound = 1.15 * size + GIB
     typer.echo(
         f"checkpoint {size / GIB:.2f} GiB; loaded ({quantize}) {found['base'] / GIB:.2f} GiB in "

@@ -33,14 +33,15 @@ def run(config: ExperimentConfig, setting: Setting | None = None) -> Path:
     if finished:
         log.say(f"{folder}: already finished")
         return folder
-    setting = setting or Setting(config)
+    setting = setting or Setting(pinned(folder, config))
     memory.announce(config, setting)
     setting.check(config)
     folder.mkdir(parents=True, exist_ok=True)
     log.write_text(folder / CONFIG, dump_config(config))
     note_versions(folder / VERSIONS, setting.commits)
     state = train(Federation(setting, config), folder)
-    save_adapter(folder / ADAPTER, *setting.shapes, state.adapter, config.model.path)
+    commit = setting.commits.get("model_commit")
+    save_adapter(folder / ADAPTER, *setting.shapes, state.adapter, config.model.path, commit)
     conclude(setting, config, folder, state.adapter)
     return folder
 
@@ -67,6 +68,15 @@ def note_versions(path: Path, commits: dict[str, str]) -> None:
     past, now = (log.read_json(path) if path.exists() else []), log.versions() | commits
     if now not in past:
         log.write_json(path, [*past, now])
+
+
+def pinned(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
+    """The config with the commits that the run in `folder` began with, if any: a branch on the hub may move on."""
+    began = log.read_json(folder / VERSIONS)[0] if (folder / VERSIONS).is_file() else {}
+    for name in ("model", "guard"):
+        if commit := began.get(f"{name}_commit"):
+            config = config.model_copy(update={name: getattr(config, name).model_copy(update={"revision": commit})})
+    return config
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -182,6 +192,6 @@ def evaluate_run(folder: Path) -> None:
         raise InputError(f"{folder}: not a run folder with {CONFIG} and {ADAPTER}/ (is the run finished?)")
     config = load_config(folder / CONFIG)
     check_files(config)
-    setting = Setting(config)
+    setting = Setting(pinned(folder, config))
     _, adapter = load_adapter(folder / ADAPTER, setting.model.config)
     conclude(setting, config, folder, adapter)

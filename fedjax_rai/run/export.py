@@ -14,7 +14,7 @@ from fedjax_rai.model.families import read_config
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.model.weights import save_merged
 from fedjax_rai.run import log
-from fedjax_rai.run.experiment import ADAPTER, CONFIG, SUMMARY
+from fedjax_rai.run.experiment import ADAPTER, CONFIG, SUMMARY, pinned
 from fedjax_rai.text.hub import resolve
 
 # What AutoTokenizer reads, and what generation stops at.
@@ -36,7 +36,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
         raise InputError(f"{folder}: not the folder of a finished run (it has no {SUMMARY}); run it to its end first")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; name another one")
-    config = load_config(folder / CONFIG)
+    config = pinned(folder, load_config(folder / CONFIG))
     source = resolve(config.model.path, config.model.revision)
     shape = read_config(source)
     lora, adapter = load_adapter(folder / ADAPTER, shape)
@@ -46,7 +46,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
             save_merged(part, source, shape, lora, adapter, chosen)
             _copy(source, part, (*_TOKENIZER, "generation_config.json"))
         else:
-            save_adapter(part, shape, lora, adapter, config.model.path, chosen)
+            save_adapter(part, shape, lora, adapter, config.model.path, config.model.revision, chosen)
             _copy(source, part, _TOKENIZER)
         log.write_text(part / "README.md", card(config, log.read_json(folder / SUMMARY), merged))
 
@@ -54,6 +54,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when all is written, and is removed otherwise."""
+    out = out.absolute()
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

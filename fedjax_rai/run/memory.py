@@ -120,7 +120,7 @@ def _held(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     states = 2 * (1 + (1 + config.federated.clients if config.federated.algorithm == "scaffold" else 0))
     fitted = 1 if sizes.guarded and sizes.guard is None else 0
     parts = {"base": base_bytes(model.config, mesh), "adapters": (states + fitted) * adapter}
-    if sizes.guard:
+    if sizes.guard and config.guard.path != config.model.path:
         parts["guard"] = base_bytes(sizes.guard, mesh)
     return parts | {"data": sizes.pairs * sizes.lengths.train * (4 + 1 + 4)}  # tokens, loss mask, segments
 
@@ -228,10 +228,25 @@ def _read(path: str) -> list[str]:
 def announce(config: ExperimentConfig, setting: Setting) -> None:
     """Print the plan: a line where it is small, else a table. Raises InputError where it does not fit."""
     known, limit = sizes(setting, config), device_limit()
+    check_lengths(config, known)
     made = plan(config, known)
     if limit is not None and made.need(made.peak) > limit:
         raise InputError(refusal(config, known, limit))
     log.say("\n".join(table(made, limit)))
+
+
+def check_lengths(config: ExperimentConfig, sizes: Sizes) -> None:
+    """Raises InputError where some phase's sequences are longer than the model's rotary embedding is meant for."""
+    own, most = sizes.lengths, sizes.model.config.longest
+    longest = {"data.max_length": max(own.train, own.guard, own.choice)}
+    longest["eval.max_new_tokens"] = own.asked + config.eval.max_new_tokens
+    if config.cai.enabled:
+        longest["cai.max_new_tokens"] = own.red + own.requests + 3 * config.cai.max_new_tokens
+    for key, tokens in longest.items():
+        if most is not None and tokens > most:
+            raise InputError(
+                f"{key} = {_get(config, key)}: gives sequences of {tokens} tokens; this model takes {most}"
+            )
 
 
 def table(made: Plan, limit: int | None) -> list[str]:

@@ -14,7 +14,7 @@ from fedjax_rai import rng
 from fedjax_rai.data.examples import length_batches
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.decoder import Decoder
-from fedjax_rai.model.families import read_config
+from fedjax_rai.model.families import read_config, read_json
 from fedjax_rai.model.lora import NO_LORA
 from fedjax_rai.model.peft import load_adapter
 from fedjax_rai.model.weights import load_base
@@ -54,52 +54,79 @@ def answers(
     """An answer to each row of a JSON-lines file, in its order; no answer depends on another or on the batch size.
 
     A row holds `prompt`, a text that the chat template is applied to (unless `raw`), or `token_ids`, taken as they are.
-    Raises InputError, with file and line, before the weights are read.
+    Raises InputError, with file and line, before the weights are read. An answer is given as soon as it and all before
+    it are there; shorter prompts are answered first.
     """
     folder = resolve(path, revision)
     config = read_config(folder, dtype=dtype)
     lora, own = load_adapter(adapter, config) if adapter else (NO_LORA, None)
     tokenizer = load_tokenizer(path, revision) if has_tokenizer(folder) else None
-    rows = read_rows(prompts, tokenizer, config.vocab_size, raw)
+    most = None if config.longest is None else config.longest - max_new
+    rows = read_rows(prompts, tokenizer, config.vocab_size, raw, most)
+    if ignored := ignored_settings(folder):
+        log.say(f"not computed, though generation_config.json asks for it: {', '.join(ignored)}")
     model, base = Decoder(config, lora), load_base(folder, config)
+    sampling = Sampling(np.float32(temperature), np.float32(top_p) if top_p < 1 else None)
     keys = jax.vmap(lambda row: rng.stream(jax.random.key(seed), "generate", row=row))(np.arange(len(rows)))
-    said: dict[int, Answer] = {}
     # float32 is asked for to compare, so no TF32 in its products
     precision = jax.default_matmul_precision("highest" if dtype == "float32" else "default")
+    said: dict[int, Answer] = {}
+    given = 0
     with precision, log.progress("generating", len(rows)) as advance:
         for chat in (False, True):
-            mine = [i for i, row in enumerate(rows) if row.chat == chat]
+            mine = np.array([i for i, row in enumerate(rows) if row.chat == chat])
             ends = jnp.array((tokenizer.end_ids if chat and tokenizer else stop_ids(folder)) or (-1,))
             size = min(batch_size, max(len(mine), 1))
-            for picked, batch in length_batches([rows[i].ids for i in mine], size, 0):
-                own_keys = keys[np.array(mine)[np.resize(picked, size)]]
-                sampling = Sampling(np.float32(temperature), np.float32(top_p) if top_p < 1 else None)
-                found = _generate(model, base, own, *batch, own_keys, sampling, ends, max_new)
+            for picked, batch in length_batches([rows[i].ids for i in mine], size, 0, most):
+                found = _generate(
+                    model, base, own, *batch, keys[mine[np.resize(picked, size)]], sampling, ends, max_new
+                )
                 tokens, valid = np.asarray(found.tokens), np.asarray(found.valid)
-                for row, i in enumerate(picked):
+                for row, i in enumerate(mine[picked]):
                     ids = tokens[row][valid[row]].tolist()
-                    said[mine[i]] = Answer(ids, tokenizer.decode(ids) if tokenizer else None)
+                    said[int(i)] = Answer(ids, tokenizer.decode(ids) if tokenizer else None)
                     advance("")
-    return (said[i] for i in range(len(rows)))
+                while given in said:
+                    yield said.pop(given)
+                    given += 1
 
 
 _generate = partial(jax.jit, static_argnames=("model", "max_new"))(generate)
 
 
-def read_rows(path: Path, tokenizer: Tokenizer | None, vocabulary: int, raw: bool) -> list[Row]:
-    """The prompts of a file as token ids; blank lines are passed over."""
+def ignored_settings(folder: Path) -> list[str]:
+    """What a model's generation config would change in the logits, and transformers' generate does, but we do not."""
+    path = folder / "generation_config.json"
+    named = read_json(path) if path.is_file() else {}
+    neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0}
+    return [f"{name} {named[name]}" for name, value in neutral.items() if named.get(name) not in (None, value)]
+
+
+def read_rows(
+    path: Path, tokenizer: Tokenizer | None, vocabulary: int, raw: bool, most: int | None = None
+) -> list[Row]:
+    """The prompts of a file as token ids, at most `most` each; blank lines are passed over."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
     rows = [
-        _row(json_of(line, f"{path}:{number}"), f"{path}:{number}", tokenizer, vocabulary, raw)
-        for number, line in enumerate(lines, 1)
+        _short(_row(json_of(line, where), where, tokenizer, vocabulary, raw), where, most)
+        for where, line in ((f"{path}:{number}", line) for number, line in enumerate(lines, 1))
         if line.strip()
     ]
     if not rows:
         raise InputError(f"{path}: holds no prompts")
     return rows
+
+
+def _short(row: Row, where: str, most: int | None) -> Row:
+    if most is not None and len(row.ids) > most:
+        raise InputError(
+            f"{where}: {len(row.ids)} tokens; must be at most {max(most, 0)}, as this model's rotary embedding has a "
+            "limit for prompt and answer together: shorten the prompt or lower --max-new"
+        )
+    return row
 
 
 def json_of(line: str, where: str) -> Any:

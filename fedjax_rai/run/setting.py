@@ -19,10 +19,10 @@ from fedjax_rai.config import ExperimentConfig, LoraConfig
 from fedjax_rai.data.examples import BUCKET, Examples, Prompts, encode_chats, encode_questions, pad_left
 from fedjax_rai.data.partition import iid
 from fedjax_rai.errors import InputError
-from fedjax_rai.model.architecture import DecoderConfig
+from fedjax_rai.model.architecture import DecoderConfig, module_name
 from fedjax_rai.model.decoder import Decoder, abstract_base
 from fedjax_rai.model.families import read_config
-from fedjax_rai.model.lora import Lora, init_adapter
+from fedjax_rai.model.lora import Lora, init_adapter, matches
 from fedjax_rai.model.weights import load_base
 from fedjax_rai.run import log
 from fedjax_rai.run.materials import Materials, gather
@@ -66,6 +66,7 @@ class Setting:
     @cached_property
     def model(self) -> Decoder:
         shape = self._shape(self._folder)
+        check_attention(shape)
         return Decoder(shape, lora_shape(self.config.lora, shape))
 
     @cached_property
@@ -159,7 +160,8 @@ class Setting:
         config = self.config
         if (folder := self._guard_folder) is not None:
             model, sizes = self.guard_model, (config.data.max_length, config.eval.batch_size)
-            return guards.released_guard(model, self._load(folder, model.config), self.guard_tokenizer, *sizes)
+            base = self.base if folder == self._folder else self._load(folder, model.config)  # never twice
+            return guards.released_guard(model, base, self.guard_tokenizer, *sizes)
         return guards.Guard(self.model, self.base, None, self.tokenizer, config.data.max_length, config.eval.batch_size)
 
     @cached_property
@@ -223,8 +225,26 @@ def lora_shape(own: LoraConfig, config: DecoderConfig) -> Lora:
     if wrong := [layer for layer in own.layers or () if layer >= config.num_hidden_layers]:
         raise InputError(f"lora.layers: this model has no layer {wrong[0]}; must be below {config.num_hidden_layers}")
     targets = tuple(target for target in config.targets if own.targets is None or target in own.targets)
+    adapted = range(config.num_hidden_layers) if own.layers is None else own.layers
+    modules = [module_name(layer, target) for layer in adapted for target in targets]
+    for key, patterns in (("rank_pattern", own.rank_pattern), ("alpha_pattern", own.alpha_pattern)):
+        for pattern in patterns:
+            if not any(matches(pattern, module) for module in modules):
+                raise InputError(
+                    f"lora.{key}: {pattern!r} matches no adapted module; must match the end of a name like {modules[0]}"
+                )
     patterns = tuple(own.rank_pattern.items()), tuple(own.alpha_pattern.items())
     return Lora(targets, own.rank, own.alpha, own.rslora, own.layers, *patterns)
+
+
+def check_attention(config: DecoderConfig) -> None:
+    """Raises InputError where this machine, or this model, cannot have the attention that a config asks for."""
+    needed, here = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention), jax.default_backend()
+    if needed and needed != here:
+        raise InputError(f"model.attention = {config.attention}: needs a {needed.upper()}, this is a {here.upper()}")
+    if config.attention == "cudnn" and (config.dtype != "bfloat16" or config.attention_softcap):
+        wrong = "model.dtype = float32" if config.dtype != "bfloat16" else "soft-capped attention, as this model has"
+        raise InputError(f"model.attention = cudnn: computes no {wrong}; must be xla or chunked for that")
 
 
 def cycle(rows: np.ndarray, n: int, g: np.random.Generator) -> np.ndarray:

@@ -78,12 +78,14 @@ class Sampling(NamedTuple):
 
 def pick(logits: Float[Array, "b v"], keys: Key[Array, "b"], sampling: Sampling) -> Int[Array, "b"]:
     """Next tokens: the likeliest at temperature 0, else a sample; one key a row, so neighbours change nothing."""
-    warm = sampling.temperature > 0
-    logits = logits / jnp.where(warm, sampling.temperature, 1.0)
-    if sampling.top_p is not None:
-        logits = _nucleus(logits, sampling.top_p)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
-    return jnp.argmax(logits + jnp.where(warm, noise, 0.0), axis=-1).astype(jnp.int32)
+
+    def drawn(logits: Array) -> Array:
+        logits = logits / sampling.temperature
+        logits = logits if sampling.top_p is None else _nucleus(logits, sampling.top_p)
+        return logits + jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+
+    # the noise of a whole vocabulary is dear where nothing is sampled
+    return jnp.argmax(jax.lax.cond(sampling.temperature > 0, drawn, lambda x: x, logits), axis=-1).astype(jnp.int32)
 
 
 def _nucleus(logits: Float[Array, "b v"], top_p: Float[Array, ""] | np.floating) -> Float[Array, "b v"]:

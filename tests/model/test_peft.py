@@ -81,6 +81,15 @@ def test_modules_that_a_pattern_leaves_out_are_not_adapted(tmp_path):
     assert_trees_equal(peft.load_adapter(tmp_path / "again", CONFIG)[1], read)
 
 
+def test_excluded_modules_are_not_adapted(tmp_path):
+    own = replace(LORA, targets=("q_proj",))
+    peft.save_adapter(tmp_path, CONFIG, own, random_adapter(CONFIG, own), "base", "a1b2")
+    assert json.loads((tmp_path / peft.CONFIG).read_text())["revision"] == "a1b2"
+    edit_tensors(tmp_path / peft.WEIGHTS, lambda t: [t.pop(n) for n in list(t) if "layers.0." in n])
+    edit_json(tmp_path / peft.CONFIG, exclude_modules=["layers.0.self_attn.q_proj"])
+    assert peft.load_adapter(tmp_path, CONFIG)[0].ranks("q_proj", 2) == (0, 2)
+
+
 def test_what_a_layer_has_no_rank_for_stays_zero():
     """Its gradient is zero, so that training leaves the shape as it is."""
     own = SHAPES["patterns"]

@@ -200,8 +200,11 @@ def test_stored_frequencies_and_a_tied_head_are_ignored(tmp_path):
     weights.save_base(tmp_path, raw, base, "float32")
     path = tmp_path / "model.safetensors"
     edit_tensors(path, lambda own: own.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3)}))
-    edit_tensors(path, lambda own: own.update({"lm_head.weight": np.ones((19, 8))}))
+    edit_tensors(path, lambda own: own.update({"lm_head.weight": own["model.embed_tokens.weight"]}))
     assert_trees_equal(weights.load_base(tmp_path, config), base)
+    edit_tensors(path, lambda own: own.update({"lm_head.weight": np.ones((19, 8), np.float32)}))
+    with pytest.raises(InputError, match="ties the head to the embedding, but lm_head.weight differs from it"):
+        weights.load_base(tmp_path, config)
 
 
 def test_files_that_are_not_there_or_broken_are_refused(tmp_path):
@@ -213,6 +216,10 @@ def test_files_that_are_not_there_or_broken_are_refused(tmp_path):
     first.unlink()
     with pytest.raises(InputError, match=f"names files that are not there: {first.name}"):
         weights.load_base(folder, families.read_config(folder))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    with pytest.raises(InputError, match=r"index\.json: must have a weight_map"):
+        weights.load_base(folder, families.read_config(folder))
+    shutil.copy(TIED / "model.safetensors.index.json", folder)
     first.write_bytes(b"not a file of tensors")
     with pytest.raises(InputError, match=f"{first.name}: not a safetensors file"):
         weights.load_base(folder, families.read_config(folder))

@@ -101,7 +101,8 @@ def test_an_adapter_changes_the_answer(tmp_path):
     path = written(tmp_path / "p.jsonl", [{"token_ids": [1, 2, 3]}])
     plain = generate(folder, path, "--max-new", 32, *GREEDY)
     assert plain != generate(folder, path, "--max-new", 32, "--adapter", tmp_path / "adapter", *GREEDY)
-    assert "144 tokens: this model's rotary embedding (longrope) is supported up to 128" in refused(folder, path)
+    assert generate(folder, path, "--max-new", 125, *GREEDY)
+    assert "p.jsonl:1: 3 tokens; must be at most 2, as" in refused(folder, path, "--max-new", 126)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,9 @@ def test_what_is_not_there_or_contradicts_itself_is_refused(tmp_path):
     assert "no such file" in refused("tiny", tmp_path / "absent.jsonl")
     assert "no such folder" in refused(tmp_path / "absent", path)
     assert "--greedy samples nothing" in refused("tiny", path, "--greedy", "--top-p", 0.5)
+    assert "--dtype float16: must be one of bfloat16, bf16, float32, fp32" in refused(
+        "tiny", path, "--dtype", "float16"
+    )
     assert "--dtype int8: must be one of bfloat16, bf16, float32" in refused("tiny", path, "--dtype", "int8")
     assert "--top-p 0: must be greater than 0" in refused("tiny", path, "--top-p", 0)
     assert "this model has no tokenizer; give token_ids" in refused(FIXTURES / "models" / "phi3", path)
