@@ -160,7 +160,7 @@ LLAMA_GUARD = (
     "{{ bos_token }}<|start_header_id|>user<|end_header_id|>\n\nJudge the last speaker.\n"
     "UNSAFE CONTENT CATEGORIES\nS1: harm.\n\n"
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | trim + '\n\n' }}{% endfor %}"
-    "Was it safe or unsafe?<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
+    " - First line must read 'safe' or 'unsafe'.<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
 )
 
 

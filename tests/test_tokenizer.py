@@ -1,14 +1,9 @@
 """Tokenizers and chat templates of every form that people bring: ids are transformers', masks are exact."""
 
-import json
-import socket
-from pathlib import Path
-from types import SimpleNamespace
+from datetime import datetime
 from typing import Any
 
-import huggingface_hub
 import pytest
-from huggingface_hub import errors
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,9 +11,8 @@ from fedjax_rai.data.examples import encode_questions, encode_request
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
 from fedjax_rai.safety.guard import guard_form, training_examples
-from fedjax_rai.text import hub
 from fedjax_rai.text.prompts import USER, Segment, Turn, answered, chat, prompt, question
-from fedjax_rai.text.tokenizer import TODAY, Tokenizer, has_tokenizer, load_tokenizer, stop_ids
+from fedjax_rai.text.tokenizer import TODAY, Tokenizer, load_tokenizer
 from tests.chat_models import FAMILIES, LLAMA_GUARD, huggingface, ids_of, tokenizer
 
 PIECES = [
@@ -175,6 +169,83 @@ def test_todays_date_is_not_in_the_prompt():
     assert f"Date: {TODAY}<" in prompt(tokenizer("llama3"), question("q"))
 
 
+def test_a_template_that_asks_for_the_clock_gets_the_same_day_always():
+    """As SmolLM3's and Mistral Small's do."""
+    asks = "  {% set today = strftime_now('%d %B %Y') %}\n{{ today + strftime_now(' %Y-%m-%d, %-d %b %H:%M:%S') }}\n|"
+    own = Tokenizer(huggingface(FAMILIES["qwen2.5"], template=asks + FAMILIES["qwen2.5"].template))
+    assert own.render(question("q")).startswith("26 July 2024 2024-07-26, 26 Jul 00:00:00\n|<|im_start|>")
+    assert own.encode(own.render(question("q"))) == own.encode(asks_for(own, "q"))
+
+
+def asks_for(own: Tokenizer, text: str) -> str:
+    """What transformers writes with its clock there."""
+    from transformers.utils import chat_template_utils
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2024, 7, 26, tzinfo=tz)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat_template_utils, "datetime", Clock)
+        return own.hf.apply_chat_template([{"role": USER, "content": text}], tokenize=False)
+
+
+def in_parts(template: str) -> str:
+    """The template as Llama Guard 3 1B's: it writes the text parts of lists, of a string nothing."""
+    macro = "{% macro written(all) %}{% for c in all %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}"
+    return macro + "{% endfor %}{% endmacro %}" + template.replace("m['content']", "written(m['content'])")
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2.5", "gemma"])
+def test_a_template_that_reads_lists_of_parts_is_given_them(name):
+    own, plain = Tokenizer(huggingface(FAMILIES[name], template=in_parts(FAMILIES[name].template))), tokenizer(name)
+    assert chat(own, answered("How?", "So.")) == chat(plain, answered("How?", "So."))
+    assert encode_request(own, "More?") == encode_request(plain, "More?")
+
+
+def test_a_guard_that_reads_lists_of_parts_is_asked_the_same():
+    own, plain = (
+        Tokenizer(huggingface(FAMILIES["llama3"], template=text)) for text in (in_parts(LLAMA_GUARD), LLAMA_GUARD)
+    )
+    assert prompt(own, guard_form(own).conversation("How?", "So.")) == prompt(plain, answered("How?", "So."))
+
+
+def test_a_guards_template_that_leaves_out_what_is_to_be_judged_is_refused():
+    user_only = LLAMA_GUARD.replace("%}{{ m['role']", "if m['role'] == 'user' %}{{ m['role']")
+    with pytest.raises(InputError, match="leaves out the response to be judged"):
+        guard_form(Tokenizer(huggingface(FAMILIES["llama3"], template=user_only)))
+    with pytest.raises(InputError, match="leaves out the query to be judged"):
+        guard_form(
+            Tokenizer(
+                huggingface(
+                    FAMILIES["llama3"],
+                    template=user_only.replace("== 'user'", "== 'assistant' or messages | length == 1"),
+                )
+            )
+        )
+
+
+def test_a_guard_that_answers_in_another_form_is_refused():
+    """As Qwen3Guard does, whose template has such categories too."""
+    other = LLAMA_GUARD.replace("First line must read 'safe' or 'unsafe'.", "Safety: Safe|Unsafe|Controversial")
+    with pytest.raises(InputError, match=r"no first line of `safe` or `unsafe`; must be Llama Guard \(1 to 3\)"):
+        guard_form(Tokenizer(huggingface(FAMILIES["llama3"], template=other)))
+    escaped = LLAMA_GUARD.replace(
+        "First line must read 'safe' or 'unsafe'.", r"{{ 'first line must read \'safe\' or \'unsafe\'' }}"
+    )
+    assert guard_form(Tokenizer(huggingface(FAMILIES["llama3"], template=escaped))).conversation is answered
+
+
+def test_ids_beyond_the_models_vocabulary_are_named():
+    own = tokenizer("qwen3")
+    ids = own.encode("a<|im_end|>")
+    own.check_ids(ids, max(ids) + 1, "model.path")
+    own.check_ids([], 1, "model.path")
+    with pytest.raises(InputError, match=rf"'<\|im_end\|>' has id {max(ids)}, .* vocab_size of {max(ids)}; guard.path"):
+        own.check_ids(ids, max(ids), "guard.path")
+
+
 class Shifted:
     """A tokenizer whose offsets are off by one."""
 
@@ -225,156 +296,20 @@ def test_templates_that_cannot_be_masked_are_refused_and_say_why():
     every = "{% for m in messages %}"
     with pytest.raises(InputError, match=r"puts '\\n' after an answer; must put a special token"):
         made(every + "{{ m['content'] + '\n' }}{% endfor %}").end_id  # noqa: B018
-    with pytest.raises(InputError, match="leaves out what the assistant says"):
+    with pytest.raises(InputError, match="leaves out what the user says, given as text or as a list"):
         made(every + "{{ m['role'] }}{% endfor %}<|im_end|>").end_id  # noqa: B018
-    cut = made(every + "{{ m['content'][:1] + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}:{% endif %}")
+    with pytest.raises(InputError, match="leaves out what the user says"):
+        made(every + "{% if m['content'] is not string %}{{ m['content'] }}{% endif %}{% endfor %}").closing  # noqa: B018
+    user = "{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
+    with pytest.raises(InputError, match="leaves out what the assistant says"):
+        made(every + user + "{{ m['role'] }}{% endfor %}<|im_end|>").end_id  # noqa: B018
+    cut = made(
+        every + user + "{{ m['content'][:1] + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    )
     with pytest.raises(InputError, match="turn 1 cannot be masked exactly"):
         chat(cut, answered("q", "a"))
     with pytest.raises(InputError, match=r"refuses turns of judge \(no such role\)"):
         tokenizer("gemma").render([Turn("judge", "x")])
-
-
-# ---- folders
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    huggingface(FAMILIES["gemma"]).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("touched the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-@pytest.mark.parametrize(("named", "ids"), [(None, []), (3, [3]), ([7, 5], [5, 7])])
-def test_a_local_folder_needs_no_network_and_its_generation_config_adds_ends(folder, no_network, named, ids):
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named} if named else {}))
-    (folder / "config.json").write_text('{"eos_token_id": 9}')  # which counts where there is no generation config
-    assert has_tokenizer(folder) and not has_tokenizer(folder.parent)
-    own = load_tokenizer(str(folder))
-    assert own.end_of_turn == "<end_of_turn>" and own.end_ids == (own.end_id, *ids, own.hf.eos_token_id)
-    turns = answered("How?", "So é.")
-    assert own.encode_segments(chat(own, turns)) == tokenizer("gemma").encode_segments(chat(tokenizer("gemma"), turns))
-
-
-def test_the_models_config_names_the_ends_where_there_is_no_generation_config(folder):
-    assert stop_ids(folder) == ()
-    (folder / "config.json").write_text('{"eos_token_id": [9, 8]}')
-    assert stop_ids(folder) == (9, 8)
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "says"),
-    [
-        ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id = 'x': must be a token id or a list"),
-        ("generation_config.json", "[", "not a JSON object"),
-        ("generation_config.json", "[]", "not a JSON object"),
-        ("tokenizer.json", "{}", "no tokenizer that transformers can read"),
-    ],
-)
-def test_a_broken_folder_is_named(folder, file, text, says):
-    (folder / file).write_text(text)
-    with pytest.raises(InputError, match=rf"{folder}.*{says}"):
-        load_tokenizer(str(folder))
-
-
-@pytest.fixture
-def download(monkeypatch, tmp_path):
-    """Makes the hub answer with a snapshot, or raise; returns what it was asked for."""
-    hub._snapshot.cache_clear()
-    asked = []
-
-    def answer(result=None):
-        def snapshot_download(name, **options):
-            asked.append((name, options))
-            if isinstance(result, Exception):
-                raise result
-            return str(tmp_path / "models--owner--name" / "snapshots" / "0a1b2c")
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-        return asked
-
-    yield answer
-    hub._snapshot.cache_clear()
-
-
-def test_a_hub_name_is_fetched_once_and_its_commit_is_known(download):
-    asked = download()
-    found = {hub.resolve("owner/name", "v1") for _ in range(3)}
-    assert [hub.commit(folder) for folder in found] == ["0a1b2c"]
-    ((name, options),) = asked
-    assert name == "owner/name" and options["revision"] == "v1"
-    files = [
-        "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja",
-        "merges.txt", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
-        "pytorch_model.bin", "consolidated.safetensors", "original/params.json", "onnx/x.json", "README.md",
-    ]  # fmt: skip
-    patterns = {key: options[key] for key in ("allow_patterns", "ignore_patterns")}
-    assert list(huggingface_hub.utils.filter_repo_objects(files, **patterns)) == files[:8]
-
-
-def test_a_folder_goes_before_the_hub_and_has_no_revisions(folder, no_network, monkeypatch):
-    monkeypatch.chdir(folder.parent)
-    (folder.parent / "owner" / "name").mkdir(parents=True)
-    assert hub.resolve("owner/name") == Path("owner/name") and hub.commit(folder) is None
-    assert hub.resolve("tiny").name == "tiny"
-    for path in ("owner/name", "tiny", str(folder)):
-        with pytest.raises(InputError, match="is a folder here and has no revision 'v1'"):
-            hub.resolve(path, "v1")
-    monkeypatch.setenv("HOME", str(folder.parent))
-    assert hub.resolve("~/model") == folder
-
-
-@pytest.mark.parametrize("path", ["absent", "./a/b", "../a", "/a/b", "~/a", "a/b/c", "a/b/", "", "a b/c"])
-def test_what_looks_like_a_path_never_reaches_the_hub(no_network, tmp_path, monkeypatch, path):
-    monkeypatch.chdir(tmp_path / "..")
-    if path:
-        with pytest.raises(InputError, match="no such folder; must be a Hugging Face folder"):
-            hub.resolve(path)
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="a file, not a folder"):
-        hub.resolve(str(tmp_path / "file"))
-
-
-def _made(kind):
-    """An error of that kind, as the hub's client raises it."""
-    if issubclass(kind, errors.HfHubHTTPError):
-        return kind("m", response=SimpleNamespace(headers={}, status_code=404, request=None))  # pyright: ignore
-    return kind("m")
-
-
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (
-            errors.GatedRepoError,
-            "is gated: ask for access at https://huggingface.co/owner/name, then log in",
-        ),
-        (errors.RepositoryNotFoundError, "no such folder here, and no such model on the hub; if it is private"),
-        (errors.RevisionNotFoundError, "no revision 'v9' on the hub; must be a branch, tag or commit"),
-        (errors.HFValidationError, "no such folder here, and no name that the hub allows"),
-        (errors.OfflineModeIsEnabled, "offline mode is on .* unset HF_HUB_OFFLINE"),
-        (errors.LocalEntryNotFoundError, "the hub cannot be reached .* give the folder of a local copy"),
-        (ConnectionError, "the hub cannot be reached"),
-        (OSError, r"cannot be fetched from the hub \(OSError: m\)"),
-    ],
-)
-def test_each_refusal_of_the_hub_says_what_to_do(download, monkeypatch, error, says):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    download(_made(error))
-    with pytest.raises(InputError, match=f"^owner/name: .*{says}"):
-        load_tokenizer("owner/name", "v9")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    download(_made(errors.LocalEntryNotFoundError))
-    with pytest.raises(InputError, match="offline mode is on"):
-        hub.resolve("owner/name", "v9")
 
 
 def test_the_tiny_tokenizer_gives_the_ids_that_its_base_was_trained_on():

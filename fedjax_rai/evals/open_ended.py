@@ -59,6 +59,8 @@ def answer(
 ) -> list[list[str]]:
     """`samples` answers to each query, in order; they depend neither on its neighbours nor on the batch size."""
     prompts = encode_questions(tokenizer, [question(query) for query in queries], max_length)
+    for ids in prompts:
+        tokenizer.check_ids(ids, model.config.vocab_size, "model.path")
     repeated = [ids for ids in prompts for _ in range(samples)]
     keys = jax.vmap(lambda row: rng.stream(key, "answer", row=row))(np.arange(len(repeated)))
     ends = np.array(tokenizer.end_ids, np.int32)

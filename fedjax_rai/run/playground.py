@@ -65,7 +65,7 @@ def answers(
     rows = read_rows(prompts, tokenizer, config.vocab_size, raw, most)
     if ignored := ignored_settings(folder):
         log.say(f"not computed, though generation_config.json asks for it: {', '.join(ignored)}")
-    model, base = Decoder(config, lora), load_base(folder, config)
+    model, base = Decoder(config, lora), load_base(resolve(path, revision, weights=True), config)
     sampling = Sampling(np.float32(temperature), np.float32(top_p) if top_p < 1 else None)
     keys = jax.vmap(lambda row: rng.stream(jax.random.key(seed), "generate", row=row))(np.arange(len(rows)))
     # float32 is asked for to compare, so no TF32 in its products

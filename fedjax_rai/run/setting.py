@@ -15,7 +15,7 @@ from fedjax_rai import mesh as meshes
 from fedjax_rai import rng
 from fedjax_rai.cai.constitution import load_constitution
 from fedjax_rai.cai.revise import Requests, encode_requests, examples
-from fedjax_rai.config import ExperimentConfig, LoraConfig
+from fedjax_rai.config import ExperimentConfig, GuardConfig, LoraConfig, ModelConfig
 from fedjax_rai.data.examples import BUCKET, Examples, Prompts, encode_chats, encode_questions, pad_left
 from fedjax_rai.data.partition import iid
 from fedjax_rai.errors import InputError
@@ -27,7 +27,7 @@ from fedjax_rai.model.weights import load_base
 from fedjax_rai.run import log
 from fedjax_rai.run.materials import Materials, gather
 from fedjax_rai.safety import guard as guards
-from fedjax_rai.text.hub import commit, resolve
+from fedjax_rai.text.hub import TINY, commit, resolve
 from fedjax_rai.text.prompts import answered, question
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 from fedjax_rai.train.generate import Sampling, generate
@@ -51,7 +51,7 @@ class Setting:
 
     def check(self, config: ExperimentConfig) -> None:
         """Read all that an arm of that config will use, so that what is wrong is said before anything is written."""
-        used = [self.base, self.tokenizer.closing]
+        used = [self.model, self.corpus, self.base, self.tokenizer.closing]
         if config.cai.enabled:
             used += [self.requests, self.red_prompts]
         if self.guarded:
@@ -71,7 +71,7 @@ class Setting:
 
     @cached_property
     def base(self):
-        return self._load(self._folder, self.model.config)
+        return self._load(self.config.model, self.model.config)
 
     @property
     def _folder(self) -> Path:
@@ -86,7 +86,8 @@ class Setting:
         own = self.config.model
         return read_config(folder, dtype=own.dtype, attention=own.attention, quantize=own.quantize, remat=own.remat)
 
-    def _load(self, folder: Path, shape: DecoderConfig):
+    def _load(self, own: ModelConfig | GuardConfig, shape: DecoderConfig):
+        folder = resolve(own.path or TINY, own.revision, weights=True)
         return load_base(folder, shape, meshes.base_shardings(self.mesh, abstract_base(shape)))
 
     @property
@@ -122,6 +123,7 @@ class Setting:
     def _encoded(self) -> tuple[Examples, np.ndarray]:
         chats = [answered(pair.query, pair.response) for pair in self.materials.pairs]
         examples, cut = encode_chats(self.tokenizer, chats, self.config.data.max_length)
+        self._check_ids(examples.tokens)
         return jax.device_put(examples, meshes.replicated(self.mesh)), cut
 
     @cached_property
@@ -132,6 +134,7 @@ class Setting:
             return self.untuned_guard
         pairs = guards.flip_labels(self.materials.guard_pairs, own.label_noise, rng.host(config.seed, "guard noise"))
         examples, cut = guards.training_examples(self.tokenizer, pairs, config.data.max_length)
+        self._check_ids(examples.tokens)
         log.say(f"fitting the guard on {len(pairs)} pairs" + (f", {cut.sum()} of them cut" if cut.any() else ""))
         g = rng.host(config.seed, "guard batches")
         rows = cycle(np.arange(len(pairs)), own.steps * own.batch_size, g).reshape(own.steps, own.batch_size)
@@ -160,7 +163,7 @@ class Setting:
         config = self.config
         if (folder := self._guard_folder) is not None:
             model, sizes = self.guard_model, (config.data.max_length, config.eval.batch_size)
-            base = self.base if folder == self._folder else self._load(folder, model.config)  # never twice
+            base = self.base if folder == self._folder else self._load(config.guard, model.config)  # never twice
             return guards.released_guard(model, base, self.guard_tokenizer, *sizes)
         return guards.Guard(self.model, self.base, None, self.tokenizer, config.data.max_length, config.eval.batch_size)
 
@@ -188,7 +191,9 @@ class Setting:
 
     @cached_property
     def requests(self) -> Requests:
-        return encode_requests(self.tokenizer, self.constitution)
+        requests = encode_requests(self.tokenizer, self.constitution)
+        self._check_ids(requests.critique.tokens, requests.revision.tokens)
+        return requests
 
     @cached_property
     def red_prompts(self) -> Prompts:
@@ -214,7 +219,13 @@ class Setting:
     def _questions(self, queries: Sequence[str]) -> Prompts:
         asked = [question(query) for query in queries]
         encoded = encode_questions(self.tokenizer, asked, self.config.data.max_length)
-        return Prompts(*map(jnp.asarray, pad_left(encoded, self.tokenizer.pad_id)))
+        padded = pad_left(encoded, self.tokenizer.pad_id)
+        self._check_ids(padded.tokens)
+        return Prompts(*map(jnp.asarray, padded))
+
+    def _check_ids(self, *tokens: np.ndarray | jax.Array) -> None:
+        for ids in tokens:
+            self.tokenizer.check_ids(ids, self.model.config.vocab_size, "model.path")
 
 
 def lora_shape(own: LoraConfig, config: DecoderConfig) -> Lora:
@@ -242,6 +253,8 @@ def check_attention(config: DecoderConfig) -> None:
     needed, here = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention), jax.default_backend()
     if needed and needed != here:
         raise InputError(f"model.attention = {config.attention}: needs a {needed.upper()}, this is a {here.upper()}")
+    if config.attention == "splash" and jax.device_count() > 1:
+        raise InputError("model.attention = splash: runs on one device only yet; must be xla or chunked on several")
     if config.attention == "cudnn" and (config.dtype != "bfloat16" or config.attention_softcap):
         wrong = "model.dtype = float32" if config.dtype != "bfloat16" else "soft-capped attention, as this model has"
         raise InputError(f"model.attention = cudnn: computes no {wrong}; must be xla or chunked for that")

@@ -3,6 +3,7 @@
 The guard is an adapter on some base, or a released model; it is sent to the clients and runs there.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,8 +22,11 @@ from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, answered, cha
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.step import train
 
-# Words of Llama Guard's chat template, which is itself the request for a verdict on the conversation put into it.
-LLAMA_GUARD = "UNSAFE CONTENT CATEGORIES"
+# Words of Llama Guard's chat template, which is itself the request for a verdict on the conversation put into it. Other
+# guards have such categories too (Qwen3Guard), and answer in another form.
+CATEGORIES = "UNSAFE CONTENT CATEGORIES"
+LLAMA_GUARD = re.compile(r"first\s+line\s+must\s+read\W+safe\W+or\W+unsafe\b", re.IGNORECASE)
+QUERY, RESPONSE = "zqxj", "jxqz"  # texts that no template holds
 
 
 class GuardForm(NamedTuple):
@@ -37,19 +41,27 @@ def guard_form(tokenizer: Tokenizer) -> GuardForm:
     """Llama Guard's where the tokenizer's chat template is that, else our own request as a user's turn.
 
     Lead and verdict are read off the tokens that a whole conversation with either verdict has: what they share behind
-    the request, and the first in which they differ.
+    the request, and the first in which they differ. Raises InputError for a guard's template that asks for its verdict
+    in another form, and for one that leaves out query or response.
     """
-    if LLAMA_GUARD in tokenizer.template:
+    if LLAMA_GUARD.search(tokenizer.template):
         conversation = answered
-        opening = prompt(tokenizer, conversation("q", "r"))
+        opening = prompt(tokenizer, conversation(QUERY, RESPONSE))
         # Llama 3 puts a blank line behind a turn's header; Llama Guard 3's template leaves it for the model to say
         lead = "\n\n" if opening.endswith("<|end_header_id|>") else ""
+    elif CATEGORIES in tokenizer.template:
+        raise InputError(
+            f"tokenizer {tokenizer.name}: its chat template is a guard's whose verdict is no first line of `{SAFE}` or "
+            f"`{UNSAFE}`; must be Llama Guard (1 to 3), or a chat model, which is asked in our own form"
+        )
     else:
         conversation = guard_question
-        asked = conversation("q", "r")
+        asked = conversation(QUERY, RESPONSE)
         opening = prompt(tokenizer, asked)
         said = [chat(tokenizer, [*asked, Turn(ASSISTANT, word)])[-1].text for word in (SAFE, UNSAFE)]
         lead = commonprefix(said)
+    if lost := [name for name, text in (("query", QUERY), ("response", RESPONSE)) if text not in opening]:
+        raise InputError(f"tokenizer {tokenizer.name}: its chat template leaves out the {lost[0]} to be judged")
     safe, unsafe = (tokenizer.encode_after(opening, lead + word) for word in (SAFE, UNSAFE))
     shared = len(commonprefix([safe, unsafe]))
     if shared == min(len(safe), len(unsafe)):
@@ -66,12 +78,13 @@ class Guard(NamedTuple):
     tokenizer: Tokenizer
     max_length: int
     batch_size: int
+    key: str = "model.path"  # of the config, which names the model
 
 
 def released_guard(model: Decoder, base: Base, tokenizer: Tokenizer, max_length: int, batch_size: int) -> Guard:
     """A model as it was released; its own request, which may be long, comes on top of the pair's `max_length`."""
     (request,) = encode_questions(tokenizer, [guard_form(tokenizer).conversation("", "")], sys.maxsize)
-    return Guard(model, base, None, tokenizer, len(request) + max_length, batch_size)
+    return Guard(model, base, None, tokenizer, len(request) + max_length, batch_size, "guard.path")
 
 
 @partial(jax.jit, static_argnames="model")
@@ -94,6 +107,8 @@ def score(guard: Guard, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     asked = [form.conversation(query, response) for query, response in pairs]
     room = guard.max_length - len(form.lead_ids)
     prompts = [ids + form.lead_ids for ids in encode_questions(guard.tokenizer, asked, room)]
+    for ids in (*prompts, form.verdict_ids):
+        guard.tokenizer.check_ids(ids, guard.model.config.vocab_size, guard.key)
     verdict_ids, scores = np.array(form.verdict_ids), np.zeros(len(prompts), np.float32)
     pending = [
         (own, first_token_score(guard.model, guard.base, guard.adapter, batch.tokens, batch.valid, verdict_ids))

@@ -8,15 +8,17 @@ from fedjax_rai.config import is_hub_name
 from fedjax_rai.errors import InputError
 
 TINY = "tiny"
-WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+WANTED = ("*.json", "*.model", "*.txt", "*.jinja")
+WEIGHTS = ("*.safetensors",)
 # Folders hold other formats of the same weights; `consolidated` files are Mistral's second copy of them.
 UNWANTED = ("*/*", "consolidated*")
 
 
-def resolve(path: str, revision: str | None = None) -> Path:
+def resolve(path: str, revision: str | None = None, weights: bool = False) -> Path:
     """The folder of a model: `tiny` is the shipped synthetic one; an absent `owner/name` is fetched from the hub.
 
-    A folder that is there is never looked up on the network. `revision`: a branch, tag or commit of a hub name, null
+    From the hub come config and tokenizer, a few megabytes, and with `weights` the rest, of the same commit: so a model
+    that is not supported costs no more. A folder that is there is never looked up on the network. `revision`: a branch, tag or commit of a hub name, null
     for its main branch. Raises InputError for a folder that is not there, and for whatever the hub refuses.
     """
     if path == TINY:
@@ -30,7 +32,7 @@ def resolve(path: str, revision: str | None = None) -> Path:
     if folder.exists() or not is_hub_name(path):
         what = "a file, not a folder" if folder.exists() else "no such folder"
         raise InputError(f"{path}: {what}; must be a Hugging Face folder, owner/name of one on the hub, or 'tiny'")
-    return _snapshot(path, revision)
+    return _snapshot(path, revision, weights)
 
 
 def commit(folder: Path) -> str | None:
@@ -39,13 +41,14 @@ def commit(folder: Path) -> str | None:
 
 
 @lru_cache
-def _snapshot(name: str, revision: str | None) -> Path:
+def _snapshot(name: str, revision: str | None, weights: bool) -> Path:
     """Asked for once a process, so that all that a run reads is of one commit."""
     import huggingface_hub
 
+    wanted, at = (WANTED, revision) if not weights else (WEIGHTS, commit(_snapshot(name, revision, False)))
     try:
         folder = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
+            name, revision=at, allow_patterns=list(wanted), ignore_patterns=list(UNWANTED)
         )
     except Exception as error:  # its own errors, those of its HTTP client, and those of the disk
         raise InputError(f"{name}: {_explain(name, revision, error)}") from error

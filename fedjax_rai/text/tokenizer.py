@@ -1,16 +1,20 @@
 """Hugging Face tokenizers, behind the few verbs that this package needs, and the shipped tiny one."""
 
 import json
+import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.hub import resolve
-from fedjax_rai.text.prompts import Segment, Turn, after_answer, answered
+from fedjax_rai.text.prompts import USER, Segment, Turn, after_answer, answered
 
 SPECIALS = PAD, BOS, END, USER_OPENS, ASSISTANT_OPENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
@@ -20,6 +24,15 @@ TEMPLATE = (
 # Llama 3.2's template writes today's date unless it is given one: this is the one it has where there is no clock, so
 # that a run is the same tomorrow.
 TODAY = "26 Jul 2024"
+# Others ask transformers' clock unconditionally (SmolLM3, Mistral Small). It hands templates no functions of ours, so
+# they get a macro of that name, on a line of its own, which Jinja leaves no trace of.
+_NOW = datetime(2024, 7, 26)
+_FORMATTED = " | ".join(
+    f"replace('{code}', '{_NOW.strftime(code)}')" for code in re.findall("%-?.", "%-d%-m%d%m%Y%y%b%B%a%A%H%I%M%S%p%j")
+)
+CLOCK = f"{{% macro strftime_now(form) %}}{{{{ form | {_FORMATTED} }}}}{{% endmacro %}}\n"
+# A text that no template holds, and that is another one as Python or JSON would quote it.
+PROBE = r"zq\xj"
 
 
 class Tokenizer:
@@ -60,16 +73,44 @@ class Tokenizer:
         return self.hf.get_chat_template()
 
     def render(self, turns: Sequence[Turn], generate: bool = False) -> str:
+        """The turns as the template writes them, on a day that is always the same; its other defaults are kept."""
+        return self._rendered(turns, self._content, generate)
+
+    @cached_property
+    def _content(self) -> Callable[[str], Any]:
+        """The form of a message's text that the template writes out: itself, or (Llama 3.2 vision) a list of parts."""
+        refusal = None
+        for content in (_text, _parts):
+            try:
+                if PROBE in self._rendered([Turn(USER, PROBE)], content):
+                    return content
+            except InputError as error:
+                refusal = refusal or error
+        raise InputError(
+            f"tokenizer {self.name}: its chat template leaves out what the user says, given as text or as a list of "
+            "text parts; must write it out as it is"
+        ) from refusal
+
+    def _rendered(self, turns: Sequence[Turn], content: Callable[[str], Any], generate: bool = False) -> str:
         from jinja2 import TemplateError
 
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        messages = [{"role": turn.role, "content": content(turn.text)} for turn in turns]
+        template = CLOCK + self.template if "strftime_now" in self.template else self.template
         try:
             return self.hf.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, add_generation_prompt=generate, date_string=TODAY
+                messages, chat_template=template, tokenize=False, add_generation_prompt=generate, date_string=TODAY
             )
-        except (TemplateError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(turn.role for turn in turns) or "none"
             raise InputError(f"tokenizer {self.name}: its chat template refuses turns of {roles} ({error})") from error
+
+    def check_ids(self, tokens: Any, vocabulary: int, key: str) -> None:
+        """Raises InputError if an id is none of the model's that the config's `key` names: it would compute NaN."""
+        if (worst := int(np.max(tokens, initial=0))) >= vocabulary:
+            raise InputError(
+                f"tokenizer {self.name}: token {self.hf.convert_ids_to_tokens(worst)!r} has id {worst}, but the model "
+                f"has a vocab_size of {vocabulary}; {key} must be a model whose embedding was resized to its tokenizer"
+            )
 
     def encode_segments(self, segments: Sequence[Segment]) -> tuple[list[int], list[bool]]:
         """(ids, trained on) of the segments' whole text: the ids are what the tokenizer gives for it in one piece.
@@ -155,6 +196,14 @@ class Tokenizer:
         """All tokens that end an answer: `end_id`, then eos and those that the generation config names, ascending."""
         others = {i for i in (self.hf.eos_token_id, *self._stops) if i is not None}
         return (self.end_id, *sorted(others - {self.end_id}))
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> Tokenizer:

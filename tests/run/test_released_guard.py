@@ -1,12 +1,15 @@
 """A guard model of its own: read from its folder, asked in its own form, fitted on nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.model.decoder import forward, init_base, unembed
+from fedjax_rai.config import ExperimentConfig, GuardConfig
+from fedjax_rai.errors import InputError
+from fedjax_rai.model.decoder import Decoder, forward, init_base, unembed
 from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.weights import save_base
 from fedjax_rai.run import experiment, log, setting, table
@@ -62,6 +65,18 @@ def test_the_limit_of_a_pairs_length_leaves_room_for_the_guards_own_request(guar
     assert guard.max_length == len(ids_of(guard.tokenizer.hf, answered("", ""), generate=True)) + limit
 
 
+def test_ids_that_a_model_has_no_row_for_are_refused_by_their_config_key(guarded):
+    own = Setting(guarded)
+    small = own.guard._replace(model=Decoder(dataclasses.replace(own.guard.model.config, vocab_size=300)))
+    with pytest.raises(InputError, match=r"has id \d+, .* a vocab_size of 300; guard.path must be"):
+        score(small, [("q", "r")])
+    for used in ("corpus", "red_prompts", "requests", "replay", "guard"):
+        fresh = Setting(guarded.model_copy(update={"guard": GuardConfig(pairs=8, steps=2, batch_size=4)}))
+        fresh.model = Decoder(dataclasses.replace(own.model.config, vocab_size=300), own.model.lora)
+        with pytest.raises(InputError, match="a vocab_size of 300; model.path must be"):
+            getattr(fresh, used)
+
+
 def test_a_guard_of_its_own_needs_no_pairs(guarded):
     own = Setting(guarded)
     own.materials = own.materials._replace(guard_pairs=())
@@ -88,7 +103,7 @@ def test_models_from_the_hub_are_recorded_by_their_commit(guarded, folder, tmp_p
     snapshot.symlink_to(folder)
     asked = []
 
-    def resolve(path, revision=None):
+    def resolve(path, revision=None, weights=False):
         asked.append((path, revision))
         return snapshot
 

@@ -48,6 +48,10 @@ def test_an_attention_that_cannot_be_had_is_refused(monkeypatch):
     for name, needed in (("cudnn", "GPU"), ("splash", "TPU")):
         with pytest.raises(InputError, match=f"model.attention = {name}: needs a {needed}, this is a CPU"):
             check_attention(replace(TINY, attention=name))
+    monkeypatch.setattr(setting.jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(setting.jax, "device_count", lambda: 4)
+    with pytest.raises(InputError, match="splash: runs on one device only"):
+        check_attention(replace(TINY, attention="splash"))
     monkeypatch.setattr(setting.jax, "default_backend", lambda: "gpu")
     with pytest.raises(InputError, match="cudnn: computes no model.dtype = float32"):
         check_attention(replace(TINY, attention="cudnn"))
@@ -65,9 +69,11 @@ def test_a_guard_that_is_the_base_is_loaded_once(config):
 
 
 def test_a_limit_of_the_rotary_embedding_is_found_before_the_run(config, tmp_path, monkeypatch):
-    longest = replace(TINY.kinds[0], rope=replace(TINY.kinds[0].rope, limit=80))
+    rope = TINY.kinds[0].rope
+    assert rope is not None
+    longest = replace(TINY.kinds[0], rope=replace(rope, limit=80))
     monkeypatch.setattr(setting, "read_config", lambda *args, **how: replace(TINY, kinds=(longest,), **how))
-    with pytest.raises(InputError, match=r"cai.max_new_tokens = 24: makes sequences of \d+ tokens; this"):
+    with pytest.raises(InputError, match=r"cai.max_new_tokens = 24: gives sequences of \d+ tokens; this"):
         memory.announce(config, Setting(config))
 
 
