@@ -1,5 +1,6 @@
 """What all tests share: strict shapes and types, and the real data where they are at hand."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from jaxtyping import install_import_hook
 # others hold no arrays, and protocols that cannot be checked at run time.
 CHECKED = ("trees", "rng", "mesh", "model", "data", "train", "fed", "safety", "cai", "evals", "run")
 install_import_hook([f"fedjax_rai.{name}" for name in CHECKED], "beartype.beartype")
+
+# Tests compile much and compute little: a third of their time goes into optimising machine code.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import jax  # noqa: E402
 

@@ -115,10 +115,10 @@ def test_weights_are_fetched_only_once_the_config_was_read(download, tmp_path):
         own.check(own.config)
     (tmp_path / "p").write_text('{"prompt": "a"}')
     with pytest.raises(InputError, match="model_type 't5' is not supported"):
-        answers(
-            "owner/name", None, None, tmp_path / "p", max_new=1, temperature=0, top_p=1, dtype="float32", raw=False,
+        list(answers(
+            "owner/name", None, None, tmp_path / "p", max_new=1, temperature=0.0, top_p=1.0, dtype="float32", raw=False,
             seed=0, batch_size=1,
-        )  # fmt: skip
+        ))  # fmt: skip
     assert asked and not any("*.safetensors" in options["allow_patterns"] for _, options in asked)
 
 

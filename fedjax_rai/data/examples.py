@@ -21,8 +21,8 @@ class Examples(NamedTuple):
     segments: Int[Array, "n l"]
 
     @property
-    def valid(self) -> Bool[Array, "n l"]:
-        """False on padding."""
+    def valid(self) -> Any:
+        """bool `[n, l]`, False on padding; NumPy's where the segments are."""
         return self.segments > 0
 
 

@@ -37,7 +37,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; name another one")
     config = pinned(folder, load_config(folder / CONFIG))
-    source = resolve(config.model.path, config.model.revision)
+    source = resolve(config.model.path, config.model.revision, weights=merged)
     shape = read_config(source)
     lora, adapter = load_adapter(folder / ADAPTER, shape)
     with _whole(out) as part:

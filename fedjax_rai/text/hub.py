@@ -17,9 +17,10 @@ UNWANTED = ("*/*", "consolidated*")
 def resolve(path: str, revision: str | None = None, weights: bool = False) -> Path:
     """The folder of a model: `tiny` is the shipped synthetic one; an absent `owner/name` is fetched from the hub.
 
-    From the hub come config and tokenizer, a few megabytes, and with `weights` the rest, of the same commit: so a model
-    that is not supported costs no more. A folder that is there is never looked up on the network. `revision`: a branch, tag or commit of a hub name, null
-    for its main branch. Raises InputError for a folder that is not there, and for whatever the hub refuses.
+    From the hub come config and tokenizer, and with `weights` the rest, of the same commit: a model that turns out not
+    to be supported costs a few megabytes. A folder that is there is never looked up on the network. `revision`: a
+    branch, tag or commit of a hub name, null for its main branch. Raises InputError for a folder that is not there, and
+    for whatever the hub refuses.
     """
     if path == TINY:
         folder = Path(str(resources.files("fedjax_rai"))) / "assets" / "tiny"

@@ -85,11 +85,11 @@ class Tokenizer:
                 if PROBE in self._rendered([Turn(USER, PROBE)], content):
                     return content
             except InputError as error:
-                refusal = refusal or error
-        raise InputError(
+                refusal = error if content is _text else refusal
+        raise refusal or InputError(
             f"tokenizer {self.name}: its chat template leaves out what the user says, given as text or as a list of "
             "text parts; must write it out as it is"
-        ) from refusal
+        )
 
     def _rendered(self, turns: Sequence[Turn], content: Callable[[str], Any], generate: bool = False) -> str:
         from jinja2 import TemplateError
