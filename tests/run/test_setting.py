@@ -82,7 +82,7 @@ def test_a_run_of_the_hub_keeps_its_commit(config, tmp_path, monkeypatch):
     folder = tmp_path / "models--a--b" / "snapshots" / "c0ffee"
     shutil.copytree(resolve("tiny"), folder)
     asked = []
-    monkeypatch.setattr(setting, "resolve", lambda path, revision=None: asked.append(revision) or folder)
+    monkeypatch.setattr(setting, "resolve", lambda path, revision=None, weights=False: asked.append(revision) or folder)
     monkeypatch.setattr(setting, "load_tokenizer", lambda path, revision=None: _tokenizer())
     fields = config.model_dump()
     fields["model"]["path"], fields["federated"]["rounds"] = "a/b", 0
