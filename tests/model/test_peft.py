@@ -102,7 +102,7 @@ def test_what_a_layer_has_no_rank_for_stays_zero():
         hidden = jax.tree.leaves(logits_of(model, base, adapter, tokens))[0]
         return jnp.sum(hidden**2)
 
-    gradient = jax.grad(loss)(jax.tree.map(lambda x, y: x + y, fresh, random_adapter(config, own)))
+    gradient = jax.jit(jax.grad(loss))(jax.tree.map(lambda x, y: x + y, fresh, random_adapter(config, own)))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
     for target in own.targets:
         for part in "ab":

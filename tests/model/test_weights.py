@@ -234,7 +234,13 @@ def test_a_tree_of_another_model_is_not_written(tmp_path):
 # ---- merged
 
 
-@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(folder, id=folder.name, marks=[] if folder.name in ("gemma2", "phi3") else pytest.mark.slow)
+        for folder in MODELS
+    ],
+)
 def test_a_merged_model_is_base_and_adapter(folder, tmp_path):
     config = families.read_config(folder)
     own = Lora(config.targets, 3, 4.0, rslora=True, layers=(1,))
