@@ -40,6 +40,8 @@ for _ in range(2):
     state, metrics = jax.jit(algorithm.round)(state, base, batch)
 if across > 1:
     assert seen and all(s.spec[0] == "clients" for s in seen), seen
+# control variates are deltas divided by local steps times learning rate, and so is their rounding
+state = state._replace(controls=jax.tree.map(lambda c: 3 * 3e-2 * c, state.controls))
 np.savez(sys.argv[2], *map(np.asarray, jax.tree.leaves(state)), loss=np.asarray(metrics["train_loss"]))
 """
 
