@@ -111,7 +111,7 @@ def read_rows(
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
     rows = [
-        _short(_row(json_of(line, where), where, tokenizer, vocabulary, raw), where, most)
+        _short(_row(_json(line, where), where, tokenizer, vocabulary, raw), where, most)
         for where, line in ((f"{path}:{number}", line) for number, line in enumerate(lines, 1))
         if line.strip()
     ]
@@ -129,7 +129,7 @@ def _short(row: Row, where: str, most: int | None) -> Row:
     return row
 
 
-def json_of(line: str, where: str) -> Any:
+def _json(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:

@@ -103,3 +103,13 @@ def test_a_packed_round_is_the_round_unpacked(name):
     assert small.distance(results[0][0].adapter, state.adapter) > 1e-3
     np.testing.assert_allclose(results[1][1]["train_loss"], results[0][1]["train_loss"], rtol=1e-5)
     assert results[1][1]["trained_tokens"] == results[0][1]["trained_tokens"]
+
+
+def test_a_segments_first_token_is_never_a_target():
+    """Nothing of its own predicts it; the last token of its neighbour in the row must not."""
+    corpus, adapter = short_corpus(), small.adapter()
+    corpus = corpus._replace(loss_mask=corpus.valid)
+    packed = sft(small.MODEL, small.BASE, adapter, *pack(corpus, jnp.array([[3, 5, 9]])))
+    alone = sft(small.MODEL, small.BASE, adapter, *take(corpus, jnp.array([3, 5, 9])))
+    assert packed.weight == alone.weight == LENGTHS[[3, 5, 9]].sum() - 3
+    np.testing.assert_allclose(packed.total, alone.total, rtol=1e-6)
