@@ -33,11 +33,6 @@ class How(NamedTuple):
     logit: int  # bytes of one while the loss is computed: float32, and the config's dtype that it is cast from
 
 
-def lora_of(model: Decoder) -> Lora:
-    assert model.lora is not None
-    return model.lora
-
-
 def nbytes(tree: PyTree) -> int:
     """Of all leaves: arrays or shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -64,7 +59,7 @@ def base_bytes(config: DecoderConfig, mesh: AbstractMesh) -> int:
 
 def training(model: Decoder, rows: int, length: int, how: How, clients: int = 1) -> dict[str, int]:
     """Steps of that many clients at once, each on `rows` sequences."""
-    config, lora = model.config, lora_of(model)
+    config, lora = model.config, model.lora
     adapter = nbytes(abstract_adapter(config, lora))
     kept, again = _saved(config, lora, rows, length), 0
     if config.remat != "none":  # one layer is computed again: it then keeps what it would have kept at first

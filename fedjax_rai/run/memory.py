@@ -23,7 +23,7 @@ from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.lora import abstract_adapter
 from fedjax_rai.run import log
-from fedjax_rai.run.footprint import How, base_bytes, decoding, lora_of, nbytes, training, whole_sequences
+from fedjax_rai.run.footprint import How, base_bytes, decoding, nbytes, training, whole_sequences
 from fedjax_rai.run.setting import Setting
 from fedjax_rai.safety.guard import guard_form
 from fedjax_rai.text.prompts import answered, question
@@ -81,7 +81,7 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
     """The plan of an arm of that config; nothing is allocated. `config` may differ in how the model is computed."""
     own = config.model
     computed = {"dtype": own.dtype, "attention": own.attention, "quantize": own.quantize, "remat": own.remat}
-    lora = dataclasses.replace(lora_of(sizes.model), rank=config.lora.rank)
+    lora = dataclasses.replace(sizes.model.lora, rank=config.lora.rank)
     model = Decoder(dataclasses.replace(sizes.model.config, **computed), lora)
     guard = dataclasses.replace(sizes.guard, **computed) if sizes.guard else None
     sizes = sizes._replace(model=model, guard=guard, lengths=sizes.lengths.cut(config.data.max_length))
@@ -115,12 +115,12 @@ def _mesh(config: ExperimentConfig, devices: int) -> AbstractMesh:
 
 def _held(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     mesh, model = _mesh(config, sizes.devices), sizes.model
-    adapter = nbytes(abstract_adapter(model.config, lora_of(model)))
+    adapter = nbytes(abstract_adapter(model.config, model.lora))
     # A round's state is kept until the next one's is there. SCAFFOLD's has a control variate of everyone and its own.
     states = 2 * (1 + (1 + config.federated.clients if config.federated.algorithm == "scaffold" else 0))
     fitted = 1 if sizes.guarded and sizes.guard is None else 0
     parts = {"base": base_bytes(model.config, mesh), "adapters": (states + fitted) * adapter}
-    if sizes.guard and config.guard.path != config.model.path:
+    if sizes.guard and (config.guard.path, config.guard.revision) != (config.model.path, config.model.revision):
         parts["guard"] = base_bytes(sizes.guard, mesh)
     return parts | {"data": sizes.pairs * sizes.lengths.train * (4 + 1 + 4)}  # tokens, loss mask, segments
 
@@ -157,7 +157,7 @@ def _phases(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[
 
 def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     fed, mesh = config.federated, _mesh(config, sizes.devices)
-    adapter = nbytes(abstract_adapter(sizes.model.config, lora_of(sizes.model)))
+    adapter = nbytes(abstract_adapter(sizes.model.config, sizes.model.lora))
     own = ceil(fed.clients_per_chunk / mesh.shape["clients"])  # a chunk is a multiple of the clients axis
     in_chunk = own * mesh.shape["clients"]
     kept = ceil(fed.cohort / in_chunk) * own  # of the cohort, padded to whole chunks, on this device

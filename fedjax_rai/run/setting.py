@@ -99,7 +99,7 @@ class Setting:
     @property
     def shapes(self) -> tuple[DecoderConfig, Lora]:
         """Of the base and of every adapter."""
-        return self.model.config, lora_shape(self.config.lora, self.model.config)
+        return self.model.config, self.model.lora
 
     def fresh_adapter(self, name: str):
         return jax.device_put(init_adapter(*self.shapes, rng.stream(self.root, name)), meshes.replicated(self.mesh))

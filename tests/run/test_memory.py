@@ -73,7 +73,7 @@ def training(shape, *, clients=1, cohort=1, b=4, l=256, rank=8, algorithm="fedav
     own = {"clients": 8, "cohort": cohort, "rounds": 1, "batch_size": b, "clients_per_chunk": clients}
     config, known = config_of(shape, rank, federated=own | {"algorithm": algorithm}), sizes(shape, rank, train=l)
     made: Any = make_algorithm(algorithm, known.model, 8, clients, make_mesh())  # pyright: ignore
-    state = jax.eval_shape(made.init, abstract_adapter(shape, footprint.lora_of(known.model)))
+    state = jax.eval_shape(made.init, abstract_adapter(shape, known.model.lora))
     who = Cohort(ints(cohort), ints(cohort, 2, b), jax.ShapeDtypeStruct((cohort,), jnp.float32))  # pyright: ignore
     lowered = federated_round.lower(made, state, footprint.loaded(shape), RoundBatch(corpus(64, l), who, NUMBER))  # pyright: ignore
     return plan(config, known).need("local training"), lowered
@@ -86,7 +86,7 @@ def aligning(shape, *, b=16, l=64, new=64, batch=4, critic="policy") -> tuple[in
     data: Any = CaiBatch(prompts(b, l), requests, ints(b), corpus(8, l + new), COUNT, NUMBER, NUMBER)  # pyright: ignore
     model: Any = known.model
     options = CaiOptions((1, 2), new, batch, critic == "policy", True)
-    adapter = abstract_adapter(shape, footprint.lora_of(model))
+    adapter = abstract_adapter(shape, model.lora)
     lowered = cai_phase.lower(model, options, footprint.loaded(shape), adapter, data, KEY)
     return max(made.need("CAI, generating"), made.need("CAI, training")), lowered
 
@@ -95,7 +95,7 @@ def evaluating(shape, phase: str, *, b=16, l=64, new=64) -> tuple[int, Any]:  # 
     known = sizes(shape, asked=l, choice=l, guard=l)
     need = plan(config_of(shape, eval={"batch_size": b, "max_new_tokens": new}), known).need(phase)
     model: Any = known.model
-    given = model, footprint.loaded(shape), abstract_adapter(shape, footprint.lora_of(model))
+    given = model, footprint.loaded(shape), abstract_adapter(shape, model.lora)
     if phase == "scoring":
         return need, first_token_score.lower(*given, *prompts(b, l), ENDS)
     if phase == "evaluation, choices":
