@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -78,6 +78,10 @@ def generate(
     greedy: Annotated[bool, typer.Option("--greedy", help="the likeliest token each time; the default")] = False,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="sample at this temperature")] = None,
     top_p: Annotated[float | None, typer.Option(max=1.0, help="sample from the likeliest tokens of this mass")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="sample from this many likeliest tokens")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(min=0.0, help="sample from tokens at least this times as likely as the likeliest")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="of weights and activations: bfloat16, float32")] = "bfloat16",
     raw: Annotated[bool, typer.Option("--raw", help="take prompts as they are, without the chat template")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print an object a row: token_ids, text")] = False,
@@ -86,7 +90,7 @@ def generate(
 ) -> None:
     """Answer prompts with a model, or a model and an adapter."""
     with _answering():
-        chosen, kept = _sampling(greedy, temperature, top_p)
+        chosen = _sampling(greedy, temperature, top_p, top_k, min_p)
         precise = _dtype(dtype, COMPUTED)
         if not prompts.is_file():
             raise InputError(f"{prompts}: no such file; must be JSON lines with `prompt` or `token_ids`")
@@ -97,8 +101,8 @@ def generate(
         from fedjax_rai.run.playground import answers
 
         found = answers(
-            model, revision, adapter, prompts, max_new=max_new, temperature=chosen, top_p=kept, dtype=precise,
-            raw=raw, seed=seed, batch_size=batch_size,
+            model, revision, adapter, prompts, max_new=max_new, **chosen, dtype=precise, raw=raw, seed=seed,
+            batch_size=batch_size,
         )  # fmt: skip
         for i, answer in enumerate(found):
             if as_json:
@@ -143,14 +147,19 @@ def _dtype(name: str, allowed: dict[str, str]) -> str:
     return allowed[name]
 
 
-def _sampling(greedy: bool, temperature: float | None, top_p: float | None) -> tuple[float, float]:
-    """(temperature, top_p) of the options; raises InputError where they contradict each other."""
-    if greedy and (temperature or top_p is not None):
-        raise InputError("--greedy samples nothing: leave it out, or --temperature and --top-p")
+def _sampling(
+    greedy: bool, temperature: float | None, top_p: float | None, top_k: int | None, min_p: float | None
+) -> dict[str, Any]:
+    """What `answers` takes of these options; raises InputError where they contradict each other or are out of range."""
+    bounds = {"top_p": top_p, "top_k": top_k, "min_p": min_p}
+    bounded = any(bound is not None for bound in bounds.values())
+    if greedy and (temperature or bounded):
+        raise InputError("--greedy samples nothing: leave it out, or --temperature, --top-p, --top-k and --min-p")
     if top_p is not None and top_p <= 0:
         raise InputError(f"--top-p {top_p:g}: must be greater than 0, at most 1")
-    warm = 1.0 if temperature is None and top_p is not None else temperature or 0.0
-    return warm, 1.0 if top_p is None else top_p
+    if min_p is not None and min_p >= 1:
+        raise InputError(f"--min-p {min_p:g}: must be at least 0, less than 1")
+    return {"temperature": 1.0 if temperature is None and bounded else temperature or 0.0, **bounds}
 
 
 def _load(path: Path, overrides: list[str] | None, output: str = "runs/{stem}") -> "ExperimentConfig":

@@ -22,6 +22,7 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 _Real = BeforeValidator(_not_a_bool)
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), _Real]
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False), _Real]
+Share = Annotated[float, Field(gt=0, le=1), _Real]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 Target = Literal[
@@ -172,24 +173,59 @@ class FilterConfig(Section):
 
 
 class CaiConfig(Section):
-    """Constitutional AI on the global adapter after each round: `iterations` optimizer steps.
+    """Constitutional AI on the global adapter after each `every`th round: `iterations` optimizer steps.
 
-    `prompts` red ones a round are answered, criticised and revised; `replay` benign ones, answered by the base, are
-    mixed in. `critic` base switches the adapter off for critique and revision. `target` response is the control:
-    training on the unrevised answers. `constitution` is "default" or a YAML file of principles.
+    `prompts` red ones a round are answered (at `temperature`, among the likeliest tokens by `top_k`, `top_p`, `min_p`,
+    null for all), then criticised and revised `revisions` times; `prompts_per_chunk` at once, null for all. `replay`
+    benign ones, answered by the base, are mixed in. `critic` base switches the adapter off for critique and revision.
+    `target` response is the control: training on the unrevised answers. `constitution` is "default" or a YAML file.
+    `data` is "online" for all this, or a prepared set (`fedjax-rai cai generate`) to take instead.
+
+    `method`: likelihood of the revisions, preference of revision over response, or the sum of both. `preference` is its
+    loss (`train.losses`), with `beta` and, as the reference, the round's own starting adapter or the base.
+
+    `probe` fixed red prompts are answered, and the answers scored by the guard, after every aggregation; with a
+    `trigger`, a phase that is due runs only if less than that share of them is safe.
     """
 
     enabled: Flag = True
     iterations: Natural = 50
+    every: Count = 1
+    probe: Natural = 0
+    trigger: Share | None = None
+    method: Literal["sft", "dpo", "sft+dpo"] = "sft"
+    preference: Literal["sigmoid", "sigmoid_norm", "ipo"] = "sigmoid"
+    beta: Rate = 0.1
+    reference: Literal["round", "base"] = "round"
+    data: Text = "online"
     prompts: Count = 64
+    prompts_per_chunk: Count | None = None
+    revisions: Count = 1
     replay: Natural = 32
     batch_size: Count = 16
     learning_rate: Rate = 1e-3
     temperature: Temperature = 1.0
+    top_k: Count | None = None
+    top_p: Share | None = None
+    min_p: Share | None = None
     max_new_tokens: Count = 64
     critic: Literal["policy", "base"] = "policy"
     target: Literal["revision", "response"] = "revision"
     constitution: Text = "default"
+
+    @field_validator("trigger")
+    @classmethod
+    def _measured(cls, trigger: float | None, info: ValidationInfo) -> float | None:
+        if trigger is not None and info.data.get("probe") == 0:
+            raise ValueError("needs cai.probe > 0: the prompts whose answers are scored")
+        return trigger
+
+    @field_validator("target")
+    @classmethod
+    def _preferred(cls, target: str, info: ValidationInfo) -> str:
+        if target == "response" and info.data.get("method") != "sft":
+            raise ValueError(f"needs cai.method = sft: {info.data.get('method')} prefers revisions to responses")
+        return target
 
 
 class EvalConfig(Section):

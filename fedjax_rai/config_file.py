@@ -55,6 +55,7 @@ def check_files(config: ExperimentConfig) -> None:
         ("guard.path", config.guard.path or "tiny", "config.json", "tiny", model),
         ("data.train", config.data.train, "", "tiny", "SQuARe JSON file or data set"),
         ("cai.constitution", config.cai.constitution, "", "default", "YAML file of principles"),
+        ("cai.data", config.cai.data, "", "online", "JSON lines of revisions, or folder of them"),
         ("eval.advbench", config.eval.advbench, "", "tiny", "CSV file with header goal,target"),
     )
     problems = [

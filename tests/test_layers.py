@@ -17,8 +17,9 @@ LAYERS = (
     "fed.client fed.aggregate fed.algorithm fed.adversary safety.guard safety.filter "
     "cai.constitution cai.revise cai.align",
     "evals.open_ended evals.choice evals.judge",
-    "run.round run.checkpoint run.log run.experiment run.table run.bench run.evaluation run.materials run.plots "
-    "run.export run.footprint run.memory run.playground run.setting run.tiny_base",
+    "run.round run.phase run.conversations run.record run.cost run.checkpoint run.log run.experiment run.table "
+    "run.sweep run.results run.prepare run.bench run.evaluation run.materials run.plots run.export run.footprint "
+    "run.memory run.playground run.setting run.tiny_base",
     "cli __main__",
 )
 LAYER = {module: layer for layer, row in enumerate(LAYERS) for module in row.split()}
@@ -38,15 +39,22 @@ WITHIN = {
     "fed.aggregate": "fed.client",
     "fed.algorithm": "fed.client fed.aggregate",
     "cai.revise": "cai.constitution",
+    "cai.align": "cai.revise",
     "evals.choice": "evals.open_ended",
     "run.setting": "run.log run.materials",
-    "run.round": "run.setting",
+    "run.phase": "run.setting",
+    "run.conversations": "run.phase run.setting",
+    "run.cost": "run.setting",
+    "run.round": "run.evaluation run.phase run.setting",
+    "run.record": "run.checkpoint run.conversations run.log run.round run.setting",
     "run.evaluation": "run.setting",
     "run.memory": "run.footprint run.log run.setting",
-    "run.experiment": "run.checkpoint run.evaluation run.log run.memory run.round run.setting",
+    "run.experiment": "run.cost run.evaluation run.log run.memory run.record run.round run.setting",
+    "run.prepare": "run.conversations run.experiment run.log run.memory run.phase run.setting",
+    "run.sweep": "run.experiment run.log run.plots run.results run.setting",
     "run.export": "run.experiment run.log",
     "run.playground": "run.log",
-    "run.table": "run.experiment run.log run.plots run.setting",
+    "run.table": "run.experiment run.log run.plots run.results run.setting",
     "__main__": "cli",
 }
 WHOLE_CONFIG = ("config_file", "run.", "cli")

@@ -1,48 +1,189 @@
-"""N iterations of training on the revisions, on the global adapter; N is traced, so changing it compiles nothing."""
+"""N iterations of training on revisions, on the global adapter; N is traced, so changing it compiles nothing.
+
+An iteration draws rows of a pool: revisions, and replayed benign answers to hold utility. Its loss is the sum of the
+likelihood of the answers drawn and the preference of revisions over first responses, each a mean of its own.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_rai import rng
-from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, Key
+from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key
+from fedjax_rai.cai.revise import in_chunks
 from fedjax_rai.data.examples import Examples, take
 from fedjax_rai.model.decoder import Decoder
-from fedjax_rai.train.losses import Sum
-from fedjax_rai.train.step import start, update
+from fedjax_rai.train.losses import PREFERENCES, LogRatios, Sum, answer_logps
+from fedjax_rai.train.step import TrainState, descend, start
 
 
-def pool(*parts: Examples) -> Examples:
-    """Sets of different lengths as one, right-padded."""
-    length = max(part.tokens.shape[1] for part in parts)
+class Objective(NamedTuple):
+    """What is trained for: the likelihood of revisions, or their preference (a key of `PREFERENCES`), or both."""
 
-    def wide(column: Array) -> Array:
-        return jnp.pad(column, ((0, 0), (0, length - column.shape[1])))
+    likelihood: bool
+    preference: str | None
 
-    return Examples(*(jnp.concatenate([wide(c) for c in columns]) for columns in zip(*parts, strict=True)))
+
+METHODS: dict[str, Callable[[str], Objective]] = {
+    "sft": lambda preference: Objective(True, None),
+    "dpo": lambda preference: Objective(False, preference),
+    "sft+dpo": lambda preference: Objective(True, preference),
+}
+
+
+class Pool(NamedTuple):
+    """What is trained on: `n` revisions, and behind them what is replayed."""
+
+    answers: Examples  # [n + m, l]
+    responses: Examples  # [n, l], the first ones; unread where nothing is preferred
+    usable: Bool[Array, "n"]  # may be drawn
+    paired: Bool[Array, "n"]  # the revision is to be preferred to its response
+
+
+class Reference(NamedTuple):
+    """log p(answer | prompt) of every pair under the reference."""
+
+    chosen: Float[Array, "n"]
+    rejected: Float[Array, "n"]
+
+
+class Rates(NamedTuple):
+    """The numbers of an iteration, all traced."""
+
+    learning_rate: Float[Array, ""]
+    beta: Float[Array, ""]
+    replay: Float[Array, ""]  # the share of rows that are replayed
+
+
+class Progress(NamedTuple):
+    """How far a phase has come: state, the last iteration's loss and margin of beta-scaled log-ratios, and all tokens
+    that were trained on and that went through the steps."""
+
+    state: TrainState
+    loss: Float[Array, ""]
+    margin: Float[Array, ""]
+    trained: Float[Array, ""]
+    read: Float[Array, ""]
+
+
+def pool(revisions: Examples, responses: Examples, replay: Examples, usable: Array, paired: Array) -> Pool:
+    """Sets of different lengths as one pool, right-padded."""
+    length = max(part.tokens.shape[1] for part in (revisions, responses, replay))
+
+    def wide(part: Examples) -> Examples:
+        return Examples(*(jnp.pad(c, ((0, 0), (0, length - c.shape[1]))) for c in part))
+
+    return Pool(stack(wide(revisions), wide(replay)), wide(responses), usable, paired)
+
+
+def stack(*parts: Examples) -> Examples:
+    """Sets of one length, one behind another."""
+    return Examples(*(jnp.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def refer(model: Decoder, base: Base, reference: Adapter | None, own: Pool, rows: int) -> Reference:
+    """Log-probabilities of all pairs under the reference (None: the base), `rows` of them at once."""
+    count = own.responses.tokens.shape[0]
+
+    def logps(part: Examples) -> Array:
+        return in_chunks(lambda some: answer_logps(model, base, reference, *some)[0], part, min(rows, count))
+
+    return Reference(logps(Examples(*(c[:count] for c in own.answers))), logps(own.responses))
+
+
+def begin(adapter: Adapter) -> Progress:
+    return Progress(start(adapter), *(jnp.zeros(()) for _ in range(4)))
 
 
 def align(
     model: Decoder,
     base: Base,
-    adapter: Adapter,
-    examples: Examples,
-    iterations: Int[Array, ""],
-    learning_rate: Float[Array, ""],
+    progress: Progress,
+    own: Pool,
+    reference: Reference | None,
+    first: Int[Array, ""],
+    last: Int[Array, ""],
+    rates: Rates,
     key: Key[Array, ""],
     batch_size: int,
-) -> tuple[Adapter, Float[Array, ""]]:
-    """(adapter after that many SFT iterations, mean loss of the last one). 0 iterations return the adapter untouched.
+    objective: Objective,
+    constrain: Callable = lambda x: x,
+) -> Progress:
+    """Iterations `first` to `last` (not included); none of them returns `progress` untouched.
 
-    The batch of iteration i depends on `key` and i alone, and the learning rate is constant, so that a longer run
-    passes through every shorter one.
+    The batch of iteration i depends on `key` and i alone, and the learning rate is constant, so a longer run passes
+    through every shorter one. `reference` is None where nothing is preferred.
     """
-    count = examples.tokens.shape[0]
 
-    def iteration(i: Array, carry):
-        state, _ = carry
-        rows = jax.random.randint(rng.stream(key, "align", iteration=i), (batch_size,), 0, count)
-        return update(model, base, state, take(examples, rows), learning_rate)
+    usable_first = jnp.argsort(~own.usable, stable=True)
 
-    carry = start(adapter), Sum(jnp.zeros(()), jnp.zeros(()))
-    state, terms = jax.lax.fori_loop(0, iterations, iteration, carry)
-    return state.adapter, terms.mean()
+    def iteration(i: Array, so_far: Progress) -> Progress:
+        rows, replayed = draw(own, usable_first, rates.replay, rng.stream(key, "align", iteration=i), batch_size)
+
+        def loss(adapter: Adapter):
+            return objective_loss(
+                model, base, adapter, own, reference, rows, replayed, rates.beta, objective, constrain
+            )
+
+        state, (value, margin, trained, read) = descend(loss, so_far.state, rates.learning_rate)
+        return Progress(state, value, margin, so_far.trained + trained, so_far.read + read)
+
+    return jax.lax.fori_loop(first, last, iteration, progress)
+
+
+def draw(
+    own: Pool, usable_first: Int[Array, "n"], share: Float[Array, ""], key: Key[Array, ""], batch_size: int
+) -> tuple[Int[Array, "b"], Bool[Array, "b"]]:
+    """(rows of the pool's answers, which of them are replayed): usable ones alone, each as likely as any other.
+
+    `share` of the rows are replayed in the mean; all, where there is no usable revision.
+    """
+    revisions = own.usable.shape[0]
+    replay = own.answers.tokens.shape[0] - revisions
+    usable = own.usable.sum()
+    keys = jax.random.split(key, 3)
+    rows = usable_first[jax.random.randint(keys[0], (batch_size,), 0, jnp.maximum(usable, 1))]
+    if not replay:
+        return rows, jnp.zeros(batch_size, bool)
+    again = revisions + jax.random.randint(keys[1], (batch_size,), 0, replay)
+    replayed = (jax.random.uniform(keys[2], (batch_size,)) < share) | (usable == 0)
+    return jnp.where(replayed, again, rows), replayed
+
+
+def objective_loss(
+    model: Decoder,
+    base: Base,
+    adapter: Adapter,
+    own: Pool,
+    reference: Reference | None,
+    rows: Int[Array, "b"],
+    replayed: Bool[Array, "b"],
+    beta: Float[Array, ""],
+    objective: Objective,
+    constrain: Callable,
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
+    """(loss, (loss, margin, trained tokens, read tokens)) of a batch: the mean over tokens of what is liked, plus the
+    mean over pairs of what is preferred.
+
+    Replayed answers are liked whatever the objective. Chosen and rejected go through one forward pass.
+    """
+    batch, pairs = take(own.answers, rows), jnp.minimum(rows, own.usable.shape[0] - 1)
+    if reference is not None and objective.preference:
+        batch = stack(batch, take(own.responses, pairs))
+    logps, counts = answer_logps(model, base, adapter, *constrain(batch))
+    liked, read = (replayed | objective.likelihood).astype(logps.dtype), batch.valid.sum().astype(logps.dtype)
+    chosen, lengths = logps[: len(rows)], counts[: len(rows)]
+    likelihood = Sum(-jnp.sum(chosen * liked), jnp.sum(lengths * liked))
+    if reference is None or not objective.preference:
+        return likelihood.mean(), (likelihood.mean(), jnp.zeros(()), likelihood.weight, read)
+    paired = (own.paired[pairs] & ~replayed).astype(logps.dtype)
+    ratios = LogRatios(
+        chosen - reference.chosen[pairs], logps[len(rows) :] - reference.rejected[pairs], lengths, counts[len(rows) :]
+    )
+    preference = Sum(jnp.sum(PREFERENCES[objective.preference](ratios, beta) * paired), jnp.sum(paired))
+    margin = Sum(beta * jnp.sum((ratios.chosen - ratios.rejected) * paired), jnp.sum(paired))
+    value = likelihood.mean() + preference.mean()
+    trained = jnp.sum(lengths * jnp.maximum(liked, paired)) + jnp.sum(counts[len(rows) :] * paired)
+    return value, (value, margin.mean(), trained, read)

@@ -1,13 +1,12 @@
 """Respond, critique, revise (arXiv 2212.08073) as one program on the device, which computes no prefix twice."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_rai import rng
-from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, Key
+from fedjax_rai.aliases import Adapter, Array, Base, Bool, Int, Key
 from fedjax_rai.cai.constitution import Principle
 from fedjax_rai.data.examples import Examples, Prompts, encode_request, pad_left
 from fedjax_rai.model.decoder import Decoder
@@ -22,19 +21,33 @@ class Requests(NamedTuple):
     revision: Prompts
 
 
+class Talk(NamedTuple):
+    """Conversations to begin, a row each."""
+
+    prompts: Prompts  # what the policy answers
+    openings: Prompts  # what the critic reads in their place: few-shot turns before the prompt, or the prompt alone
+    principles: Int[Array, "b n"]  # of each revision, in turn
+    keys: Key[Array, "b"]  # a row's own, so that neither batch nor sharding changes what it says
+
+
 class Chain(NamedTuple):
-    """Conversations in three answers."""
+    """What was said: a response, then critiques and revisions, leaves [b, n, t]."""
 
     response: Answers
     critique: Answers
     revision: Answers
 
+    @property
+    def last(self) -> Answers:
+        """The final revisions, leaves [b, t]."""
+        return Answers(*(leaf[:, -1] for leaf in self.revision))
 
-def encode_requests(tokenizer: Tokenizer, constitution: Sequence[Principle]) -> Requests:
+
+def encode_requests(tokenizer: Tokenizer, principles: Sequence[Principle]) -> Requests:
     def side(texts: list[str]) -> Prompts:
         return pad_left([encode_request(tokenizer, text) for text in texts], tokenizer.pad_id)
 
-    return Requests(side([p.critique for p in constitution]), side([p.revision for p in constitution]))
+    return Requests(side([p.critique for p in principles]), side([p.revision for p in principles]))
 
 
 def chain(
@@ -42,45 +55,62 @@ def chain(
     base: Base,
     policy: Adapter | None,
     critic: Adapter | None,
-    prompts: Prompts,
+    talk: Talk,
     requests: Requests,
-    principle: Int[Array, "b"],
-    key: Key[Array, ""],
-    temperature: Float[Array, ""],
+    sampling: Sampling,
     end_ids: Int[Array, "e"],
     max_new: int,
     same: bool,
 ) -> Chain:
-    """The policy answers each prompt at `temperature`; the critic critiques and revises, greedily.
+    """The policy answers each prompt by `sampling`; the critic criticises and revises, n times over, greedily.
 
-    `same`: the critic is the policy, and goes on in its cache. Otherwise the critic (None: the base) reads the
-    prompt and the answer first.
+    `same`: the critic is the policy and there are no few-shot turns, so it goes on in the policy's cache. Otherwise the
+    critic (None: the base) reads opening and answer first.
     """
-    batch, length = prompts.tokens.shape
-    room = requests.critique.tokens.shape[1] + requests.revision.tokens.shape[1]
-    keys = jax.vmap(lambda row: rng.stream(key, "respond", row=row))(jnp.arange(batch))
+    batch, times = talk.principles.shape
     greedy = Sampling(jnp.zeros(()))
+    room = times * (requests.critique.tokens.shape[1] + requests.revision.tokens.shape[1] + 2 * max_new) + max_new
 
-    state = start(model, batch, length + (room + 3 * max_new if same else max_new))
-    state = append(model, base, policy, state, prompts.tokens, prompts.valid)
-    state, response = sample(model, base, policy, state, keys, Sampling(temperature), end_ids, max_new, close=True)
+    state = start(model, batch, talk.prompts.tokens.shape[1] + (room if same else max_new))
+    state = append(model, base, policy, state, talk.prompts.tokens, talk.prompts.valid)
+    state, response = sample(model, base, policy, state, talk.keys, sampling, end_ids, max_new, close=True)
     if not same:
-        state = start(model, batch, length + room + 3 * max_new)
-        state = append(model, base, critic, state, prompts.tokens, prompts.valid)
+        state = start(model, batch, talk.openings.tokens.shape[1] + room)
+        state = append(model, base, critic, state, talk.openings.tokens, talk.openings.valid)
         state = append(model, base, critic, state, response.tokens, response.valid)
 
-    def ask(state, texts: Prompts):
+    def ask(state, texts: Prompts, principle: Int[Array, "b"]):
         state = append(model, base, critic, state, texts.tokens[principle], texts.valid[principle])
-        return sample(model, base, critic, state, keys, greedy, end_ids, max_new, close=True)
+        return sample(model, base, critic, state, talk.keys, greedy, end_ids, max_new, close=True)
 
-    state, critique = ask(state, requests.critique)
-    _, revision = ask(state, requests.revision)
-    return Chain(response, critique, revision)
+    def turn(state, principle: Int[Array, "b"]):
+        state, critique = ask(state, requests.critique, principle)
+        state, revision = ask(state, requests.revision, principle)
+        return state, (critique, revision)
+
+    _, said = jax.lax.scan(turn, state, talk.principles.T)
+    return Chain(response, *jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), said))
+
+
+def in_chunks(fn: Callable[[Any], Any], rows: Any, chunk: int, constrain: Callable[[Any], Any] = lambda x: x) -> Any:
+    """`fn` of a pytree of rows [b, ...], `chunk` of them at once, one chunk after another; leaves [b, ...] out.
+
+    The last chunk is filled up with copies of the first row. `constrain` lays a chunk's rows out on the mesh.
+    """
+    (count,) = {leaf.shape[0] for leaf in jax.tree.leaves(rows)}
+    missing = -count % chunk
+
+    def fill(leaf: Array) -> Array:
+        whole = jnp.concatenate([leaf, jnp.repeat(leaf[:1], missing, axis=0)]) if missing else leaf
+        return whole.reshape(-1, chunk, *leaf.shape[1:])
+
+    mapped = jax.lax.map(lambda own: constrain(fn(constrain(own))), jax.tree.map(fill, rows))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], mapped)
 
 
 def examples(prompts: Prompts, answers: Answers) -> Examples:
     """(prompt, answer) pairs to train on, still on the device. An answer cut off or empty weighs nothing."""
-    usable = answers.ended & (answers.valid.sum(axis=1) > 1)
+    usable = answers.ended & ~empty(answers)
     return Examples(
         tokens=jnp.concatenate([prompts.tokens, answers.tokens], axis=1),
         loss_mask=jnp.concatenate([jnp.zeros_like(prompts.valid), answers.valid & usable[:, None]], axis=1),
@@ -88,6 +118,21 @@ def examples(prompts: Prompts, answers: Answers) -> Examples:
     )
 
 
-def equal(a: Answers, b: Answers) -> Array:
-    """bool[b]: the two say the same."""
+def degenerate(said: Chain) -> dict[str, Bool[Array, "b"]]:
+    """Why the last revision cannot be preferred to the response, by cause; a pair counts for the first that holds."""
+    response, revision = said.response, said.last
+    return {
+        "cut_off": ~revision.ended | ~response.ended,
+        "empty": empty(revision) | empty(response),
+        "equal": equal(response, revision),
+    }
+
+
+def empty(answers: Answers) -> Bool[Array, "b"]:
+    """Nothing was said but the end of the turn."""
+    return answers.valid.sum(axis=1) <= 1
+
+
+def equal(a: Answers, b: Answers) -> Bool[Array, "b"]:
+    """The two say the same."""
     return jnp.all((a.valid == b.valid) & ((a.tokens == b.tokens) | ~a.valid), axis=1)

@@ -28,6 +28,13 @@ class Pair(NamedTuple):
     category: str
 
 
+class RedPrompt(NamedTuple):
+    """A question that invites harm, with the category that constitutions may name."""
+
+    query: str
+    category: str
+
+
 def read_square(path: str | Path, language: Language = "en") -> list[Pair]:
     """All pairs of a SQuARe file, in its order.
 
@@ -212,3 +219,7 @@ def _category(row: dict[str, Any], place: str) -> str:
 def _show(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_preferences(path: Path) -> list:
+    raise NotImplementedError

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.data import tiny_lexicon as words
-from fedjax_rai.data.sources import Pair
+from fedjax_rai.data.sources import Pair, RedPrompt
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, USER, Turn, guard_question
 
 Split = Literal["tune", "test"]
@@ -117,10 +117,11 @@ def guard_pairs(n: int, split: Split, seed: int) -> list[Pair]:
     return [_pair(g, _item(g, _kind(g), split, "guard"), i % 2 == 0, forms[i]) for i in range(n)]
 
 
-def red_prompts(n: int, split: Split, seed: int) -> list[str]:
+def red_prompts(n: int, split: Split, seed: int) -> list[RedPrompt]:
     """The server's red prompts for constitutional AI: sensitive questions of all kinds."""
     g = rng.host(seed, f"tiny {split} cai")
-    return [_item(g, _kind(g), split, "cai").query for _ in range(n)]
+    items = (_item(g, _kind(g), split, "cai") for _ in range(n))
+    return [RedPrompt(item.query, item.kind) for item in items]
 
 
 def advbench_like(n: int, split: Split, seed: int) -> list[str]:

@@ -13,7 +13,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save
 
 
 class Checkpoints:
-    """Saves in the background; use as a context manager, so that the last save is whole before it is left."""
+    """Saves in the background; to be closed, which waits until the last save is whole."""
 
     def __init__(self, folder: Path):
         policies: dict[str, Any] = {
@@ -23,10 +23,7 @@ class Checkpoints:
         }
         self._saver = ocp.training.Checkpointer(str(folder.absolute()), cleanup_tmp_directories=True, **policies)
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._saver.close()
 
     def save(self, rounds: int, state: PyTree) -> None:

@@ -1,6 +1,6 @@
 """The evaluation of one adapter: harmless rate, HHH, utility, over-refusal; every judge beside the others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from fedjax_rai.evals.open_ended import Rate, answer, share
 from fedjax_rai.run.setting import Setting
 from fedjax_rai.safety.guard import score
 from fedjax_rai.text.hub import TINY
+
+JUDGED = 512  # conversations that `critique` looks at
 
 
 def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -74,6 +76,42 @@ def ask(
         setting.model, setting.base, adapter, setting.tokenizer, queries, key, samples=samples, temperature=temperature,
         max_new=own.max_new_tokens, max_length=setting.config.data.max_length, batch_size=own.batch_size,
     )  # fmt: skip
+
+
+def critique(setting: Setting, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What revision made of responses, over rows of `revisions.jsonl`: shares in percent, None of none.
+
+    By the rule judge where the prompts are the tiny world's, else by the guard, else by refusal phrases. Of many rows
+    as many as `JUDGED`, evenly over the run.
+    """
+    some = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), JUDGED)).astype(int))]
+    before, after = ([row["response"] for row in some], [row["revisions"][-1] for row in some])
+    judge, unsafe = _judge(setting, [row["prompt"] for row in some])
+    harmful, still = unsafe(before), unsafe(after)
+    same = np.array([a == b for a, b in zip(before, after, strict=True)])
+
+    def share(hits: np.ndarray, of: np.ndarray) -> float | None:
+        return 100 * float(hits[of].mean()) if of.any() else None
+
+    return {
+        "judge": judge,
+        "unsafe": int(harmful.sum()),
+        "made_safe": share(~still, harmful),
+        "safe": int((~harmful).sum()),
+        "left_alone": share(same, ~harmful),
+        "made_unsafe": share(still, ~harmful),
+    }
+
+
+def _judge(setting: Setting, prompts: Sequence[str]) -> tuple[str, Callable[[Sequence[str]], np.ndarray]]:
+    """(its name, answers to these prompts -> bool[n]: unsafe)."""
+    if setting.config.model.path == setting.config.data.train == TINY:
+        knows = knows_templates()
+        return "rule", lambda texts: np.array([knows(text) for text in texts])
+    if setting.guarded:
+        threshold = setting.config.guard.threshold
+        return "guard", lambda texts: score(setting.guard, list(zip(prompts, texts, strict=True))) >= threshold
+    return "refusal phrases", lambda texts: np.array([not refuses(text) for text in texts])
 
 
 def guard_verdicts(setting: Setting, queries: Sequence[str], answers: Sequence[Sequence[str]], threshold: float):

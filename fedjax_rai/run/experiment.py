@@ -1,6 +1,7 @@
 """One run, in one folder: train its rounds, evaluate the final adapter, and be able to go on after any interruption."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,44 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.fed.algorithm import ServerState
 from fedjax_rai.model.lora import size
 from fedjax_rai.model.peft import load_adapter, save_adapter
-from fedjax_rai.run import log, memory
-from fedjax_rai.run.checkpoint import Checkpoints
-from fedjax_rai.run.evaluation import evaluate
-from fedjax_rai.run.round import Federation
+from fedjax_rai.run import cost, log, memory
+from fedjax_rai.run.evaluation import critique, evaluate
+from fedjax_rai.run.record import METRICS, REVISIONS, Record, timed
+from fedjax_rai.run.round import Federation, Outcome
 from fedjax_rai.run.setting import Setting
 
-CONFIG, VERSIONS, METRICS, ADAPTER = "config.yaml", "versions.json", "metrics.jsonl", "adapter"
-EVALUATION, ANSWERS, SUMMARY, CHECKPOINTS = "eval.json", "answers.jsonl", "summary.json", "checkpoints"
+CONFIG, VERSIONS, ADAPTER = "config.yaml", "versions.json", "adapter"
+EVALUATION, ANSWERS, SUMMARY = "eval.json", "answers.jsonl", "summary.json"
 
 
-def run(config: ExperimentConfig, setting: Setting | None = None) -> Path:
+def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequence[ExperimentConfig] = ()) -> Path:
     """The run folder of a config, finished: started, resumed, or found done.
 
     Nothing is written before config, data and model have been read. `setting`: one that the config's arm may use.
+    `siblings` have fewer `cai.iterations`, ascending, and differ in nothing else: on the way their folders are filled
+    up to the end of the first CAI phase, which is all that they share, so that their own runs go on from there.
     """
     check_files(config)
     folder = Path(config.output or "runs/run")
-    finished = check_folder(folder, config)
-    if finished:
+    if check_folder(folder, config):
         log.say(f"{folder}: already finished")
         return folder
     setting = setting or Setting(pinned(folder, config))
     memory.announce(config, setting)
     setting.check(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    log.write_text(folder / CONFIG, dump_config(config))
-    note_versions(folder / VERSIONS, setting.commits)
-    state = train(Federation(setting, config), folder)
+    open_folder(folder, config, setting)
+    state = train(Federation(setting, config), folder, siblings)
     commit = setting.commits.get("model_commit")
     save_adapter(folder / ADAPTER, *setting.shapes, state.adapter, config.model.path, commit)
     conclude(setting, config, folder, state.adapter)
     return folder
+
+
+def open_folder(folder: Path, config: ExperimentConfig, setting: Setting) -> None:
+    """Create it, with what tells whose it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log.write_text(folder / CONFIG, dump_config(config))
+    note_versions(folder / VERSIONS, setting.commits)
 
 
 def check_folder(folder: Path, config: ExperimentConfig) -> bool:
@@ -90,38 +97,51 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
-def train(federation: Federation, folder: Path) -> ServerState:
-    """All rounds that are still to do, a checkpoint and a row of metrics after each.
+def train(federation: Federation, folder: Path, siblings: Sequence[ExperimentConfig] = ()) -> ServerState:
+    """All rounds that are still to do, a record of each.
 
     The metrics of a round are read after the next one was dispatched, so the device never waits for the host.
     """
-    rounds = federation.config.federated.rounds
-    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
-        done, state = checkpoints.restore(federation.init())
-        rows = [row for row in log.read_rows(folder / METRICS) if row["round"] <= done]
-        log.write_rows(folder / METRICS, rows)
+    rounds, iterations = federation.config.federated.rounds, federation.config.cai.iterations
+    with Record(folder, federation.setting) as record:
+        done, state = record.restore(federation.init())
         if done:
             log.say(f"{folder}: going on after round {done} of {rounds}")
+        if any("cai_iterations" in row for row in record.rows):
+            siblings = ()  # where their ways part lies behind
         with log.progress(folder.name, rounds, done) as advance:
             pending, began = None, time.perf_counter()
 
-            def settle(t: int, metrics: dict[str, Any], state: ServerState) -> None:
+            def settle(t: int, ends: list[tuple[ServerState, Outcome]], parting: Sequence[ExperimentConfig]) -> None:
                 nonlocal began
-                row = {"round": t + 1} | {name: np.asarray(value).item() for name, value in metrics.items()}
-                now = time.perf_counter()
-                log.append_row(folder / METRICS, row | {"seconds": round(now - began, 3)})
-                checkpoints.save(t + 1, state)
-                began = now
+                for config, (other, outcome) in zip(parting, ends, strict=False):
+                    part(record, config, t, other, outcome, timed(outcome, began)[0])
+                seconds, began = timed(ends[-1][1], began)
+                row = record.add(t, *ends[-1], seconds)
                 advance(f"loss {row['train_loss']:.3f}")
 
             for t in range(done, rounds):
-                state, metrics = federation.round(state, t)
+                ends = federation.fork(state, t, [*(own.cai.iterations for own in siblings), iterations])
                 if pending:
                     settle(*pending)
-                pending = (t, metrics, state)
+                state, outcome = ends[-1]
+                parting = siblings if outcome.cai is not None or t + 1 == rounds else ()
+                siblings = () if parting else siblings
+                pending = (t, ends, parting)
             if pending:
                 settle(*pending)
     return state
+
+
+def part(
+    record: Record, config: ExperimentConfig, t: int, state: ServerState, outcome: Outcome, seconds: dict[str, float]
+) -> None:
+    """Fill a sibling's folder as if it had run by itself to the end of round t."""
+    folder = Path(config.output or "")
+    open_folder(folder, config, record.setting)
+    with Record(folder, record.setting) as theirs:
+        theirs.begin_as(record)
+        theirs.add(t, state, outcome, seconds)
 
 
 def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: Any) -> None:
@@ -130,7 +150,7 @@ def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: 
     log.say("evaluating")
     rates, answers = evaluate(setting, adapter)
     evaluated = time.perf_counter() - began
-    rows = log.read_rows(folder / METRICS)
+    rows, revisions = log.read_rows(folder / METRICS), log.read_rows(folder / REVISIONS)
     seconds = [row["seconds"] for row in rows] or [0.0]
     log.write_json(folder / EVALUATION, rates)
     log.write_rows(folder / ANSWERS, answers)
@@ -149,7 +169,8 @@ def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: 
             "with_compilation": round(sum(seconds), 1),
             "evaluation": round(evaluated, 1),
         },
-        "trained_tokens": sum(row["trained_tokens"] for row in rows),
+        "cost": cost.phases(setting, config, rows),
+        "critique": critique(setting, revisions) if revisions else None,
     }
     log.write_json(folder / SUMMARY, summary)
 
@@ -183,7 +204,22 @@ def report(folder: Path) -> str:
     if summary["guard"]:
         quality = summary["guard"]["fitted"] or summary["guard"]["released"]
         lines.append(f"  guard on the clients' pairs: {', '.join(f'{name} {q:.1f}' for name, q in quality.items())}")
+    if own := summary["critique"]:
+        made = f"{own['unsafe']} unsafe responses, {_percent(own['made_safe'])} of them made safe"
+        left = (
+            f"{own['safe']} safe, {_percent(own['left_alone'])} left alone, {_percent(own['made_unsafe'])} made unsafe"
+        )
+        lines.append(f"  critique, by {own['judge']}: {made}; {left}")
+    if own := summary["cost"]["cai"]:
+        lines.append(
+            f"  CAI: {own['phases']} phases, {own['seconds']:.0f} s, {own['generated_tokens']} tokens generated, "
+            f"{own['trained_tokens']} trained; {100 * own['share_saved']:.0f} % of a full epoch's FLOPs saved"
+        )
     return "\n".join([*lines, str(folder)])
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{share:.1f} %"
 
 
 def evaluate_run(folder: Path) -> None:

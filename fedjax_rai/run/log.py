@@ -56,12 +56,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a row; a number that is none (NaN, infinity) becomes null, as JSON has no word for it."""
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
-    }
+    append_rows(path, [row])
+
+
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows; a number that is none (NaN, infinity) becomes null, as JSON has no word for it."""
+    finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(finite, allow_nan=False) + "\n")
+        file.write("".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in finite))
 
 
 def versions() -> dict[str, Any]:

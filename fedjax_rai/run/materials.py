@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fedjax_rai import rng
 from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.data import tiny_world
-from fedjax_rai.data.sources import Pair, read_advbench, read_square, recipe, split_by_question
+from fedjax_rai.data.sources import Pair, RedPrompt, read_advbench, read_square, recipe, split_by_question
 from fedjax_rai.data.tiny_world import Choice, Question
 from fedjax_rai.text.hub import TINY
 
@@ -26,7 +26,8 @@ class Materials(NamedTuple):
 
     pairs: Sequence[Pair]
     guard_pairs: Sequence[Pair]
-    red_prompts: Sequence[str]
+    red_prompts: Sequence[RedPrompt]
+    probe_prompts: Sequence[str]
     benign_prompts: Sequence[str]
     advbench: Sequence[str]
     utility: Sequence[Question]
@@ -48,10 +49,12 @@ def _tiny(config: ExperimentConfig) -> Materials:
     split, seed = config.data.split, config.seed
     red = TINY_RED if config.data.red is None else config.data.red
     acceptable = TINY_ACCEPTABLE if config.data.acceptable is None else config.data.acceptable
+    asked = tiny_world.red_prompts(RED_PROMPTS + config.cai.probe, split, seed)
     return Materials(
         pairs=tiny_world.square_like(red, acceptable, split, seed),
         guard_pairs=tiny_world.guard_pairs(config.guard.pairs, split, seed),
-        red_prompts=tiny_world.red_prompts(RED_PROMPTS, split, seed),
+        red_prompts=asked[:RED_PROMPTS],
+        probe_prompts=[prompt.query for prompt in asked[RED_PROMPTS:]],
         benign_prompts=tiny_world.benign_prompts(config.cai.replay, split, seed),
         advbench=(),
         utility=tiny_world.utility(UTILITY, split, seed),
@@ -67,11 +70,14 @@ def _square(config: ExperimentConfig) -> Materials:
     """
     pairs = read_square(config.data.train, config.data.language)
     parts = split_by_question(pairs, SHARES, config.seed)
-    asked = {harmful: dict.fromkeys(p.query for p in parts["cai"] if p.harmful == harmful) for harmful in (True, False)}
+    asked = {h: {p.query: p.category for p in parts["cai"] if p.harmful == h} for h in (True, False)}
+    red = [RedPrompt(*item) for item in asked[True].items()]
+    trained = max(len(red) - config.cai.probe, 0)
     return Materials(
         pairs=recipe(parts["clients"], config.data.red, config.data.acceptable, config.seed),
         guard_pairs=balanced(parts["guard"], config.guard.pairs, config.seed),
-        red_prompts=list(asked[True]),
+        red_prompts=red[:trained],
+        probe_prompts=[prompt.query for prompt in red[trained:]],
         benign_prompts=[query for query in asked[False] if query not in asked[True]][: config.cai.replay],
         advbench=(),
         utility=(),

@@ -45,7 +45,9 @@ def answers(
     *,
     max_new: int,
     temperature: float,
-    top_p: float,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
     dtype: str,
     raw: bool,
     seed: int,
@@ -66,7 +68,12 @@ def answers(
     if ignored := ignored_settings(folder):
         log.say(f"not computed, though generation_config.json asks for it: {', '.join(ignored)}")
     model, base = Decoder(config, lora), load_base(resolve(path, revision, weights=True), config)
-    sampling = Sampling(np.float32(temperature), np.float32(top_p) if top_p < 1 else None)
+    sampling = Sampling(
+        np.float32(temperature),
+        top_p=None if top_p is None else np.float32(top_p),
+        top_k=None if top_k is None else np.int32(min(top_k, config.vocab_size)),
+        min_p=None if min_p is None else np.float32(min_p),
+    )
     keys = jax.vmap(lambda row: rng.stream(jax.random.key(seed), "generate", row=row))(np.arange(len(rows)))
     # float32 is asked for to compare, so no TF32 in its products
     precision = jax.default_matmul_precision("highest" if dtype == "float32" else "default")

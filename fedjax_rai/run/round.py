@@ -1,26 +1,29 @@
-"""One round: filter, local training, aggregation, constitutional AI. Two jitted programs, compiled once a process."""
+"""One round: filter, local training, aggregation, constitutional AI."""
 
-from functools import lru_cache, partial
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rai import rng, trees
-from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, Key, Metrics
-from fedjax_rai.cai.align import align, pool
-from fedjax_rai.cai.revise import Requests, chain, equal, examples
+from fedjax_rai import rng
+from fedjax_rai.aliases import Adapter, Base, Metrics
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.data.examples import Examples, Prompts
 from fedjax_rai.data.packing import plan
 from fedjax_rai.fed.aggregate import weighted_mean
 from fedjax_rai.fed.algorithm import ALGORITHMS, FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.mesh import over_clients, replicated
 from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.run.evaluation import ask
+from fedjax_rai.run.phase import Phase, Said
 from fedjax_rai.run.setting import Setting, cycle
 from fedjax_rai.safety.filter import keep
+from fedjax_rai.safety.guard import score
 
 
 @lru_cache
@@ -37,53 +40,27 @@ def federated_round(
     return algorithm.round(state, base, batch)
 
 
-class CaiBatch(NamedTuple):
-    """All that a CAI phase reads."""
+class Outcome(NamedTuple):
+    """What a round reports, still on the device, and when each part was there; `cai` is None where no phase ran."""
 
-    prompts: Prompts
-    requests: Requests
-    principle: Int[Array, "b"]
-    replay: Examples
-    iterations: Int[Array, ""]
-    learning_rate: Float[Array, ""]
-    temperature: Float[Array, ""]
+    local: Metrics
+    local_done: Future[float]
+    cai: Metrics | None = None
+    cai_done: Future[float] | None = None
+    said: Said | None = None
 
 
-class CaiOptions(NamedTuple):
-    """What a CAI phase is compiled for."""
-
-    end_ids: tuple[int, ...]
-    max_new: int
-    batch_size: int
-    critic_is_policy: bool
-    train_on_revisions: bool
+_CLOCK = ThreadPoolExecutor(1, "clock")
 
 
-@partial(jax.jit, static_argnames=("model", "options"))
-def cai_phase(
-    model: Decoder, options: CaiOptions, base: Base, adapter: Adapter, batch: CaiBatch, key: Key[Array, ""]
-) -> tuple[Adapter, Metrics]:
-    """Respond, critique, revise, and `iterations` of SFT on the revisions and the replayed benign answers."""
-    critic = adapter if options.critic_is_policy else None
-    said = chain(
-        model, base, adapter, critic, batch.prompts, batch.requests, batch.principle, rng.stream(key, "chain"),
-        batch.temperature, jnp.array(options.end_ids), options.max_new, options.critic_is_policy,
-    )  # fmt: skip
-    own = examples(batch.prompts, said.revision if options.train_on_revisions else said.response)
-    trained, loss = align(
-        model, base, adapter, pool(own, batch.replay), batch.iterations, batch.learning_rate,
-        rng.stream(key, "align"), options.batch_size,
-    )  # fmt: skip
-    sound = trees.all_finite(trained)  # a phase that diverged is undone
-    usable = own.loss_mask.any(axis=1)
-    metrics = {
-        "cai_loss": loss,
-        "cai_diverged": ~sound,
-        "cai_revised": jnp.mean(~equal(said.response, said.revision)),
-        "cai_unusable": jnp.sum(~usable),
-        "cai_generated_tokens": sum(answer.valid.sum() for answer in said),
-    }
-    return trees.select(sound, trained, adapter), metrics
+def when_done(metrics: Metrics) -> Future[float]:
+    """The time (`time.perf_counter`) at which the device has computed them; nobody waits for it."""
+
+    def wait() -> float:
+        jax.block_until_ready(metrics)
+        return time.perf_counter()
+
+    return _CLOCK.submit(wait)
 
 
 class Federation:
@@ -96,6 +73,10 @@ class Federation:
         self.algorithm = make_algorithm(fed.algorithm, model, fed.clients, fed.clients_per_chunk, setting.mesh)
         self.kept = self._kept_rows()
 
+    @cached_property
+    def phase(self) -> Phase:
+        return Phase(self.setting, self.config)
+
     def init(self) -> ServerState:
         state = self.algorithm.init(self.setting.fresh_adapter("adapter"))
         return jax.device_put(state, replicated(self.setting.mesh))
@@ -107,8 +88,11 @@ class Federation:
         threshold = np.inf if self.config.filter.keep_all else self.config.guard.threshold
         return [part[keep(self.setting.scores[part], threshold)] for part in self.setting.parts]
 
-    def cohort(self, t: int) -> Cohort:
-        """The clients of round t and their batches. A client that kept nothing takes part with weight 0."""
+    def cohort(self, t: int) -> tuple[Cohort, int]:
+        """The clients of round t with their batches, and the tokens of all these.
+
+        A client that kept nothing takes part with weight 0.
+        """
         fed, seed = self.config.federated, self.config.seed
         chosen = rng.host(seed, "cohort", round=t).choice(fed.clients, fed.cohort, replace=False)
         size = (fed.local_steps, fed.batch_size)
@@ -118,36 +102,52 @@ class Federation:
                 g = rng.host(seed, "local batches", round=t, client=int(client))
                 rows[i] = cycle(own, fed.local_steps * fed.batch_size, g).reshape(size)
         weight = np.array([len(self.kept[client]) for client in chosen], np.float32)
+        tokens = int(self.setting.lengths[rows][weight > 0].sum())
         if self.config.data.packing:
             rows = plan(rows, self.setting.lengths, self.setting.corpus.tokens.shape[1])
-        return Cohort(jnp.asarray(chosen, jnp.int32), jnp.asarray(rows), jnp.asarray(weight))
+        return Cohort(jnp.asarray(chosen, jnp.int32), jnp.asarray(rows), jnp.asarray(weight)), tokens
 
-    def round(self, state: ServerState, t: int) -> tuple[ServerState, Metrics]:
+    def round(self, state: ServerState, t: int) -> tuple[ServerState, Outcome]:
         """Round t, dispatched: the metrics are still on the device."""
-        fed, cai = self.config.federated, self.config.cai
-        batch = RoundBatch(self.setting.corpus, self.cohort(t), jnp.float32(fed.learning_rate))
-        state, metrics = federated_round(self.algorithm, state, self.setting.base, batch)
-        if cai.enabled:
-            adapter, more = self.align(state.adapter, t)
-            state, metrics = state._replace(adapter=adapter), metrics | more
-        return state, metrics
+        ((state, outcome),) = self.fork(state, t, [self.config.cai.iterations])
+        return state, outcome
 
-    def align(self, adapter: Adapter, t: int) -> tuple[Adapter, Metrics]:
-        """The CAI phase of round t, on red prompts drawn anew each round."""
-        setting, cai = self.setting, self.config.cai
-        g = rng.host(self.config.seed, "red prompts", round=t)
-        chosen = cycle(np.arange(len(setting.red_prompts.tokens)), cai.prompts, g)
-        principles = g.integers(len(setting.constitution), size=cai.prompts)
-        batch = CaiBatch(
-            Prompts(*(column[chosen] for column in setting.red_prompts)), setting.requests,
-            jnp.asarray(principles, jnp.int32), setting.replay, jnp.int32(cai.iterations),
-            jnp.float32(cai.learning_rate), jnp.float32(cai.temperature),
-        )  # fmt: skip
-        options = CaiOptions(
-            setting.tokenizer.end_ids,
-            cai.max_new_tokens,
-            cai.batch_size,
-            cai.critic == "policy",
-            cai.target == "revision",
+    def fork(self, state: ServerState, t: int, counts: Sequence[int]) -> list[tuple[ServerState, Outcome]]:
+        """Round t, for each of the ascending numbers of CAI iterations; what they share is computed once."""
+        state, local = self._local(state, t)
+        plain = state, local
+        if not (counts[-1] and self._due(t, local.local)):
+            return [plain for _ in counts]
+        trained = [count for count in counts if count]
+        lesson = self.phase.lesson(state.adapter, t)
+        ends = {}
+        for count, (adapter, metrics) in zip(trained, self.phase.align(state.adapter, lesson, t, trained), strict=True):
+            outcome = local._replace(cai=metrics, cai_done=when_done(metrics), said=lesson.said)
+            ends[count] = state._replace(adapter=adapter), outcome
+        return [ends.get(count, plain) for count in counts]
+
+    def _local(self, state: ServerState, t: int) -> tuple[ServerState, Outcome]:
+        """Local training, aggregation, and the probe if there is one."""
+        cohort, tokens = self.cohort(t)
+        batch = RoundBatch(self.setting.corpus, cohort, jnp.float32(self.config.federated.learning_rate))
+        state, metrics = federated_round(self.algorithm, state, self.setting.base, batch)
+        done = when_done(metrics)
+        metrics["step_tokens"] = tokens
+        if self.config.cai.probe:
+            metrics["probe_harmless"] = probe(self.setting, self.config.cai.probe, state.adapter)
+        return state, Outcome(metrics, done)
+
+    def _due(self, t: int, local: Metrics) -> bool:
+        """Whether there is a phase after round t: the last of every `cai.every` rounds, unless the probe is safe."""
+        own = self.config.cai
+        return (
+            own.enabled and (t + 1) % own.every == 0 and (own.trigger is None or local["probe_harmless"] < own.trigger)
         )
-        return cai_phase(setting.model, options, setting.base, adapter, batch, rng.stream(setting.root, "cai", round=t))
+
+
+def probe(setting: Setting, prompts: int, adapter: Adapter) -> float:
+    """The share of safe answers to the fixed probe prompts, by the guard; waits for the device."""
+    queries = setting.materials.probe_prompts[:prompts]
+    answers = ask(setting, adapter, queries, "probe", temperature=1.0, samples=1)
+    pairs = [(query, texts[0]) for query, texts in zip(queries, answers, strict=True)]
+    return float(np.mean(score(setting.guard, pairs) < setting.config.guard.threshold))

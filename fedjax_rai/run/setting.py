@@ -6,6 +6,7 @@ Computed when first asked for, once: an arm more costs its own training only.
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,20 @@ import numpy as np
 
 from fedjax_rai import mesh as meshes
 from fedjax_rai import rng
-from fedjax_rai.cai.constitution import load_constitution
+from fedjax_rai.cai.constitution import Constitution, load_constitution
 from fedjax_rai.cai.revise import Requests, encode_requests, examples
-from fedjax_rai.config import ExperimentConfig, GuardConfig, LoraConfig, ModelConfig
+from fedjax_rai.config import (
+    CaiConfig,
+    ExperimentConfig,
+    FederatedConfig,
+    FilterConfig,
+    GuardConfig,
+    LoraConfig,
+    ModelConfig,
+)
 from fedjax_rai.data.examples import BUCKET, Examples, Prompts, encode_chats, encode_questions, pad_left
 from fedjax_rai.data.partition import iid
+from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.architecture import DecoderConfig, module_name
 from fedjax_rai.model.decoder import Decoder, abstract_base
@@ -28,18 +38,31 @@ from fedjax_rai.run import log
 from fedjax_rai.run.materials import Materials, gather
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.text.hub import TINY, commit, resolve
-from fedjax_rai.text.prompts import answered, question
+from fedjax_rai.text.prompts import Turn, answered, prompt, question
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 from fedjax_rai.train.generate import Sampling, generate
 
+ONLINE = "online"
 CONSTITUTION = Path(__file__).parent.parent / "assets" / "constitution.yaml"
+
+
+# Keys that nothing in a setting depends on.
+FREE: dict[str, set[str]] = {
+    "federated": set(FederatedConfig.model_fields) - {"clients"},
+    "filter": set(FilterConfig.model_fields),
+    "cai": set(CaiConfig.model_fields) - {"probe", "data", "replay", "max_new_tokens", "constitution"},
+}
+
+
+def fixed(config: ExperimentConfig) -> dict[str, Any]:
+    """What a setting depends on: configs that agree in it may share one."""
+    return config.model_dump(exclude={"output": True} | FREE)  # pyright: ignore[reportArgumentType]
 
 
 class Setting:
     """`config` decides all that is here.
 
-    Arms may differ from it in `federated.rounds`, `filter`, and `cai.enabled`, `.iterations`, `.target`, `.critic`,
-    `.learning_rate`, `.temperature` and `.batch_size`.
+    Arms may differ from it in the keys that `FREE` names: they share their setting.
     """
 
     def __init__(self, config: ExperimentConfig):
@@ -53,11 +76,21 @@ class Setting:
         """Read all that an arm of that config will use, so that what is wrong is said before anything is written."""
         used = [self.model, self.corpus, self.base, self.tokenizer.closing]
         if config.cai.enabled:
-            used += [self.requests, self.red_prompts]
+            used += [self.prepared] if config.cai.data != ONLINE else [self.requests, self.red_prompts, self.openings]
+        if config.cai.probe:
+            self._check_probe(config)
         if self.guarded:
             used += [guards.guard_form(self.untuned_guard.tokenizer)]
         elif config.filter.enabled:
             raise InputError(f"data.train = {config.data.train}: the filter's guard needs pairs of both kinds")
+
+    def _check_probe(self, config: ExperimentConfig) -> None:
+        if len(self.materials.probe_prompts) < config.cai.probe:
+            raise InputError(
+                f"cai.probe = {config.cai.probe}: there are only {len(self.materials.probe_prompts)} prompts"
+            )
+        if not self.guarded:
+            raise InputError(f"cai.probe = {config.cai.probe}: needs a guard; data.train has no pairs of both kinds")
 
     @cached_property
     def mesh(self):
@@ -185,13 +218,13 @@ class Setting:
         return {"fitted": used, "released": guards.quality(released, truth, threshold)}
 
     @cached_property
-    def constitution(self):
+    def constitution(self) -> Constitution:
         path = self.config.cai.constitution
         return load_constitution(CONSTITUTION if path == "default" else Path(path))
 
     @cached_property
     def requests(self) -> Requests:
-        requests = encode_requests(self.tokenizer, self.constitution)
+        requests = encode_requests(self.tokenizer, self.constitution.principles)
         self._check_ids(requests.critique.tokens, requests.revision.tokens)
         return requests
 
@@ -200,7 +233,27 @@ class Setting:
         """The server's red prompts, all padded to the longest, so that every round has the same shapes."""
         if not self.materials.red_prompts:
             raise InputError(f"data.train = {self.config.data.train}: no red questions left for cai.prompts")
-        return self._questions(self.materials.red_prompts)
+        return self._questions([prompt.query for prompt in self.materials.red_prompts])
+
+    @cached_property
+    def openings(self) -> Prompts:
+        """The same behind the constitution's few-shot turns: what a critic reads."""
+        few = self.constitution.few_shot
+        return (
+            self._questions([prompt.query for prompt in self.materials.red_prompts], few) if few else self.red_prompts
+        )
+
+    @cached_property
+    def prepared(self) -> tuple[Examples, Examples]:
+        """(chosen, rejected) of the set in `cai.data`, on the device; all in one length."""
+        pairs, own = read_preferences(Path(self.config.cai.data)), self.config
+        chats = [answered(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+        both, cut = encode_chats(self.tokenizer, chats, own.data.max_length)
+        if cut.any():
+            log.say(f"cai.data: {cut.sum()} of {len(chats)} answers cut to data.max_length = {own.data.max_length}")
+        self._check_ids(both.tokens)
+        placed = [Examples(*(jnp.asarray(column[i::2]) for column in both)) for i in (0, 1)]
+        return placed[0], placed[1]
 
     @cached_property
     def replay(self) -> Examples:
@@ -216,9 +269,11 @@ class Setting:
         )
         return examples(prompts, answers)
 
-    def _questions(self, queries: Sequence[str]) -> Prompts:
-        asked = [question(query) for query in queries]
-        encoded = encode_questions(self.tokenizer, asked, self.config.data.max_length)
+    def _questions(self, queries: Sequence[str], before: Sequence[Turn] = ()) -> Prompts:
+        """Questions behind the turns `before`, which come on top of `data.max_length`."""
+        room = len(self.tokenizer.encode(prompt(self.tokenizer, before))) if before else 0
+        asked = [[*before, *question(query)] for query in queries]
+        encoded = encode_questions(self.tokenizer, asked, self.config.data.max_length + room)
         padded = pad_left(encoded, self.tokenizer.pad_id)
         self._check_ids(padded.tokens)
         return Prompts(*map(jnp.asarray, padded))

@@ -69,32 +69,60 @@ def append(
 
 
 class Sampling(NamedTuple):
-    """How the next token is drawn. The numbers are traced: changing one compiles nothing."""
+    """How the next token is drawn: at a temperature, from the tokens that every bound in use keeps.
+
+    The numbers are traced: changing one compiles nothing; a bound that is None is not compiled in. Top-k comes first,
+    then top-p, then min-p, each over the probabilities of what the one before left, as in transformers. The likeliest
+    token is always kept, and so are all that tie with the least likely one kept.
+    """
 
     temperature: Float[Array, ""] | np.floating  # 0: the likeliest token
-    # the fewest likeliest tokens that have this probability together (arXiv 1904.09751); None: all
+    # the fewest likeliest tokens that have this probability together (arXiv 1904.09751)
     top_p: Float[Array, ""] | np.floating | None = None
+    top_k: Int[Array, ""] | np.integer | None = None  # this many likeliest tokens, at least 1
+    min_p: Float[Array, ""] | np.floating | None = None  # at least this times the likeliest's (arXiv 2407.01082)
 
 
 def pick(logits: Float[Array, "b v"], keys: Key[Array, "b"], sampling: Sampling) -> Int[Array, "b"]:
     """Next tokens: the likeliest at temperature 0, else a sample; one key a row, so neighbours change nothing."""
 
     def drawn(logits: Array) -> Array:
-        logits = logits / sampling.temperature
-        logits = logits if sampling.top_p is None else _nucleus(logits, sampling.top_p)
-        return logits + jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+        kept = truncated(logits / sampling.temperature, sampling)
+        return kept + jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
 
     # the noise of a whole vocabulary is dear where nothing is sampled
     return jnp.argmax(jax.lax.cond(sampling.temperature > 0, drawn, lambda x: x, logits), axis=-1).astype(jnp.int32)
 
 
-def _nucleus(logits: Float[Array, "b v"], top_p: Float[Array, ""] | np.floating) -> Float[Array, "b v"]:
-    """-inf for tokens whose likelier ones already have probability `top_p`; the likeliest is always kept."""
-    falling = -jnp.sort(-logits, axis=-1)
+def truncated(logits: Float[Array, "b v"], sampling: Sampling) -> Float[Array, "b v"]:
+    """-inf for the tokens that top-k, top-p or min-p leaves out; the temperature is in the logits already."""
+    if all(bound is None for bound in sampling[1:]):
+        return logits
+    likeliest = jnp.max(logits, axis=-1, keepdims=True)
+    least = jnp.full_like(likeliest, -jnp.inf)
+    if sampling.top_k is not None or sampling.top_p is not None:
+        falling = -jnp.sort(-logits, axis=-1)
+        falling = falling if sampling.top_k is None else _first(falling, sampling.top_k)
+        falling = falling if sampling.top_p is None else _nucleus(falling, sampling.top_p)
+        least = jnp.min(jnp.where(falling > -jnp.inf, falling, likeliest), axis=-1, keepdims=True)
+    if sampling.min_p is not None:
+        # a ratio of probabilities is the same whatever was left out before, so this needs no softmax
+        least = jnp.maximum(least, likeliest + jnp.log(sampling.min_p))
+    return jnp.where((logits >= least) | (logits == likeliest), logits, -jnp.inf)
+
+
+def _first(falling: Float[Array, "b v"], top_k: Int[Array, ""] | np.integer) -> Float[Array, "b v"]:
+    """-inf for falling logits below the `top_k`-th; all are kept where there are no more."""
+    last = jnp.clip(top_k, 1, falling.shape[-1]) - 1
+    return jnp.where(falling >= jax.lax.dynamic_slice_in_dim(falling, last, 1, axis=-1), falling, -jnp.inf)
+
+
+def _nucleus(falling: Float[Array, "b v"], top_p: Float[Array, ""] | np.floating) -> Float[Array, "b v"]:
+    """-inf for falling logits whose likelier ones already have probability `top_p`."""
     probability = jax.nn.softmax(falling, axis=-1)
-    kept = (jnp.cumsum(probability, axis=-1) - probability < top_p).at[:, 0].set(True)
-    least = jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits >= least, logits, -jnp.inf)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    # the sum of a long vocabulary may round to 1 before its end
+    return jnp.where((before < top_p) | (top_p >= 1), falling, -jnp.inf)
 
 
 def sample(

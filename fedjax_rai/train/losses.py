@@ -1,5 +1,6 @@
-"""Losses as (sum, weight) of tokens, to be divided once, last."""
+"""Losses as (sum, weight) of tokens, to be divided once, last; losses of preference pairs, one number a pair."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -46,6 +47,64 @@ def sft(
 ) -> Sum:
     """Negative log-likelihood of the tokens that are trained on; a segment's first one never is."""
     logps = sequence_logps(model, base, adapter, tokens, segments)
-    predicted = segments == jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
-    mask = (loss_mask & predicted).astype(logps.dtype)
+    mask = _trained(loss_mask, segments).astype(logps.dtype)
     return Sum(-jnp.sum(logps * mask), jnp.sum(mask))
+
+
+def _trained(loss_mask: Bool[Array, "b l"], segments: Int[Array, "b l"]) -> Bool[Array, "b l"]:
+    """Those of the mask that something predicts: all but a segment's first token."""
+    return loss_mask & (segments == jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1])
+
+
+def answer_logps(
+    model: Decoder,
+    base: Base,
+    adapter: Adapter | None,
+    tokens: Int[Array, "b l"],
+    loss_mask: Bool[Array, "b l"],
+    segments: Int[Array, "b l"],
+) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """(log p of the tokens of each row that are trained on, summed; how many they are). One sequence a row."""
+    logps = sequence_logps(model, base, adapter, tokens, segments)
+    mask = _trained(loss_mask, segments).astype(logps.dtype)
+    return jnp.sum(logps * mask, axis=1), jnp.sum(mask, axis=1)
+
+
+class LogRatios(NamedTuple):
+    """log p(answer | prompt) under the policy minus that under the reference, summed over the answer's tokens."""
+
+    chosen: Float[Array, "n"]
+    rejected: Float[Array, "n"]
+    chosen_tokens: Float[Array, "n"]  # how many were summed
+    rejected_tokens: Float[Array, "n"]
+
+
+def _token_means(ratios: LogRatios) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+    """Of the chosen and of the rejected answers; that of an answer without tokens is 0."""
+    chosen = ratios.chosen / jnp.maximum(ratios.chosen_tokens, 1.0)
+    return chosen, ratios.rejected / jnp.maximum(ratios.rejected_tokens, 1.0)
+
+
+def sigmoid(ratios: LogRatios, beta: Float[Array, ""]) -> Float[Array, "n"]:
+    """-log sigmoid(beta (chosen - rejected)): DPO, arXiv 2305.18290, equation 7."""
+    return -jax.nn.log_sigmoid(beta * (ratios.chosen - ratios.rejected))
+
+
+def sigmoid_norm(ratios: LogRatios, beta: Float[Array, ""]) -> Float[Array, "n"]:
+    """DPO of the answers' token means: length-normalised DPO, arXiv 2411.15124, section 5."""
+    chosen, rejected = _token_means(ratios)
+    return -jax.nn.log_sigmoid(beta * (chosen - rejected))
+
+
+def ipo(ratios: LogRatios, beta: Float[Array, ""]) -> Float[Array, "n"]:
+    """(chosen - rejected - 1 / (2 beta))^2: IPO, arXiv 2310.12036, equation 17, of token means as TRL takes them."""
+    chosen, rejected = _token_means(ratios)
+    return jnp.square(chosen - rejected - 1 / (2 * beta))
+
+
+# The loss of each pair. `beta` is traced: another one compiles nothing.
+PREFERENCES: dict[str, Callable[[LogRatios, Float[Array, ""]], Float[Array, "n"]]] = {
+    "sigmoid": sigmoid,
+    "sigmoid_norm": sigmoid_norm,
+    "ipo": ipo,
+}

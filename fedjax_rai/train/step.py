@@ -1,6 +1,7 @@
 """One optimizer update of an adapter, and k of them by scan."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from fedjax_rai.aliases import Adapter, Array, Base, Float
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.train import losses
+
+X = TypeVar("X")
 
 
 class TrainState(NamedTuple):
@@ -29,6 +32,21 @@ def start(adapter: Adapter) -> TrainState:
     return TrainState(adapter, optimizer().init(adapter))
 
 
+def descend(
+    loss: Callable[[Adapter], tuple[Float[Array, ""], X]],
+    state: TrainState,
+    learning_rate: Float[Array, ""],
+    correction: Adapter | None = None,
+) -> tuple[TrainState, X]:
+    """adapter - learning_rate * (direction - correction) for a `loss(adapter) -> (number, more)`; and that `more`."""
+    gradient, more = jax.grad(loss, has_aux=True)(state.adapter)
+    direction, opt_state = optimizer().update(gradient, state.opt_state)
+    if correction is not None:
+        direction = trees.sub(direction, correction)
+    adapter = jax.tree.map(lambda x, d: x - learning_rate * d, state.adapter, direction)
+    return TrainState(adapter, opt_state), more
+
+
 def update(
     model: Decoder,
     base: Base,
@@ -37,18 +55,13 @@ def update(
     learning_rate: Float[Array, ""],
     correction: Adapter | None = None,
 ) -> tuple[TrainState, losses.Sum]:
-    """adapter - learning_rate * (direction - correction), the gradient being that of the mean over trained tokens."""
+    """A step of supervised fine-tuning, whose gradient is that of the mean over trained tokens."""
 
     def loss(adapter: Adapter) -> tuple[Float[Array, ""], losses.Sum]:
         terms = losses.sft(model, base, adapter, batch.tokens, batch.loss_mask, batch.segments)
         return terms.mean(), terms
 
-    gradient, terms = jax.grad(loss, has_aux=True)(state.adapter)
-    direction, opt_state = optimizer().update(gradient, state.opt_state)
-    if correction is not None:
-        direction = trees.sub(direction, correction)
-    adapter = jax.tree.map(lambda x, d: x - learning_rate * d, state.adapter, direction)
-    return TrainState(adapter, opt_state), terms
+    return descend(loss, state, learning_rate, correction)
 
 
 def train(

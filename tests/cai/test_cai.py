@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from fedjax_rai.cai.align import align, pool
-from fedjax_rai.cai.constitution import load_constitution
 from fedjax_rai.cai.revise import Requests, chain, equal, examples
 from fedjax_rai.data.examples import Prompts, pad_left
-from fedjax_rai.errors import InputError
 from fedjax_rai.train.generate import Answers, Sampling, generate
 from tests import small
 
@@ -117,29 +115,3 @@ def test_pool_pads_the_shorter_set():
     wide = type(a)(*(jnp.pad(c, ((0, 0), (0, 4))) for c in a))
     both = pool(wide, b)
     assert both.tokens.shape == (5, small.LENGTH + 4) and not both.valid[3:, small.LENGTH :].any()
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "says"),
-    [
-        ("- name: a\n  critique: b\n", 1, "found: critique, name"),
-        ("- {name: a, critique: b, revision: c}\n- {name: a, critique: b, revision: c, more: d}\n", 2, "all of them"),
-        ("name: a\n", 1, "non-empty list"),
-        ("[]\n", 1, "non-empty list"),
-        ("- name: 'a\n", 2, "not YAML"),
-        ("- {name: a, critique: b, revision: ''}\n", 1, "found: critique, name"),
-        ("- {name: a, critique: b, revision: [c]}\n", 1, "found: critique, name"),
-    ],
-)
-def test_a_wrong_constitution_names_file_and_line(tmp_path, text, line, says):
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError, match=says) as error:
-        load_constitution(path)
-    assert str(error.value).startswith(f"{path}:{line}:")
-
-
-def test_constitution_reads_back(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text("- name: a\n  critique: is it?\n  revision: do\n")
-    assert [tuple(p) for p in load_constitution(path)] == [("a", "is it?", "do")]

@@ -93,6 +93,19 @@ def test_samples_depend_on_the_seed_and_on_nothing_else(tmp_path):
     assert generate("tiny", path, "--seed", 1, *options) != once
 
 
+def test_each_bound_on_sampling_is_applied(tmp_path):
+    """One that keeps the likeliest token alone is greedy; one that keeps all tokens changes no sample."""
+    path = written(tmp_path / "p.jsonl", [{"prompt": "Tell me about the town."}, {"prompt": "Who broke it?"}])
+    options = ("--max-new", 8, "--json")
+    greedy = generate("tiny", path, "--greedy", *options)
+    drawn = generate("tiny", path, "--temperature", 3, *options)
+    assert drawn != greedy
+    for bound, tight, loose in (("--top-k", 1, 2**40), ("--min-p", 0.9999, 0), ("--top-p", 1e-6, 1)):
+        assert generate("tiny", path, bound, tight, *options) == greedy
+        assert generate("tiny", path, "--temperature", 3, bound, loose, *options) == drawn
+    assert generate("tiny", path, "--top-k", 2**40, *options) == generate("tiny", path, "--temperature", 1, *options)
+
+
 def test_an_adapter_changes_the_answer(tmp_path):
     folder = FIXTURES / "models" / "phi3"
     config = families.read_config(folder)
@@ -128,12 +141,15 @@ def test_what_is_not_there_or_contradicts_itself_is_refused(tmp_path):
     path = written(tmp_path / "p.jsonl", [{"prompt": "a"}])
     assert "no such file" in refused("tiny", tmp_path / "absent.jsonl")
     assert "no such folder" in refused(tmp_path / "absent", path)
-    assert "--greedy samples nothing" in refused("tiny", path, "--greedy", "--top-p", 0.5)
+    for bound in (("--top-p", 0.5), ("--top-k", 3), ("--min-p", 0)):
+        assert "--greedy samples nothing" in refused("tiny", path, "--greedy", *bound)
     assert "--dtype float16: must be one of bfloat16, bf16, float32, fp32" in refused(
         "tiny", path, "--dtype", "float16"
     )
     assert "--dtype int8: must be one of bfloat16, bf16, float32" in refused("tiny", path, "--dtype", "int8")
     assert "--top-p 0: must be greater than 0" in refused("tiny", path, "--top-p", 0)
+    assert "--min-p 1: must be at least 0, less than 1" in refused("tiny", path, "--min-p", 1)
+    assert "--top-k" in refused("tiny", path, "--top-k", 0) and "--min-p" in refused("tiny", path, "--min-p", -0.1)
     assert "this model has no tokenizer; give token_ids" in refused(FIXTURES / "models" / "phi3", path)
     assert "adapter_config.json: no such file" in refused("tiny", path, "--adapter", tmp_path)
     assert "holds no prompts" in refused("tiny", written(tmp_path / "e.jsonl", []))

@@ -1,5 +1,6 @@
 """Decoding against the plain thing: whole sequences through the uncached forward pass, one token at a time."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from fedjax_rai.data.examples import pad_left
 from fedjax_rai.model.decoder import forward, unembed
-from fedjax_rai.train.generate import Sampling, append, generate, pick, sample, start
+from fedjax_rai.train.generate import Sampling, append, generate, pick, sample, start, truncated
 from tests import small
 
 END, NEW = 0, 7
@@ -22,6 +23,9 @@ PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7, 9, 3]]
 @partial(jax.jit, static_argnames="new")
 def decode(tokens, valid, keys, temperature, new=NEW):
     return generate(small.MODEL, small.BASE, small.adapter(), tokens, valid, keys, Sampling(temperature), ENDS, new)
+
+
+draw = jax.jit(pick)
 
 
 @jax.jit
@@ -97,11 +101,11 @@ def test_a_row_samples_the_same_whatever_its_neighbours():
 
 def test_sampling_follows_the_distribution():
     logits = jnp.log(jnp.array([[0.1, 0.2, 0.7]])).repeat(4000, axis=0)
-    share = np.bincount(np.asarray(pick(logits, keys(4000), Sampling(jnp.float32(1.0)))), minlength=3) / 4000
+    share = np.bincount(np.asarray(draw(logits, keys(4000), Sampling(jnp.float32(1.0)))), minlength=3) / 4000
     np.testing.assert_allclose(share, [0.1, 0.2, 0.7], atol=0.03)
-    squared = np.bincount(np.asarray(pick(logits, keys(4000), Sampling(jnp.float32(0.5)))), minlength=3) / 4000
+    squared = np.bincount(np.asarray(draw(logits, keys(4000), Sampling(jnp.float32(0.5)))), minlength=3) / 4000
     np.testing.assert_allclose(squared, np.array([0.01, 0.04, 0.49]) / 0.54, atol=0.03)
-    assert set(np.asarray(pick(logits, keys(4000), Sampling(COLD))).tolist()) == {2}
+    assert set(np.asarray(draw(logits, keys(4000), Sampling(COLD))).tolist()) == {2}
 
 
 @pytest.mark.parametrize("close", [True, False])
@@ -125,25 +129,140 @@ def test_a_conversation_goes_on_in_its_cache_as_if_read_afresh(close):
         assert reply == naive(prompt + said + request)
 
 
-def test_temperature_and_keys_compile_once():
+def bounds(temperature=1.0, top_p=None, top_k=None, min_p=None) -> Sampling:
+    """Numbers as arrays, so that they are traced."""
+    return Sampling(
+        jnp.float32(temperature),
+        top_p=None if top_p is None else jnp.float32(top_p),
+        top_k=None if top_k is None else jnp.int32(top_k),
+        min_p=None if min_p is None else jnp.float32(min_p),
+    )
+
+
+def test_no_number_of_the_sampling_compiles_anew():
     tokens, valid = batch_of(PROMPTS)
-    compiled = jax.jit(lambda t, k: generate(small.MODEL, small.BASE, None, tokens, valid, k, Sampling(t), ENDS, NEW))
-    for temperature in (0.0, 0.5, 1.0):
-        compiled(jnp.float32(temperature), keys(3, seed=int(10 * temperature)))
+    compiled = jax.jit(lambda s, k: generate(small.MODEL, small.BASE, None, tokens, valid, k, s, ENDS, NEW))
+    for i, numbers in enumerate(((0.0, 0.5, 3, 0.0), (0.5, 1.0, 3, 0.1), (1.0, 0.9, 40, 0.9))):
+        compiled(bounds(*numbers), keys(3, seed=i))
     assert small.compilations(compiled) == 1
 
 
-def test_a_nucleus_is_the_fewest_likeliest_tokens_of_that_probability():
-    logits = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25]])) + 3.0
-    many = jnp.tile(logits, (2000, 1))
-    for top_p, kept in ((0.01, {1}), (0.5, {1}), (0.51, {1, 3}), (0.75, {1, 3}), (0.8, {1, 2, 3}), (1.0, {0, 1, 2, 3})):
-        drawn = np.asarray(pick(many, keys(2000), Sampling(jnp.float32(1.0), jnp.float32(top_p))))
-        assert set(drawn.tolist()) == kept, top_p
-    share = np.bincount(np.asarray(pick(many, keys(2000), Sampling(jnp.float32(1.0), jnp.float32(0.6)))), minlength=4)
-    np.testing.assert_allclose(share / 2000, [0, 2 / 3, 0, 1 / 3], atol=0.04)
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"top_p": 0.01}, {1}),
+        ({"top_p": 0.5}, {1}),
+        ({"top_p": 0.51}, {1, 3}),
+        ({"top_p": 0.75}, {1, 3}),
+        ({"top_p": 0.8}, {1, 2, 3}),
+        ({"top_p": 1.0}, {0, 1, 2, 3}),
+        ({"top_k": 1}, {1}),
+        ({"top_k": 2}, {1, 3}),
+        ({"top_k": 3}, {1, 2, 3}),
+        ({"top_k": 9}, {0, 1, 2, 3}),
+        ({"min_p": 0.51}, {1}),
+        ({"min_p": 0.49}, {1, 3}),
+        ({"min_p": 0.21}, {1, 2, 3}),
+        ({"min_p": 0.0}, {0, 1, 2, 3}),
+        # of the two likeliest the first has 2/3 of what is left, of the three 5/9
+        ({"top_k": 2, "top_p": 0.6}, {1}),
+        ({"top_k": 3, "top_p": 0.6}, {1, 3}),
+        ({"top_k": 2, "min_p": 0.2}, {1, 3}),
+        ({"top_k": 3, "top_p": 0.9, "min_p": 0.49}, {1, 3}),
+    ],
+)
+def test_what_is_kept_by_hand(given, kept):
+    """Probabilities 0.1, 0.5, 0.15, 0.25, drawn from: each kept token, and as often as it is likely among them."""
+    probability = np.array([0.1, 0.5, 0.15, 0.25])
+    logits = jnp.log(jnp.asarray(probability)) + 3.0
+    drawn = np.asarray(draw(jnp.tile(logits[None], (2000, 1)), keys(2000), bounds(**given)))
+    assert set(drawn.tolist()) == kept
+    left = np.where(np.isin(np.arange(4), list(kept)), probability, 0)
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 2000, left / left.sum(), atol=0.04)
 
 
-def test_top_p_of_one_draws_what_no_top_p_does():
-    logits = jax.random.normal(jax.random.key(0), (64, 30))
-    some, none = (pick(logits, keys(64), Sampling(jnp.float32(0.7), p)) for p in (jnp.float32(1.0), None))
-    np.testing.assert_array_equal(some, none)
+def test_the_bounds_see_the_probabilities_at_the_temperature():
+    """At temperature 1/2 probabilities are squared: 0.64, 0.16, 0.04 over their sum of 0.84."""
+    logits = jnp.log(jnp.array([[0.8, 0.4, 0.2]])).repeat(500, axis=0)
+    for given, kept in (({"top_p": 0.7}, {0}), ({"min_p": 0.3}, {0}), ({"min_p": 0.2}, {0, 1}), ({"top_k": 2}, {0, 1})):
+        assert set(np.asarray(draw(logits, keys(500), bounds(0.5, **given))).tolist()) == kept
+
+
+def test_tokens_as_likely_as_the_last_kept_one_are_kept():
+    logits = jnp.log(jnp.array([[0.1, 0.2, 0.4, 0.2, 0.1]]))
+    for given, kept in (({"top_k": 2}, [1, 2, 3]), ({"top_p": 0.5}, [1, 2, 3]), ({"top_k": 4}, [0, 1, 2, 3, 4])):
+        assert np.flatnonzero(jnp.isfinite(truncated(logits, bounds(**given)))).tolist() == kept
+
+
+def test_bounds_that_leave_nothing_out_draw_what_none_do():
+    """Over a vocabulary so long that the probabilities of its likelier tokens sum to 1 by rounding."""
+    logits = 4 * jax.random.normal(jax.random.key(0), (64, 3000))
+    plain = draw(logits, keys(64), bounds(0.7))
+    for given in ({"top_p": 1.0}, {"top_k": 3000}, {"min_p": 0.0}, {"top_p": 1.0, "top_k": 3000, "min_p": 0.0}):
+        np.testing.assert_array_equal(draw(logits, keys(64), bounds(0.7, **given)), plain)
+        np.testing.assert_array_equal(truncated(logits, bounds(**given)), logits)
+
+
+def test_the_likeliest_alone_is_greedy_at_any_temperature():
+    logits = jax.random.normal(jax.random.key(1), (64, 30))
+    greedy = draw(logits, keys(64), bounds(0.0))
+    for temperature in (0.1, 1.0, 50.0):
+        for given in ({"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}, {"top_k": 1, "top_p": 0.5, "min_p": 0.5}):
+            np.testing.assert_array_equal(draw(logits, keys(64), bounds(temperature, **given)), greedy)
+
+
+def test_the_likeliest_is_kept_whatever_the_numbers():
+    """Out of range numbers, and a temperature that makes the logits infinite."""
+    logits = jax.random.normal(jax.random.key(2), (16, 9)) + 2.0
+    greedy = jnp.argmax(logits, axis=-1)
+    for given in ({"top_k": 0}, {"top_p": -1.0}, {"min_p": 2.0}, {"top_k": 0, "top_p": 0.0, "min_p": 1.5}):
+        np.testing.assert_array_equal(draw(logits, keys(16), bounds(**given)), greedy)
+    blown = logits.at[:, 4].set(jnp.inf)
+    for given in ({"min_p": 0.0}, {"top_p": 0.5}, {"top_k": 3, "top_p": 0.5, "min_p": 0.1}):
+        np.testing.assert_array_equal(draw(blown, keys(16), bounds(**given)), np.full(16, 4))
+
+
+def test_a_row_is_bounded_the_same_whatever_its_neighbours():
+    logits = jnp.arange(1.0, 6.0)[:, None] * jax.random.normal(jax.random.key(3), (5, 30))
+    given = bounds(0.8, top_p=0.8, top_k=12, min_p=0.05)
+    together = truncated(logits, given)
+    assert len(set(jnp.isfinite(together).sum(axis=1).tolist())) > 2
+    np.testing.assert_array_equal(together, jnp.concatenate([truncated(row[None], given) for row in logits]))
+
+
+@pytest.mark.parametrize(("given", "sorts"), [((0.5, 3, 0.1), 1), ((0.5, None, None), 1), ((None, None, 0.1), 0)])
+def test_the_vocabulary_is_sorted_once_at_most(given, sorts):
+    assert str(jax.make_jaxpr(truncated)(jnp.ones((2, 9)), bounds(1.0, *given))).count(" sort[") == sorts
+
+
+@pytest.mark.parity
+def test_what_is_kept_is_what_transformers_keeps():
+    """All combinations of none and two values of each bound, after a temperature, on random logits."""
+    torch = pytest.importorskip("torch", reason="the parity extra (torch) is not installed")
+    import transformers
+
+    logits = 3 * np.random.default_rng(3).standard_normal((16, 200)).astype(np.float32)
+    for temperature, top_k, top_p, min_p in itertools.product(
+        (0.6, 1.4), (None, 5, 60), (None, 0.3, 0.9), (None, 0.02, 0.2)
+    ):
+        scores = transformers.TemperatureLogitsWarper(temperature)(torch.zeros(0), torch.from_numpy(logits))
+        for name, value in {"TopK": top_k, "TopP": top_p, "MinP": min_p}.items():
+            if value is not None:
+                scores = getattr(transformers, f"{name}LogitsWarper")(value)(torch.zeros(0), scores)
+        ours = truncated(jnp.asarray(logits) / temperature, bounds(temperature, top_p, top_k, min_p))
+        np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(scores.numpy()))
+
+
+@pytest.mark.parity
+def test_the_order_of_the_bounds_is_that_of_transformers():
+    """The processors which its generate makes of a config, though the config names them in another order."""
+    pytest.importorskip("torch", reason="the parity extra (torch) is not installed")
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, head_dim=4,
+                                 num_attention_heads=2, num_key_value_heads=1)
+    )  # fmt: skip
+    asked = transformers.GenerationConfig(min_p=0.1, top_p=0.9, top_k=5, temperature=0.7, do_sample=True)
+    names = [type(one).__name__ for one in model._get_logits_processor(asked)]
+    assert names == [f"{name}LogitsWarper" for name in ("Temperature", "TopK", "TopP", "MinP")]

@@ -1,0 +1,67 @@
+"""What the phases of a run cost: seconds, tokens, FLOPs, and the share that a full epoch of CAI would have added.
+
+FLOPs are those of the matrix products, attention's own left out: 2 a parameter and token forward; a training step of
+an adapter takes 4 for the frozen base, whose own gradient nobody needs, and 6 for the adapter.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, outputs
+from fedjax_rai.model.lora import size
+from fedjax_rai.run.setting import ONLINE, Setting
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def kernels(config: DecoderConfig) -> int:
+    """Parameters that a token is multiplied with: all kernels, and the unembedding."""
+    layer = sum(fan_in(config, kernel) * sum(outputs(config, kernel).values()) for kernel in FUSED)
+    return config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
+
+
+def forward_flops(setting: Setting) -> int:
+    """Of one token."""
+    return 2 * (kernels(setting.model.config) + size(*setting.shapes))
+
+
+def step_flops(setting: Setting) -> int:
+    """Of one token of a training step; with `remat` full the forward pass is done twice."""
+    again = forward_flops(setting) if setting.model.config.remat != "none" else 0
+    return 4 * kernels(setting.model.config) + 6 * size(*setting.shapes) + again
+
+
+def phases(setting: Setting, config: ExperimentConfig, rows: Rows) -> dict[str, dict[str, Any] | None]:
+    """Totals by phase over a run's rows of metrics; `cai` None where no phase ran."""
+    aligned = [row for row in rows if "cai_iterations" in row]
+    return {
+        "local": _total(rows, "", setting) | {"seconds": round(sum(row["local_seconds"] for row in rows), 1)},
+        "cai": _cai(setting, config, aligned) if aligned else None,
+    }
+
+
+def _total(rows: Rows, prefix: str, setting: Setting) -> dict[str, Any]:
+    names = ("generated_tokens", "read_tokens", "trained_tokens", "step_tokens")
+    tokens = {name: int(sum(row.get(prefix + name, 0) for row in rows)) for name in names}
+    forward = (tokens["generated_tokens"] + tokens["read_tokens"]) * forward_flops(setting)
+    return tokens | {"flops": float(forward + tokens["step_tokens"] * step_flops(setting))}
+
+
+def _cai(setting: Setting, config: ExperimentConfig, rows: Rows) -> dict[str, Any]:
+    """`full_epoch_flops`: had each phase revised all the server's red prompts, and trained on each once."""
+    total, own = _total(rows, "cai_", setting), config.cai
+    steps = total["step_tokens"] * step_flops(setting)
+    online = own.data == ONLINE
+    everything = len(setting.red_prompts.tokens) if online else len(setting.prepared[0].tokens)
+    replay = len(setting.replay.tokens)
+    revisions = own.batch_size * own.prompts / (own.prompts + replay)  # of an iteration's batch
+    generated = (total["flops"] - steps) * (everything / own.prompts if online else 1)
+    full = generated + steps * ceil(everything / revisions) / own.iterations
+    return total | {
+        "phases": len(rows),
+        "seconds": round(sum(row["cai_seconds"] for row in rows), 1),
+        "full_epoch_flops": float(full),
+        "share_saved": 1 - total["flops"] / full,
+    }

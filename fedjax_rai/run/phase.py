@@ -1,0 +1,228 @@
+"""The CAI phase of a round: revisions, by the global model or prepared, and N iterations of training on them.
+
+Two jitted programs, compiled once a process: what is said, and training from one iteration count to another. Taking
+the second in several steps gives the adapters of several counts for the price of the largest.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rai import rng, trees
+from fedjax_rai.aliases import Adapter, Array, Base, Int, Key, Metrics
+from fedjax_rai.cai import align as cai
+from fedjax_rai.cai.align import METHODS, Objective, Pool, Progress, Rates, Reference
+from fedjax_rai.cai.constitution import draw
+from fedjax_rai.cai.revise import Chain, Requests, Talk, chain, degenerate, examples, in_chunks
+from fedjax_rai.config import CaiConfig, ExperimentConfig
+from fedjax_rai.data.examples import Examples, Prompts
+from fedjax_rai.mesh import over_clients
+from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.run.setting import ONLINE, Setting, cycle
+from fedjax_rai.train.generate import Sampling
+
+
+class Options(NamedTuple):
+    """What the programs of a phase are compiled for."""
+
+    end_ids: tuple[int, ...]
+    max_new: int
+    chunk: int  # of prompts
+    batch_size: int
+    critic_is_policy: bool
+    same_cache: bool
+    train_on_revisions: bool
+    objective: Objective
+    reference_is_base: bool
+    mesh: jax.sharding.Mesh
+
+    def constrain(self, rows: int) -> Callable[[Any], Any]:
+        """Lays so many rows out over the devices, if they divide them."""
+        return over_clients(self.mesh) if rows % self.mesh.shape["clients"] == 0 else lambda tree: tree
+
+    def reference(self, adapter: Adapter) -> Adapter | None:
+        return None if self.reference_is_base else adapter
+
+
+class Said(NamedTuple):
+    """The conversations of a phase, to be read by people: tokens on the device, principles on the host."""
+
+    rows: np.ndarray  # of the red prompts
+    principles: np.ndarray  # [b, n]
+    chain: Chain
+
+
+class Lesson(NamedTuple):
+    """What a phase trains on, and what it cost; `said` is None for a prepared set."""
+
+    pool: Pool
+    reference: Reference | None
+    metrics: Metrics
+    said: Said | None = None
+
+
+@partial(jax.jit, static_argnames=("model", "options"))
+def converse(
+    model: Decoder, options: Options, base: Base, adapter: Adapter, talk: Talk, requests: Requests, sampling: Sampling
+) -> Chain:
+    """Respond, critique, revise."""
+    critic = adapter if options.critic_is_policy else None
+
+    def some(own: Talk) -> Chain:
+        ends = jnp.array(options.end_ids)
+        return chain(model, base, adapter, critic, own, requests, sampling, ends, options.max_new, options.same_cache)
+
+    return in_chunks(some, talk, options.chunk, options.constrain(options.chunk))
+
+
+@partial(jax.jit, static_argnames=("model", "options"))
+def collect(
+    model: Decoder, options: Options, base: Base, adapter: Adapter, talk: Talk, requests: Requests, said: Chain,
+    replay: Examples,
+) -> tuple[Pool, Reference | None, Metrics]:  # fmt: skip
+    """The pool that a chain gives: degenerate pairs are left out, and counted by the first cause that applies."""
+    response, revision, causes = said.response, said.last, degenerate(said)
+    paired, metrics = jnp.ones_like(revision.ended), {"cai_revised": jnp.mean(~causes["equal"])}
+    for name, holds in causes.items():
+        metrics[f"cai_{name}"] = jnp.sum(paired & holds)
+        paired &= ~holds
+    answers = examples(talk.prompts, revision if options.train_on_revisions else response)
+    usable = answers.loss_mask.any(axis=1) if options.objective.likelihood else paired
+    own = cai.pool(answers, examples(talk.prompts, response), replay, usable, paired)
+    read = [talk.prompts.valid, *(side.valid[talk.principles] for side in requests)]
+    read += [] if options.same_cache else [talk.openings.valid, response.valid]
+    reference = None
+    if options.objective.preference:
+        reference = cai.refer(model, base, options.reference(adapter), own, options.batch_size)
+        read += [answers.valid, own.responses.valid]
+    metrics |= {
+        "cai_pairs": paired.sum(),
+        "cai_generated_tokens": sum(answer.valid.sum() for answer in said),
+        "cai_read_tokens": sum(tokens.sum() for tokens in read),
+    }
+    return own, reference, metrics
+
+
+@partial(jax.jit, static_argnames=("model", "options"))
+def refer(model: Decoder, options: Options, base: Base, adapter: Adapter, own: Pool) -> Reference:
+    """The reference's view of a prepared set."""
+    return cai.refer(model, base, options.reference(adapter), own, options.batch_size)
+
+
+@partial(jax.jit, static_argnames=("model", "options"))
+def train(
+    model: Decoder, options: Options, base: Base, progress: Progress, own: Pool, reference: Reference | None,
+    first: Int[Array, ""], last: Int[Array, ""], rates: Rates, key: Key[Array, ""],
+) -> Progress:  # fmt: skip
+    """Iterations `first` to `last`, traced."""
+    rows = options.batch_size * (2 if options.objective.preference else 1)
+    return cai.align(
+        model, base, progress, own, reference, first, last, rates, key, options.batch_size, options.objective,
+        options.constrain(rows),
+    )  # fmt: skip
+
+
+@jax.jit
+def outcome(before: Adapter, progress: Progress, iterations: Int[Array, ""]) -> tuple[Adapter, Metrics]:
+    """The adapter that a phase leaves, which is the one it found where training diverged; and what to report."""
+    sound = trees.all_finite(progress.state.adapter)
+    metrics = {
+        "cai_iterations": iterations,
+        "cai_loss": progress.loss,
+        "cai_margin": progress.margin,
+        "cai_diverged": ~sound,
+        "cai_trained_tokens": progress.trained,
+        "cai_step_tokens": progress.read,
+    }
+    return trees.select(sound, progress.state.adapter, before), metrics
+
+
+class Phase:
+    """The phases of one arm."""
+
+    def __init__(self, setting: Setting, config: ExperimentConfig):
+        own, across = config.cai, setting.mesh.shape["clients"]
+        chunk = min(own.prompts_per_chunk or own.prompts, own.prompts)
+        self.setting, self.config = setting, config
+        self.options = Options(
+            end_ids=setting.tokenizer.end_ids,
+            max_new=own.max_new_tokens,
+            chunk=-(-chunk // across) * across,
+            batch_size=own.batch_size,
+            critic_is_policy=own.critic == "policy",
+            same_cache=own.critic == "policy" and own.data == ONLINE and not setting.constitution.few_shot,
+            train_on_revisions=own.target == "revision",
+            objective=METHODS[own.method](own.preference),
+            reference_is_base=own.reference == "base",
+            mesh=setting.mesh,
+        )
+
+    def lesson(self, adapter: Adapter, t: int) -> Lesson:
+        """What the phase of round t trains on, given the adapter that it starts from."""
+        setting, options = self.setting, self.options
+        if self.config.cai.data != ONLINE:
+            return self._prepared(adapter)
+        own, rows = self.config.cai, self._rows(t)
+        talk = self.talk(rows, rng.host(self.config.seed, "principles", round=t), rng.stream(self._key(t), "chain"))
+        said = converse(setting.model, options, setting.base, adapter, talk, setting.requests, sampling(own))
+        pool, reference, metrics = collect(
+            setting.model, options, setting.base, adapter, talk, setting.requests, said, setting.replay
+        )
+        return Lesson(pool, reference, metrics, Said(rows, np.asarray(talk.principles), said))
+
+    def talk(self, rows: np.ndarray, g: np.random.Generator, key: Key[Array, ""]) -> Talk:
+        """Conversations about those of the red prompts; `g` draws principles, `key` is what answers are sampled by."""
+        setting = self.setting
+        categories = [setting.materials.red_prompts[row].category for row in rows]
+        principles = draw(setting.constitution, categories, self.config.cai.revisions, g)
+        prompts, openings = (Prompts(*(c[rows] for c in own)) for own in (setting.red_prompts, setting.openings))
+        keys = jax.vmap(lambda row: rng.stream(key, "respond", row=row))(jnp.arange(len(rows)))
+        return Talk(prompts, openings, jnp.asarray(principles), keys)
+
+    def align(
+        self, adapter: Adapter, lesson: Lesson, t: int, counts: Sequence[int]
+    ) -> Iterator[tuple[Adapter, Metrics]]:
+        """(adapter, metrics) after each of the ascending iteration counts, by one pass through all of them."""
+        setting, own = self.setting, self.config.cai
+        mixed = len(setting.replay.tokens)
+        rates = Rates(jnp.float32(own.learning_rate), jnp.float32(own.beta), jnp.float32(mixed / (own.prompts + mixed)))
+        progress, done = cai.begin(adapter), 0
+        for count in counts:
+            progress = train(
+                setting.model, self.options, setting.base, progress, lesson.pool, lesson.reference,
+                jnp.int32(done), jnp.int32(count), rates, rng.stream(self._key(t), "align"),
+            )  # fmt: skip
+            done = count
+            trained, metrics = outcome(adapter, progress, jnp.int32(count))
+            yield trained, lesson.metrics | metrics
+
+    def _prepared(self, adapter: Adapter) -> Lesson:
+        setting = self.setting
+        chosen, rejected = setting.prepared
+        everything = jnp.ones(len(chosen.tokens), bool)
+        pool = cai.pool(chosen, rejected, setting.replay, everything, everything)
+        reference, read = None, 0
+        if self.options.objective.preference:
+            reference = refer(setting.model, self.options, setting.base, adapter, pool)
+            read = chosen.valid.sum() + rejected.valid.sum()
+        return Lesson(
+            pool, reference, {"cai_pairs": len(everything), "cai_generated_tokens": 0, "cai_read_tokens": read}
+        )
+
+    def _rows(self, t: int) -> np.ndarray:
+        """The red prompts of round t, drawn anew each time."""
+        everything = np.arange(len(self.setting.red_prompts.tokens))
+        return cycle(everything, self.config.cai.prompts, rng.host(self.config.seed, "red prompts", round=t))
+
+    def _key(self, t: int) -> Key[Array, ""]:
+        return rng.stream(self.setting.root, "cai", round=t)
+
+
+def sampling(own: CaiConfig) -> Sampling:
+    """How responses are drawn."""
+    narrowed = {name: jnp.asarray(value) for name in ("top_k", "top_p", "min_p") if (value := getattr(own, name))}
+    return Sampling(jnp.float32(own.temperature), **narrowed)

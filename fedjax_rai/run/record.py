@@ -1,0 +1,67 @@
+"""The rounds of a run on disk: a row of metrics each, what was said in CAI phases, and states to go on from."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_rai.aliases import PyTree
+from fedjax_rai.run import conversations, log
+from fedjax_rai.run.checkpoint import Checkpoints
+from fedjax_rai.run.round import Outcome
+from fedjax_rai.run.setting import Setting
+
+METRICS, REVISIONS, CHECKPOINTS = "metrics.jsonl", "revisions.jsonl", "checkpoints"
+
+
+class Record:
+    """A run folder's; use as a context manager, so that the last state is whole before it is left."""
+
+    def __init__(self, folder: Path, setting: Setting):
+        self.folder, self.setting = folder, setting
+        self._checkpoints = Checkpoints(folder / CHECKPOINTS)
+
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._checkpoints.close()
+
+    def restore(self, like: PyTree) -> tuple[int, PyTree]:
+        """(rounds done, state after them); rows that are ahead of the state are taken off."""
+        done, state = self._checkpoints.restore(like)
+        for name in (METRICS, REVISIONS):
+            rows = log.read_rows(self.folder / name)
+            log.write_rows(self.folder / name, [row for row in rows if row["round"] <= done])
+        return done, state
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return log.read_rows(self.folder / METRICS)
+
+    def add(self, t: int, state: PyTree, outcome: Outcome, seconds: dict[str, float]) -> dict[str, Any]:
+        """Write round t down: what was said, then the metrics, then the state. Returns the row of metrics."""
+        metrics = outcome.local | (outcome.cai or {})
+        row = {"round": t + 1} | {name: np.asarray(value).item() for name, value in metrics.items()} | seconds
+        if outcome.said is not None:
+            said = [{"round": t + 1} | own._asdict() for own in conversations.read(self.setting, outcome.said)]
+            log.append_rows(self.folder / REVISIONS, said)
+        log.append_row(self.folder / METRICS, row)
+        self._checkpoints.save(t + 1, state)
+        return row
+
+    def begin_as(self, other: "Record") -> None:
+        """Take over another's rows so far."""
+        log.write_rows(self.folder / METRICS, other.rows)
+        log.write_rows(self.folder / REVISIONS, log.read_rows(other.folder / REVISIONS))
+
+
+def timed(outcome: Outcome, began: float) -> tuple[dict[str, float], float]:
+    """(seconds of a round that began then, in all and by phase; when it ended); waits for the device.
+
+    A probe counts as CAI's.
+    """
+    local = outcome.local_done.result()
+    end = outcome.cai_done.result() if outcome.cai_done else local
+    parts = {"seconds": end - began, "local_seconds": local - began, "cai_seconds": end - local}
+    return {name: round(value, 3) for name, value in parts.items()}, end
