@@ -107,13 +107,8 @@ class Federation:
             rows = plan(rows, self.setting.lengths, self.setting.corpus.tokens.shape[1])
         return Cohort(jnp.asarray(chosen, jnp.int32), jnp.asarray(rows), jnp.asarray(weight)), tokens
 
-    def round(self, state: ServerState, t: int) -> tuple[ServerState, Outcome]:
-        """Round t, dispatched: the metrics are still on the device."""
-        ((state, outcome),) = self.fork(state, t, [self.config.cai.iterations])
-        return state, outcome
-
     def fork(self, state: ServerState, t: int, counts: Sequence[int]) -> list[tuple[ServerState, Outcome]]:
-        """Round t, for each of the ascending numbers of CAI iterations; what they share is computed once."""
+        """Round t, dispatched, for ascending numbers of CAI iterations; what they share is computed once."""
         state, local = self._local(state, t)
         plain = state, local
         if not (counts[-1] and self._due(t, local.local)):

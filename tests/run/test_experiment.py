@@ -9,9 +9,9 @@ import pytest
 
 from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.errors import InputError
-from fedjax_rai.run import experiment, log
+from fedjax_rai.run import experiment, log, phase
 from fedjax_rai.run.experiment import evaluate_run, run
-from fedjax_rai.run.round import Federation, cai_phase, federated_round
+from fedjax_rai.run.round import Federation, federated_round
 from fedjax_rai.run.setting import Setting
 from fedjax_rai.text.hub import resolve
 from tests import small
@@ -40,7 +40,7 @@ def play(config, settings, **options):
 
 
 def rows(folder):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in log.read_rows(folder / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in log.read_rows(folder / "metrics.jsonl")]
 
 
 def test_a_run_folder_holds_all_that_the_run_was(config, settings):
@@ -97,12 +97,13 @@ def test_resumed_equals_uninterrupted_bitwise(config, settings, monkeypatch, alg
     with pytest.raises(KeyboardInterrupt):
         play(config, settings)
     monkeypatch.setattr(log, "append_row", written)
-    calls, play_round = [], Federation.round
-    monkeypatch.setattr(Federation, "round", lambda self, s, t: calls.append(t) or play_round(self, s, t))
+    calls, fork = [], Federation.fork
+    monkeypatch.setattr(Federation, "fork", lambda self, s, t, counts: calls.append(t) or fork(self, s, t, counts))
     resumed, again = play(config, settings)
     assert again == adapter and rows(resumed) == rows(whole)
     assert calls == list(range(stop_after, 3)), "rounds already done are not done again"
-    assert (resumed / "answers.jsonl").read_text() == (whole / "answers.jsonl").read_text()
+    for name in ("answers.jsonl", "revisions.jsonl"):
+        assert (resumed / name).read_text() == (whole / name).read_text()
 
 
 def test_a_filter_that_keeps_all_is_no_filter(config, settings):
@@ -121,7 +122,8 @@ def test_the_filter_decides_what_clients_train_on(config, settings):
     kept = Federation(setting, filtering).kept
     for client, part in enumerate(setting.parts):
         assert set(kept[client]) == {i for i in part if setting.scores[i] < config.guard.threshold}
-    cohort = Federation(setting, filtering).cohort(0)
+    cohort, tokens = Federation(setting, filtering).cohort(0)
+    assert tokens == setting.lengths[np.asarray(cohort.rows)][np.asarray(cohort.weight) > 0].sum()
     for client, client_rows, weight in zip(cohort.client, cohort.rows, cohort.weight, strict=True):
         assert weight == len(kept[int(client)])
         assert weight == 0 or set(np.asarray(client_rows).ravel().tolist()) <= set(kept[int(client)].tolist())
@@ -131,17 +133,19 @@ def test_a_client_that_kept_nothing_has_no_weight(config, settings):
     setting = settings.setdefault("one", Setting(config))
     federation = Federation(setting, config)
     federation.kept = [np.array([], int)] * 4
-    state, metrics = federation.round(federation.init(), 0)
-    assert int(metrics["clients"]) == 0 and int(metrics["trained_tokens"]) == 0
+    ((_, outcome),) = federation.fork(federation.init(), 0, [0])
+    local = outcome.local
+    assert int(local["clients"]) == int(local["trained_tokens"]) == int(local["step_tokens"]) == 0
 
 
 def test_arms_rounds_and_iteration_counts_share_their_programs(config, settings):
     play(config, settings)
-    before = small.compilations(federated_round), small.compilations(cai_phase)
-    other = {"cai": {"iterations": 5, "learning_rate": 1e-2}, "federated": {"learning_rate": 1e-3}}
+    programs = federated_round, phase.converse, phase.collect, phase.train
+    before = [small.compilations(program) for program in programs]
+    other = {"cai": {"iterations": 5, "learning_rate": 1e-2, "temperature": 0.5}, "federated": {"learning_rate": 1e-3}}
     play(vary(config, output="more", **other), settings)
     play(vary(config, output="control", filter={"enabled": True, "keep_all": True}), settings)
-    assert (small.compilations(federated_round), small.compilations(cai_phase)) == before
+    assert [small.compilations(program) for program in programs] == before
 
 
 def test_eval_repeats_the_evaluation(config, settings):
@@ -184,7 +188,7 @@ def test_a_diverging_cai_phase_is_undone(config, settings):
     setting = settings.setdefault("one", Setting(config))
     federation = Federation(setting, vary(config, cai={"learning_rate": 1e30, "iterations": 3}))
     before = federation.init().adapter
-    after, metrics = federation.align(before, 0)
+    ((after, metrics),) = federation.phase.align(before, federation.phase.lesson(before, 0), 0, [3])
     assert bool(metrics["cai_diverged"]) and small.distance(before, after) == 0
 
 

@@ -1,0 +1,178 @@
+"""When a CAI phase runs, what it leaves behind, what it costs and what its critique is worth."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.errors import InputError
+from fedjax_rai.run import cost, log
+from fedjax_rai.run import round as rounds
+from fedjax_rai.run.evaluation import critique
+from fedjax_rai.run.experiment import run
+from fedjax_rai.run.round import Federation
+from fedjax_rai.run.setting import Setting, fixed
+from tests import small
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return {}
+
+
+def vary(config: ExperimentConfig, output: str | None = None, **sections: Any) -> ExperimentConfig:
+    fields = config.model_dump()
+    for section, values in sections.items():
+        fields[section] |= values
+    return ExperimentConfig.model_validate(fields | {"output": str(config.output) + (output or "")})
+
+
+def play(config, settings):
+    folder = run(config, settings.setdefault(str(fixed(config)), Setting(config)))
+    return folder, log.read_rows(folder / "metrics.jsonl"), log.read_json(folder / "summary.json")
+
+
+def ran(rows) -> list[bool]:
+    return ["cai_iterations" in row for row in rows]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
+def test_a_phase_comes_after_every_so_many_rounds(config, settings, every):
+    _, rows, _ = play(vary(config, cai={"every": every}, federated={"rounds": 3}), settings)
+    assert ran(rows) == [t % every == 0 for t in (1, 2, 3)]
+    assert all((row["cai_seconds"] > 0) == own for row, own in zip(rows, ran(rows), strict=True))
+
+
+@pytest.mark.parametrize("safe", [0.25, 0.5, 0.75])
+def test_a_trigger_runs_it_only_where_the_probe_is_below(config, settings, monkeypatch, safe):
+    monkeypatch.setattr(rounds, "probe", lambda *_: safe)
+    _, rows, _ = play(vary(config, cai={"probe": 4, "trigger": 0.5}), settings)
+    assert ran(rows) == [safe < 0.5] * 2 and [row["probe_harmless"] for row in rows] == [safe] * 2
+
+
+def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(config, settings):
+    folder, rows, _ = play(vary(config, "probed", cai={"probe": 6}), settings)
+    plain, others, _ = play(vary(config, "plain"), settings)
+    shares = [row["probe_harmless"] for row in rows]
+    assert all(share * 6 == pytest.approx(round(share * 6)) for share in shares)
+    name = "adapter/adapter_model.safetensors"
+    assert (folder / name).read_bytes() == (plain / name).read_bytes()
+    assert "probe_harmless" not in others[0]
+
+
+def test_more_probe_prompts_than_there_are_is_said_at_once(config):
+    config = vary(config, cai={"probe": 3, "trigger": 0.9})
+    setting = Setting(config)
+    setting.materials = setting.materials._replace(probe_prompts=["one"])
+    with pytest.raises(InputError, match="cai.probe = 3: there are only 1"):
+        setting.check(config)
+
+
+def test_what_was_said_is_written_down(config, settings):
+    own = vary(config, cai={"revisions": 2, "iterations": 1})
+    folder, rows, summary = play(own, settings)
+    said = log.read_rows(folder / "revisions.jsonl")
+    assert [row["round"] for row in said] == [1] * 4 + [2] * 4
+    assert all(len(row["principles"]) == len(row["critiques"]) == len(row["revisions"]) == 2 for row in said)
+    for t, row in enumerate(rows, 1):
+        for cause in ("cut_off", "empty", "equal"):
+            assert row[f"cai_{cause}"] == sum(own["degenerate"] == cause for own in said if own["round"] == t)
+        assert row["cai_pairs"] == sum(own["degenerate"] is None for own in said if own["round"] == t)
+    assert summary["critique"]["judge"] == "rule" and summary["critique"]["unsafe"] + summary["critique"]["safe"] == 8
+
+
+def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, settings):
+    """By hand: two unsafe responses of which one is made safe, three safe ones of which one is changed, one spoiled."""
+    setting = settings.setdefault("any", Setting(config))
+    from fedjax_rai.data.tiny_world import unsafe_markers
+
+    bad = f"so {unsafe_markers()[0]} it is"
+    rows = [
+        {"prompt": "q", "response": before, "revisions": ["x", after]}
+        for before, after in ((bad, "no"), (bad, bad), ("no", "no"), ("no", "never"), ("no", bad))
+    ]
+    found = critique(setting, rows)
+    assert found == {
+        "judge": "rule", "unsafe": 2, "made_safe": 50.0, "safe": 3,
+        "left_alone": pytest.approx(100 / 3), "made_unsafe": pytest.approx(100 / 3),
+    }  # fmt: skip
+    assert critique(setting, rows[2:3])["made_safe"] is None
+
+
+def test_a_fork_is_every_count_by_itself(config, settings):
+    """Snapshots on the way to the largest count are the adapters that the smaller counts lead to."""
+    setting = settings.setdefault("any", Setting(config))
+    federation = Federation(setting, vary(config, cai={"method": "sft+dpo"}))
+    counts = [0, 1, 3]
+    together = federation.fork(federation.init(), 0, counts)
+    for count, (state, outcome) in zip(counts, together, strict=True):
+        ((alone, other),) = federation.fork(federation.init(), 0, [count])
+        assert small.distance(state.adapter, alone.adapter) == 0
+        assert (outcome.cai is None) == (other.cai is None) == (count == 0)
+    assert small.distance(together[1][0].adapter, together[2][0].adapter) > 0
+
+
+@pytest.mark.slow
+def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers(config, settings):
+    """No phase in the first round: that one is shared, too."""
+    own = {n: vary(config, f"{n}", cai={"iterations": n, "every": 2}, federated={"rounds": 3}) for n in (0, 1, 3)}
+    alone = {n: play(vary(one, "alone"), settings) for n, one in own.items()}
+    setting = settings[str(fixed(own[3]))]
+    run(own[3], setting, siblings=[own[0], own[1]])
+    left = {n: len(log.read_rows(run_folder(own[n]) / "metrics.jsonl")) for n in (0, 1)}
+    assert left == {0: 2, 1: 2}
+    for n, one in own.items():
+        folder, rows, _ = play(one, settings)
+        for name in ("adapter/adapter_model.safetensors", "answers.jsonl", "revisions.jsonl"):
+            assert (folder / name).read_bytes() == (alone[n][0] / name).read_bytes(), (n, name)
+        assert timeless(rows) == timeless(alone[n][1])
+
+
+def run_folder(config: ExperimentConfig):
+    from pathlib import Path
+
+    return Path(str(config.output))
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+
+
+def test_flops_are_those_of_the_matrix_products(config, settings):
+    """Against XLA's own count of a forward pass, whose attention and norms come on top."""
+    import jax
+
+    from fedjax_rai.model.decoder import forward, unembed
+
+    setting = settings.setdefault("any", Setting(config))
+    tokens = np.ones((2, 4), np.int32)
+    adapter = setting.fresh_adapter("a")
+
+    def whole(tokens):
+        return unembed(setting.model, setting.base, forward(setting.model, setting.base, adapter, tokens, tokens))
+
+    counted = jax.jit(whole).lower(tokens).cost_analysis()["flops"] / tokens.size
+    layers = setting.model.config.num_hidden_layers
+    assert layers == 4 and 0.2 < counted / cost.forward_flops(setting) < 1.2
+
+
+def test_what_a_full_epoch_would_have_cost(config, settings):
+    """Revising all red prompts and training on each once, in place of a few: checked on round numbers."""
+    setting = settings.setdefault("any", Setting(config))
+    own = vary(config, cai={"prompts": 100, "batch_size": 8, "iterations": 10, "replay": 0})
+    setting_rows = [
+        {"local_seconds": 1.0, "cai_seconds": 2.0, "trained_tokens": 5, "step_tokens": 9, "cai_iterations": 10,
+         "cai_generated_tokens": 300, "cai_read_tokens": 700, "cai_trained_tokens": 40, "cai_step_tokens": 80}
+    ] * 2  # fmt: skip
+    bare = Setting(own)
+    bare.__dict__["model"], bare.__dict__["base"] = setting.model, setting.base
+    found = cost.phases(bare, own, setting_rows)
+    everything = len(bare.red_prompts.tokens)
+    generated, step = 2000 * cost.forward_flops(bare), 160 * cost.step_flops(bare)
+    full = generated * everything / 100 + step * (everything / 8) / 10
+    cai: Any = found["cai"]
+    assert found["local"] and found["local"]["seconds"] == 2.0 and cai["seconds"] == 4.0 and cai["phases"] == 2
+    assert cai["flops"] == generated + step and cai["full_epoch_flops"] == pytest.approx(full)
+    assert cai["share_saved"] == pytest.approx(1 - (generated + step) / full)
+    assert cost.phases(bare, own, [{"local_seconds": 1.0, "step_tokens": 1}])["cai"] is None
