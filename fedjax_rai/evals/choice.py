@@ -2,23 +2,21 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_rai.aliases import Adapter, Base
-from fedjax_rai.data.examples import Examples, encode_chats
+from fedjax_rai.data.examples import encode_chats, take
 from fedjax_rai.data.tiny_world import Choice
 from fedjax_rai.evals.open_ended import Rate
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.text.prompts import answered
 from fedjax_rai.text.tokenizer import Tokenizer
-from fedjax_rai.train.losses import sequence_logps
+from fedjax_rai.train.losses import answer_logps
 
-
-@partial(jax.jit, static_argnames="model")
-def _answer_logps(model: Decoder, base: Base, adapter: Adapter | None, batch: Examples):
-    return (sequence_logps(model, base, adapter, batch.tokens, batch.segments) * batch.loss_mask).sum(axis=1)
+_answer_logps = partial(jax.jit, static_argnames="model")(answer_logps)
 
 
 def preferred(
@@ -36,8 +34,8 @@ def preferred(
     pending = []
     for begin in range(0, len(chats), batch_size):
         own = np.arange(begin, min(begin + batch_size, len(chats)))
-        rows = np.resize(own, batch_size)
-        pending.append((own, _answer_logps(model, base, adapter, Examples(*(c[rows] for c in examples)))))
+        rows: Any = np.resize(own, batch_size)  # the last batch filled up with copies
+        pending.append((own, _answer_logps(model, base, adapter, *take(examples, rows))[0]))
     logps = np.zeros(len(chats))
     for own, values in pending:
         logps[own] = np.asarray(values)[: len(own)]

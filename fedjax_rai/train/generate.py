@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 
 from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key
 from fedjax_rai.model.attention import Sight
@@ -125,6 +126,20 @@ def _nucleus(falling: Float[Array, "b v"], top_p: Float[Array, ""] | np.floating
     return jnp.where((before < top_p) | (top_p >= 1), falling, -jnp.inf)
 
 
+@custom_vmap
+def _anyone(speaks: Bool[Array, "b"]) -> Bool[Array, ""]:
+    """Whether any row does: of all batches, under `vmap`, so that one loop drives them all.
+
+    A condition for each of them would have XLA select, so copy, every cache whole at every token.
+    """
+    return speaks.any()
+
+
+@_anyone.def_vmap
+def _anyone_of_all(size: int, batched: list[bool], speaks: Array) -> tuple[Array, bool]:
+    return _anyone(speaks.any(axis=0) if batched[0] else speaks), False
+
+
 def sample(
     model: Decoder,
     base: Base,
@@ -149,7 +164,7 @@ def sample(
         answers: Answers
 
     def going(loop: Loop) -> Array:
-        return (loop.step < max_new) & ~jnp.all(loop.answers.ended)
+        return (loop.step < max_new) & _anyone(~loop.answers.ended)
 
     def speak(loop: Loop) -> Loop:
         step, now, said = loop

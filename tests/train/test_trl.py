@@ -21,9 +21,8 @@ def test_losses_and_gradients_are_trls(seed, tmp_path):
     size = models["random_config"]("llama", seed)
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     preferences["draw_base"](base, size, seed)
-    config = peft.LoraConfig(
-        r=seed + 1, lora_alpha=6, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-    )
+    own = {"r": seed + 1, "lora_alpha": 2 * seed + 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    config = peft.LoraConfig(**own, init_lora_weights=False)
     preferences["draw_adapter"](base, adapter, config, seed)
     expected = preferences["reference"](base, adapter, preferences["draw_pairs"](seed, size["vocab_size"]))
     check_reference(base, adapter, expected, tmp_path / "gradient")
