@@ -24,10 +24,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+cai = typer.Typer(help="Constitutional AI apart from runs.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cai, name="cai")
 COMPUTED = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32"}
 STORED = COMPUTED | {"float16": "float16", "fp16": "float16"}
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file; what it does not name is the default")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="overrides, like federated.rounds=3")]
+Swept = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=V1,V2,...", help="keys to sweep; other overrides as for run")
+]
 
 
 @app.command()
@@ -66,6 +71,23 @@ def table(
         from fedjax_rai.run.table import run_table
 
         run_table(loaded, arms=None if arms is None else [arm.strip() for arm in arms.split(",")], seeds=seeds)
+
+
+@app.command()
+def sweep(config: ConfigFile, overrides: Swept = None) -> None:
+    """Run a config at every combination of some keys' values, and print the table.
+
+    \b
+    fedjax-rai sweep configs/tiny_cpu.yaml cai.iterations=0,10,25,50 seed=0,1,2 output=runs/iterations
+    """
+    with _answering(resumable=True):
+        from fedjax_rai.config_file import load_sweep
+
+        points = load_sweep(config, overrides or ())
+        _quiet()
+        from fedjax_rai.run.sweep import run_sweep
+
+        run_sweep(points)
 
 
 @app.command()
@@ -138,6 +160,22 @@ def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
         from fedjax_rai.config_file import dump_config
 
         typer.echo(dump_config(_load(config, overrides)), nl=False)
+
+
+@cai.command("generate")
+def prepare(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder of the set: a new one, or one to go on with")],
+    overrides: Overrides = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="conversations; each red prompt once if not given")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="a folder in PEFT's format; the base if not given")] = None,
+) -> None:
+    """Prepare a set of revisions to train on, by cai.data=OUT or with TRL; or go on with it."""
+    with _answering(resumable=True):
+        loaded = _load(config, overrides)
+        from fedjax_rai.run import prepare as sets
+
+        typer.echo(sets.report(sets.prepare(loaded, out, prompts, adapter)))
 
 
 def _dtype(name: str, allowed: dict[str, str]) -> str:

@@ -33,7 +33,7 @@ class Prompts(NamedTuple):
     valid: Bool[Array, "n l"]
 
 
-def take(examples: Examples, rows: Int[Array, "..."]) -> Examples:
+def take(examples: Examples, rows: Int[Array, "..."] | np.ndarray) -> Examples:
     """Rows of a set, in whatever shape they are asked for."""
     return Examples(*(column[rows] for column in examples))
 

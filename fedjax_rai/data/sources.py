@@ -221,5 +221,53 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def read_preferences(path: Path) -> list:
-    raise NotImplementedError
+class Preference(NamedTuple):
+    """A prompt, an answer, and one that it is to be preferred to."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def read_preferences(path: Path) -> list[Preference]:
+    """All pairs of a JSON-lines file, or of a folder: its `pairs-*.jsonl` in order, else its `*.jsonl`.
+
+    A row has `prompt`, `chosen` and `rejected`, each a text or, as in TRL's conversational format, a list of one turn:
+    the user's, and an assistant's each; its other fields are not read. Raises InputError with the place of the first
+    row that is not as it should be, and for a set that `fedjax-rai cai generate` has not finished.
+    """
+    pairs = []
+    for file in _preference_files(Path(path)):
+        pairs += [_preference(row, place) for place, row in _jsonl_rows(_read_text(file), file)]
+    if not pairs:
+        raise InputError(f"{path}: no rows; must hold at least one with prompt, chosen and rejected")
+    return pairs
+
+
+def _preference_files(path: Path) -> list[Path]:
+    """The files that are not empty: of all the conversations of a shard, none may have made a pair."""
+    if not path.is_dir():
+        return [path]
+    prepared = (path / "config.yaml").is_file()
+    if prepared and not (path / "summary.json").is_file():
+        raise InputError(
+            f"{path}: an unfinished set (it has no summary.json); to go on: fedjax-rai cai generate "
+            f"{path / 'config.yaml'} {path}, with the --prompts and --adapter that it was begun with"
+        )
+    files = sorted(path.glob("pairs-*.jsonl"))
+    return [file for file in files or ([] if prepared else sorted(path.glob("*.jsonl"))) if file.stat().st_size]
+
+
+def _preference(row: Any, place: str) -> Preference:
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: {_show(row)} is no object; must have the fields prompt, chosen and rejected")
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return Preference(**{name: _said(row, place, name, role) for name, role in roles.items()})
+
+
+def _said(row: dict[str, Any], place: str, name: str, role: str) -> str:
+    """A text, or that of a single turn."""
+    value, allowed = row.get(name), f'text, not empty, or one turn: [{{"role": "{role}", "content": text}}]'
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and value[0].get("role") == role:
+        row = {**row, name: value[0].get("content")}
+    return _field(row, place, name, str, allowed)

@@ -95,7 +95,8 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Any]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=CONSOLE) as bar:
+    # steps may take minutes, and a speed needs two of them
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=CONSOLE, speed_estimate_period=3600) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
         yield lambda note="": bar.update(task, advance=1, note=note)
 

@@ -5,7 +5,7 @@ the second in several steps gives the adapters of several counts for the price o
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from fedjax_rai.cai.constitution import draw
 from fedjax_rai.cai.revise import Chain, Requests, Talk, chain, degenerate, examples, in_chunks
 from fedjax_rai.config import CaiConfig, ExperimentConfig
 from fedjax_rai.data.examples import Examples, Prompts
-from fedjax_rai.mesh import over_clients
+from fedjax_rai.mesh import over_clients, replicated
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.run.setting import ONLINE, Setting, cycle
 from fedjax_rai.train.generate import Sampling
@@ -54,6 +54,26 @@ class Said(NamedTuple):
     rows: np.ndarray  # of the red prompts
     principles: np.ndarray  # [b, n]
     chain: Chain
+
+
+class Conversations(NamedTuple):
+    """What conversations to hold, and what is replayed beside the revisions that they end with."""
+
+    talk: Talk
+    requests: Requests
+    replay: Examples
+
+
+class Source(NamedTuple):
+    """Where a round's phase takes its pool from, whatever the adapter: conversations, or a prepared set."""
+
+    pool: Pool | Conversations
+    metrics: Metrics  # known before
+    rows: np.ndarray  # of the red prompts; none for a prepared set
+
+    def said(self, chain: Chain | None) -> Said | None:
+        own = self.pool
+        return Said(self.rows, np.asarray(own.talk.principles), chain) if chain and not isinstance(own, Pool) else None
 
 
 class Lesson(NamedTuple):
@@ -141,6 +161,19 @@ def outcome(before: Adapter, progress: Progress, iterations: Int[Array, ""]) -> 
     return trees.select(sound, progress.state.adapter, before), metrics
 
 
+def learn(
+    model: Decoder, options: Options, base: Base, adapter: Adapter, source: Pool | Conversations, drawn: Sampling
+) -> tuple[Pool, Reference | None, Metrics, Chain | None]:
+    """(pool, reference, metrics, what was said) of a phase that starts from that adapter; may be jitted as a whole."""
+    if isinstance(source, Pool):
+        preferred = options.objective.preference is not None
+        reference = refer(model, options, base, adapter, source) if preferred else None
+        return source, reference, {}, None
+    talk, requests, replay = source
+    said = converse(model, options, base, adapter, talk, requests, drawn)
+    return *collect(model, options, base, adapter, talk, requests, said, replay), said
+
+
 class Phase:
     """The phases of one arm."""
 
@@ -163,16 +196,19 @@ class Phase:
 
     def lesson(self, adapter: Adapter, t: int) -> Lesson:
         """What the phase of round t trains on, given the adapter that it starts from."""
-        setting, options = self.setting, self.options
-        if self.config.cai.data != ONLINE:
-            return self._prepared(adapter)
-        own, rows = self.config.cai, self._rows(t)
-        talk = self.talk(rows, rng.host(self.config.seed, "principles", round=t), rng.stream(self._key(t), "chain"))
-        said = converse(setting.model, options, setting.base, adapter, talk, setting.requests, sampling(own))
-        pool, reference, metrics = collect(
-            setting.model, options, setting.base, adapter, talk, setting.requests, said, setting.replay
+        setting, source = self.setting, self.source(t)
+        pool, reference, metrics, chain = learn(
+            setting.model, self.options, setting.base, adapter, source.pool, sampling(self.config.cai)
         )
-        return Lesson(pool, reference, metrics, Said(rows, np.asarray(talk.principles), said))
+        return Lesson(pool, reference, source.metrics | metrics, source.said(chain))
+
+    def source(self, t: int) -> Source:
+        """That of round t."""
+        if self.config.cai.data != ONLINE:
+            return self._prepared
+        rows = self._rows(t)
+        talk = self.talk(rows, rng.host(self.config.seed, "principles", round=t), rng.stream(self.key(t), "chain"))
+        return Source(Conversations(talk, self.setting.requests, self.setting.replay), {}, rows)
 
     def talk(self, rows: np.ndarray, g: np.random.Generator, key: Key[Array, ""]) -> Talk:
         """Conversations about those of the red prompts; `g` draws principles, `key` is what answers are sampled by."""
@@ -187,38 +223,39 @@ class Phase:
         self, adapter: Adapter, lesson: Lesson, t: int, counts: Sequence[int]
     ) -> Iterator[tuple[Adapter, Metrics]]:
         """(adapter, metrics) after each of the ascending iteration counts, by one pass through all of them."""
-        setting, own = self.setting, self.config.cai
-        mixed = len(setting.replay.tokens)
-        rates = Rates(jnp.float32(own.learning_rate), jnp.float32(own.beta), jnp.float32(mixed / (own.prompts + mixed)))
-        progress, done = cai.begin(adapter), 0
+        setting, done = self.setting, 0
+        # laid out as `train` leaves it, so that going on from there is the same program
+        progress = jax.device_put(cai.begin(adapter), replicated(setting.mesh))
         for count in counts:
             progress = train(
                 setting.model, self.options, setting.base, progress, lesson.pool, lesson.reference,
-                jnp.int32(done), jnp.int32(count), rates, rng.stream(self._key(t), "align"),
+                jnp.int32(done), jnp.int32(count), self.rates, rng.stream(self.key(t), "align"),
             )  # fmt: skip
             done = count
             trained, metrics = outcome(adapter, progress, jnp.int32(count))
             yield trained, lesson.metrics | metrics
 
-    def _prepared(self, adapter: Adapter) -> Lesson:
-        setting = self.setting
-        chosen, rejected = setting.prepared
+    @property
+    def rates(self) -> Rates:
+        own, mixed = self.config.cai, len(self.setting.replay.tokens)
+        return Rates(jnp.float32(own.learning_rate), jnp.float32(own.beta), jnp.float32(mixed / (own.prompts + mixed)))
+
+    @cached_property
+    def _prepared(self) -> Source:
+        chosen, rejected = self.setting.prepared
         everything = jnp.ones(len(chosen.tokens), bool)
-        pool = cai.pool(chosen, rejected, setting.replay, everything, everything)
-        reference, read = None, 0
-        if self.options.objective.preference:
-            reference = refer(setting.model, self.options, setting.base, adapter, pool)
-            read = chosen.valid.sum() + rejected.valid.sum()
-        return Lesson(
-            pool, reference, {"cai_pairs": len(everything), "cai_generated_tokens": 0, "cai_read_tokens": read}
-        )
+        read = chosen.valid.sum() + rejected.valid.sum() if self.options.objective.preference else 0
+        metrics = {"cai_pairs": len(everything), "cai_generated_tokens": 0, "cai_read_tokens": read}
+        pool = cai.pool(chosen, rejected, self.setting.replay, everything, everything)
+        return Source(pool, metrics, np.zeros(0, int))
 
     def _rows(self, t: int) -> np.ndarray:
         """The red prompts of round t, drawn anew each time."""
         everything = np.arange(len(self.setting.red_prompts.tokens))
         return cycle(everything, self.config.cai.prompts, rng.host(self.config.seed, "red prompts", round=t))
 
-    def _key(self, t: int) -> Key[Array, ""]:
+    def key(self, t: int) -> Key[Array, ""]:
+        """Of round t."""
         return rng.stream(self.setting.root, "cai", round=t)
 
 
