@@ -1,19 +1,31 @@
 """The paper's table: arms x seeds, with intervals, paired differences and a picture."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.config_file import check_files, dump_config, load_config
+from fedjax_rai.config_file import check_files, dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import log
-from fedjax_rai.run.experiment import SUMMARY, check_folder, differences, run
+from fedjax_rai.run.experiment import SUMMARY, check_folder, run
 from fedjax_rai.run.plots import plot_arms
+from fedjax_rai.run.results import (
+    COLUMNS,
+    CSV_COLUMNS,
+    NOT_MEASURED,
+    Summary,
+    basis,
+    cell,
+    check_same,
+    is_synthetic,
+    markdown,
+    paired,
+    rate_rows,
+    to_csv,
+)
 from fedjax_rai.run.setting import Setting
 
 NO_FILTER, NO_CAI = {"filter": {"enabled": False}}, {"cai": {"enabled": False}}
@@ -42,25 +54,6 @@ COMPARED = (
     ("utility", "fl+filter+cai", "base"),
 )
 TABLE = "table.yaml"
-COLUMNS = {
-    "harmless": "harmless",
-    "harmless_by_refusal_phrases": "by phrases",
-    "harmless_by_guard": "by guard",
-    "hhh": "HHH",
-    "utility": "utility",
-    "over_refusal": "over-refusal",
-}
-
-
-class Cell(NamedTuple):
-    """A mean and its 95 % interval, in percent. One seed: the interval over prompts; more: over seeds."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
 def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds: int = 1) -> Path:
@@ -90,12 +83,8 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
 
 def check_table(folder: Path, config: ExperimentConfig) -> None:
     """Raise InputError if the folder holds anything but a table of this config; arms and seeds may be others."""
-    written = folder / TABLE
-    if written.is_file():
-        there = load_config(written).model_dump() | {"output": None, "seed": 0}
-        if changed := differences(there, config.model_dump() | {"output": None, "seed": 0}):
-            listed = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, old, new in changed)
-            raise InputError(f"output = {folder}: holds a table of another config, which differs in {listed}")
+    if (folder / TABLE).is_file():
+        check_same(folder / TABLE, config, "a table", ["seed"])
     elif folder.exists() and any(path.name[:4] != "seed" for path in folder.iterdir()):
         raise InputError(f"output = {folder}: exists and is not a table's folder; name another one")
 
@@ -115,96 +104,34 @@ def arm_config(config: ExperimentConfig, arm: str, seed: int, folder: Path) -> E
     return ExperimentConfig.model_validate(fields | {"seed": seed, "output": str(folder / f"seed{seed}" / arm)})
 
 
-def cell(summaries: Sequence[Mapping[str, Any]], rate: str) -> Cell | None:
-    """A rate over seeds, or None where it was not measured."""
-    rates = [summary["rates"].get(rate) for summary in summaries]
-    if any(own is None for own in rates):
-        return None
-    if len(rates) == 1:
-        return Cell(*(rates[0][key] for key in Cell._fields))
-    mean, low, high = interval([own["mean"] for own in rates])
-    return Cell(mean, max(low, 0.0), min(high, 100.0))
-
-
-def interval(values: Sequence[float]) -> Cell:
-    """Mean and 95 % interval of a few independent values, by Student's t."""
-    from scipy.stats import t
-
-    mean, margin = np.mean(values), t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return Cell(float(mean), float(mean - margin), float(mean + margin))
-
-
-def comparisons(chosen: Sequence[str], summaries: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:
-    """One arm's rate minus another's, paired by seed (same data, same prompts)."""
-    seeds = sorted({seed for _, seed in summaries})
-    lines = []
-    for rate, one, other in COMPARED:
-        if one in chosen and other in chosen and len(seeds) > 1:
-            pairs = [(summaries[one, s]["rates"].get(rate), summaries[other, s]["rates"].get(rate)) for s in seeds]
-            if all(a and b for a, b in pairs):
-                gaps = [a["mean"] - b["mean"] for a, b in pairs]
-                each = ", ".join(f"{gap:+.1f}" for gap in gaps)
-                lines.append(f"{rate}, {one} - {other}: {interval(gaps)} (seeds: {each})")
-    return lines
+def comparisons(chosen: Sequence[str], by_arm: Mapping[str, Sequence[Summary]]) -> list[str]:
+    """One arm's rate minus another's, seed by seed."""
+    wanted = [(rate, one, other) for rate, one, other in COMPARED if one in chosen and other in chosen]
+    found = {(rate, one, other): paired(rate, by_arm[one], by_arm[other]) for rate, one, other in wanted}
+    return [f"{rate}, {one} - {other}: {gap}" for (rate, one, other), gap in found.items() if gap]
 
 
 def write(
-    folder: Path, config: ExperimentConfig, chosen: Sequence[str], summaries: Mapping[tuple[str, int], Any]
+    folder: Path, config: ExperimentConfig, chosen: Sequence[str], summaries: Mapping[tuple[str, int], Summary]
 ) -> None:
     """table.md, table.csv, table.png and the config beside the run folders; the table on stdout."""
     seeds = sorted({seed for _, seed in summaries})
     by_arm = {arm: [summaries[arm, seed] for seed in seeds] for arm in chosen}
-    synthetic = any(summary["synthetic"] for summary in summaries.values())
-    header = ["arm", *COLUMNS.values(), "seconds"]
     rows = []
     for arm, own in by_arm.items():
         seconds = float(np.mean([summary["seconds"]["training"] for summary in own]))
-        cells = [cell(own, rate) for rate in COLUMNS]
-        rows.append([arm, *(str(c) if c else "not measured" for c in cells), f"{seconds:.0f}"])
-    quality = next((s["guard"]["fitted"] or s["guard"]["released"] for s in summaries.values() if s["guard"]), None)
-    notes = [
-        f"{'SYNTHETIC tiny world. ' if synthetic else ''}Percent, 95 % intervals over "
-        + (f"{len(seeds)} seeds (Student's t)." if len(seeds) > 1 else f"prompts (one seed, {seeds[0]}).")
-        + " Seconds: rounds x median round; compilation, guard and evaluation are not in it.",
-        *comparisons(chosen, summaries),
-    ]
+        rows.append([arm, *(str(cell(own, rate) or NOT_MEASURED) for rate in COLUMNS), f"{seconds:.0f}"])
+    everything = list(summaries.values())
+    quality = next((s["guard"]["fitted"] or s["guard"]["released"] for s in everything if s["guard"]), None)
+    notes = [basis(everything), *comparisons(chosen, by_arm)]
     if quality:
         notes.append(f"guard, seed {seeds[0]}: " + ", ".join(f"{name} {value:.1f}" for name, value in quality.items()))
-    table = markdown(header, rows)
+    table = markdown(["arm", *COLUMNS.values(), "seconds"], rows)
     log.write_text(folder / "table.md", table + "\n" + "".join(f"{note}\n\n" for note in notes))
-    log.write_text(folder / "table.csv", to_csv(chosen, by_arm))
+    # a row for each arm, seed and rate
+    numbers = [[arm, own["seed"], *row] for arm in chosen for own in by_arm[arm] for row in rate_rows(own)]
+    log.write_text(folder / "table.csv", to_csv(["arm", "seed", "rate", *CSV_COLUMNS], numbers))
     log.write_text(folder / TABLE, dump_config(config))
-    plot_arms(
-        folder / "table.png", chosen, {r: [cell(by_arm[a], r) for a in chosen] for r in COLUMNS}, COLUMNS, synthetic
-    )
+    cells = {rate: [cell(by_arm[arm], rate) for arm in chosen] for rate in COLUMNS}
+    plot_arms(folder / "table.png", chosen, cells, COLUMNS, is_synthetic(everything))
     print(f"\n{table}\n" + "\n".join(notes) + f"\n\n{folder}")
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(fields: Sequence[str]) -> str:
-        return "| " + " | ".join(field.ljust(width) for field, width in zip(fields, widths, strict=True)) + " |"
-
-    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)]) + "\n"
-
-
-def to_csv(chosen: Sequence[str], by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """One row for each arm, seed and rate, judges and categories included."""
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(["arm", "seed", "rate", "mean", "low", "high", "prompts"])
-    for arm in chosen:
-        for summary in by_arm[arm]:
-            for name, rate in summary["rates"].items():
-                if rate:
-                    out.writerow(
-                        [
-                            arm,
-                            summary["seed"],
-                            name,
-                            *(round(float(rate[key]), 4) for key in ("mean", "low", "high")),
-                            rate["prompts"],
-                        ]
-                    )
-    return text.getvalue()

@@ -5,7 +5,8 @@ import csv
 import pytest
 
 from fedjax_rai.errors import InputError
-from fedjax_rai.run.table import ARMS, CONTROLS, Cell, arm_config, cell, choose, comparisons, interval, run_table
+from fedjax_rai.run.results import Cell, cell, interval
+from fedjax_rai.run.table import ARMS, CONTROLS, arm_config, choose, comparisons, run_table
 
 
 def test_every_arm_is_a_config(config, tmp_path):
@@ -40,8 +41,8 @@ def test_comparisons_are_paired_by_seed():
     def summary(mean):
         return {"rates": {"harmless": {"mean": mean}}}
 
-    summaries = {(arm, s): summary(m + 10 * s) for arm, m in (("fl", 50.0), ("fl+filter", 60.0)) for s in (0, 1, 2)}
-    (line,) = comparisons(["fl", "fl+filter"], summaries)
+    by_arm = {arm: [summary(m + 10 * s) for s in (0, 1, 2)] for arm, m in (("fl", 50.0), ("fl+filter", 60.0))}
+    (line,) = comparisons(["fl", "fl+filter"], by_arm)
     assert line == "harmless, fl+filter - fl: 10.0 [10.0, 10.0] (seeds: +10.0, +10.0, +10.0)"
 
 

@@ -1,0 +1,356 @@
+"""Sweeps: what is swept, that a point is an ordinary run however much it shares, and what is written."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from typer.testing import CliRunner
+
+from fedjax_rai.cli import app
+from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.config_file import Point, dump_config, load_sweep, split_values
+from fedjax_rai.errors import InputError
+from fedjax_rai.run import experiment, log, phase, plots
+from fedjax_rai.run import sweep as sweeps
+from fedjax_rai.run.experiment import run
+from fedjax_rai.run.phase import Phase
+from fedjax_rai.run.results import Cell
+from fedjax_rai.run.round import Federation, federated_round
+from fedjax_rai.run.setting import Setting, fixed
+from fedjax_rai.run.sweep import run_sweep
+from tests import small
+
+MADE: dict[str, Setting] = {}
+
+
+def setting_of(config: ExperimentConfig) -> Setting:
+    """One for all tests whose configs agree in what it depends on."""
+    key = repr(fixed(config))
+    MADE[key] = MADE.get(key) or Setting(config)
+    return MADE[key]
+
+
+@pytest.fixture(autouse=True)
+def shared_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "Setting", setting_of)
+
+
+def vary(config: ExperimentConfig, **sections: Any) -> ExperimentConfig:
+    fields = config.model_dump()
+    for section, values in sections.items():
+        fields[section] = fields[section] | values if isinstance(values, dict) else values
+    return ExperimentConfig.model_validate(fields)
+
+
+def grid(config: ExperimentConfig, *overrides: str) -> list[Point]:
+    path = Path(config.output or "").parent / "small.yaml"
+    path.write_text(dump_config(config))
+    return load_sweep(path, overrides)
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """All that a run says but how long it took."""
+    rows = log.read_rows(folder / "metrics.jsonl")
+    return {
+        "adapter": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "rows": [{key: value for key, value in row.items() if "seconds" not in key} for row in rows],
+        "revisions": log.read_rows(folder / "revisions.jsonl"),
+        "answers": (folder / "answers.jsonl").read_text(),
+    }
+
+
+@pytest.fixture
+def phased(config: ExperimentConfig) -> ExperimentConfig:
+    """Four rounds, a phase after every second one."""
+    return vary(config, federated={"rounds": 4}, cai={"every": 2})
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory):
+    """Runs by themselves, each once: config -> content."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def content_of(config: ExperimentConfig) -> dict[str, Any]:
+        key = repr(vary(config, output=None))
+        if key not in known:
+            own = vary(config, output=str(tmp_path_factory.mktemp("apart") / "run"))
+            known[key] = content(run(own, setting_of(own)))
+        return known[key]
+
+    return content_of
+
+
+@pytest.fixture
+def unevaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without an evaluation, which takes longer than they do."""
+    monkeypatch.setattr(experiment, "evaluate", lambda *_: ({"harmless": None}, []))
+    monkeypatch.setattr(experiment, "critique", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0,10, 25", ["0", "10", "25"]),
+        ("[q_proj,k_proj],[v_proj]", ["[q_proj,k_proj]", "[v_proj]"]),
+        ("{a: 1, b: [2, 3]},{}", ["{a: 1, b: [2, 3]}", "{}"]),
+        ('\'a,b\',"c,\\"d",e', ["'a,b'", '"c,\\"d"', "e"]),
+        ("'it''s, so'", ["'it''s, so'"]),
+        ("[a,b]", ["[a,b]"]),
+        ("0,", ["0", ""]),
+        ("", [""]),
+    ],
+)
+def test_commas_within_brackets_braces_and_quotes_separate_nothing(text: str, values: list[str]) -> None:
+    assert split_values(text) == values
+
+
+def test_every_combination_is_a_point_named_by_its_values(config: ExperimentConfig) -> None:
+    points = grid(config, "cai.iterations=0,10", "lora.rank=3", "lora.targets=[q_proj],[q_proj, v_proj]", "seed=0,1")
+    names = [sweeps.output(point).name for point in points]
+    assert len(names) == 8 and names[:3] == [
+        "cai.iterations=0,lora.targets=q_proj,seed=0",
+        "cai.iterations=0,lora.targets=q_proj,seed=1",
+        "cai.iterations=0,lora.targets=q_proj_v_proj,seed=0",
+    ]
+    last = points[-1].config
+    assert (last.cai.iterations, last.seed, last.lora.rank) == (10, 1, 3) and last.lora.targets == ("q_proj", "v_proj")
+    assert points[-1].values == {"cai.iterations": "10", "lora.targets": "[q_proj, v_proj]", "seed": "1"}
+    assert {sweeps.output(point).parent for point in points} == {Path(config.output or "")}
+    named = grid(vary(config, output=None), "seed=0,1")
+    assert sweeps.output(named[0]) == Path("runs/small-sweep/seed=0")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "nothing to sweep: must be given values with commas between, like cai.iterations=0,10,25"),
+        (["seed=1", "lora.targets=[q_proj,v_proj]"], "nothing to sweep"),
+        (["seed=0,1", "seed=2"], "override 'seed=2': this key is swept; must stand once"),
+        (["seed=0,1", "seed=2,3"], "override 'seed=2,3': seed is swept twice"),
+        (["seed=0,1,"], "override 'seed=0,1,': no value between two commas, or at an end"),
+        (["seed=0,1", "output=a,b"], "override 'output=a,b': must be one folder"),
+        (["seed=0,0"], "two points are named seed=0"),
+        (["eval.advbench=a/b.csv,a:b.csv"], "no CSV file"),
+        (["seed=0,x", "cai.iteration=1,2"], "cai.iteration: no such key; did you mean cai.iterations"),
+        (["seed=0,x", "cai.iteration=1,2"], "override 'seed=x': seed = 'x': must be a whole number"),
+        (["cai.target=response,revision", "cai.method=sft,dpo"], "cai.target = 'response': needs cai.method = sft"),
+        (["data.train=absent.json,tiny"], "data.train = 'absent.json': no SQuARe JSON file"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_written(config, tmp_path, overrides, message) -> None:
+    (tmp_path / "a.yaml").write_text(dump_config(config))
+    done = CliRunner().invoke(app, ["sweep", str(tmp_path / "a.yaml"), *overrides])
+    assert (done.exit_code, done.stdout) == (2, "") and message in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
+
+
+def test_a_mistake_is_said_once_however_many_points_make_it(config) -> None:
+    with pytest.raises(InputError) as raised:
+        grid(config, "seed=0,1,2", "lora.rank=0", "cai.prompts=4,-1")
+    assert [line.partition(":")[0] for line in str(raised.value).split("\n")] == [
+        "override 'lora.rank=0'", "override 'cai.prompts=-1'",
+    ]  # fmt: skip
+
+
+def test_bad_input_loads_nothing_heavy(config, tmp_path) -> None:
+    (tmp_path / "a.yaml").write_text("lora: {rank: 0}\n")
+    for arguments in (["sweep", "--help"], ["sweep", str(tmp_path / "a.yaml"), "seed=0,1"]):
+        code = f"""import sys
+from fedjax_rai.cli import app
+try: app({arguments!r})
+except SystemExit: pass
+sys.exit(', '.join(sorted({{"jax", "numpy", "matplotlib"}} & set(sys.modules))) or None)"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"loaded: {done.stderr}"
+
+
+def test_the_command_runs_the_points_it_was_given(config, tmp_path, monkeypatch) -> None:
+    (tmp_path / "a.yaml").write_text(dump_config(config))
+    given: list[Any] = []
+    monkeypatch.setattr(sweeps, "run_sweep", given.extend)
+    assert CliRunner().invoke(app, ["sweep", str(tmp_path / "a.yaml"), "seed=0,1", "output=b"]).exit_code == 0
+    assert given == load_sweep(tmp_path / "a.yaml", ["seed=0,1", "output=b"])
+
+
+@pytest.mark.slow
+def test_points_are_the_runs_that_they_would_be_apart_and_share_the_way_to_the_first_phase(
+    phased, apart, monkeypatch, capsys
+) -> None:
+    lessons, rounds, lesson, fork = [], [], Phase.lesson, Federation.fork
+    monkeypatch.setattr(Phase, "lesson", lambda self, a, t: lessons.append(t) or lesson(self, a, t))
+    monkeypatch.setattr(Federation, "fork", lambda self, s, t, n: rounds.append(t) or fork(self, s, t, n))
+    points = grid(phased, "cai.iterations=0,2,5")
+    folder = run_sweep(points)
+    assert rounds == [0, 1, 2, 3, 2, 3, 2, 3] and lessons == [1, 3, 3]
+    monkeypatch.undo()
+    for point in points:
+        assert content(sweeps.output(point)) == apart(vary(phased, cai={"iterations": point.config.cai.iterations}))
+    zero, *_, five = (content(sweeps.output(point)) for point in points)
+    assert zero == apart(vary(phased, cai={"enabled": False})) and five["adapter"] != zero["adapter"]
+    assert [row.get("cai_iterations") for row in five["rows"]] == [None, 5, None, 5]
+    printed = capsys.readouterr()
+    assert "SYNTHETIC tiny world" in printed.out and printed.out.strip().endswith(str(folder))
+    assert "[1/3] cai.iterations=5" in printed.err and "[3/3] cai.iterations=0" in printed.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 5, 7, 10])
+def test_an_interrupted_sweep_goes_on_to_the_same_end(phased, apart, monkeypatch, killed_at: int) -> None:
+    """Rows of metrics are written in this order: round 1 of the largest; in round 2 of 0, 2 and 5 iterations; its
+    rounds 3 and 4; the same of the others.
+    """
+    points, calls, written = grid(phased, "cai.iterations=0,2,5"), [], log.append_row
+
+    def killed(path: Path, row: dict[str, Any]) -> None:
+        calls.append(path)
+        if len(calls) == killed_at:
+            raise KeyboardInterrupt
+        written(path, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "append_row", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(points)
+    assert not (sweeps.output(points[0]).parent / "sweep.md").exists()
+    folder = run_sweep(points)
+    for point in points:
+        assert content(sweeps.output(point)) == apart(vary(phased, cai={"iterations": point.config.cai.iterations}))
+    assert len(list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))) > 0
+
+
+def test_more_values_later_cost_their_own_runs_alone_and_no_program(config, unevaluated, monkeypatch) -> None:
+    first = grid(config, "cai.iterations=0,2")
+    folder = run_sweep(first)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*=*/**/*") if path.is_file()}
+    programs = (phase.train, phase.converse, phase.collect, federated_round)
+    compiled = [small.compilations(program) for program in programs]
+    begun: list[int] = []
+    with monkeypatch.context() as patched:
+        fork = Federation.fork
+        patched.setattr(Federation, "fork", lambda self, s, t, n: begun.append(t) or fork(self, s, t, n))
+        further = grid(config, "cai.iterations=0,3,2,7")
+        assert run_sweep(further) == folder
+    assert begun == [0, 1, 1], "7, from whose first round 3 goes on"
+    assert compiled == [small.compilations(program) for program in programs]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    for point, cai in ((further[0], {"enabled": False}), (further[1], {"iterations": 3})):
+        alone = vary(config, output=str(folder.parent / f"apart {[*cai]}"), cai=cai)
+        assert content(sweeps.output(point)) == content(run(alone, setting_of(alone)))
+
+
+def test_a_folder_of_something_else_is_refused(config, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sweeps, "run", lambda *_: pytest.fail("must not run"))
+    folder, points = Path(config.output or ""), grid(config, "cai.iterations=0,2")
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="exists and is not a sweep's folder"):
+        run_sweep(points)
+    (folder / "thesis.tex").unlink()
+    changed = grid(vary(config, lora={"rank": 3}), "cai.iterations=5,6")
+    message = r"a sweep of another config, which differs in lora.rank \(3 there, 2 now\)"
+    (sweeps.output(changed[0])).mkdir()
+    (sweeps.output(changed[0]) / "config.yaml").write_text(dump_config(changed[0].config))
+    with pytest.raises(InputError, match=message):
+        run_sweep(points)
+    (folder / "sweep.yaml").write_text(dump_config(sweeps.base_config(changed)))
+    with pytest.raises(InputError, match=message):
+        run_sweep(points)
+    assert sweeps.check_sweep(changed) == sweeps.check_sweep(grid(vary(config, lora={"rank": 3}), "cai.iterations=7,9"))
+    patterns = grid(vary(config, lora={"rank": 3}), "lora.rank_pattern={q_proj: 1},{}", "cai.iterations=1,2")
+    assert sweeps.check_sweep(patterns) == folder, "swept keys may be of any kind"
+
+
+def test_seeds_share_their_base_and_nothing_else(config, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sweeps, "Setting", Setting)
+    points = grid(config, "seed=0,1", "model.dtype=float32,bfloat16")
+    first = sweeps.make_setting([points[0]], None)
+    assert "base" not in vars(sweeps.make_setting([points[2]], first)), "one that was never asked for is not read"
+    base = first.base
+    second = sweeps.make_setting([points[2]], first)
+    assert second.base is base and second.config.seed == 1
+    assert set(vars(second)) == set(vars(Setting(points[2].config))) | {"base"}
+    assert "base" not in vars(sweeps.make_setting([points[1]], second)), "another model"
+
+
+@pytest.mark.slow
+def test_a_grid_with_seeds_has_a_row_for_every_other_combination(config, apart, capsys) -> None:
+    config = vary(config, cai={"probe": 4})
+    points = grid(config, "cai.method=sft,dpo", "seed=0,1", "cai.iterations=0,3")
+    folder = run_sweep(points)
+    point = points[-1]
+    assert content(sweeps.output(point)) == apart(vary(config, seed=1, cai={"method": "dpo", "iterations": 3}))
+    rows = sweeps.collect(points)
+    assert [row.label for row in rows] == ["sft, 0", "sft, 3", "dpo, 0", "dpo, 3"]
+    assert all([summary["seed"] for summary in row.summaries] == [0, 1] for row in rows)
+    printed = capsys.readouterr().out
+    assert printed.startswith("\n| cai.method | cai.iterations | harmless ") and "over 2 seeds (Student's t)" in printed
+    assert "harmless, sft, 3 - sft, 0: " in printed and "(seeds: " in printed
+    lines = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
+    assert list(lines[0]) == ["cai.method", "cai.iterations", "seed", "name", "mean", "low", "high", "prompts"]
+    found = {(line["cai.method"], line["cai.iterations"], line["seed"]) for line in lines}
+    assert found == {(m, i, s) for m in ("sft", "dpo") for i in "03" for s in "01"}
+    names = {line["name"] for line in lines if line["cai.iterations"] == "3"}
+    assert {"harmless", "hhh", "seconds.training", "cost.cai.flops", "cost.cai.seconds"} <= names
+    assert all(float(line["mean"]) >= 0 for line in lines if "share" not in line["name"])
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert [set(sweeps.probed(row)) for row in rows] == [{1, 2}] * 4
+    assert (folder / "sweep.md").read_text().startswith("| cai.method ")
+
+
+def summary(harmless: float | None, cost: dict[str, Any] | None = None, seed: int = 0) -> dict[str, Any]:
+    rate = None if harmless is None else {"mean": harmless, "low": 0.0, "high": 100.0, "prompts": 4}
+    cai = {"local": {"seconds": 2.0}, "cai": cost}
+    return {
+        "rates": {"harmless": rate}, "seconds": {"training": 3.0}, "cost": cai, "critique": None, "synthetic": [],
+        "seed": seed,
+    }  # fmt: skip
+
+
+def test_what_was_not_measured_is_said_and_no_cai_costs_nothing() -> None:
+    cost = {"seconds": 1.0, "generated_tokens": 12345, "trained_tokens": 500, "share_saved": 0.755}
+    none, some = (sweeps.Row({"k": "v"}, [], [summary(50.0, own)]) for own in (None, cost))
+    named = dict(zip(["k", *sweeps.COLUMNS, *sweeps.COSTS], sweeps.fields(none), strict=True))
+    assert named["k"] == "v" and named["harmless"] == "50.0 [0.0, 100.0]" and named["hhh"] == "not measured"
+    assert (named["CAI s"], named["generated"], named["trained"]) == ("0.0", "0.0k", "0.0k")
+    assert named["saved"] == named["made safe"] == "not measured" and named["seconds"] == "3.0"
+    assert sweeps.fields(some)[-6:-2] == ["3.0", "12.3k", "0.5k", "76 %"]
+
+
+def test_rows_are_compared_with_the_first_seed_by_seed() -> None:
+    first = sweeps.Row({"k": "0"}, [], [summary(50.0 + 10 * s, seed=s) for s in range(3)])
+    other = sweeps.Row({"k": "5"}, [], [summary(60.0 + 10 * s, seed=s) for s in range(3)])
+    absent = sweeps.Row({"k": "7"}, [], [summary(None, seed=s) for s in range(3)])
+    (line,) = sweeps.comparisons([first, other, absent])
+    assert line == "harmless, 5 - 0: 10.0 [10.0, 10.0] (seeds: +10.0, +10.0, +10.0)"
+    assert not sweeps.comparisons([first._replace(summaries=[summary(1.0)]), other._replace(summaries=[summary(2.0)])])
+
+
+def picture(tmp_path, monkeypatch, labels: list[str], **given: Any) -> list[Any]:
+    """The axes of a picture of these points."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_figure", lambda *size, make=plots._figure: drawn.append(make(*size)) or drawn[-1])
+    measured = [Cell(50.0 + i / 4, 40.0, 60.0 + i) for i in range(len(labels))]
+    cells = {rate: [None] * len(labels) if rate == "utility" else measured for rate in plots.SHOWN}
+    probes = given.get("probes", [{}] * len(labels))
+    seconds = given.get("seconds", [0.0] * len(labels))
+    plots.plot_sweep(tmp_path / "a.png", "k", labels, cells, dict.fromkeys(cells, "x"), seconds, probes, True)
+    return drawn[0].axes
+
+
+def test_a_picture_has_a_panel_for_probes_where_there_are_some(tmp_path, monkeypatch) -> None:
+    rates, costs = picture(tmp_path, monkeypatch, ["0", "10"])
+    assert [text.get_text() for text in costs.texts] == ["0", "10"]
+    assert [label.get_text() for label in rates.get_xticklabels()] == ["0", "10"]
+    assert len(rates.containers) == 3, "a rate that was not measured is left out"
+    *_, probes = picture(tmp_path, monkeypatch, ["0", "10"], probes=[{1: 40.0, 2: 50.0}, {1: 40.0, 2: 80.0}])
+    assert [list(line.get_ydata()) for line in probes.lines] == [[40.0, 50.0], [40.0, 80.0]]
+
+
+def test_labels_of_points_lie_apart(tmp_path, monkeypatch) -> None:
+    _, costs = picture(tmp_path, monkeypatch, [f"point {i}" for i in range(6)], seconds=[1.0, 1.0, 1.01, 5.0, 1.0, 5.0])
+    boxes = [text.get_window_extent() for text in costs.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
