@@ -74,7 +74,14 @@ def table(
 
 
 @app.command()
-def sweep(config: ConfigFile, overrides: Swept = None) -> None:
+def sweep(
+    config: ConfigFile,
+    overrides: Swept = None,
+    together: Annotated[
+        bool,
+        typer.Option("--together", help="points that differ in numbers alone as one vmapped axis, as memory allows"),
+    ] = False,
+) -> None:
     """Run a config at every combination of some keys' values, and print the table.
 
     \b
@@ -85,9 +92,10 @@ def sweep(config: ConfigFile, overrides: Swept = None) -> None:
 
         points = load_sweep(config, overrides or ())
         _quiet()
-        from fedjax_rai.run.sweep import run_sweep
+        from fedjax_rai.run.sweep import keep_programs, run_sweep
 
-        run_sweep(points)
+        keep_programs(points)
+        run_sweep(points, together)
 
 
 @app.command()

@@ -177,6 +177,61 @@ else:
     raise AssertionError("three ways on eight devices")
 """
 
+REVISED = """
+import sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from fedjax_rai.cai import align
+from fedjax_rai.cai.align import METHODS, Rates
+from fedjax_rai.cai.revise import Talk
+from fedjax_rai.mesh import make_mesh, over_clients, replicated
+from fedjax_rai.run import phase
+from fedjax_rai.train import step
+from fedjax_rai.train.generate import Sampling
+from tests import small
+from tests.cai.test_revise import BASE, MODEL, REQUESTS, on_device, options
+
+step.optimizer = optax.identity  # Adam blows rounding up
+mesh, seen = make_mesh(), {}
+across, stage = mesh.shape["clients"], None
+
+def watched(mesh):
+    \"\"\"The constraint, which notes where what it is put on lies.\"\"\"
+    def constrain(tree):
+        tree = over_clients(mesh)(tree)
+        for leaf in jax.tree.leaves(tree):
+            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                jax.debug.inspect_array_sharding(leaf, callback=seen.setdefault(stage, []).append)
+        return tree
+    return constrain
+
+phase.over_clients = watched
+rows = 12  # not divided by the chunk
+prompts = on_device([[1 + row, 3, 5 * row % 23, 7][: 2 + row % 3] for row in range(rows)])
+principles = jnp.arange(rows * 2, dtype=jnp.int32).reshape(rows, 2) % 3
+talk = Talk(prompts, prompts, principles, jax.random.split(jax.random.key(0), rows))
+own = options(mesh=mesh, chunk=8, batch_size=8, objective=METHODS["sft+dpo"]("sigmoid"))
+base, adapter, replay = jax.device_put((BASE, small.adapter(), small.corpus(4)), replicated(mesh))
+found = {}
+for name, heat in (("greedy", 0.0), ("sampled", 1.0)):
+    stage = "chain"
+    said = phase.converse(MODEL, own, base, adapter, talk, REQUESTS, Sampling(jnp.float32(heat)))
+    pool, reference, metrics = phase.collect(MODEL, own, base, adapter, talk, REQUESTS, said, replay)
+    stage = "steps"
+    rates = Rates(jnp.float32(3e-2), jnp.float32(0.3), jnp.float32(0.3))
+    end = phase.train(MODEL, own, base, align.begin(adapter), pool, reference, jnp.int32(0), jnp.int32(4), rates,
+                      jax.random.key(1))
+    assert small.distance(end.state.adapter, adapter) > 1e-3
+    parts = {"said": said, "pool": pool, "reference": reference, "metrics": metrics, "end": end}
+    for part, tree in parts.items():
+        found |= {f"{part} {name} {i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+jax.effects_barrier()
+if across > 1:
+    assert set(seen) == {"chain", "steps"}, seen
+    for name, places in seen.items():
+        assert places and all(lies.spec[0] == "clients" for lies in places), (name, places)
+np.savez(sys.argv[1], **found)
+"""
+
 
 def run(code: str, *arguments: str, devices: int = 8) -> None:
     root = Path(__file__).parents[1]
@@ -198,6 +253,23 @@ def test_eight_devices_are_one_device(name, fsdp, tmp_path):
     assert eight.keys() == one.keys()
     for key, value in one.items():
         np.testing.assert_allclose(eight[key], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_is_said_and_learnt_in_a_phase_is_the_same_on_eight_devices(tmp_path):
+    """Every token of a greedy chain and of a sampled one, the pool that it gives, and the adapters trained on it."""
+    found = []
+    for devices in (8, 1):
+        run(REVISED, str(tmp_path / f"{devices}.npz"), devices=devices)
+        found.append(dict(np.load(tmp_path / f"{devices}.npz")))
+    eight, one = found
+    assert eight.keys() == one.keys()
+    for key, value in one.items():
+        if key.startswith(("said", "pool")):
+            np.testing.assert_array_equal(eight[key], value)
+        else:
+            np.testing.assert_allclose(eight[key], value, atol=1e-5, rtol=1e-5)
+    assert (one["said greedy 0"] != one["said sampled 0"]).any()
 
 
 @pytest.mark.slow

@@ -173,7 +173,9 @@ def objective_loss(
     if reference is not None and objective.preference:
         batch = stack(batch, take(own.responses, pairs))
     logps, counts = answer_logps(model, base, adapter, *constrain(batch))
-    liked, read = (replayed | objective.likelihood).astype(logps.dtype), batch.valid.sum().astype(logps.dtype)
+    # an unusable row is drawn where there is neither a usable one nor replay: it is not to be learnt
+    liked = (replayed | (own.usable[pairs] & objective.likelihood)).astype(logps.dtype)
+    read = batch.valid.sum().astype(logps.dtype)
     chosen, lengths = logps[: len(rows)], counts[: len(rows)]
     likelihood = Sum(-jnp.sum(chosen * liked), jnp.sum(lengths * liked))
     if reference is None or not objective.preference:

@@ -1,6 +1,7 @@
-"""Benchmarks: python -m fedjax_rai.run.bench load"""
+"""Benchmarks: python -m fedjax_rai.run.bench load | sweep"""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -46,6 +47,76 @@ def load(
     with tempfile.TemporaryDirectory() as made:
         random_checkpoint(Path(made), BILLION)
         _report(Path(made), quantize)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="of an experiment")] = Path("configs/tiny_cpu.yaml"),
+    counts: Annotated[str, typer.Option(help="cai.iterations, with commas between")] = "0,10,25,50,100",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, for all points")] = None,
+) -> None:
+    """What a sweep of iteration counts costs against its largest point alone, and against separate runs."""
+    points, others = sorted(int(count) for count in counts.split(",")), overrides or []
+    _sweep_phase(config, points, others)
+    _sweep_runs(config, points, others)
+
+
+def _sweep_phase(config: Path, points: list[int], others: list[str], repeats: int = 5) -> None:
+    """One CAI phase with a snapshot at each of the counts, against one for the largest alone; both compiled."""
+    import jax
+
+    from fedjax_rai.config_file import load_config
+    from fedjax_rai.run.round import Federation
+    from fedjax_rai.run.setting import Setting
+
+    loaded = load_config(config, others)
+    federation = Federation(Setting(loaded), loaded)
+    adapter = federation.init().adapter
+
+    def once(own: list[int]) -> float:
+        began = time.perf_counter()
+        lesson = federation.phase.lesson(adapter, 0)
+        jax.block_until_ready(list(federation.phase.align(adapter, lesson, 0, own)))
+        return time.perf_counter() - began
+
+    once(points)
+    pairs = [
+        (once(points[-1:]), once(points)) for _ in range(repeats)
+    ]  # in turn, so that both meet the same neighbours
+    alone, shared = (float(np.median(column)) for column in zip(*pairs, strict=True))
+    typer.echo(
+        f"a phase of {points[-1]} iterations: {alone:.2f} s; with snapshots at {points}: {shared:.2f} s; "
+        f"ratio {shared / alone:.3f} (medians of {repeats})"
+    )
+
+
+def _sweep_runs(config: Path, points: list[int], others: list[str]) -> None:
+    """`fedjax-rai sweep` against a `fedjax-rai run` for each point, every one a process of its own.
+
+    The runs have one compilation cache, which the first of them fills; the sweep begins with an empty one, too.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        own, counts = Path(made), ",".join(map(str, points))
+        swept = _timed(own / "a", ["sweep", str(config), f"cai.iterations={counts}", *others, f"output={own / 's'}"])
+        typer.echo(f"sweep of {len(points)} points: {swept:.1f} s")
+        apart = []
+        for n in points:
+            arguments = ["run", str(config), f"cai.iterations={n}", *others, f"output={own / str(n)}"]
+            apart.append(_timed(own / "b", arguments))
+            typer.echo(f"run with {n} iterations: {apart[-1]:.1f} s")
+        same = all(_adapter(own / "s" / f"cai.iterations={n}") == _adapter(own / str(n)) for n in points)
+    typer.echo(f"all runs: {sum(apart):.1f} s; ratio {swept / sum(apart):.3f}; same adapters: {same}")
+
+
+def _timed(cache: Path, arguments: list[str]) -> float:
+    began = time.perf_counter()
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    subprocess.run([sys.executable, "-m", "fedjax_rai", *arguments], check=True, env=environment, capture_output=True)
+    return time.perf_counter() - began
+
+
+def _adapter(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 def random_checkpoint(folder: Path, raw: dict[str, Any]) -> None:

@@ -90,7 +90,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     """(dotted key, old value, new value) wherever two resolved configs differ."""
     found = []
     for key in old:
-        if isinstance(old[key], dict):
+        if isinstance(old[key], dict) and old[key].keys() == new[key].keys():
             found += differences(old[key], new[key], f"{prefix}{key}.")
         elif old[key] != new[key]:
             found.append((prefix + key, old[key], new[key]))
@@ -151,7 +151,6 @@ def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: 
     rates, answers = evaluate(setting, adapter)
     evaluated = time.perf_counter() - began
     rows, revisions = log.read_rows(folder / METRICS), log.read_rows(folder / REVISIONS)
-    seconds = [row["seconds"] for row in rows] or [0.0]
     log.write_json(folder / EVALUATION, rates)
     log.write_rows(folder / ANSWERS, answers)
     summary = {
@@ -163,10 +162,9 @@ def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: 
         "truncated_examples": setting.truncated,
         "guard": setting.guard_quality if config.filter.enabled else None,
         "filter": filtered(setting, config) if config.filter.enabled else None,
-        # the median round leaves out what compiling costs whichever arm comes first
         "seconds": {
-            "training": round(len(rows) * float(np.median(seconds)), 1),
-            "with_compilation": round(sum(seconds), 1),
+            "training": cost.seconds(rows, "seconds"),
+            "with_compilation": round(sum(row["seconds"] for row in rows), 1),
             "evaluation": round(evaluated, 1),
         },
         "cost": cost.phases(setting, config, rows),

@@ -47,6 +47,7 @@ def loaded(config: DecoderConfig) -> PyTree:
     return jax.tree.map(cast, nn.unbox(abstract_base(config)), is_leaf=lambda leaf: isinstance(leaf, Quantized))
 
 
+@lru_cache(maxsize=64)
 def base_bytes(config: DecoderConfig, mesh: AbstractMesh) -> int:
     """Of one device's part of the base."""
     shardings = meshes.base_shardings(mesh, abstract_base(config))
@@ -74,14 +75,20 @@ def training(model: Decoder, rows: int, length: int, how: How, clients: int = 1)
     }
 
 
-def decoding(config: DecoderConfig, rows: int, length: int, slots: int, how: How, further: int = 0) -> dict[str, int]:
-    """Prompts of `length` into a cache of `slots`, then token by token, beside another cache of `further` slots."""
+def decoding(
+    config: DecoderConfig, rows: int, length: int, slots: int, how: How, further: int = 0, sorts: bool = False
+) -> dict[str, int]:
+    """Texts of at most `length` into a cache of `slots`, and token by token, beside another cache of `further` slots.
+
+    `sorts`: tokens are drawn by top-k or top-p.
+    """
     state = jax.eval_shape(lambda: start_decoding(Decoder(config), rows, slots))
     prefill = _layer_forward(config, rows, length, slots, cached=True)
-    # the logits that come next, those before, and the noise of sampling
+    # the logits that come next, those before, the noise of sampling, its bits, their sum; sorted, and what is left
+    drawing = (8 if sorts else 5) * nbytes(state.logits)
     return {
         "KV cache": nbytes(state.cache) * (slots + further) // slots,
-        "activations": max(prefill, 3 * nbytes(state.logits)),
+        "activations": max(prefill, drawing),
         "kernels in use": _kernels(config, how.fsdp),
     }
 

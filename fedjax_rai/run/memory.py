@@ -1,201 +1,64 @@
-"""The memory plan of a run: bytes a device in each of its phases, from shapes alone, before the base is loaded.
+"""What a run does with its memory plan: prints it, or refuses to start and says which keys help."""
 
-How far it is to be trusted is said in `run.footprint`. Packed batches count as if they were not, an upper bound. Not
-counted: what Python and the host hold besides, and the tensor that is being loaded.
-"""
-
-import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
-from math import ceil, prod
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType
 
-from fedjax_rai import mesh as meshes
 from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.data.examples import bucket, encode_chats, encode_questions
 from fedjax_rai.errors import InputError
-from fedjax_rai.model.architecture import DecoderConfig
-from fedjax_rai.model.decoder import Decoder
-from fedjax_rai.model.lora import abstract_adapter
 from fedjax_rai.run import log
-from fedjax_rai.run.footprint import How, base_bytes, decoding, nbytes, training, whole_sequences
-from fedjax_rai.run.setting import Setting
+from fedjax_rai.run.memory_plan import Lengths, Plan, Sizes, abstract_mesh, chain_slots, guard_length, has_cai, plan
+from fedjax_rai.run.setting import ONLINE, Setting
 from fedjax_rai.safety.guard import guard_form
-from fedjax_rai.text.prompts import answered, question
+from fedjax_rai.text.prompts import answered, prompt, question
 
 GIB = 2**30
 
 
-class Lengths(NamedTuple):
-    """Padded lengths in tokens; 0 where there is no such text."""
-
-    train: int
-    guard: int  # a pair in the guard's form
-    guard_request: int  # what that form adds to `data.max_length`
-    red: int
-    requests: int  # for critique and revision, together
-    replay: int
-    asked: int  # prompts of the evaluation
-    choice: int
-
-    def cut(self, max_length: int) -> "Lengths":
-        """With a smaller `data.max_length`."""
-        texts = {name: min(getattr(self, name), bucket(max_length)) for name in ("train", "red", "replay", "asked")}
-        guard = min(self.guard, bucket(max_length + self.guard_request))
-        return self._replace(**texts, guard=guard, choice=min(self.choice, bucket(max_length)))
-
-
-class Sizes(NamedTuple):
-    """All that a plan depends on besides the config."""
-
-    model: Decoder
-    guard: DecoderConfig | None  # of a released guard
-    guarded: bool
-    lengths: Lengths
-    pairs: int
-    devices: int
-    widens: bool  # a CPU computes bfloat16 in float32: XLA widens the whole base first, and all that follows
-
-
-class Plan(NamedTuple):
-    """Bytes a device, by part: what is there in every phase, and what each phase adds."""
-
-    held: dict[str, int]
-    phases: dict[str, dict[str, int]]
-
-    def need(self, phase: str) -> int:
-        return sum(self.held.values()) + sum(self.phases[phase].values())
-
-    @property
-    def peak(self) -> str:
-        """The phase that needs most."""
-        return max(self.phases, key=self.need)
-
-
-def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
-    """The plan of an arm of that config; nothing is allocated. `config` may differ in how the model is computed."""
-    own = config.model
-    computed = {"dtype": own.dtype, "attention": own.attention, "quantize": own.quantize, "remat": own.remat}
-    lora = dataclasses.replace(sizes.model.lora, rank=config.lora.rank)
-    model = Decoder(dataclasses.replace(sizes.model.config, **computed), lora)
-    guard = dataclasses.replace(sizes.guard, **computed) if sizes.guard else None
-    sizes = sizes._replace(model=model, guard=guard, lengths=sizes.lengths.cut(config.data.max_length))
-    held, mesh = _held(config, sizes), _mesh(config, sizes.devices)
-    shapes = [model.config, *([guard] if guard else [])]
-    if sizes.widens and own.dtype == "bfloat16":
-        shapes = [dataclasses.replace(shape, dtype="float32") for shape in shapes]
-        # a copy of what is not quantised, which is what makes the difference
-        held["base in float32"] = 2 * (base_bytes(shapes[0], mesh) - base_bytes(model.config, mesh))
-    shape, *others = (_share(shape, config.mesh.tensor) for shape in shapes)
-    local = sizes._replace(model=Decoder(shape, lora), guard=others[0] if others else None)
-    return Plan(held, dict(_phases(config, local)))
-
-
-def _share(config: DecoderConfig, tensor: int) -> DecoderConfig:
-    """The decoder whose arrays are as wide as one device's: heads, gate|up and vocabulary lie along `tensor`."""
-    groups = ceil(config.num_key_value_heads / tensor)
-    return dataclasses.replace(
-        config,
-        num_attention_heads=ceil(config.num_attention_heads / tensor / groups) * groups,
-        num_key_value_heads=groups,
-        intermediate_size=2 * ceil(config.intermediate_size / tensor / 2),  # nf4 packs pairs of rows
-        vocab_size=ceil(config.vocab_size / tensor),
-    )
-
-
-def _mesh(config: ExperimentConfig, devices: int) -> AbstractMesh:
-    fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
-    return AbstractMesh((devices // (fsdp * tensor), fsdp, tensor), meshes.AXES, axis_types=(AxisType.Auto,) * 3)
-
-
-def _held(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
-    mesh, model = _mesh(config, sizes.devices), sizes.model
-    adapter = nbytes(abstract_adapter(model.config, model.lora))
-    # A round's state is kept until the next one's is there. SCAFFOLD's has a control variate of everyone and its own.
-    states = 2 * (1 + (1 + config.federated.clients if config.federated.algorithm == "scaffold" else 0))
-    fitted = 1 if sizes.guarded and sizes.guard is None else 0
-    parts = {"base": base_bytes(model.config, mesh), "adapters": (states + fitted) * adapter}
-    if sizes.guard and (config.guard.path, config.guard.revision) != (config.model.path, config.model.revision):
-        parts["guard"] = base_bytes(sizes.guard, mesh)
-    return parts | {"data": sizes.pairs * sizes.lengths.train * (4 + 1 + 4)}  # tokens, loss mask, segments
-
-
-def _how(config: ExperimentConfig) -> How:
-    narrow = jnp.dtype(config.model.dtype).itemsize
-    return How(config.mesh.fsdp, 4 + (narrow if narrow < 4 else 0))
-
-
-def _phases(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:
-    model, lengths = sizes.model, sizes.lengths
-    fed, cai, own, how = config.federated, config.cai, config.eval, _how(config)
-    if sizes.guarded and sizes.guard is None and config.guard.steps:
-        yield "fitting the guard", training(model, config.guard.batch_size, lengths.guard, how)
-    if sizes.guarded:
-        scorer = sizes.guard or model.config
-        yield "scoring", whole_sequences(scorer, own.batch_size, lengths.guard, 1, how)
-    if fed.rounds:
-        yield "local training", _local_training(config, sizes)
-    if fed.rounds and cai.enabled:
-        if lengths.replay:
-            slots = lengths.replay + cai.max_new_tokens
-            yield "answering replay", decoding(model.config, cai.replay, lengths.replay, slots, how)
-        slots = lengths.red + lengths.requests + 3 * cai.max_new_tokens
-        answered = 0 if cai.critic == "policy" else lengths.red + cai.max_new_tokens  # in the policy's own cache
-        yield "CAI, generating", decoding(model.config, cai.prompts, lengths.red, slots, how, answered)
-        longest = max(lengths.red, lengths.replay) + cai.max_new_tokens
-        yield "CAI, training", training(model, cai.batch_size, longest, how)
-    slots = lengths.asked + own.max_new_tokens
-    yield "evaluation, answering", decoding(model.config, own.batch_size, lengths.asked, slots, how)
-    if whole := lengths.choice:
-        yield "evaluation, choices", whole_sequences(model.config, own.batch_size, whole, whole, how)
-
-
-def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
-    fed, mesh = config.federated, _mesh(config, sizes.devices)
-    adapter = nbytes(abstract_adapter(sizes.model.config, sizes.model.lora))
-    own = ceil(fed.clients_per_chunk / mesh.shape["clients"])  # a chunk is a multiple of the clients axis
-    in_chunk = own * mesh.shape["clients"]
-    kept = ceil(fed.cohort / in_chunk) * own  # of the cohort, padded to whole chunks, on this device
-    parts = training(sizes.model, fed.batch_size, sizes.lengths.train, _how(config), own)
-    if fed.algorithm == "scaffold":
-        return parts | {"deltas": kept * adapter, "control variates": (kept + own) * adapter}  # theirs and corrections
-    return parts | {"deltas": kept * adapter}
-
-
 def sizes(setting: Setting, config: ExperimentConfig) -> Sizes:
     """Those of an arm of a setting; reads its data and the shapes of its models, and encodes the texts."""
-    devices = prod(setting.mesh.shape.values())
     guard = setting.guard_model.config if config.guard.path is not None else None
+    online = has_cai(config) and config.cai.data == ONLINE
     return Sizes(
-        setting.model, guard, setting.guarded, _lengths(setting, config), len(setting.materials.pairs), devices,
-        jax.default_backend() == "cpu",
-    )  # fmt: skip
+        model=setting.model,
+        guard=guard,
+        guarded=setting.guarded,
+        lengths=_lengths(setting, config),
+        pairs=len(setting.materials.pairs),
+        red=len(setting.materials.red_prompts) if online else 0,
+        prepared=len(setting.prepared[0].tokens) if has_cai(config) and not online else 0,
+        devices=prod(setting.mesh.shape.values()),
+        widens=jax.default_backend() == "cpu",
+    )
 
 
 def _lengths(setting: Setting, config: ExperimentConfig) -> Lengths:
     made, tokenizer, most = setting.materials, setting.tokenizer, config.data.max_length
-    train, cai = setting.corpus.tokens.shape[1], config.cai.enabled and config.federated.rounds > 0
+    cai, online = has_cai(config), has_cai(config) and config.cai.data == ONLINE
+    few_shot = setting.constitution.few_shot if online else ()
 
     def longest(queries: Sequence[str]) -> int:
         encoded = encode_questions(tokenizer, [question(query) for query in queries], most)
         return bucket(max(map(len, encoded))) if encoded else 0
 
     choices = [answered(c.query, text) for c in made.choices for text in (c.good, c.bad)]
-    request = _guard_request(setting) if setting.guarded else 0
-    beyond = request if config.guard.path is not None else 0
     return Lengths(
-        train=train,
-        guard=bucket(min(train + request, most + beyond)),
-        guard_request=beyond,
-        red=setting.red_prompts.tokens.shape[1] if cai else 0,
-        requests=sum(side.tokens.shape[1] for side in setting.requests) if cai else 0,
+        train=setting.corpus.tokens.shape[1],
+        guard_request=_guard_request(setting) if setting.guarded else 0,
+        red=setting.red_prompts.tokens.shape[1] if online else 0,
+        opening=setting.openings.tokens.shape[1] if few_shot else 0,
+        few_shot=len(tokenizer.encode(prompt(tokenizer, few_shot))) if few_shot else 0,
+        critique=setting.requests.critique.tokens.shape[1] if online else 0,
+        revision=setting.requests.revision.tokens.shape[1] if online else 0,
+        prepared=setting.prepared[0].tokens.shape[1] if cai and not online else 0,
         replay=longest(made.benign_prompts) if cai else 0,
         asked=longest([*made.advbench, *(q.query for q in made.utility), *made.over_refusal]),
+        probe=longest(made.probe_prompts[: config.cai.probe]),
         choice=encode_chats(tokenizer, choices, most)[0].tokens.shape[1] if choices else 0,
     )
 
@@ -237,15 +100,24 @@ def announce(config: ExperimentConfig, setting: Setting) -> None:
 
 def check_lengths(config: ExperimentConfig, sizes: Sizes) -> None:
     """Raises InputError where some phase's sequences are longer than the model's rotary embedding is meant for."""
-    own, most = sizes.lengths, sizes.model.config.longest
-    longest = {"data.max_length": max(own.train, own.guard, own.choice)}
-    longest["eval.max_new_tokens"] = own.asked + config.eval.max_new_tokens
-    if config.cai.enabled:
-        longest["cai.max_new_tokens"] = own.red + own.requests + 3 * config.cai.max_new_tokens
-    for key, tokens in longest.items():
-        if most is not None and tokens > most:
+    own, model = sizes.lengths, sizes.model.config
+    asked, new = max(own.asked, own.probe) + config.eval.max_new_tokens, config.cai.max_new_tokens
+    found = [
+        ("data.max_length", max(own.train, own.prepared, own.choice), model),
+        ("eval.max_new_tokens", asked, model),
+    ]
+    if own.replay:
+        found += [("cai.max_new_tokens", own.replay + new, model)]
+    if own.red:
+        shortest, longest = (chain_slots(config, own, revisions) for revisions in (1, config.cai.revisions))
+        found += [("cai.max_new_tokens", shortest, model), ("cai.revisions", longest, model)]
+    if sizes.guarded:
+        found += [("data.max_length", guard_length(config, sizes), sizes.guard or model)]
+    for key, tokens, reader in found:
+        if reader.longest is not None and tokens > reader.longest:
+            whose = "the guard" if reader is sizes.guard else "this model"
             raise InputError(
-                f"{key} = {_get(config, key)}: gives sequences of {tokens} tokens; this model takes {most}"
+                f"{key} = {_get(config, key)}: gives sequences of {tokens} tokens; {whose} takes {reader.longest}"
             )
 
 
@@ -284,7 +156,7 @@ def refusal(config: ExperimentConfig, known: Sizes, limit: int) -> str:
     if found:
         lines.append("what helps, and how much each of these alone:")
     for own in found:
-        change = f"{own.key} = {own.old} -> {own.new}"
+        change = f"{own.key} = {'null' if own.old is None else own.old} -> {own.new}"
         lines.append(f"  {change:<44}saves {_gib(own.saves)} GiB in {own.phase}")
     for own in found:
         config = _with(config, own.key, own.new)
@@ -297,18 +169,30 @@ def refusal(config: ExperimentConfig, known: Sizes, limit: int) -> str:
 def remedies(config: ExperimentConfig, known: Sizes, limit: int) -> list[Remedy]:
     """What would make the phases that are too large smaller by a hundredth at least, the most effective first."""
     made = plan(config, known)
-    large = [phase for phase in made.phases if made.need(phase) > limit]
-    found = []
-    for key, new in _candidates(config, known.devices):
-        other = plan(_with(config, key, new), known)
-        saves, phase = max((made.need(phase) - other.need(phase), phase) for phase in large)
-        if 100 * saves > made.need(phase):
-            found.append(Remedy(key, _get(config, key), new, saves, phase))
-    return sorted(found, key=lambda own: -own.saves)
+    large = {phase: made.need(phase) for phase in made.phases if made.need(phase) > limit}
+    found = [_remedy(config, known, limit, large, *own) for own in _candidates(config, known.devices)]
+    return sorted((own for own in found if own), key=lambda own: -own.saves)
 
 
-def _candidates(config: ExperimentConfig, devices: int) -> Iterator[tuple[str, Any]]:
-    """(key, value) of all that makes a plan smaller, or may."""
+def _remedy(
+    config: ExperimentConfig, known: Sizes, limit: int, large: dict[str, int], key: str, values: Iterable
+) -> Remedy | None:
+    """The first of the values with which all that the key helps fits, else the last; None where it helps nothing."""
+    found = None
+    for value in values:
+        other = plan(_with(config, key, value), known)
+        saves = {phase: need - other.need(phase) for phase, need in large.items()}
+        helped = [phase for phase, need in large.items() if 100 * saves[phase] > need]
+        if helped:
+            phase = max(helped, key=saves.__getitem__)
+            found = Remedy(key, _get(config, key), value, saves[phase], phase)
+            if all(other.need(phase) <= limit for phase in helped):
+                break
+    return found
+
+
+def _candidates(config: ExperimentConfig, devices: int) -> Iterator[tuple[str, Iterable]]:
+    """(key, values) of all that makes a plan smaller, or may; several values where none of them changes a result."""
     model, mesh = config.model, config.mesh
     lowest = {
         "federated.clients_per_chunk": 1,
@@ -319,14 +203,23 @@ def _candidates(config: ExperimentConfig, devices: int) -> Iterator[tuple[str, A
     }
     if model.quantize == "nf4":
         del lowest["model.quantize"]
-    halved = ("data.max_length", "federated.batch_size", "guard.batch_size", "cai.prompts", "cai.replay")
-    halved += ("cai.batch_size", "cai.max_new_tokens", "eval.batch_size", "eval.max_new_tokens", "lora.rank")
+    halved = ("data.max_length", "federated.batch_size", "guard.batch_size", "cai.replay", "cai.batch_size")
+    halved += ("cai.max_new_tokens", "eval.batch_size", "eval.max_new_tokens", "lora.rank")
     least = {"data.max_length": 16, "cai.replay": 0}
     for key in halved:
         lowest[key] = max(_get(config, key) // 2, least.get(key, 1))
     if devices % (2 * mesh.fsdp * mesh.tensor) == 0:
         lowest["mesh.fsdp"] = 2 * mesh.fsdp
-    yield from ((key, new) for key, new in lowest.items() if new != _get(config, key))
+    yield from ((key, [new]) for key, new in lowest.items() if new != _get(config, key))
+    yield "cai.prompts_per_chunk", _chunks(config, abstract_mesh(config, devices).shape["clients"])
+
+
+def _chunks(config: ExperimentConfig, across: int) -> Iterator[int]:
+    """Sizes of a chunk of conversations below the present one: halves, down to one on each device."""
+    size = min(config.cai.prompts_per_chunk or config.cai.prompts, config.cai.prompts)
+    while size > across:
+        size = max(size // 2, across)
+        yield size
 
 
 def _get(config: ExperimentConfig, key: str) -> Any:

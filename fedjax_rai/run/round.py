@@ -130,6 +130,7 @@ class Federation:
         metrics["step_tokens"] = tokens
         if self.config.cai.probe:
             metrics["probe_harmless"] = probe(self.setting, self.config.cai.probe, state.adapter)
+            return state, Outcome(metrics, done, cai_done=when_done({}))
         return state, Outcome(metrics, done)
 
     def _due(self, t: int, local: Metrics) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_rai.config import ExperimentConfig
@@ -28,8 +29,9 @@ from fedjax_rai.run.results import (
     to_csv,
 )
 from fedjax_rai.run.setting import Setting, fixed
+from fedjax_rai.run.together import but_numbers, run_together
 
-SWEEP = "sweep.yaml"
+SWEEP, COMPILED = "sweep.yaml", "compiled"
 
 
 class Row(NamedTuple):
@@ -63,33 +65,50 @@ COSTS: dict[str, tuple[str, float | None, Callable[[float], str]]] = {
     "left alone": ("critique.left_alone", None, percent),
 }
 LEGEND = (
-    "CAI s: of all phases, with the probes before them and what was compiled for the first; generated, trained: tokens "
-    "of these phases; saved: of the FLOPs that revising all the server's prompts and training once on each would take; "
-    "made safe: of the unsafe responses, by revision; left alone: of the safe ones."
+    "CAI s: phases x the median one, with the probe before it; generated, trained: tokens of these phases; saved: of "
+    "the FLOPs that revising all the server's prompts and training once on each would take; made safe: of the unsafe "
+    "responses, by revision; left alone: of the safe ones."
 )
 
 
-def run_sweep(points: Sequence[Point]) -> Path:
+def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
     """Run every point; write and print the table. Finished runs are kept, and unfinished ones gone on with.
 
     Returns the folder, in which each point has its own (`config_file.load_sweep`). Points share what they can: a
-    setting, a base, and up to the end of the first CAI phase all runs that differ in `cai.iterations` alone.
+    setting, a base, and up to the end of the first CAI phase all runs that differ in `cai.iterations` alone. Or
+    `together`, those that differ in numbers alone are one vmapped axis, as many as memory allows.
     """
     folder = check_sweep(points)
     finished = [check_folder(output(point), point.config) for point in points]
     todo = [point for point, done in zip(points, finished, strict=True) if not done]
-    setting, started = None, 0
+    setting, done = None, 0
     for group in grouped(points, fixed):
         if any(point in todo for point in group):
             setting = make_setting(group, setting)
-        for family in grouped(group, but_iterations):
-            ordered = sorted(family, key=iterations, reverse=True)
-            for i, point in enumerate(ordered):
-                started += 1
-                log.say(f"[{started}/{len(points)}] {output(point).name}")
-                run(point.config, setting, siblings(point, ordered[i + 1 :]))
+        for family in grouped(group, but_numbers if together else but_iterations):
+            log.say(
+                f"[{done + 1} to {done + len(family)} of {len(points)}] {', '.join(output(p).name for p in family)}"
+            )
+            if together and len(family) > 1 and setting:
+                run_together([point.config for point in family], setting)
+            else:
+                run_family(family, setting)
+            done += len(family)
     write(folder, points)
     return folder
+
+
+def keep_programs(points: Sequence[Point]) -> None:
+    """Keep what is compiled in the sweep's folder, unless JAX was told of another: going on compiles nothing anew."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str((output(points[0]).parent / COMPILED).absolute()))
+
+
+def run_family(family: Sequence[Point], setting: Setting | None) -> None:
+    """Points that differ in their iterations alone, the largest first: it takes the others along where it can."""
+    ordered = sorted(family, key=iterations, reverse=True)
+    for i, point in enumerate(ordered):
+        run(point.config, setting, siblings(point, ordered[i + 1 :]))
 
 
 def check_sweep(points: Sequence[Point]) -> Path:
@@ -99,7 +118,7 @@ def check_sweep(points: Sequence[Point]) -> Path:
         check_same(folder / SWEEP, base_config(points), "a sweep", points[0].values)
         return folder
     there = list(folder.iterdir()) if folder.is_dir() else [folder] * folder.exists()
-    if not all(path.is_dir() and "=" in path.name for path in there):
+    if not all(path.is_dir() and ("=" in path.name or path.name == COMPILED) for path in there):
         raise InputError(f"output = {folder}: exists and is not a sweep's folder; name another one")
     for path in sorted(folder.glob("*/config.yaml")):  # of a sweep that was interrupted
         check_same(path, base_config(points), "a sweep", points[0].values)

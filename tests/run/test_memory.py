@@ -1,170 +1,22 @@
-"""The memory plan: against what XLA reports of the real programs, and what a run does with it."""
+"""The memory plan of a whole arm, and what a run does with it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import pytest
 
-from fedjax_rai.cai.revise import Requests
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.data.examples import Examples, Prompts
 from fedjax_rai.errors import InputError
-from fedjax_rai.evals.choice import _answer_logps
-from fedjax_rai.evals.open_ended import _generate
-from fedjax_rai.fed.algorithm import RoundBatch
-from fedjax_rai.fed.client import Cohort
-from fedjax_rai.mesh import make_mesh
-from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
-from fedjax_rai.model.decoder import Decoder
-from fedjax_rai.model.lora import Lora, abstract_adapter
-from fedjax_rai.run import footprint, memory
+from fedjax_rai.model.architecture import DecoderConfig
+from fedjax_rai.run import memory
 from fedjax_rai.run.experiment import run
 from fedjax_rai.run.footprint import nbytes
-from fedjax_rai.run.memory import Lengths, Sizes, plan
-from fedjax_rai.run.round import CaiBatch, CaiOptions, cai_phase, federated_round, make_algorithm
+from fedjax_rai.run.memory_plan import Sizes, plan
+from fedjax_rai.run.phase import Phase
 from fedjax_rai.run.setting import Setting
-from fedjax_rai.safety.guard import first_token_score
-from fedjax_rai.train.generate import Sampling
-
-NUMBER, COUNT, ENDS = (
-    jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((), "float32"), ((), "int32"), ((2,), "int32"))
-)
-KEY = jax.eval_shape(lambda: jax.random.key(0))
-SHAPE = {"dtype": "float32", "layers": 4, "hidden": 256, "mlp": 704, "vocab": 4096}
-
-
-def decoder(**changes: Any) -> DecoderConfig:
-    own = SHAPE | changes
-    layers, hidden, mlp, vocab = (own.pop(name) for name in ("layers", "hidden", "mlp", "vocab"))
-    kinds = (LayerKind(plain_rope(hidden // 8)),)
-    return DecoderConfig(vocab, hidden, mlp, layers, 8, 4, hidden // 8, kinds, tie_word_embeddings=True, **own)
-
-
-def ints(*shape: int) -> Any:
-    return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-
-def bools(*shape: int) -> Any:
-    return jax.ShapeDtypeStruct(shape, jnp.bool_)
-
-
-def corpus(rows: int, length: int) -> Any:
-    return Examples(ints(rows, length), bools(rows, length), ints(rows, length))
-
-
-def prompts(rows: int, length: int) -> Any:
-    return Prompts(ints(rows, length), bools(rows, length))
-
-
-def sizes(shape: DecoderConfig, rank: int = 8, devices: int = 1, **lengths: int) -> Sizes:
-    texts = Lengths(**(dict.fromkeys(Lengths._fields, 16) | {"guard_request": 0} | lengths))
-    return Sizes(Decoder(shape, Lora(shape.targets, rank, 16.0)), None, True, texts, 64, devices, True)
-
-
-def config_of(shape: DecoderConfig, rank: int = 8, **sections: Any) -> ExperimentConfig:
-    how = {name: getattr(shape, name) for name in ("dtype", "attention", "quantize", "remat")}
-    own = {"model": how, "lora": {"rank": rank}, "data": {"max_length": 4096}, "guard": {"steps": 0}}
-    return ExperimentConfig.model_validate(own | sections)
-
-
-def training(shape, *, clients=1, cohort=1, b=4, l=256, rank=8, algorithm="fedavg") -> tuple[int, Any]:  # noqa: E741
-    own = {"clients": 8, "cohort": cohort, "rounds": 1, "batch_size": b, "clients_per_chunk": clients}
-    config, known = config_of(shape, rank, federated=own | {"algorithm": algorithm}), sizes(shape, rank, train=l)
-    made: Any = make_algorithm(algorithm, known.model, 8, clients, make_mesh())  # pyright: ignore
-    state = jax.eval_shape(made.init, abstract_adapter(shape, known.model.lora))
-    who = Cohort(ints(cohort), ints(cohort, 2, b), jax.ShapeDtypeStruct((cohort,), jnp.float32))  # pyright: ignore
-    lowered = federated_round.lower(made, state, footprint.loaded(shape), RoundBatch(corpus(64, l), who, NUMBER))  # pyright: ignore
-    return plan(config, known).need("local training"), lowered
-
-
-def aligning(shape, *, b=16, l=64, new=64, batch=4, critic="policy") -> tuple[int, Any]:  # noqa: E741
-    cai = {"prompts": b, "replay": 8, "batch_size": batch, "max_new_tokens": new, "critic": critic}
-    known, requests = sizes(shape, red=l, requests=80, replay=l), Requests(prompts(5, 48), prompts(5, 32))
-    made = plan(config_of(shape, cai=cai), known)
-    data: Any = CaiBatch(prompts(b, l), requests, ints(b), corpus(8, l + new), COUNT, NUMBER, NUMBER)  # pyright: ignore
-    model: Any = known.model
-    options = CaiOptions((1, 2), new, batch, critic == "policy", True)
-    adapter = abstract_adapter(shape, model.lora)
-    lowered = cai_phase.lower(model, options, footprint.loaded(shape), adapter, data, KEY)
-    return max(made.need("CAI, generating"), made.need("CAI, training")), lowered
-
-
-def evaluating(shape, phase: str, *, b=16, l=64, new=64) -> tuple[int, Any]:  # noqa: E741
-    known = sizes(shape, asked=l, choice=l, guard=l)
-    need = plan(config_of(shape, eval={"batch_size": b, "max_new_tokens": new}), known).need(phase)
-    model: Any = known.model
-    given = model, footprint.loaded(shape), abstract_adapter(shape, model.lora)
-    if phase == "scoring":
-        return need, first_token_score.lower(*given, *prompts(b, l), ENDS)
-    if phase == "evaluation, choices":
-        return need, _answer_logps.lower(*given, corpus(b, l))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), b))
-    return need, _generate.lower(*given, *prompts(b, l), keys, Sampling(NUMBER), ENDS, new)  # pyright: ignore
-
-
-def check(need: int, lowered: Any) -> None:
-    """The plan is neither far below nor far above what the compiled program holds at once."""
-    own = lowered.compile().memory_analysis()
-    held = own.argument_size_in_bytes + own.output_size_in_bytes + own.temp_size_in_bytes - own.alias_size_in_bytes
-    assert 0.88 < need / held < 1.35, f"planned {need / 2**20:.1f} MiB, XLA's {held / 2**20:.1f}"
-
-
-TRAINED: list[tuple[dict, dict]] = [
-    ({"remat": "full", "quantize": "int8"}, {"clients": 3, "cohort": 3, "l": 128}),
-    ({}, {}),
-    ({"remat": "full"}, {}),
-    ({"remat": "full", "layers": 12}, {}),
-    ({"layers": 8}, {"b": 8}),
-    ({"attention": "chunked"}, {"b": 1, "l": 1024}),
-    ({}, {"b": 1, "l": 1024}),
-    ({"mlp": 1408}, {"b": 32, "l": 32}),
-    ({"mlp": 1408, "remat": "full"}, {"b": 32, "l": 32}),
-    ({"vocab": 16384}, {}),
-    ({"quantize": "nf4", "layers": 2, "hidden": 512, "mlp": 2048, "vocab": 512}, {"b": 1, "l": 32}),
-    ({"dtype": "bfloat16"}, {}),
-    ({"dtype": "bfloat16", "vocab": 16384, "remat": "full"}, {"clients": 2, "cohort": 2}),
-    ({"vocab": 512}, {"b": 1, "l": 32, "rank": 64, "cohort": 8}),
-    ({"vocab": 512}, {"b": 1, "l": 32, "rank": 64, "cohort": 4, "clients": 2, "algorithm": "scaffold"}),
-]
-ALIGNED: list[tuple[dict, dict]] = [
-    ({}, {"b": 64}),
-    ({}, {"b": 64, "critic": "base"}),
-    ({}, {"b": 64, "l": 256}),
-    ({"attention": "chunked"}, {"b": 64, "new": 256}),
-    ({}, {"b": 4, "batch": 32, "l": 256}),
-    ({"dtype": "bfloat16"}, {"b": 32}),
-]
-EVALUATED: list[tuple[dict, str, dict]] = [
-    ({"quantize": "int8"}, "evaluation, answering", {"b": 64, "new": 256}),
-    ({}, "evaluation, answering", {"b": 64, "l": 128}),
-    ({}, "evaluation, answering", {"b": 64, "l": 256}),
-    ({"vocab": 8192}, "evaluation, choices", {"l": 256}),
-    ({"attention": "chunked"}, "evaluation, choices", {"b": 4, "l": 1024}),
-    ({"mlp": 2816}, "scoring", {"b": 32}),
-    ({}, "scoring", {"l": 256}),
-]
-
-
-@pytest.mark.parametrize(
-    ("shape", "how"), [*TRAINED[:1], *(pytest.param(*own, marks=pytest.mark.slow) for own in TRAINED[1:])]
-)
-def test_local_training_needs_what_is_planned(shape, how):
-    check(*training(decoder(**shape), **how))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("shape", "how"), ALIGNED)
-def test_constitutional_ai_needs_what_is_planned(shape, how):
-    check(*aligning(decoder(**shape), **how))
-
-
-@pytest.mark.parametrize(
-    ("shape", "phase", "how"), [*EVALUATED[:1], *(pytest.param(*own, marks=pytest.mark.slow) for own in EVALUATED[1:])]
-)
-def test_evaluation_needs_what_is_planned(shape, phase, how):
-    check(*evaluating(decoder(**shape), phase, **how))
+from tests.run.test_footprint import config_of, decoder, sizes
 
 
 def test_the_base_is_counted_as_it_lies(config):
@@ -187,23 +39,110 @@ def test_a_mesh_splits_the_base_and_spreads_the_clients(quantize):
     assert made(3, fsdp=3).held["base"] == one.held["base"]  # nothing of it can be split evenly
 
 
+def changed(config: ExperimentConfig, **sections: dict[str, Any]) -> ExperimentConfig:
+    fields = config.model_dump()
+    for section, values in sections.items():
+        fields[section] |= values
+    return ExperimentConfig.model_validate(fields)
+
+
 def test_phases_are_those_that_an_arm_has(config):
-    known = memory.sizes(Setting(config), config)
-
     def phases(**changes: dict[str, Any]) -> set[str]:
-        sections = config.model_dump()
-        for section, values in changes.items():
-            sections[section] |= values
-        return set(plan(ExperimentConfig.model_validate(sections), known).phases)
+        return set(plan(changed(config, **changes), known).phases)
 
+    known = memory.sizes(Setting(config), config)
     assert "local training" in phases() and "local training" not in phases(federated={"rounds": 0})
-    assert phases() - phases(cai={"enabled": False}) == {"answering replay", "CAI, generating", "CAI, training"}
+    cai = {"answering replay", "CAI, generating", "CAI, training"}
+    assert phases() - phases(cai={"enabled": False}) == cai
+    assert phases() - phases(cai={"iterations": 0}) == phases() - phases(cai={"every": 3}) == cai
+    assert phases(cai={"method": "dpo"}) - phases() == {"CAI, reference"}
+    known = memory.sizes(Setting(probed := changed(config, cai={"probe": 3})), probed)
+    assert phases() - phases(federated={"rounds": 0}) == {"local training", "probe"} | cai
 
 
-def test_a_smaller_max_length_is_planned_as_its_own_setting_is(config):
-    other = config.model_copy(update={"data": config.data.model_copy(update={"max_length": 32})})
-    known, own = memory.sizes(Setting(config), config), memory.sizes(Setting(other), other)
+def test_the_probe_and_what_is_judged_count_beside_a_smaller_evaluation():
+    shape = decoder()
+    config = config_of(shape, eval={"max_new_tokens": 8, "batch_size": 4})
+    short, long = (plan(config, sizes(shape, probe=probe, asked=16)) for probe in (16, 512))
+    assert short.phases["probe"] == short.phases["evaluation, answering"] == long.phases["evaluation, answering"]
+    assert long.need("probe") > short.need("probe") and long.need("scoring") > short.need("scoring")
+    # no longer than a guard reads
+    least, pairs = changed(config, data={"max_length": 16}), sizes(shape, asked=0, red=0)
+    assert plan(least, sizes(shape, probe=512)).phases["scoring"] == plan(least, pairs).phases["scoring"]
+
+
+def test_a_chunk_of_conversations_lies_over_the_clients_axis():
+    shape = decoder()
+
+    def made(devices: int, **cai: Any) -> dict[str, dict[str, int]]:
+        config = config_of(shape, cai={"prompts": 64} | cai)
+        return plan(config, sizes(shape, devices=devices, red=64, critique=48, revision=32)).phases
+
+    whole = made(1)["CAI, generating"]
+    for part in (made(8)["CAI, generating"], made(1, prompts_per_chunk=8)["CAI, generating"]):
+        assert all(8 * part[name] == whole[name] for name in ("KV cache", "activations"))
+    for rows in (1, 8):  # a row at least on each device
+        assert made(8, prompts_per_chunk=rows) == made(8, prompts_per_chunk=8)
+    assert made(1, prompts_per_chunk=100) == made(1)
+
+
+def test_training_takes_chosen_and_rejected_at_once_and_spreads_them_where_they_divide():
+    shape = decoder()
+
+    def activations(method: str, rows: int, devices: int = 1) -> int:
+        config = config_of(shape, cai={"method": method, "batch_size": rows})
+        return plan(config, sizes(shape, devices=devices)).phases["CAI, training"]["activations"]
+
+    assert activations("dpo", 4) == activations("sft+dpo", 4) == activations("sft", 8)
+    assert activations("dpo", 4, devices=8) == activations("sft", 1)
+    assert activations("sft", 4, devices=8) == activations("sft", 4)
+
+
+def test_a_critic_of_its_own_has_a_cache_beside_the_policys():
+    shape = decoder()
+
+    def cache(revisions: int, opening: int = 0, **cai: Any) -> int:
+        config = config_of(shape, cai={"revisions": revisions, "max_new_tokens": 32} | cai)
+        known = sizes(shape, red=64, opening=opening, critique=48, revision=32)
+        return plan(config, known).phases["CAI, generating"]["KV cache"]
+
+    token = (cache(2) - cache(1)) // (48 + 32 + 2 * 32)
+    assert cache(3) == token * (64 + 3 * (48 + 32 + 2 * 32) + 32)
+    assert cache(3, critic="base") - cache(3) == token * (64 + 32)
+    assert cache(3, opening=256) - cache(3) == token * (256 - 64 + 64 + 32)
+
+
+def test_a_prepared_set_stays_on_the_device_and_nothing_is_generated(config, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(f'{{"prompt": "q{i}", "chosen": "a", "rejected": "bcd"}}' for i in range(5)))
+    own = changed(config, cai={"data": str(path)})
+    setting = Setting(own)
+    known = memory.sizes(setting, own)
+    assert (known.red, known.prepared, known.lengths.red) == (0, 5, 0)
+    assert known.lengths.prepared == setting.prepared[0].tokens.shape[1] > 0
+    made, online = plan(own, known), plan(config, memory.sizes(Setting(config), config))
+    assert "CAI, generating" not in made.phases and "prepared set" not in online.held
+    pool = Phase(setting, own).lesson(setting.fresh_adapter("any"), 0).pool
+    held = nbytes(setting.prepared) + nbytes((pool.answers, pool.responses))
+    assert made.held["prepared set"] == held > 0
+
+
+FEW_SHOT = """principles:
+  - {name: n, critique: is that safe, revision: say it again}
+few_shot: [{user: who are you}, {assistant: an assistant}]
+"""
+
+
+@pytest.mark.parametrize("few_shot", [False, True])
+def test_a_smaller_max_length_is_planned_as_its_own_setting_is(config, tmp_path, few_shot):
+    if few_shot:
+        (tmp_path / "few.yaml").write_text(FEW_SHOT)
+        config = changed(config, cai={"constitution": str(tmp_path / "few.yaml")})
+    other = changed(config, data={"max_length": 16})
+    settings = [Setting(config), Setting(other)]
+    known, own = (memory.sizes(setting, setting.config) for setting in settings)
     assert plan(other, known) == plan(other, own) != plan(config, known)
+    assert known.lengths.opening == (settings[0].openings.tokens.shape[1] if few_shot else 0)
 
 
 def test_what_does_not_fit_is_refused_before_the_base_is_read(config, monkeypatch):
@@ -216,7 +155,7 @@ def test_what_does_not_fit_is_refused_before_the_base_is_read(config, monkeypatc
 
 def test_a_remedy_does_what_it_says_and_only_what_helps_is_named():
     shape = decoder()
-    config = config_of(shape, federated={"clients_per_chunk": 4, "batch_size": 8, "cohort": 4})
+    config = config_of(shape, federated={"clients_per_chunk": 4, "batch_size": 8, "cohort": 4}, eval={"batch_size": 4})
     known = sizes(shape, train=256)
     made = plan(config, known)
     limit = made.need("local training") // 2
@@ -228,6 +167,54 @@ def test_a_remedy_does_what_it_says_and_only_what_helps_is_named():
         assert made.need(own.phase) - other.need(own.phase) == own.saves > 0
     text = memory.refusal(config, known, limit)
     assert all(f"{own.key} = {own.old} -> {own.new}" in text for own in found) and "local training: activations" in text
+
+
+def test_smaller_chunks_come_before_all_that_changes_results():
+    """The largest half of the conversations that fits, or one on each device; no smaller number of prompts."""
+    shape = decoder()
+    config = config_of(shape, cai={"prompts": 64, "replay": 0, "max_new_tokens": 512})
+    known = sizes(shape, red=256, replay=0)
+
+    def chosen(limit: int, own: ExperimentConfig = config, known: Sizes = known) -> list[tuple[int | None, int]]:
+        found = memory.remedies(own, known, limit)
+        assert "cai.prompts" not in {remedy.key for remedy in found}
+        return [(remedy.old, remedy.new) for remedy in found if remedy.key == "cai.prompts_per_chunk"]
+
+    def with_chunk(rows: int) -> int:
+        return plan(changed(config, cai={"prompts_per_chunk": rows}), known).need("CAI, generating")
+
+    for rows in (32, 8):
+        assert chosen(with_chunk(rows)) == [(None, rows)]
+    assert chosen(0) == [(None, 1)]
+    for devices in (8, 24):
+        assert chosen(0, known=known._replace(devices=devices)) == [(None, devices)]
+    assert chosen(with_chunk(1), changed(config, cai={"prompts_per_chunk": 1})) == []
+    assert "cai.prompts_per_chunk = null -> 8" in memory.refusal(config, known, with_chunk(8))
+
+
+def test_the_longest_conversation_of_all_revisions_is_held_against_the_models_limit():
+    shape = decoder()
+    rope = shape.kinds[0].rope
+    limited = replace(shape, kinds=(replace(shape.kinds[0], rope=replace(rope, limit=1024)),))  # pyright: ignore
+    one = {"red": 64, "critique": 48, "revision": 32}
+
+    def check(revisions: int = 1, new: int = 64, guard: DecoderConfig | None = None, **lengths: int) -> None:
+        known = sizes(limited, **(one | lengths))._replace(guard=guard)
+        memory.check_lengths(config_of(limited, cai={"revisions": revisions, "max_new_tokens": new}), known)
+
+    check(4)  # 64 + 4 * 208 + 64 = 960
+    for text, wrong in {
+        "cai.revisions = 5: gives sequences of 1168 tokens; this model takes 1024": {"revisions": 5},
+        "cai.revisions = 4: gives sequences of 1152": {"revisions": 4, "opening": 256},
+        "cai.max_new_tokens = 512: gives": {"new": 512},
+        "cai.max_new_tokens = 64: gives sequences of 1064": {"replay": 1000},
+        "eval.max_new_tokens = 64: gives": {"probe": 1000},
+        "data.max_length = 4096: gives sequences of 1040": {"prepared": 1040},
+        "the guard takes 1024": {"guard_request": 1024, "guard": limited},
+    }.items():
+        with pytest.raises(InputError, match=text):
+            check(**wrong)
+    check(guard_request=1024, guard=shape)  # a guard of its own reads that much
 
 
 def test_a_small_plan_is_one_line_and_a_large_one_a_table():
