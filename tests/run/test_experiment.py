@@ -1,13 +1,11 @@
 """The whole loop on the small fake: what a run folder holds, and the laws that bind its stages."""
 
 import json
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import experiment, log, phase
 from fedjax_rai.run.experiment import evaluate_run, run
@@ -15,21 +13,13 @@ from fedjax_rai.run.round import Federation, federated_round
 from fedjax_rai.run.setting import Setting
 from fedjax_rai.text.hub import resolve
 from tests import small
+from tests.run.common import timeless, vary
 
 
 @pytest.fixture(scope="module")
 def settings():
     """One setting for all tests: its config never differs in what a setting depends on."""
     return {}
-
-
-def vary(config: ExperimentConfig, output: str | None = None, **sections: Any) -> ExperimentConfig:
-    fields = config.model_dump()
-    for section, values in sections.items():
-        fields[section] |= values
-    if output:
-        fields["output"] = str(config.output) + output
-    return ExperimentConfig.model_validate(fields)
 
 
 def play(config, settings, **options):
@@ -39,17 +29,13 @@ def play(config, settings, **options):
     return folder, (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def rows(folder):
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in log.read_rows(folder / "metrics.jsonl")]
-
-
 def test_a_run_folder_holds_all_that_the_run_was(config, settings):
     folder, _ = play(config, settings)
     assert {p.name for p in folder.iterdir()} >= {
         "config.yaml", "versions.json", "metrics.jsonl", "adapter", "eval.json", "answers.jsonl", "summary.json",
     }  # fmt: skip
-    assert [row["round"] for row in rows(folder)] == [1, 2]
-    assert all(np.isfinite(row["train_loss"]) and row["clients"] == 2 for row in rows(folder))
+    assert [row["round"] for row in timeless(folder)] == [1, 2]
+    assert all(np.isfinite(row["train_loss"]) and row["clients"] == 2 for row in timeless(folder))
     summary = json.loads((folder / "summary.json").read_text())
     assert (
         summary["synthetic"] == ["model", "data", "AdvBench prompts"] and summary["rates"]["harmless"]["prompts"] == 4
@@ -85,7 +71,7 @@ def test_a_folder_that_is_no_run_is_refused(config, tmp_path):
 def test_resumed_equals_uninterrupted_bitwise(config, settings, monkeypatch, algorithm, stop_after):
     """Killed while the metrics of round `stop_after` are being read, at the latest moment before they are written."""
     config = vary(config, federated={"rounds": 3, "algorithm": algorithm})
-    whole, adapter = play(vary(config, output="whole"), settings)
+    whole, adapter = play(vary(config, "whole"), settings)
     written = log.append_row
 
     def killed(path, row):
@@ -100,19 +86,19 @@ def test_resumed_equals_uninterrupted_bitwise(config, settings, monkeypatch, alg
     calls, fork = [], Federation.fork
     monkeypatch.setattr(Federation, "fork", lambda self, s, t, counts: calls.append(t) or fork(self, s, t, counts))
     resumed, again = play(config, settings)
-    assert again == adapter and rows(resumed) == rows(whole)
+    assert again == adapter and timeless(resumed) == timeless(whole)
     assert calls == list(range(stop_after, 3)), "rounds already done are not done again"
     for name in ("answers.jsonl", "revisions.jsonl"):
         assert (resumed / name).read_text() == (whole / name).read_text()
 
 
 def test_a_filter_that_keeps_all_is_no_filter(config, settings):
-    keeps = vary(config, output="keep", filter={"enabled": True, "keep_all": True})
+    keeps = vary(config, "keep", filter={"enabled": True, "keep_all": True})
     assert play(keeps, settings)[1] == play(config, settings)[1]
 
 
 def test_zero_iterations_of_cai_are_no_cai(config, settings):
-    none, zero = vary(config, output="none", cai={"enabled": False}), vary(config, output="zero", cai={"iterations": 0})
+    none, zero = vary(config, "none", cai={"enabled": False}), vary(config, "zero", cai={"iterations": 0})
     assert play(zero, settings)[1] == play(none, settings)[1] != play(config, settings)[1]
 
 
@@ -143,8 +129,8 @@ def test_arms_rounds_and_iteration_counts_share_their_programs(config, settings)
     programs = federated_round, phase.converse, phase.collect, phase.train
     before = [small.compilations(program) for program in programs]
     other = {"cai": {"iterations": 5, "learning_rate": 1e-2, "temperature": 0.5}, "federated": {"learning_rate": 1e-3}}
-    play(vary(config, output="more", **other), settings)
-    play(vary(config, output="control", filter={"enabled": True, "keep_all": True}), settings)
+    play(vary(config, "more", **other), settings)
+    play(vary(config, "control", filter={"enabled": True, "keep_all": True}), settings)
     assert [small.compilations(program) for program in programs] == before
 
 
@@ -174,7 +160,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path):
     ]
     for sections in wrong:
         with pytest.raises(InputError):
-            run(vary(config, None, **sections))
+            run(vary(config, **sections))
         assert not (tmp_path / "run").exists()
 
 
@@ -195,7 +181,7 @@ def test_a_diverging_cai_phase_is_undone(config, settings):
 def test_a_table_shares_a_setting_without_changing_a_run(config, settings):
     """The same config with a setting of its own and with one that was made for another arm."""
     other = Setting(vary(config, federated={"rounds": 0}, cai={"enabled": False, "iterations": 7}))
-    alone = play(vary(config, output="alone"), settings)[1]
+    alone = play(vary(config, "alone"), settings)[1]
     assert (run(config, other) / "adapter" / "adapter_model.safetensors").read_bytes() == alone
 
 

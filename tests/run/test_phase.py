@@ -1,11 +1,11 @@
 """When a CAI phase runs, what it leaves behind, what it costs and what its critique is worth."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import cost, log
 from fedjax_rai.run import round as rounds
@@ -14,18 +14,12 @@ from fedjax_rai.run.experiment import run
 from fedjax_rai.run.round import Federation
 from fedjax_rai.run.setting import Setting, fixed
 from tests import small
+from tests.run.common import timeless, vary
 
 
 @pytest.fixture(scope="module")
 def settings():
     return {}
-
-
-def vary(config: ExperimentConfig, output: str | None = None, **sections: Any) -> ExperimentConfig:
-    fields = config.model_dump()
-    for section, values in sections.items():
-        fields[section] |= values
-    return ExperimentConfig.model_validate(fields | {"output": str(config.output) + (output or "")})
 
 
 def play(config, settings):
@@ -120,23 +114,13 @@ def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers
     alone = {n: play(vary(one, "alone"), settings) for n, one in own.items()}
     setting = settings[str(fixed(own[3]))]
     run(own[3], setting, siblings=[own[0], own[1]])
-    left = {n: len(log.read_rows(run_folder(own[n]) / "metrics.jsonl")) for n in (0, 1)}
+    left = {n: len(log.read_rows(Path(str(own[n].output)) / "metrics.jsonl")) for n in (0, 1)}
     assert left == {0: 2, 1: 2}
     for n, one in own.items():
-        folder, rows, _ = play(one, settings)
+        folder, _, _ = play(one, settings)
         for name in ("adapter/adapter_model.safetensors", "answers.jsonl", "revisions.jsonl"):
             assert (folder / name).read_bytes() == (alone[n][0] / name).read_bytes(), (n, name)
-        assert timeless(rows) == timeless(alone[n][1])
-
-
-def run_folder(config: ExperimentConfig):
-    from pathlib import Path
-
-    return Path(str(config.output))
-
-
-def timeless(rows):
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+        assert timeless(folder) == timeless(alone[n][0])
 
 
 def test_flops_are_those_of_the_matrix_products(config, settings):
@@ -152,7 +136,8 @@ def test_flops_are_those_of_the_matrix_products(config, settings):
     def whole(tokens):
         return unembed(setting.model, setting.base, forward(setting.model, setting.base, adapter, tokens, tokens))
 
-    counted = jax.jit(whole).lower(tokens).cost_analysis()["flops"] / tokens.size
+    analysis: Any = jax.jit(whole).lower(tokens).cost_analysis()
+    counted = analysis["flops"] / tokens.size
     layers = setting.model.config.num_hidden_layers
     assert layers == 4 and 0.2 < counted / cost.forward_flops(setting) < 1.2
 

@@ -24,16 +24,10 @@ from fedjax_rai.run.phase import Phase, converse, sampling
 from fedjax_rai.run.prepare import Sayer
 from fedjax_rai.run.setting import Setting
 from tests import small
+from tests.run.common import vary
 
 ROOT = Path(__file__).parents[2]
 SOME = 10  # conversations: pairs and degenerate ones are among them
-
-
-def vary(config: ExperimentConfig, **sections: Any) -> ExperimentConfig:
-    fields = config.model_dump()
-    for section, values in sections.items():
-        fields[section] = values if section == "output" else fields[section] | values
-    return ExperimentConfig.model_validate(fields)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from fedjax_rai.run.round import Federation, federated_round
 from fedjax_rai.run.setting import Setting, fixed
 from fedjax_rai.run.sweep import run_sweep
 from tests import small
+from tests.run.common import vary
 
 MADE: dict[str, Setting] = {}
 
@@ -37,13 +38,6 @@ def setting_of(config: ExperimentConfig) -> Setting:
 @pytest.fixture(autouse=True)
 def shared_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "Setting", setting_of)
-
-
-def vary(config: ExperimentConfig, **sections: Any) -> ExperimentConfig:
-    fields = config.model_dump()
-    for section, values in sections.items():
-        fields[section] = fields[section] | values if isinstance(values, dict) else values
-    return ExperimentConfig.model_validate(fields)
 
 
 def grid(config: ExperimentConfig, *overrides: str) -> list[Point]:

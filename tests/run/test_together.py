@@ -15,19 +15,13 @@ from fedjax_rai.run.round import Federation
 from fedjax_rai.run.setting import Setting
 from fedjax_rai.run.together import but_numbers, federated_rounds, one_round, room, run_together, teach
 from tests import small
+from tests.run.common import vary
 
 
 @pytest.fixture(scope="module")
 def settings():
     """One setting for all tests whose configs agree in what a setting depends on."""
     return {}
-
-
-def vary(config: ExperimentConfig, output: str = "", **sections: Any) -> ExperimentConfig:
-    fields = config.model_dump()
-    for section, values in sections.items():
-        fields[section] |= values
-    return ExperimentConfig.model_validate(fields | {"output": str(config.output) + output})
 
 
 def points(config: ExperimentConfig, output: str = "") -> list[ExperimentConfig]:
