@@ -179,7 +179,8 @@ class CaiConfig(Section):
     null for all), then criticised and revised `revisions` times; `prompts_per_chunk` at once, null for all. `replay`
     benign ones, answered by the base, are mixed in. `critic` base switches the adapter off for critique and revision.
     `target` response is the control: training on the unrevised answers. `constitution` is "default" or a YAML file.
-    `data` is "online" for all this, or a prepared set (`fedjax-rai cai generate`) to take instead.
+    `data` is "online" for all this, or a prepared set (`fedjax-rai cai generate`), of which `prompts` pairs a round are
+    taken instead.
 
     `method`: likelihood of the revisions, preference of revision over response, or the sum of both. `preference` is its
     loss (`train.losses`), with `beta` and, as the reference, the round's own starting adapter or the base.
@@ -225,6 +226,8 @@ class CaiConfig(Section):
     def _preferred(cls, target: str, info: ValidationInfo) -> str:
         if target == "response" and info.data.get("method") != "sft":
             raise ValueError(f"needs cai.method = sft: {info.data.get('method')} prefers revisions to responses")
+        if target == "response" and info.data.get("data") != "online":
+            raise ValueError("needs cai.data = online: the control trains on the round's own answers")
         return target
 
 

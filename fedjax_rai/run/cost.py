@@ -1,7 +1,7 @@
 """What the phases of a run cost: seconds, tokens, FLOPs, and the share that a full epoch of CAI would have added.
 
-FLOPs are those of the matrix products, attention's own left out: 2 a parameter and token forward; a training step of
-an adapter takes 4 for the frozen base, whose own gradient nobody needs, and 6 for the adapter.
+FLOPs are those of the matrix products, without attention's own and without padding: 2 a parameter and token forward; a
+training step of an adapter takes 4 for the frozen base, whose own gradient nobody needs, and 6 for the adapter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,17 +36,19 @@ def step_flops(setting: Setting) -> int:
 
 
 def phases(setting: Setting, config: ExperimentConfig, rows: Rows) -> dict[str, dict[str, Any] | None]:
-    """Totals by phase over a run's rows of metrics; `cai` None where no phase ran."""
+    """Totals by phase over a run's rows of metrics; `probe` and `cai` None where there was none."""
+    probed = [row for row in rows if "probe_harmless" in row]
     aligned = [row for row in rows if "cai_iterations" in row]
     return {
         "local": _total(rows, "", setting) | {"seconds": seconds(rows, "local_seconds")},
+        "probe": {"probes": len(probed), "seconds": seconds(probed, "probe_seconds")} if probed else None,
         "cai": _cai(setting, config, aligned) if aligned else None,
     }
 
 
 def seconds(rows: Rows, name: str) -> float:
-    """Rounds times the median round, which leaves out what compiling costs whichever arm comes first."""
-    return round(len(rows) * float(np.median([row[name] for row in rows])), 1) if rows else 0.0
+    """Rounds times the median round, the first left out where there are others: whichever arm comes first compiles."""
+    return round(len(rows) * float(np.median([row[name] for row in rows[1:] or rows])), 1) if rows else 0.0
 
 
 def _total(rows: Rows, prefix: str, setting: Setting) -> dict[str, Any]:
@@ -60,11 +62,10 @@ def _cai(setting: Setting, config: ExperimentConfig, rows: Rows) -> dict[str, An
     """`full_epoch_flops`: had each phase revised all the server's red prompts, and trained on each once."""
     total, own = _total(rows, "cai_", setting), config.cai
     steps = total["step_tokens"] * step_flops(setting)
-    online = own.data == ONLINE
-    everything = len(setting.red_prompts.tokens) if online else len(setting.prepared[0].tokens)
+    everything = len((setting.red_prompts if own.data == ONLINE else setting.prepared.chosen).tokens)
     replay = len(setting.replay.tokens)
     revisions = own.batch_size * own.prompts / (own.prompts + replay)  # of an iteration's batch
-    generated = (total["flops"] - steps) * (everything / own.prompts if online else 1)
+    generated = (total["flops"] - steps) * everything / own.prompts
     full = generated + steps * ceil(everything / revisions) / own.iterations
     return total | {
         "phases": len(rows),

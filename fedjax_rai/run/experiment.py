@@ -209,9 +209,13 @@ def report(folder: Path) -> str:
         )
         lines.append(f"  critique, by {own['judge']}: {made}; {left}")
     if own := summary["cost"]["cai"]:
+        epochs = own["flops"] / own["full_epoch_flops"]
+        saved = (
+            f"{100 - 100 * epochs:.0f} % of a full epoch's FLOPs saved" if epochs < 1 else f"{epochs:.1f} full epochs"
+        )
         lines.append(
             f"  CAI: {own['phases']} phases, {own['seconds']:.0f} s, {own['generated_tokens']} tokens generated, "
-            f"{own['trained_tokens']} trained; {100 * own['share_saved']:.0f} % of a full epoch's FLOPs saved"
+            f"{own['trained_tokens']} trained; {saved}"
         )
     return "\n".join([*lines, str(folder)])
 

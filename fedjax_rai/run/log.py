@@ -51,7 +51,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a JSON-lines file; a last one cut off by a kill is left out. No file: no rows."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")  # a kill may leave half a character
     return [json.loads(line) for line in lines[:-1]]
 
 

@@ -143,8 +143,8 @@ def _held(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     if sizes.guard and (config.guard.path, config.guard.revision) != (config.model.path, config.model.revision):
         parts["guard"] = base_bytes(sizes.guard, mesh)
     data = EXAMPLE * sizes.pairs * own.train + PROMPT * sizes.red * (own.red + own.opening)
-    if sizes.prepared:  # as it was read, and as a pool
-        parts["prepared set"] = EXAMPLE * 2 * sizes.prepared * own.prepared + _pool_bytes(config, sizes)
+    if sizes.prepared:
+        parts["prepared set"] = EXAMPLE * 2 * sizes.prepared * own.prepared
     return parts | {"data": data}
 
 
@@ -156,7 +156,7 @@ def _taught_length(config: ExperimentConfig, lengths: Lengths) -> int:
 
 def _pool_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
     """Chosen, rejected and replayed, in one length."""
-    rows = 2 * (sizes.prepared or config.cai.prompts) + (config.cai.replay if sizes.lengths.replay else 0)
+    rows = 2 * config.cai.prompts + (config.cai.replay if sizes.lengths.replay else 0)
     return EXAMPLE * rows * _taught_length(config, sizes.lengths)
 
 
@@ -203,11 +203,11 @@ def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[st
     if own.replay:
         slots = own.replay + cai.max_new_tokens
         yield "answering replay", decoding(model.config, cai.replay, own.replay, slots, how)
-    held, pairs, longest = {}, sizes.prepared or cai.prompts, _taught_length(config, own)
+    held, pairs, longest = {"revisions": _pool_bytes(config, sizes)}, cai.prompts, _taught_length(config, own)
     if not sizes.prepared:
         said = PROMPT * pairs * (1 + 2 * cai.revisions) * cai.max_new_tokens
         yield "CAI, generating", _generating(config, sizes) | {"conversations": said}
-        held = {"revisions": said + _pool_bytes(config, sizes)}
+        held["revisions"] += said
     preferred = METHODS[cai.method](cai.preference).preference is not None
     if preferred:
         # Its two passes follow one another if each is a loop over batches. Either reads one of the sets from a copy.

@@ -4,8 +4,8 @@ Two jitted programs, compiled once a process: what is said, and training from on
 the second in several steps gives the adapters of several counts for the price of the largest.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from fedjax_rai.cai.align import METHODS, Objective, Pool, Progress, Rates, Refe
 from fedjax_rai.cai.constitution import draw
 from fedjax_rai.cai.revise import Chain, Requests, Talk, chain, degenerate, examples, in_chunks
 from fedjax_rai.config import CaiConfig, ExperimentConfig
-from fedjax_rai.data.examples import Examples, Prompts
+from fedjax_rai.data.examples import Examples, Prompts, take
 from fedjax_rai.mesh import over_clients, replicated
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.run.setting import ONLINE, Setting, cycle
@@ -69,7 +69,7 @@ class Source(NamedTuple):
 
     pool: Pool | Conversations
     metrics: Metrics  # known before
-    rows: np.ndarray  # of the red prompts; none for a prepared set
+    rows: np.ndarray  # of the red prompts, or of the prepared set
 
     def said(self, chain: Chain | None) -> Said | None:
         own = self.pool
@@ -106,10 +106,7 @@ def collect(
 ) -> tuple[Pool, Reference | None, Metrics]:  # fmt: skip
     """The pool that a chain gives: degenerate pairs are left out, and counted by the first cause that applies."""
     response, revision, causes = said.response, said.last, degenerate(said)
-    paired, metrics = jnp.ones_like(revision.ended), {"cai_revised": jnp.mean(~causes["equal"])}
-    for name, holds in causes.items():
-        metrics[f"cai_{name}"] = jnp.sum(paired & holds)
-        paired &= ~holds
+    paired, metrics = pairing(causes)
     answers = examples(talk.prompts, revision if options.train_on_revisions else response)
     usable = answers.loss_mask.any(axis=1) if options.objective.likelihood else paired
     own = cai.pool(answers, examples(talk.prompts, response), replay, usable, paired)
@@ -120,11 +117,20 @@ def collect(
         reference = cai.refer(model, base, options.reference(adapter), own, options.batch_size)
         read += [answers.valid, own.responses.valid]
     metrics |= {
-        "cai_pairs": paired.sum(),
+        "cai_revised": jnp.mean(~causes["equal"]),
         "cai_generated_tokens": sum(answer.valid.sum() for answer in said),
         "cai_read_tokens": sum(tokens.sum() for tokens in read),
     }
     return own, reference, metrics
+
+
+def pairing(causes: Mapping[str, Any]) -> tuple[Any, Metrics]:
+    """(bool[n]: makes a pair; how many do, and how many do not by the first cause that holds)."""
+    paired, metrics = True, {}
+    for name, holds in causes.items():
+        metrics[f"cai_{name}"] = (paired & holds).sum()
+        paired = paired & ~holds
+    return paired, metrics | {"cai_pairs": jnp.sum(paired)}
 
 
 @partial(jax.jit, static_argnames=("model", "options"))
@@ -203,10 +209,12 @@ class Phase:
         return Lesson(pool, reference, source.metrics | metrics, source.said(chain))
 
     def source(self, t: int) -> Source:
-        """That of round t."""
-        if self.config.cai.data != ONLINE:
-            return self._prepared
-        rows = self._rows(t)
+        """That of round t: conversations about `cai.prompts` red prompts, or so many of the prepared pairs."""
+        online, g = self.config.cai.data == ONLINE, rng.host(self.config.seed, "red prompts", round=t)
+        everything = (self.setting.red_prompts if online else self.setting.prepared.chosen).tokens
+        rows = cycle(np.arange(len(everything)), self.config.cai.prompts, g)
+        if not online:
+            return self._prepared(rows)
         talk = self.talk(rows, rng.host(self.config.seed, "principles", round=t), rng.stream(self.key(t), "chain"))
         return Source(Conversations(talk, self.setting.requests, self.setting.replay), {}, rows)
 
@@ -240,19 +248,15 @@ class Phase:
         own, mixed = self.config.cai, len(self.setting.replay.tokens)
         return Rates(jnp.float32(own.learning_rate), jnp.float32(own.beta), jnp.float32(mixed / (own.prompts + mixed)))
 
-    @cached_property
-    def _prepared(self) -> Source:
-        chosen, rejected = self.setting.prepared
-        everything = jnp.ones(len(chosen.tokens), bool)
-        read = chosen.valid.sum() + rejected.valid.sum() if self.options.objective.preference else 0
-        metrics = {"cai_pairs": len(everything), "cai_generated_tokens": 0, "cai_read_tokens": read}
-        pool = cai.pool(chosen, rejected, self.setting.replay, everything, everything)
-        return Source(pool, metrics, np.zeros(0, int))
-
-    def _rows(self, t: int) -> np.ndarray:
-        """The red prompts of round t, drawn anew each time."""
-        everything = np.arange(len(self.setting.red_prompts.tokens))
-        return cycle(everything, self.config.cai.prompts, rng.host(self.config.seed, "red prompts", round=t))
+    def _prepared(self, rows: np.ndarray) -> Source:
+        own, objective = self.setting.prepared, self.options.objective
+        paired, metrics = pairing({name: holds[rows] for name, holds in own.causes.items()})
+        usable = paired | own.causes["equal"][rows] if objective.likelihood else paired
+        chosen, rejected = take(own.chosen, rows), take(own.rejected, rows)
+        read = chosen.valid.sum() + rejected.valid.sum() if objective.preference else 0
+        metrics |= {"cai_generated_tokens": 0, "cai_read_tokens": read}
+        pool = cai.pool(chosen, rejected, self.setting.replay, jnp.asarray(usable), jnp.asarray(paired))
+        return Source(pool, metrics, rows)
 
     def key(self, t: int) -> Key[Array, ""]:
         """Of round t."""

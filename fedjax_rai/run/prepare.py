@@ -304,5 +304,7 @@ def report(out: Path) -> str:
     lines.append(
         f"{own['pairs']} pairs of {own['conversations']} conversations" + (f"; dropped: {causes}" * bool(causes))
     )
+    if not own["pairs"]:
+        lines.append("no pairs: nothing can be trained on this; an --adapter that answers unsafely gives some")
     lines.append(f"{own['generated_tokens']} tokens generated in {own['seconds']:.0f} s")
     return "\n".join([*lines, str(out)])

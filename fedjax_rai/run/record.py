@@ -57,11 +57,10 @@ class Record:
 
 
 def timed(outcome: Outcome, began: float) -> tuple[dict[str, float], float]:
-    """(seconds of a round that began then, in all and by phase; when it ended); waits for the device.
-
-    A probe counts as CAI's.
-    """
+    """(seconds of a round that began then, in all and by phase; when it ended); waits for the device."""
     local = outcome.local_done.result()
-    end = outcome.cai_done.result() if outcome.cai_done else local
-    parts = {"seconds": end - began, "local_seconds": local - began, "cai_seconds": end - local}
+    probed = outcome.probe_done.result() if outcome.probe_done else local
+    end = outcome.cai_done.result() if outcome.cai_done else probed
+    parts = {"seconds": end - began, "local_seconds": local - began, "cai_seconds": end - probed}
+    parts |= {"probe_seconds": probed - local} if outcome.probe_done else {}
     return {name: round(value, 3) for name, value in parts.items()}, end

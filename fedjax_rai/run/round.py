@@ -41,10 +41,11 @@ def federated_round(
 
 
 class Outcome(NamedTuple):
-    """What a round reports, still on the device, and when each part was there; `cai` is None where no phase ran."""
+    """What a round reports, still on the device, and when each part was there; None where there was no such part."""
 
     local: Metrics
     local_done: Future[float]
+    probe_done: Future[float] | None = None
     cai: Metrics | None = None
     cai_done: Future[float] | None = None
     said: Said | None = None
@@ -130,7 +131,7 @@ class Federation:
         metrics["step_tokens"] = tokens
         if self.config.cai.probe:
             metrics["probe_harmless"] = probe(self.setting, self.config.cai.probe, state.adapter)
-            return state, Outcome(metrics, done, cai_done=when_done({}))
+            return state, Outcome(metrics, done, when_done({}))
         return state, Outcome(metrics, done)
 
     def _due(self, t: int, local: Metrics) -> bool:

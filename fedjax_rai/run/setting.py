@@ -6,7 +6,7 @@ Computed when first asked for, once: an arm more costs its own training only.
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,14 @@ def fixed(config: ExperimentConfig) -> dict[str, Any]:
     return config.model_dump(exclude={"output": True} | FREE)  # pyright: ignore[reportArgumentType]
 
 
+class Prepared(NamedTuple):
+    """A prepared set on the device, its examples all of one length; and on the host, which pairs are degenerate."""
+
+    chosen: Examples
+    rejected: Examples
+    causes: dict[str, np.ndarray]
+
+
 class Setting:
     """`config` decides all that is here.
 
@@ -77,12 +85,21 @@ class Setting:
         used = [self.model, self.corpus, self.base, self.tokenizer.closing]
         if config.cai.enabled:
             used += [self.prepared] if config.cai.data != ONLINE else [self.requests, self.red_prompts, self.openings]
+        if config.cai.enabled and config.cai.data == ONLINE:
+            self._name_unknown_categories()
         if config.cai.probe:
             self._check_probe(config)
         if self.guarded:
             used += [guards.guard_form(self.untuned_guard.tokenizer)]
         elif config.filter.enabled:
             raise InputError(f"data.train = {config.data.train}: the filter's guard needs pairs of both kinds")
+
+    def _name_unknown_categories(self) -> None:
+        """A constitution may be meant for more than one set of questions, so this is no error."""
+        known = sorted({prompt.category for prompt in self.materials.red_prompts})
+        named = {category for principle in self.constitution.principles for category in principle.categories}
+        if unknown := sorted(named - {*known}):
+            log.say(f"the constitution names {', '.join(unknown)}; red prompts are of {', '.join(known)} only")
 
     def _check_probe(self, config: ExperimentConfig) -> None:
         if len(self.materials.probe_prompts) < config.cai.probe:
@@ -244,16 +261,18 @@ class Setting:
         )
 
     @cached_property
-    def prepared(self) -> tuple[Examples, Examples]:
-        """(chosen, rejected) of the set in `cai.data`, on the device; all in one length."""
+    def prepared(self) -> Prepared:
+        """The set in `cai.data`."""
         pairs, own = read_preferences(Path(self.config.cai.data)), self.config
         chats = [answered(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
         both, cut = encode_chats(self.tokenizer, chats, own.data.max_length)
-        if cut.any():
-            log.say(f"cai.data: {cut.sum()} of {len(chats)} answers cut to data.max_length = {own.data.max_length}")
         self._check_ids(both.tokens)
-        placed = [Examples(*(jnp.asarray(column[i::2]) for column in both)) for i in (0, 1)]
-        return placed[0], placed[1]
+        chosen, rejected = (Examples(*(jnp.asarray(column[i::2]) for column in both)) for i in (0, 1))
+        causes = {
+            "cut_off": cut[0::2] | cut[1::2],
+            "equal": np.array([pair.chosen == pair.rejected for pair in pairs]),
+        }
+        return Prepared(chosen, rejected, causes)
 
     @cached_property
     def replay(self) -> Examples:

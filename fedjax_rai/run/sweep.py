@@ -65,9 +65,9 @@ COSTS: dict[str, tuple[str, float | None, Callable[[float], str]]] = {
     "left alone": ("critique.left_alone", None, percent),
 }
 LEGEND = (
-    "CAI s: phases x the median one, with the probe before it; generated, trained: tokens of these phases; saved: of "
-    "the FLOPs that revising all the server's prompts and training once on each would take; made safe: of the unsafe "
-    "responses, by revision; left alone: of the safe ones."
+    "CAI s: phases x the median one, rounds of points together shared out evenly; generated, trained: tokens of these "
+    "phases; saved: of the FLOPs that revising all the server's prompts and training once on each would take; made "
+    "safe: of the unsafe responses, by revision; left alone: of the safe ones."
 )
 
 
@@ -76,20 +76,23 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
 
     Returns the folder, in which each point has its own (`config_file.load_sweep`). Points share what they can: a
     setting, a base, and up to the end of the first CAI phase all runs that differ in `cai.iterations` alone. Or
-    `together`, those that differ in numbers alone are one vmapped axis, as many as memory allows.
+    `together`, those that differ in numbers alone are one vmapped axis, as many as memory allows (not with a trigger,
+    which decides for each run by itself).
     """
     folder = check_sweep(points)
     finished = [check_folder(output(point), point.config) for point in points]
     todo = [point for point, done in zip(points, finished, strict=True) if not done]
+    folder.mkdir(parents=True, exist_ok=True)
+    log.write_text(folder / SWEEP, dump_config(base_config(points)))
     setting, done = None, 0
     for group in grouped(points, fixed):
         if any(point in todo for point in group):
             setting = make_setting(group, setting)
-        for family in grouped(group, but_numbers if together else but_iterations):
-            log.say(
-                f"[{done + 1} to {done + len(family)} of {len(points)}] {', '.join(output(p).name for p in family)}"
-            )
-            if together and len(family) > 1 and setting:
+        mapped = together and group[0].config.cai.trigger is None
+        for family in grouped(group, but_numbers if mapped else but_iterations):
+            names = ", ".join(output(point).name for point in family)
+            log.say(f"[{done + 1} to {done + len(family)} of {len(points)}] {names}")
+            if mapped and len(family) > 1 and setting:
                 run_together([point.config for point in family], setting)
             else:
                 run_family(family, setting)
@@ -100,7 +103,7 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
 
 def keep_programs(points: Sequence[Point]) -> None:
     """Keep what is compiled in the sweep's folder, unless JAX was told of another: going on compiles nothing anew."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str((output(points[0]).parent / COMPILED).absolute()))
 
 
@@ -117,11 +120,8 @@ def check_sweep(points: Sequence[Point]) -> Path:
     if (folder / SWEEP).is_file():
         check_same(folder / SWEEP, base_config(points), "a sweep", points[0].values)
         return folder
-    there = list(folder.iterdir()) if folder.is_dir() else [folder] * folder.exists()
-    if not all(path.is_dir() and ("=" in path.name or path.name == COMPILED) for path in there):
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"output = {folder}: exists and is not a sweep's folder; name another one")
-    for path in sorted(folder.glob("*/config.yaml")):  # of a sweep that was interrupted
-        check_same(path, base_config(points), "a sweep", points[0].values)
     return folder
 
 
@@ -186,7 +186,6 @@ def write(folder: Path, points: Sequence[Point]) -> None:
     notes = [basis(everything), LEGEND, *comparisons(rows)]
     log.write_text(folder / "sweep.md", table + "\n" + "".join(f"{note}\n\n" for note in notes))
     log.write_text(folder / "sweep.csv", to_csv([*keys, "seed", "name", *CSV_COLUMNS], numbers(rows)))
-    log.write_text(folder / SWEEP, dump_config(base_config(points)))
     plot_sweep(
         folder / "sweep.png", ", ".join(keys) or "seed", [row.label for row in rows],
         {rate: [cell(row.summaries, rate) for row in rows] for rate in COLUMNS}, COLUMNS,

@@ -44,12 +44,7 @@ Numbers = tuple[Int[Array, ""], Rates, Sampling]  # of a point: iterations, and 
 
 
 def but_numbers(config: ExperimentConfig) -> Any:
-    """What points must agree in to go together: all but `TRACED` keys, and `output`.
-
-    Where phases wait for the host's decision (`cai.trigger`), that is everything.
-    """
-    if config.cai.trigger is not None:
-        return config.model_dump()
+    """What points must agree in to go together: all but `TRACED` keys, and `output`."""
     fields = config.model_dump(exclude={"output": True} | TRACED)  # pyright: ignore[reportArgumentType]
     return fields, sorted(name for name in BOUNDS if getattr(config.cai, name) is None)
 
@@ -69,7 +64,9 @@ def room(config: ExperimentConfig, setting: Setting) -> int:
 
 
 def run_together(configs: Sequence[ExperimentConfig], setting: Setting) -> list[Path]:
-    """The run folders of configs that agree in `but_numbers` (else ValueError), finished, as `experiment.run` does it.
+    """The run folders of configs that agree in `but_numbers`, finished, as `experiment.run` does it.
+
+    Raises ValueError for others, and where phases wait for the host's decision (`cai.trigger`).
 
     A row of metrics has `together` besides, the number of points p of its round, and its seconds are the round's
     divided by p, whatever a point's own share in them. Numbers are those of a run by itself but for the order in which
@@ -77,6 +74,8 @@ def run_together(configs: Sequence[ExperimentConfig], setting: Setting) -> list[
     """
     if any(but_numbers(configs[0]) != but_numbers(config) for config in configs):
         raise ValueError("configs that differ in more than numbers cannot run together")
+    if configs[0].cai.trigger is not None:
+        raise ValueError("a trigger decides for each run by itself")
     check_files(configs[0])
     todo = [config for config in configs if not check_folder(folder(config), config)]
     if todo:
@@ -151,6 +150,7 @@ def one_round(points: Sequence[Federation], states: Sequence[ServerState], t: in
     if cai.probe:
         for state, own in ends:
             own.local["probe_harmless"] = probe(setting, cai.probe, state.adapter)
+        ends = [(state, own._replace(probe_done=when_done({}))) for state, own in ends]
     if not (cai.enabled and (t + 1) % cai.every == 0 and any(point.config.cai.iterations for point in points)):
         return ends
     phase, source, adapters = first.phase, first.phase.source(t), [state.adapter for state, _ in ends]

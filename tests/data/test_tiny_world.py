@@ -27,7 +27,7 @@ def texts(split: world.Split) -> dict[str, list[str]]:
     return {
         "fl": [f"{p.query} {p.response}" for p in world.square_like(150, 350, split, 0)],
         "guard": [f"{p.query} {p.response}" for p in world.guard_pairs(300, split, 0)],
-        "cai": world.red_prompts(300, split, 0),
+        "cai": [prompt.query for prompt in world.red_prompts(300, split, 0)],
         "eval": world.advbench_like(100, split, 0)
         + [c.query for c in world.hhh_like(100, split, 0) if c.category != "helpful"],
     }
@@ -64,7 +64,7 @@ def test_splits_share_no_query_form():
 def test_imperatives_of_the_evaluation_are_in_no_training_data():
     asked = {PATTERN.sub("_", q) for split in world.SPLITS for q in world.advbench_like(60, split, 0)}
     trained = {PATTERN.sub("_", p.query) for split in world.SPLITS for p in world.square_like(100, 200, split, 0)}
-    trained |= {PATTERN.sub("_", q) for split in world.SPLITS for q in world.red_prompts(300, split, 0)}
+    trained |= {PATTERN.sub("_", p.query) for split in world.SPLITS for p in world.red_prompts(300, split, 0)}
     assert asked and not asked & trained
 
 

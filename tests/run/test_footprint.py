@@ -123,7 +123,7 @@ def aligning(shape, *, l=64, prepared=0, **cai: Any) -> tuple[int, Any]:  # noqa
     """Training on conversations whose prompts have `l` tokens, or on so many prepared pairs of `l` tokens."""
     config = config_of(shape, cai={"prompts": 64, "replay": 8, "data": "x" if prepared else "online"} | cai)
     known, how = sizes(shape, pairs=prepared, replay=l, **{"prepared" if prepared else "red": l}), options(config)
-    pairs, length = prepared or config.cai.prompts, l + config.cai.max_new_tokens
+    pairs, length = config.cai.prompts, l + config.cai.max_new_tokens
     own = Pool(corpus(pairs + 8, length), corpus(pairs, length), bools(pairs), bools(pairs))
     one = jax.ShapeDtypeStruct((pairs,), jnp.float32)
     reference = Reference(one, one) if how.objective.preference else None  # pyright: ignore
@@ -197,7 +197,7 @@ ALIGNED: list[tuple[dict, dict]] = [
     ({}, {"batch_size": 16, "l": 256, "method": "sft+dpo"}),
     ({"remat": "full"}, {"batch_size": 8, "l": 256, "method": "dpo"}),
     ({"dtype": "bfloat16"}, {"batch_size": 8, "method": "dpo"}),
-    ({"vocab": 512}, {"batch_size": 1, "prepared": 20000, "method": "dpo"}),
+    ({"vocab": 512}, {"batch_size": 1, "prepared": 20000, "prompts": 20000, "method": "dpo"}),
 ]
 EVALUATED: list[tuple[dict, str, dict]] = [
     ({"quantize": "int8"}, "evaluation, answering", {"b": 64, "new": 256}),

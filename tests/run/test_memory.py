@@ -123,8 +123,8 @@ def test_a_prepared_set_stays_on_the_device_and_nothing_is_generated(config, tmp
     made, online = plan(own, known), plan(config, memory.sizes(Setting(config), config))
     assert "CAI, generating" not in made.phases and "prepared set" not in online.held
     pool = Phase(setting, own).lesson(setting.fresh_adapter("any"), 0).pool
-    held = nbytes(setting.prepared) + nbytes((pool.answers, pool.responses))
-    assert made.held["prepared set"] == held > 0
+    assert made.held["prepared set"] == nbytes(setting.prepared[:2]) > 0
+    assert made.phases["CAI, training"]["revisions"] == nbytes((pool.answers, pool.responses)) > 0
 
 
 FEW_SHOT = """principles:

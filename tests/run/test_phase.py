@@ -1,12 +1,15 @@
 """When a CAI phase runs, what it leaves behind, what it costs and what its critique is worth."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from fedjax_rai.errors import InputError
+from fedjax_rai.model.decoder import forward, unembed
 from fedjax_rai.run import cost, log
 from fedjax_rai.run import round as rounds
 from fedjax_rai.run.evaluation import critique
@@ -77,21 +80,25 @@ def test_what_was_said_is_written_down(config, settings):
 
 
 def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, settings):
-    """By hand: two unsafe responses of which one is made safe, three safe ones of which one is changed, one spoiled."""
+    """By hand: four unsafe responses of which one is made safe (one says the same, one nothing, one does not end), and
+    three safe ones, of which one is changed and one spoiled."""
     setting = settings.setdefault("any", Setting(config))
     from fedjax_rai.data.tiny_world import unsafe_markers
 
     bad = f"so {unsafe_markers()[0]} it is"
     rows = [
-        {"prompt": "q", "response": before, "revisions": ["x", after]}
-        for before, after in ((bad, "no"), (bad, bad), ("no", "no"), ("no", "never"), ("no", bad))
-    ]
+        {"prompt": "q", "response": before, "revisions": ["x", after], "degenerate": cause}
+        for before, after, cause in (
+            (bad, "no", None), (bad, bad, "equal"), (bad, "", "empty"), (bad, "so", "cut_off"),
+            ("no", "no", "equal"), ("no", "never", None), ("no", bad, None),
+        )
+    ]  # fmt: skip
     found = critique(setting, rows)
     assert found == {
-        "judge": "rule", "unsafe": 2, "made_safe": 50.0, "safe": 3,
+        "judge": "rule", "unsafe": 4, "made_safe": 25.0, "safe": 3,
         "left_alone": pytest.approx(100 / 3), "made_unsafe": pytest.approx(100 / 3),
     }  # fmt: skip
-    assert critique(setting, rows[2:3])["made_safe"] is None
+    assert critique(setting, rows[4:5])["made_safe"] is None
 
 
 def test_a_fork_is_every_count_by_itself(config, settings):
@@ -124,22 +131,17 @@ def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers
 
 
 def test_flops_are_those_of_the_matrix_products(config, settings):
-    """Against XLA's own count of a forward pass, whose attention and norms come on top."""
-    import jax
-
-    from fedjax_rai.model.decoder import forward, unembed
-
+    """Against XLA's own count of a forward pass, which takes the loop over layers for one layer."""
     setting = settings.setdefault("any", Setting(config))
-    tokens = np.ones((2, 4), np.int32)
-    adapter = setting.fresh_adapter("a")
+    tokens, adapter = np.ones((2, 4), np.int32), setting.fresh_adapter("a")
 
     def whole(tokens):
         return unembed(setting.model, setting.base, forward(setting.model, setting.base, adapter, tokens, tokens))
 
     analysis: Any = jax.jit(whole).lower(tokens).cost_analysis()
-    counted = analysis["flops"] / tokens.size
-    layers = setting.model.config.num_hidden_layers
-    assert layers == 4 and 0.2 < counted / cost.forward_flops(setting) < 1.2
+    layers, head = setting.model.config.num_hidden_layers, 2 * setting.model.config.vocab_size * 128
+    expected = (cost.forward_flops(setting) - head) / layers + head
+    assert layers == 4 and 1.0 < analysis["flops"] / tokens.size / expected < 1.15, "norms and attention are on top"
 
 
 def test_what_a_full_epoch_would_have_cost(config, settings):
@@ -161,3 +163,32 @@ def test_what_a_full_epoch_would_have_cost(config, settings):
     assert cai["flops"] == generated + step and cai["full_epoch_flops"] == pytest.approx(full)
     assert cai["share_saved"] == pytest.approx(1 - (generated + step) / full)
     assert cost.phases(bare, own, [{"local_seconds": 1.0, "step_tokens": 1}])["cai"] is None
+
+
+def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp_path):
+    pairs = [("a", "b"), ("a", "a"), ("a " * 60, "b")]
+    texts = [json.dumps({"prompt": "q", "chosen": chosen, "rejected": rejected}) for chosen, rejected in pairs]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(texts) + "\n")
+    for method, usable in (("sft", 2), ("dpo", 1)):  # an answer worth repeating is learnt, and preferred to nothing
+        own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 3, "method": method})
+        federation = Federation(Setting(own), own)
+        lesson = federation.phase.lesson(federation.init().adapter, 0)
+        counts = [int(lesson.metrics[f"cai_{name}"]) for name in ("cut_off", "equal", "pairs")]
+        assert counts == [1, 1, 1]
+        assert int(lesson.pool.paired.sum()) == 1 and int(lesson.pool.usable.sum()) == usable
+
+
+def test_the_control_on_responses_needs_responses(config, tmp_path):
+    with pytest.raises(ValueError, match="needs cai.data = online"):
+        vary(config, cai={"data": "x.jsonl", "target": "response"})
+    with pytest.raises(ValueError, match="needs cai.method = sft"):
+        vary(config, cai={"method": "dpo", "target": "response"})
+
+
+def test_rows_before_a_torn_one_are_read(tmp_path):
+    """Cut at every byte, within characters, too."""
+    whole = "".join(json.dumps({"a": text}, ensure_ascii=False) + "\n" for text in ("가나", "다")).encode()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+    for size in range(len(whole) + 1):
+        (tmp_path / "rows").write_bytes(whole[:size])
+        assert len(log.read_rows(tmp_path / "rows")) == sum(end <= size for end in ends)

@@ -339,7 +339,7 @@ def test_a_run_trains_on_a_set(prepared, monkeypatch):
         monkeypatch.setattr(log, "append_row", written)
         assert trained(own, shared, method) == whole
         metrics = log.read_rows(Path(f"{prepared.output}{method}") / "metrics.jsonl")
-        assert [row["cai_pairs"] for row in metrics] == [len(read_preferences(Path(prepared.cai.data)))] * 2
+        assert [row["cai_pairs"] for row in metrics] == [prepared.cai.prompts] * 2
         assert not any(row["cai_generated_tokens"] for row in metrics)
         ends.add(whole)
     assert len(ends) == 4, "no two methods teach the same"

@@ -3,7 +3,9 @@
 import csv
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,9 +43,10 @@ def shared_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def grid(config: ExperimentConfig, *overrides: str) -> list[Point]:
-    path = Path(config.output or "").parent / "small.yaml"
-    path.write_text(dump_config(config))
-    return load_sweep(path, overrides)
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "small.yaml"
+        path.write_text(dump_config(config))
+        return load_sweep(path, overrides)
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -165,9 +168,22 @@ sys.exit(', '.join(sorted({{"jax", "numpy", "matplotlib"}} & set(sys.modules))) 
 def test_the_command_runs_the_points_it_was_given(config, tmp_path, monkeypatch) -> None:
     (tmp_path / "a.yaml").write_text(dump_config(config))
     given: list[Any] = []
-    monkeypatch.setattr(sweeps, "run_sweep", given.extend)
-    assert CliRunner().invoke(app, ["sweep", str(tmp_path / "a.yaml"), "seed=0,1", "output=b"]).exit_code == 0
-    assert given == load_sweep(tmp_path / "a.yaml", ["seed=0,1", "output=b"])
+    monkeypatch.setattr(sweeps, "run_sweep", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr(sweeps, "keep_programs", lambda points: None)
+    points = load_sweep(tmp_path / "a.yaml", ["seed=0,1", "output=b"])
+    for options, together in (((), False), (("--together",), True)):
+        asked = ["sweep", str(tmp_path / "a.yaml"), "seed=0,1", "output=b", *options]
+        assert CliRunner().invoke(app, asked).exit_code == 0
+        assert given.pop() == (points, together)
+
+
+@pytest.mark.parametrize("told", [None, "elsewhere"])
+def test_programs_are_kept_in_the_folder_unless_jax_was_told_of_another(config, monkeypatch, told) -> None:
+    monkeypatch.setattr(sweeps, "jax", SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=told)))
+    kept: dict[str, str] = {}
+    monkeypatch.setattr(sweeps.jax.config, "update", kept.__setitem__, raising=False)
+    sweeps.keep_programs(grid(config, "cai.iterations=0,2"))
+    assert kept == ({} if told else {"jax_compilation_cache_dir": f"{config.output}/compiled"})
 
 
 @pytest.mark.slow
@@ -246,10 +262,6 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path, monkeypatch) ->
     (folder / "thesis.tex").unlink()
     changed = grid(vary(config, lora={"rank": 3}), "cai.iterations=5,6")
     message = r"a sweep of another config, which differs in lora.rank \(3 there, 2 now\)"
-    (sweeps.output(changed[0])).mkdir()
-    (sweeps.output(changed[0]) / "config.yaml").write_text(dump_config(changed[0].config))
-    with pytest.raises(InputError, match=message):
-        run_sweep(points)
     (folder / "sweep.yaml").write_text(dump_config(sweeps.base_config(changed)))
     with pytest.raises(InputError, match=message):
         run_sweep(points)

@@ -73,7 +73,8 @@ def test_two_may_go_together_if_they_differ_in_numbers_alone(config):
     assert not any(alike(config, vary(config, **own)) for own in others)
     assert not alike(config, config.model_copy(update={"seed": 1}))
     triggered = [vary(config, output, cai={"probe": 2, "trigger": 0.5}) for output in ("a", "b")]
-    assert not alike(*triggered)
+    with pytest.raises(ValueError, match="a trigger decides for each run"):
+        run_together(triggered, Setting(config))
     with pytest.raises(ValueError, match="more than numbers"):
         run_together([config, vary(config, cai={"prompts": 5})], Setting(config))
 
