@@ -85,7 +85,8 @@ def card(config: ExperimentConfig, summary: dict[str, Any], merged: bool) -> str
     ]
     arms.append("each client's guard filter: " + ("on" if filters.enabled and not filters.keep_all else "off"))
     arms.append(
-        f"constitutional AI after each round: {cai.iterations} iterations on {cai.prompts} red prompts"
+        f"constitutional AI ({cai.method}), due every {cai.every} rounds: {cai.iterations} iterations on {cai.prompts} "
+        + ("red prompts" if cai.data == "online" else f"pairs of {cai.data}")
         if cai.enabled and cai.iterations
         else "constitutional AI: off"
     )
@@ -109,7 +110,7 @@ def card(config: ExperimentConfig, summary: dict[str, Any], merged: bool) -> str
     lines.append(
         f"* LoRA: rank {config.lora.rank}, alpha {config.lora.alpha:g}" + (f", {patterns}" if patterns else "")
     )
-    lines += [f"* seed {config.seed}; {int(summary['trained_tokens']):,} trained tokens", ""]
+    lines += [f"* seed {config.seed}; {summary['cost']['local']['trained_tokens']:,} trained tokens", ""]
     lines += [
         "## Results",
         "",
