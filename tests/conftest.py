@@ -26,3 +26,12 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the real data (SQuARe, AdvBench) are absent: no ../shared/data")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_dropped():
+    """Every compiled program keeps parts of the address space mapped, of which a process has so many (65,530 on Linux);
+    XLA crashes where it gets no more.
+    """
+    yield
+    jax.clear_caches()
