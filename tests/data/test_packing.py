@@ -69,6 +69,7 @@ def test_packed_examples_do_not_see_each_other():
         begin += LENGTHS[i]
 
 
+@pytest.mark.slow
 def test_the_loss_and_its_gradient_are_those_of_the_batch_unpacked():
     corpus, adapter = short_corpus(), small.adapter()
     rows = jnp.arange(12)
@@ -89,6 +90,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_batch_unpacked():
     small.assert_trees_close(both[1][1], both[0][1], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_packed_round_is_the_round_unpacked(name):
     corpus, cohort = short_corpus(), small.cohort([0, 1, 2], steps=3, batch=6)

@@ -68,6 +68,7 @@ def test_imperatives_of_the_evaluation_are_in_no_training_data():
     assert asked and not asked & trained
 
 
+@pytest.mark.slow
 def test_pre_training_never_saw_what_is_evaluated():
     corpus = {turn.text for document in world.corpus(20_000, 0) for turn in document.turns}
     for split in world.SPLITS:

@@ -134,6 +134,7 @@ def test_arms_rounds_and_iteration_counts_share_their_programs(config, settings)
     assert [small.compilations(program) for program in programs] == before
 
 
+@pytest.mark.slow
 def test_eval_repeats_the_evaluation(config, settings):
     folder, _ = play(config, settings)
     before = (folder / "eval.json").read_text()
@@ -178,6 +179,7 @@ def test_a_diverging_cai_phase_is_undone(config, settings):
     assert bool(metrics["cai_diverged"]) and small.distance(before, after) == 0
 
 
+@pytest.mark.slow
 def test_a_table_shares_a_setting_without_changing_a_run(config, settings):
     """The same config with a setting of its own and with one that was made for another arm."""
     other = Setting(vary(config, federated={"rounds": 0}, cai={"enabled": False, "iterations": 7}))

@@ -93,6 +93,7 @@ def test_samples_depend_on_the_seed_and_on_nothing_else(tmp_path):
     assert generate("tiny", path, "--seed", 1, *options) != once
 
 
+@pytest.mark.slow
 def test_each_bound_on_sampling_is_applied(tmp_path):
     """One that keeps the likeliest token alone is greedy; one that keeps all tokens changes no sample."""
     path = written(tmp_path / "p.jsonl", [{"prompt": "Tell me about the town."}, {"prompt": "Who broke it?"}])

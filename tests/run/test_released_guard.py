@@ -42,6 +42,7 @@ def guarded(config, folder) -> ExperimentConfig:
     return ExperimentConfig.model_validate(fields)
 
 
+@pytest.mark.slow
 def test_a_released_guard_is_asked_in_its_own_form_and_not_fitted(guarded, folder):
     own = Setting(guarded)
     guard = own.guard
@@ -89,7 +90,7 @@ def test_what_is_reported_of_a_guard_that_was_not_fitted(tmp_path):
     rate = {"mean": 50.0, "low": 40.0, "high": 60.0, "prompts": 4}
     summary = {
         "synthetic": [], "rates": {"harmless": rate}, "guard": {"fitted": None, "released": quality}, "seed": 0,
-        "seconds": {"training": 1.0},
+        "seconds": {"training": 1.0}, "critique": None, "cost": {"cai": None},
     }  # fmt: skip
     log.write_json(tmp_path / experiment.SUMMARY, summary)
     assert "guard on the clients' pairs: accuracy 70.1, precision 90.6" in experiment.report(tmp_path)

@@ -77,6 +77,7 @@ def test_a_limit_of_the_rotary_embedding_is_found_before_the_run(config, tmp_pat
         memory.announce(config, Setting(config))
 
 
+@pytest.mark.slow
 def test_a_run_of_the_hub_keeps_its_commit(config, tmp_path, monkeypatch):
     """Where no revision was given, what comes later uses the one that the run began with."""
     folder = tmp_path / "models--a--b" / "snapshots" / "c0ffee"

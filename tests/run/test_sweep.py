@@ -232,6 +232,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_end(phased, apart, monkeypatch
     assert len(list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))) > 0
 
 
+@pytest.mark.slow
 def test_more_values_later_cost_their_own_runs_alone_and_no_program(config, unevaluated, monkeypatch) -> None:
     first = grid(config, "cai.iterations=0,2")
     folder = run_sweep(first)

@@ -46,6 +46,7 @@ def test_comparisons_are_paired_by_seed():
     assert line == "harmless, fl+filter - fl: 10.0 [10.0, 10.0] (seeds: +10.0, +10.0, +10.0)"
 
 
+@pytest.mark.slow
 def test_a_table_is_written_and_taken_up_again(config, capsys):
     folder = run_table(config, ["base", "fl+filter+cai"], seeds=2)
     printed = capsys.readouterr().out
