@@ -204,7 +204,7 @@ def test_points_are_the_runs_that_they_would_be_apart_and_share_the_way_to_the_f
     assert [row.get("cai_iterations") for row in five["rows"]] == [None, 5, None, 5]
     printed = capsys.readouterr()
     assert "SYNTHETIC tiny world" in printed.out and printed.out.strip().endswith(str(folder))
-    assert "[1/3] cai.iterations=5" in printed.err and "[3/3] cai.iterations=0" in printed.err
+    assert "[1 to 3 of 3] cai.iterations=0, cai.iterations=2, cai.iterations=5" in printed.err
 
 
 @pytest.mark.slow
