@@ -51,7 +51,7 @@ WITHIN = {
     "run.memory": "run.log run.memory_plan run.setting",
     "run.memory_plan": "run.footprint",
     "run.experiment": "run.cost run.evaluation run.log run.memory run.record run.round run.setting",
-    "run.prepare": "run.conversations run.experiment run.log run.memory run.phase run.setting",
+    "run.prepare": "run.conversations run.experiment run.log run.memory_plan run.phase run.setting",
     "run.results": "run.experiment",
     "run.plots": "run.results",
     "run.sweep": "run.experiment run.log run.plots run.record run.results run.setting run.together",

@@ -31,7 +31,7 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
     up to the end of the first CAI phase, which is all that they share, so that their own runs go on from there.
     """
     check_files(config)
-    folder = Path(config.output or "runs/run")
+    folder = run_folder(config)
     if check_folder(folder, config):
         log.say(f"{folder}: already finished")
         return folder
@@ -44,6 +44,10 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
     save_adapter(folder / ADAPTER, *setting.shapes, state.adapter, config.model.path, commit)
     conclude(setting, config, folder, state.adapter)
     return folder
+
+
+def run_folder(config: ExperimentConfig) -> Path:
+    return Path(config.output or "runs/run")
 
 
 def open_folder(folder: Path, config: ExperimentConfig, setting: Setting) -> None:
@@ -137,7 +141,7 @@ def part(
     record: Record, config: ExperimentConfig, t: int, state: ServerState, outcome: Outcome, seconds: dict[str, float]
 ) -> None:
     """Fill a sibling's folder as if it had run by itself to the end of round t."""
-    folder = Path(config.output or "")
+    folder = run_folder(config)
     open_folder(folder, config, record.setting)
     with Record(folder, record.setting) as theirs:
         theirs.begin_as(record)

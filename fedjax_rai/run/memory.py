@@ -109,7 +109,8 @@ def check_lengths(config: ExperimentConfig, sizes: Sizes) -> None:
     if own.replay:
         found += [("cai.max_new_tokens", own.replay + new, model)]
     if own.red:
-        shortest, longest = (chain_slots(config, own, revisions) for revisions in (1, config.cai.revisions))
+        given = own.opening or own.red, own.critique + own.revision, new
+        shortest, longest = (chain_slots(*given, revisions) for revisions in (1, config.cai.revisions))
         found += [("cai.max_new_tokens", shortest, model), ("cai.revisions", longest, model)]
     if sizes.guarded:
         found += [("data.max_length", guard_length(config, sizes), sizes.guard or model)]

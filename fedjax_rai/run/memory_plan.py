@@ -118,10 +118,11 @@ def has_cai(config: ExperimentConfig) -> bool:
     return own.enabled and own.iterations > 0 and config.federated.rounds >= own.every
 
 
-def chain_slots(config: ExperimentConfig, lengths: Lengths, revisions: int) -> int:
-    """Tokens of the longest conversation that a critic reads and continues."""
-    new = config.cai.max_new_tokens
-    return (lengths.opening or lengths.red) + revisions * (lengths.critique + lengths.revision + 2 * new) + new
+def chain_slots(opening: int, requests: int, new: int, revisions: int) -> int:
+    """Tokens of the longest conversation that a critic reads and continues: from the padded lengths of its opening and
+    of both requests together, and the most tokens of an answer.
+    """
+    return opening + revisions * (requests + 2 * new) + new
 
 
 def guard_length(config: ExperimentConfig, sizes: Sizes) -> int:
@@ -229,6 +230,6 @@ def _generating(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     apart = cai.critic != "policy" or own.opening > 0
     fed = max(own.opening or own.red, own.critique, own.revision, cai.max_new_tokens if apart else 0)
     further = own.red + cai.max_new_tokens if apart else 0
-    slots = chain_slots(config, own, cai.revisions)
+    slots = chain_slots(own.opening or own.red, own.critique + own.revision, cai.max_new_tokens, cai.revisions)
     sorts = cai.top_k is not None or cai.top_p is not None
     return decoding(sizes.model.config, ceil(chunk / across), fed, slots, _how(config), further, sorts)

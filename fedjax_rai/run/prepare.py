@@ -34,6 +34,7 @@ from fedjax_rai.model.peft import WEIGHTS, load_adapter
 from fedjax_rai.run import conversations, log
 from fedjax_rai.run.conversations import Conversation
 from fedjax_rai.run.experiment import CONFIG, SUMMARY, differences, open_folder, pinned, synthetic_parts
+from fedjax_rai.run.memory_plan import chain_slots
 from fedjax_rai.run.phase import Phase, Said, converse, sampling
 from fedjax_rai.run.setting import ONLINE, Setting
 from fedjax_rai.text.prompts import ASSISTANT, USER
@@ -194,7 +195,7 @@ class Sayer:
 def check_length(setting: Setting, own: CaiConfig) -> None:
     """Raises InputError where conversations are longer than the model's rotary embedding is meant for."""
     requests = sum(side.tokens.shape[1] for side in setting.requests)
-    tokens = setting.openings.tokens.shape[1] + own.revisions * (requests + 2 * own.max_new_tokens) + own.max_new_tokens
+    tokens = chain_slots(setting.openings.tokens.shape[1], requests, own.max_new_tokens, own.revisions)
     most = setting.model.config.longest
     if most is not None and tokens > most:
         raise InputError(

@@ -79,7 +79,7 @@ def basis(summaries: Sequence[Summary]) -> str:
     over = f"{len(seeds)} seeds (Student's t)" if len(seeds) > 1 else f"prompts (one seed, {seeds[0]})"
     return (
         f"{'SYNTHETIC tiny world. ' if is_synthetic(summaries) else ''}Percent, 95 % intervals over {over}."
-        " Seconds: rounds x median round; compilation, guard and evaluation are not in it."
+        " Seconds: rounds x the median of all but the first, which compiles; guard and evaluation are not in it."
     )
 
 

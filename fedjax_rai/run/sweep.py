@@ -11,7 +11,7 @@ from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.config_file import Point, dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import log
-from fedjax_rai.run.experiment import SUMMARY, VERSIONS, check_folder, pinned, run
+from fedjax_rai.run.experiment import SUMMARY, VERSIONS, check_folder, pinned, run, run_folder
 from fedjax_rai.run.plots import plot_sweep
 from fedjax_rai.run.record import METRICS
 from fedjax_rai.run.results import (
@@ -127,7 +127,7 @@ def check_sweep(points: Sequence[Point]) -> Path:
 
 def output(point: Point) -> Path:
     """The point's run folder."""
-    return Path(point.config.output or "")
+    return run_folder(point.config)
 
 
 def base_config(points: Sequence[Point]) -> ExperimentConfig:

@@ -26,7 +26,7 @@ from fedjax_rai.fed.algorithm import FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.peft import save_adapter
 from fedjax_rai.run import log, memory
-from fedjax_rai.run.experiment import ADAPTER, check_folder, conclude, open_folder, run
+from fedjax_rai.run.experiment import ADAPTER, check_folder, conclude, open_folder, run, run_folder
 from fedjax_rai.run.memory_plan import plan
 from fedjax_rai.run.phase import Conversations, Options, learn, outcome, sampling, train
 from fedjax_rai.run.record import Record, timed
@@ -77,7 +77,7 @@ def run_together(configs: Sequence[ExperimentConfig], setting: Setting) -> list[
     if configs[0].cai.trigger is not None:
         raise ValueError("a trigger decides for each run by itself")
     check_files(configs[0])
-    todo = [config for config in configs if not check_folder(folder(config), config)]
+    todo = [config for config in configs if not check_folder(run_folder(config), config)]
     if todo:
         largest = max(todo, key=lambda config: config.cai.iterations)
         memory.announce(largest, setting)
@@ -85,11 +85,7 @@ def run_together(configs: Sequence[ExperimentConfig], setting: Setting) -> list[
         size = ceil(len(todo) / ceil(len(todo) / room(largest, setting)))
         for i in range(0, len(todo), size):
             _run_group(todo[i : i + size], setting)
-    return [folder(config) for config in configs]
-
-
-def folder(config: ExperimentConfig) -> Path:
-    return Path(config.output or "runs/run")
+    return [run_folder(config) for config in configs]
 
 
 def _run_group(configs: Sequence[ExperimentConfig], setting: Setting) -> None:
@@ -97,10 +93,10 @@ def _run_group(configs: Sequence[ExperimentConfig], setting: Setting) -> None:
         run(configs[0], setting)
         return
     for config in configs:
-        open_folder(folder(config), config, setting)
+        open_folder(run_folder(config), config, setting)
     states = lockstep([Federation(setting, config) for config in configs])
     for config, state in zip(configs, states, strict=True):
-        own, commit = folder(config), setting.commits.get("model_commit")
+        own, commit = run_folder(config), setting.commits.get("model_commit")
         save_adapter(own / ADAPTER, *setting.shapes, state.adapter, config.model.path, commit)
         conclude(setting, config, own, state.adapter)
 
@@ -113,9 +109,9 @@ def lockstep(points: Sequence[Federation]) -> list[ServerState]:
     """
     setting, rounds = points[0].setting, points[0].config.federated.rounds
     with ExitStack() as stack:
-        records = [stack.enter_context(Record(folder(own.config), setting)) for own in points]
+        records = [stack.enter_context(Record(run_folder(own.config), setting)) for own in points]
         done, states = map(list, zip(*(record.restore(points[0].init()) for record in records), strict=True))
-        advance = stack.enter_context(log.progress(folder(points[0].config).parent.name, rounds, min(done)))
+        advance = stack.enter_context(log.progress(run_folder(points[0].config).parent.name, rounds, min(done)))
         pending, began = None, time.perf_counter()
 
         def settle(t: int, going: list[int], ends: list[tuple[ServerState, Outcome]]) -> None:

@@ -19,8 +19,7 @@ from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.peft import save_adapter
 from fedjax_rai.run import log, prepare
 from fedjax_rai.run.conversations import Conversation
-from fedjax_rai.run.experiment import run
-from fedjax_rai.run.phase import Phase, converse, sampling
+from fedjax_rai.run.phase import converse, sampling
 from fedjax_rai.run.prepare import Sayer
 from fedjax_rai.run.setting import Setting
 from tests import small
@@ -309,40 +308,6 @@ def _kept(part, row: int) -> np.ndarray:
     """(token, whether it is a target) of all that is no padding."""
     valid = np.asarray(part.valid[row])
     return np.stack([np.asarray(part.tokens[row])[valid], np.asarray(part.loss_mask[row])[valid]])
-
-
-def trained(config: ExperimentConfig, setting: Setting, folder: str) -> bytes:
-    out = run(vary(config, output=str(config.output) + folder), setting)
-    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-@pytest.mark.slow
-def test_a_run_trains_on_a_set(prepared, monkeypatch):
-    """By each method: something is learnt, nothing is said, and a run killed in its second round is the same."""
-    shared, written = Setting(prepared), log.append_row
-    none = trained(vary(prepared, cai={"enabled": False}), shared, "none")
-    assert trained(vary(prepared, cai={"iterations": 0}), shared, "zero") == none
-    monkeypatch.setattr(Phase, "talk", None)
-    ends = {none}
-    for method in ("sft", "dpo", "sft+dpo"):
-        own = vary(prepared, cai={"method": method})
-        whole = trained(own, shared, f"{method}-whole")
-
-        def killed(path, row):
-            if row["round"] > 1:
-                raise KeyboardInterrupt
-            written(path, row)
-
-        monkeypatch.setattr(log, "append_row", killed)
-        with pytest.raises(KeyboardInterrupt):
-            trained(own, shared, method)
-        monkeypatch.setattr(log, "append_row", written)
-        assert trained(own, shared, method) == whole
-        metrics = log.read_rows(Path(f"{prepared.output}{method}") / "metrics.jsonl")
-        assert [row["cai_pairs"] for row in metrics] == [prepared.cai.prompts] * 2
-        assert not any(row["cai_generated_tokens"] for row in metrics)
-        ends.add(whole)
-    assert len(ends) == 4, "no two methods teach the same"
 
 
 def test_the_command_prepares_a_set_and_says_how_to_go_on(warm, tmp_path, monkeypatch):
