@@ -1,6 +1,6 @@
-"""Arithmetic on pytrees of arrays: one line each, leaf by leaf."""
+"""Arithmetic on pytrees of arrays, leaf by leaf."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -53,6 +53,22 @@ def norm(x: PyTree) -> Float[Array, ""]:
 def all_finite(x: PyTree) -> Array:
     """Scalar bool: no leaf holds a NaN or an infinity."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(x)]))
+
+
+def in_chunks(fn: Callable[[Any], Any], rows: Any, chunk: int, constrain: Callable[[Any], Any] = lambda x: x) -> Any:
+    """`fn` of a pytree of rows [b, ...], `chunk` of them at once, one chunk after another; leaves [b, ...] out.
+
+    The last chunk is filled up with copies of the first row. `constrain` lays a chunk's rows out on the mesh.
+    """
+    (count,) = {leaf.shape[0] for leaf in jax.tree.leaves(rows)}
+    missing = -count % chunk
+
+    def fill(leaf: Array) -> Array:
+        whole = jnp.concatenate([leaf, jnp.repeat(leaf[:1], missing, axis=0)]) if missing else leaf
+        return whole.reshape(-1, chunk, *leaf.shape[1:])
+
+    mapped = jax.lax.map(lambda own: constrain(fn(constrain(own))), jax.tree.map(fill, rows))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], mapped)
 
 
 def paths(x: PyTree) -> Iterator[tuple[str, Any]]:

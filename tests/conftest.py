@@ -13,6 +13,9 @@ install_import_hook([f"fedjax_rai.{name}" for name in CHECKED], "beartype.bearty
 
 # Tests compile much and compute little: a third of their time goes into optimising machine code.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# What was compiled once is found again: by the next module, by processes that tests start, and the next time.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax  # noqa: E402
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.fed.client import Cohort
@@ -27,6 +28,11 @@ CONFIG = DecoderConfig(
 LORA = Lora(CONFIG.targets, rank=2, alpha=4.0)
 MODEL = Decoder(CONFIG, LORA)
 BASE = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, init_base(CONFIG, jax.random.key(0)))
+
+
+def slow(*values: Any, **options: Any) -> Any:
+    """A case that only the slow tests try."""
+    return pytest.param(*values, **options, marks=pytest.mark.slow)
 
 
 def adapter(seed: int = 1, strength: float = 0.1):

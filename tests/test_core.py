@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_rai import rng, trees
 from fedjax_rai.train.losses import Sum, sft, token_logps
@@ -38,6 +39,25 @@ def test_norm_and_finite():
     tree = {"a": jnp.array([3.0]), "b": jnp.array([[4.0]])}
     assert float(trees.norm(tree)) == 5.0
     assert bool(trees.all_finite(tree)) and not bool(trees.all_finite(tree | {"c": jnp.array([jnp.inf])}))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8])
+def test_chunks_keep_every_row_of_every_leaf_in_its_place(chunk):
+    """The last one is filled up with the first row; each is laid out on its way in and on its way out."""
+    rows = {"a": jnp.arange(10.0).reshape(5, 2), "b": jax.random.split(jax.random.key(0), 5)}
+    laid: list[tuple[int, ...]] = []
+
+    def constrain(tree):
+        laid.extend(leaf.shape[:1] for leaf in jax.tree.leaves(tree))
+        return tree
+
+    def double(own):
+        return 2 * own["a"], jax.random.uniform(own["b"][0], own["a"].shape)
+
+    doubled, drawn = trees.in_chunks(double, rows, chunk, constrain)
+    np.testing.assert_array_equal(doubled, 2 * rows["a"])
+    assert drawn.shape == (5, 2)
+    assert laid == 4 * [(chunk,)]
 
 
 def test_token_logps_is_log_softmax():

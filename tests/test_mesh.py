@@ -215,13 +215,13 @@ found = {}
 for name, heat in (("greedy", 0.0), ("sampled", 1.0)):
     stage = "chain"
     said = phase.converse(MODEL, own, base, adapter, talk, REQUESTS, Sampling(jnp.float32(heat)))
-    pool, reference, metrics = phase.collect(MODEL, own, base, adapter, talk, REQUESTS, said, replay)
+    pool, metrics = phase.collect(MODEL, own, base, adapter, talk, REQUESTS, said, replay)
     stage = "steps"
     rates = Rates(jnp.float32(3e-2), jnp.float32(0.3), jnp.float32(0.3))
-    end = phase.train(MODEL, own, base, align.begin(adapter), pool, reference, jnp.int32(0), jnp.int32(4), rates,
-                      jax.random.key(1))
+    start, key = align.begin(adapter), jax.random.key(1)
+    end = phase.train(MODEL, own, base, start, pool, jnp.int32(0), jnp.int32(4), rates, key)
     assert small.distance(end.state.adapter, adapter) > 1e-3
-    parts = {"said": said, "pool": pool, "reference": reference, "metrics": metrics, "end": end}
+    parts = {"said": said, "pool": pool, "metrics": metrics, "end": end}
     for part, tree in parts.items():
         found |= {f"{part} {name} {i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 jax.effects_barrier()

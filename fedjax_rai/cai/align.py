@@ -10,9 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_rai import rng
+from fedjax_rai import rng, trees
 from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key
-from fedjax_rai.cai.revise import in_chunks
 from fedjax_rai.data.examples import Examples, take
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.train.losses import PREFERENCES, LogRatios, Sum, answer_logps
@@ -33,6 +32,13 @@ METHODS: dict[str, Callable[[str], Objective]] = {
 }
 
 
+class Reference(NamedTuple):
+    """log p(answer | prompt) of every pair under the reference."""
+
+    chosen: Float[Array, "n"]
+    rejected: Float[Array, "n"]
+
+
 class Pool(NamedTuple):
     """What is trained on: `n` revisions, and behind them what is replayed."""
 
@@ -40,13 +46,7 @@ class Pool(NamedTuple):
     responses: Examples  # [n, l], the first ones; unread where nothing is preferred
     usable: Bool[Array, "n"]  # may be drawn
     paired: Bool[Array, "n"]  # the revision is to be preferred to its response
-
-
-class Reference(NamedTuple):
-    """log p(answer | prompt) of every pair under the reference."""
-
-    chosen: Float[Array, "n"]
-    rejected: Float[Array, "n"]
+    reference: Reference | None = None  # unread where nothing is preferred
 
 
 class Rates(NamedTuple):
@@ -83,14 +83,15 @@ def stack(*parts: Examples) -> Examples:
     return Examples(*(jnp.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def refer(model: Decoder, base: Base, reference: Adapter | None, own: Pool, rows: int) -> Reference:
-    """Log-probabilities of all pairs under the reference (None: the base), `rows` of them at once."""
+def refer(model: Decoder, base: Base, reference: Adapter | None, own: Pool, rows: int) -> Pool:
+    """The pool with log-probabilities of all its pairs under the reference (None: the base), `rows` of them at once."""
     count = own.responses.tokens.shape[0]
 
     def logps(part: Examples) -> Array:
-        return in_chunks(lambda some: answer_logps(model, base, reference, *some)[0], part, min(rows, count))
+        return trees.in_chunks(lambda some: answer_logps(model, base, reference, *some)[0], part, min(rows, count))
 
-    return Reference(logps(Examples(*(c[:count] for c in own.answers))), logps(own.responses))
+    chosen = Examples(*(column[:count] for column in own.answers))
+    return own._replace(reference=Reference(logps(chosen), logps(own.responses)))
 
 
 def begin(adapter: Adapter) -> Progress:
@@ -102,7 +103,6 @@ def align(
     base: Base,
     progress: Progress,
     own: Pool,
-    reference: Reference | None,
     first: Int[Array, ""],
     last: Int[Array, ""],
     rates: Rates,
@@ -114,18 +114,15 @@ def align(
     """Iterations `first` to `last` (not included); none of them returns `progress` untouched.
 
     The batch of iteration i depends on `key` and i alone, and the learning rate is constant, so a longer run passes
-    through every shorter one. `reference` is None where nothing is preferred.
+    through every shorter one.
     """
-
     usable_first = jnp.argsort(~own.usable, stable=True)
 
     def iteration(i: Array, so_far: Progress) -> Progress:
         rows, replayed = draw(own, usable_first, rates.replay, rng.stream(key, "align", iteration=i), batch_size)
 
         def loss(adapter: Adapter):
-            return objective_loss(
-                model, base, adapter, own, reference, rows, replayed, rates.beta, objective, constrain
-            )
+            return objective_loss(model, base, adapter, own, rows, replayed, rates.beta, objective, constrain)
 
         state, (value, margin, trained, read) = descend(loss, so_far.state, rates.learning_rate)
         return Progress(state, value, margin, so_far.trained + trained, so_far.read + read)
@@ -157,7 +154,6 @@ def objective_loss(
     base: Base,
     adapter: Adapter,
     own: Pool,
-    reference: Reference | None,
     rows: Int[Array, "b"],
     replayed: Bool[Array, "b"],
     beta: Float[Array, ""],
@@ -170,7 +166,7 @@ def objective_loss(
     Replayed answers are liked whatever the objective. Chosen and rejected go through one forward pass.
     """
     batch, pairs = take(own.answers, rows), jnp.minimum(rows, own.usable.shape[0] - 1)
-    if reference is not None and objective.preference:
+    if objective.preference:
         batch = stack(batch, take(own.responses, pairs))
     logps, counts = answer_logps(model, base, adapter, *constrain(batch))
     # an unusable row is drawn where there is neither a usable one nor replay: it is not to be learnt
@@ -178,11 +174,15 @@ def objective_loss(
     read = batch.valid.sum().astype(logps.dtype)
     chosen, lengths = logps[: len(rows)], counts[: len(rows)]
     likelihood = Sum(-jnp.sum(chosen * liked), jnp.sum(lengths * liked))
-    if reference is None or not objective.preference:
+    if not objective.preference:
         return likelihood.mean(), (likelihood.mean(), jnp.zeros(()), likelihood.weight, read)
+    assert own.reference is not None, "a preference needs the reference's view: see `refer`"
     paired = (own.paired[pairs] & ~replayed).astype(logps.dtype)
     ratios = LogRatios(
-        chosen - reference.chosen[pairs], logps[len(rows) :] - reference.rejected[pairs], lengths, counts[len(rows) :]
+        chosen - own.reference.chosen[pairs],
+        logps[len(rows) :] - own.reference.rejected[pairs],
+        lengths,
+        counts[len(rows) :],
     )
     preference = Sum(jnp.sum(PREFERENCES[objective.preference](ratios, beta) * paired), jnp.sum(paired))
     margin = Sum(beta * jnp.sum((ratios.chosen - ratios.rejected) * paired), jnp.sum(paired))

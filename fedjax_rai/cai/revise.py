@@ -1,7 +1,7 @@
 """Respond, critique, revise (arXiv 2212.08073) as one program on the device, which computes no prefix twice."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,22 +90,6 @@ def chain(
 
     _, said = jax.lax.scan(turn, state, talk.principles.T)
     return Chain(response, *jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), said))
-
-
-def in_chunks(fn: Callable[[Any], Any], rows: Any, chunk: int, constrain: Callable[[Any], Any] = lambda x: x) -> Any:
-    """`fn` of a pytree of rows [b, ...], `chunk` of them at once, one chunk after another; leaves [b, ...] out.
-
-    The last chunk is filled up with copies of the first row. `constrain` lays a chunk's rows out on the mesh.
-    """
-    (count,) = {leaf.shape[0] for leaf in jax.tree.leaves(rows)}
-    missing = -count % chunk
-
-    def fill(leaf: Array) -> Array:
-        whole = jnp.concatenate([leaf, jnp.repeat(leaf[:1], missing, axis=0)]) if missing else leaf
-        return whole.reshape(-1, chunk, *leaf.shape[1:])
-
-    mapped = jax.lax.map(lambda own: constrain(fn(constrain(own))), jax.tree.map(fill, rows))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], mapped)
 
 
 def examples(prompts: Prompts, answers: Answers) -> Examples:

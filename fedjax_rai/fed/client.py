@@ -64,12 +64,10 @@ def local_update(
 def map_cohort(fn: Callable[[X], Y], cohort: X, chunk: int, constrain: Callable[[PyTree], PyTree] = lambda x: x) -> Y:
     """`fn` of every client, leaves [c, ...] in and out: vmapped in chunks that run one after another.
 
-    The cohort's size must be a multiple of `chunk` (pad with clients of weight 0). `constrain` lays a chunk's
-    leading axis out on the mesh.
+    `constrain` lays a chunk's leading axis out on the mesh; results stay laid out so if `chunk` divides the cohort
+    (`pad_cohort`).
     """
-    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), cohort)
-    mapped = jax.lax.map(lambda own: constrain(jax.vmap(fn)(constrain(own))), chunks)
-    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), mapped)
+    return trees.in_chunks(jax.vmap(fn), cohort, chunk, constrain)
 
 
 def pad_cohort(cohort: Cohort, multiple: int) -> Cohort:

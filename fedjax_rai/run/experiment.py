@@ -35,8 +35,8 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
     if check_folder(folder, config):
         log.say(f"{folder}: already finished")
         return folder
-    setting = setting or Setting(pinned(folder, config))
-    memory.announce(config, setting)
+    setting = setting or make_setting([config])
+    memory.announce(config, memory.sizes(setting, config))
     setting.check(config)
     open_folder(folder, config, setting)
     state = train(Federation(setting, config), folder, siblings)
@@ -88,6 +88,12 @@ def pinned(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
         if commit := began.get(f"{name}_commit"):
             config = config.model_copy(update={name: getattr(config, name).model_copy(update={"revision": commit})})
     return config
+
+
+def make_setting(configs: Sequence[ExperimentConfig], previous: Setting | None = None) -> Setting:
+    """One for runs that agree in what it depends on, with the commits that the first one to begin began with."""
+    begun = next((own for own in configs if (run_folder(own) / VERSIONS).is_file()), configs[0])
+    return Setting(pinned(run_folder(begun), begun), previous)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

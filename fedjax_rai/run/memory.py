@@ -32,15 +32,35 @@ def sizes(setting: Setting, config: ExperimentConfig) -> Sizes:
         pairs=len(setting.materials.pairs),
         red=len(setting.materials.red_prompts) if online else 0,
         prepared=len(setting.prepared[0].tokens) if has_cai(config) and not online else 0,
-        devices=prod(setting.mesh.shape.values()),
-        widens=jax.default_backend() == "cpu",
+        **_devices(setting),
     )
+
+
+def saying(setting: Setting) -> Sizes:
+    """Those of holding conversations alone, as `cai generate` does."""
+    lengths, red = Lengths(**_chain_lengths(setting)), len(setting.materials.red_prompts)
+    known = {"guard": None, "guarded": False, "pairs": 0, "prepared": 0}
+    return Sizes(model=setting.model, lengths=lengths, red=red, saying=True, **known, **_devices(setting))
+
+
+def _devices(setting: Setting) -> dict[str, Any]:
+    return {"devices": prod(setting.mesh.shape.values()), "widens": jax.default_backend() == "cpu"}
+
+
+def _chain_lengths(setting: Setting) -> dict[str, int]:
+    few_shot = setting.constitution.few_shot
+    return {
+        "red": setting.red_prompts.tokens.shape[1],
+        "opening": setting.openings.tokens.shape[1] if few_shot else 0,
+        "few_shot": len(setting.tokenizer.encode(prompt(setting.tokenizer, few_shot))) if few_shot else 0,
+        "critique": setting.requests.critique.tokens.shape[1],
+        "revision": setting.requests.revision.tokens.shape[1],
+    }
 
 
 def _lengths(setting: Setting, config: ExperimentConfig) -> Lengths:
     made, tokenizer, most = setting.materials, setting.tokenizer, config.data.max_length
     cai, online = has_cai(config), has_cai(config) and config.cai.data == ONLINE
-    few_shot = setting.constitution.few_shot if online else ()
 
     def longest(queries: Sequence[str]) -> int:
         encoded = encode_questions(tokenizer, [question(query) for query in queries], most)
@@ -50,16 +70,12 @@ def _lengths(setting: Setting, config: ExperimentConfig) -> Lengths:
     return Lengths(
         train=setting.corpus.tokens.shape[1],
         guard_request=_guard_request(setting) if setting.guarded else 0,
-        red=setting.red_prompts.tokens.shape[1] if online else 0,
-        opening=setting.openings.tokens.shape[1] if few_shot else 0,
-        few_shot=len(tokenizer.encode(prompt(tokenizer, few_shot))) if few_shot else 0,
-        critique=setting.requests.critique.tokens.shape[1] if online else 0,
-        revision=setting.requests.revision.tokens.shape[1] if online else 0,
         prepared=setting.prepared[0].tokens.shape[1] if cai and not online else 0,
         replay=longest(made.benign_prompts) if cai else 0,
         asked=longest([*made.advbench, *(q.query for q in made.utility), *made.over_refusal]),
         probe=longest(made.probe_prompts[: config.cai.probe]),
         choice=encode_chats(tokenizer, choices, most)[0].tokens.shape[1] if choices else 0,
+        **(_chain_lengths(setting) if online else {}),
     )
 
 
@@ -88,9 +104,9 @@ def _read(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).is_file() else []
 
 
-def announce(config: ExperimentConfig, setting: Setting) -> None:
+def announce(config: ExperimentConfig, known: Sizes) -> None:
     """Print the plan: a line where it is small, else a table. Raises InputError where it does not fit."""
-    known, limit = sizes(setting, config), device_limit()
+    limit = device_limit()
     check_lengths(config, known)
     made = plan(config, known)
     if limit is not None and made.need(made.peak) > limit:
@@ -101,11 +117,10 @@ def announce(config: ExperimentConfig, setting: Setting) -> None:
 def check_lengths(config: ExperimentConfig, sizes: Sizes) -> None:
     """Raises InputError where some phase's sequences are longer than the model's rotary embedding is meant for."""
     own, model = sizes.lengths, sizes.model.config
-    asked, new = max(own.asked, own.probe) + config.eval.max_new_tokens, config.cai.max_new_tokens
-    found = [
-        ("data.max_length", max(own.train, own.prepared, own.choice), model),
-        ("eval.max_new_tokens", asked, model),
-    ]
+    asked, new = max(own.asked, own.probe), config.cai.max_new_tokens
+    found = [("data.max_length", max(own.train, own.prepared, own.choice), model)]
+    if asked:
+        found += [("eval.max_new_tokens", asked + config.eval.max_new_tokens, model)]
     if own.replay:
         found += [("cai.max_new_tokens", own.replay + new, model)]
     if own.red:
@@ -132,7 +147,8 @@ def table(made: Plan, limit: int | None) -> list[str]:
     rows = [(name, size) for name, size in made.held.items()]
     rows += [(f"{made.peak}: {name}", size) for name, size in made.phases[made.peak].items()]
     lines = [f"  {name:<44}{_gib(size):>8}" for name, size in rows]
-    return [f"{first} (estimated)", *lines, "  others: " + ", ".join(f"{p} {_gib(made.need(p))}" for p in others)]
+    lines += ["  others: " + ", ".join(f"{phase} {_gib(made.need(phase))}" for phase in others)] if others else []
+    return [f"{first} (estimated)", *lines]
 
 
 def _gib(size: int) -> str:
@@ -152,7 +168,7 @@ class Remedy(NamedTuple):
 def refusal(config: ExperimentConfig, known: Sizes, limit: int) -> str:
     """Why it does not fit, and which keys to set, the most effective first; of each, what it does alone."""
     made, found = plan(config, known), remedies(config, known, limit)
-    lines = [f"memory: {_gib(made.need(made.peak))} GiB a device needed, {_gib(limit)} there; this run was not started"]
+    lines = [f"memory: {_gib(made.need(made.peak))} GiB a device needed, {_gib(limit)} there; nothing was started"]
     lines += table(made, None)[1:]
     if found:
         lines.append("what helps, and how much each of these alone:")

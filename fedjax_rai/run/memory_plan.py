@@ -27,18 +27,18 @@ EXAMPLE, PROMPT = 4 + 1 + 4, 4 + 1  # bytes of a token: id, loss mask and segmen
 class Lengths(NamedTuple):
     """Padded lengths in tokens; 0 where there is no such text."""
 
-    train: int
-    guard_request: int  # the guard's own words around a pair; a released one reads `data.max_length` besides
-    red: int
-    opening: int  # red prompts behind few-shot turns
-    few_shot: int  # what those turns add to `data.max_length`
-    critique: int  # requests
-    revision: int
-    prepared: int
-    replay: int
-    asked: int  # prompts of the evaluation
-    probe: int
-    choice: int
+    train: int = 0
+    guard_request: int = 0  # the guard's own words around a pair; a released one reads `data.max_length` besides
+    red: int = 0
+    opening: int = 0  # red prompts behind few-shot turns
+    few_shot: int = 0  # what those turns add to `data.max_length`
+    critique: int = 0  # requests
+    revision: int = 0
+    prepared: int = 0
+    replay: int = 0
+    asked: int = 0  # prompts of the evaluation
+    probe: int = 0
+    choice: int = 0
 
     def cut(self, max_length: int) -> "Lengths":
         """With a smaller `data.max_length`."""
@@ -59,6 +59,7 @@ class Sizes(NamedTuple):
     prepared: int  # pairs
     devices: int
     widens: bool  # a CPU computes bfloat16 in float32: XLA widens the whole base first, and all that follows
+    saying: bool = False  # conversations are held, and nothing else is done
 
 
 class Plan(NamedTuple):
@@ -92,6 +93,8 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
         held["base in float32"] = 2 * (base_bytes(shapes[0], mesh) - base_bytes(model.config, mesh))
     shape, *others = (_share(shape, config.mesh.tensor) for shape in shapes)
     local = sizes._replace(model=Decoder(shape, lora), guard=others[0] if others else None)
+    if sizes.saying:
+        return Plan(held, {"CAI, generating": _generating(config, local)})
     return Plan(held, dict(_phases(config, local)))
 
 
@@ -139,6 +142,7 @@ def _held(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     adapter = nbytes(abstract_adapter(model.config, model.lora))
     # A round's state is kept until the next one's is there. SCAFFOLD's has a control variate of everyone and its own.
     states = 2 * (1 + (1 + config.federated.clients if config.federated.algorithm == "scaffold" else 0))
+    states = 1 if sizes.saying else states
     fitted = 1 if sizes.guarded and sizes.guard is None else 0
     parts = {"base": base_bytes(model.config, mesh), "adapters": (states + fitted) * adapter}
     if sizes.guard and (config.guard.path, config.guard.revision) != (config.model.path, config.model.revision):
@@ -206,9 +210,8 @@ def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[st
         yield "answering replay", decoding(model.config, cai.replay, own.replay, slots, how)
     held, pairs, longest = {"revisions": _pool_bytes(config, sizes)}, cai.prompts, _taught_length(config, own)
     if not sizes.prepared:
-        said = PROMPT * pairs * (1 + 2 * cai.revisions) * cai.max_new_tokens
-        yield "CAI, generating", _generating(config, sizes) | {"conversations": said}
-        held["revisions"] += said
+        yield "CAI, generating", (generating := _generating(config, sizes))
+        held["revisions"] += generating["conversations"]
     preferred = METHODS[cai.method](cai.preference).preference is not None
     if preferred:
         # Its two passes follow one another if each is a loop over batches. Either reads one of the sets from a copy.
@@ -221,7 +224,7 @@ def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[st
 
 
 def _generating(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
-    """A chunk of conversations at once, spread over the clients axis.
+    """A chunk of conversations at once, spread over the clients axis; what all of them said.
 
     A critic of its own fills a second cache, and XLA does not free the policy's before.
     """
@@ -232,4 +235,5 @@ def _generating(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     further = own.red + cai.max_new_tokens if apart else 0
     slots = chain_slots(own.opening or own.red, own.critique + own.revision, cai.max_new_tokens, cai.revisions)
     sorts = cai.top_k is not None or cai.top_p is not None
-    return decoding(sizes.model.config, ceil(chunk / across), fed, slots, _how(config), further, sorts)
+    parts = decoding(sizes.model.config, ceil(chunk / across), fed, slots, _how(config), further, sorts)
+    return parts | {"conversations": PROMPT * cai.prompts * (1 + 2 * cai.revisions) * cai.max_new_tokens}

@@ -15,9 +15,9 @@ import numpy as np
 from fedjax_rai import rng, trees
 from fedjax_rai.aliases import Adapter, Array, Base, Int, Key, Metrics
 from fedjax_rai.cai import align as cai
-from fedjax_rai.cai.align import METHODS, Objective, Pool, Progress, Rates, Reference
+from fedjax_rai.cai.align import METHODS, Objective, Pool, Progress, Rates
 from fedjax_rai.cai.constitution import draw
-from fedjax_rai.cai.revise import Chain, Requests, Talk, chain, degenerate, examples, in_chunks
+from fedjax_rai.cai.revise import Chain, Requests, Talk, chain, degenerate, examples
 from fedjax_rai.config import CaiConfig, ExperimentConfig
 from fedjax_rai.data.examples import Examples, Prompts, take
 from fedjax_rai.mesh import over_clients, replicated
@@ -80,7 +80,6 @@ class Lesson(NamedTuple):
     """What a phase trains on, and what it cost; `said` is None for a prepared set."""
 
     pool: Pool
-    reference: Reference | None
     metrics: Metrics
     said: Said | None = None
 
@@ -96,14 +95,14 @@ def converse(
         ends = jnp.array(options.end_ids)
         return chain(model, base, adapter, critic, own, requests, sampling, ends, options.max_new, options.same_cache)
 
-    return in_chunks(some, talk, options.chunk, options.constrain(options.chunk))
+    return trees.in_chunks(some, talk, options.chunk, options.constrain(options.chunk))
 
 
 @partial(jax.jit, static_argnames=("model", "options"))
 def collect(
     model: Decoder, options: Options, base: Base, adapter: Adapter, talk: Talk, requests: Requests, said: Chain,
     replay: Examples,
-) -> tuple[Pool, Reference | None, Metrics]:  # fmt: skip
+) -> tuple[Pool, Metrics]:  # fmt: skip
     """The pool that a chain gives: degenerate pairs are left out, and counted by the first cause that applies."""
     response, revision, causes = said.response, said.last, degenerate(said)
     paired, metrics = pairing(causes)
@@ -112,16 +111,15 @@ def collect(
     own = cai.pool(answers, examples(talk.prompts, response), replay, usable, paired)
     read = [talk.prompts.valid, *(side.valid[talk.principles] for side in requests)]
     read += [] if options.same_cache else [talk.openings.valid, response.valid]
-    reference = None
     if options.objective.preference:
-        reference = cai.refer(model, base, options.reference(adapter), own, options.batch_size)
+        own = cai.refer(model, base, options.reference(adapter), own, options.batch_size)
         read += [answers.valid, own.responses.valid]
     metrics |= {
         "cai_revised": jnp.mean(~causes["equal"]),
         "cai_generated_tokens": sum(answer.valid.sum() for answer in said),
         "cai_read_tokens": sum(tokens.sum() for tokens in read),
     }
-    return own, reference, metrics
+    return own, metrics
 
 
 def pairing(causes: Mapping[str, Any]) -> tuple[Any, Metrics]:
@@ -134,20 +132,20 @@ def pairing(causes: Mapping[str, Any]) -> tuple[Any, Metrics]:
 
 
 @partial(jax.jit, static_argnames=("model", "options"))
-def refer(model: Decoder, options: Options, base: Base, adapter: Adapter, own: Pool) -> Reference:
-    """The reference's view of a prepared set."""
+def refer(model: Decoder, options: Options, base: Base, adapter: Adapter, own: Pool) -> Pool:
+    """A prepared set with the reference's view of it."""
     return cai.refer(model, base, options.reference(adapter), own, options.batch_size)
 
 
 @partial(jax.jit, static_argnames=("model", "options"))
 def train(
-    model: Decoder, options: Options, base: Base, progress: Progress, own: Pool, reference: Reference | None,
-    first: Int[Array, ""], last: Int[Array, ""], rates: Rates, key: Key[Array, ""],
+    model: Decoder, options: Options, base: Base, progress: Progress, own: Pool, first: Int[Array, ""],
+    last: Int[Array, ""], rates: Rates, key: Key[Array, ""],
 ) -> Progress:  # fmt: skip
     """Iterations `first` to `last`, traced."""
     rows = options.batch_size * (2 if options.objective.preference else 1)
     return cai.align(
-        model, base, progress, own, reference, first, last, rates, key, options.batch_size, options.objective,
+        model, base, progress, own, first, last, rates, key, options.batch_size, options.objective,
         options.constrain(rows),
     )  # fmt: skip
 
@@ -169,12 +167,10 @@ def outcome(before: Adapter, progress: Progress, iterations: Int[Array, ""]) -> 
 
 def learn(
     model: Decoder, options: Options, base: Base, adapter: Adapter, source: Pool | Conversations, drawn: Sampling
-) -> tuple[Pool, Reference | None, Metrics, Chain | None]:
-    """(pool, reference, metrics, what was said) of a phase that starts from that adapter; may be jitted as a whole."""
+) -> tuple[Pool, Metrics, Chain | None]:
+    """(pool, metrics, what was said) of a phase that starts from that adapter; may be jitted as a whole."""
     if isinstance(source, Pool):
-        preferred = options.objective.preference is not None
-        reference = refer(model, options, base, adapter, source) if preferred else None
-        return source, reference, {}, None
+        return refer(model, options, base, adapter, source) if options.objective.preference else source, {}, None
     talk, requests, replay = source
     said = converse(model, options, base, adapter, talk, requests, drawn)
     return *collect(model, options, base, adapter, talk, requests, said, replay), said
@@ -203,10 +199,10 @@ class Phase:
     def lesson(self, adapter: Adapter, t: int) -> Lesson:
         """What the phase of round t trains on, given the adapter that it starts from."""
         setting, source = self.setting, self.source(t)
-        pool, reference, metrics, chain = learn(
+        pool, metrics, chain = learn(
             setting.model, self.options, setting.base, adapter, source.pool, sampling(self.config.cai)
         )
-        return Lesson(pool, reference, source.metrics | metrics, source.said(chain))
+        return Lesson(pool, source.metrics | metrics, source.said(chain))
 
     def source(self, t: int) -> Source:
         """That of round t: conversations about `cai.prompts` red prompts, or so many of the prepared pairs."""
@@ -236,8 +232,8 @@ class Phase:
         progress = jax.device_put(cai.begin(adapter), replicated(setting.mesh))
         for count in counts:
             progress = train(
-                setting.model, self.options, setting.base, progress, lesson.pool, lesson.reference,
-                jnp.int32(done), jnp.int32(count), self.rates, rng.stream(self.key(t), "align"),
+                setting.model, self.options, setting.base, progress, lesson.pool, jnp.int32(done), jnp.int32(count),
+                self.rates, rng.stream(self.key(t), "align"),
             )  # fmt: skip
             done = count
             trained, metrics = outcome(adapter, progress, jnp.int32(count))

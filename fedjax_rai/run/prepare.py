@@ -24,17 +24,16 @@ from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.cai.constitution import draw
 from fedjax_rai.cai.revise import Talk
-from fedjax_rai.config import CaiConfig, ExperimentConfig
+from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.config_file import check_files, load_config
 from fedjax_rai.data.examples import Prompts
 from fedjax_rai.errors import InputError
 from fedjax_rai.mesh import replicated
 from fedjax_rai.model.peft import CONFIG as ADAPTER_CONFIG
 from fedjax_rai.model.peft import WEIGHTS, load_adapter
-from fedjax_rai.run import conversations, log
+from fedjax_rai.run import conversations, log, memory
 from fedjax_rai.run.conversations import Conversation
 from fedjax_rai.run.experiment import CONFIG, SUMMARY, differences, open_folder, pinned, synthetic_parts
-from fedjax_rai.run.memory_plan import chain_slots
 from fedjax_rai.run.phase import Phase, Said, converse, sampling
 from fedjax_rai.run.setting import ONLINE, Setting
 from fedjax_rai.text.prompts import ASSISTANT, USER
@@ -152,14 +151,17 @@ class Sayer:
     def __init__(self, setting: Setting, config: ExperimentConfig, adapter: Adapter, n: int):
         own, red = config.cai, setting.red_prompts
         most = min(own.prompts_per_chunk or own.prompts, SHARD, n)
-        sized = config.model_copy(update={"cai": own.model_copy(update={"prompts_per_chunk": most, "prompts": most})})
+        # what is held at once is a batch
+        self.sized = config.model_copy(
+            update={"cai": own.model_copy(update={"prompts_per_chunk": most, "prompts": most})}
+        )
         self.setting, self.config, self.adapter, self.n = setting, config, adapter, n
-        self.options = Phase(setting, sized).options
+        self.options = Phase(setting, self.sized).options
         self.rows = passes(len(red.tokens), n, config.seed)
 
     def check(self) -> None:
         """Read all that is used, so that what is wrong is said before anything is written."""
-        check_length(self.setting, self.config.cai)
+        memory.announce(self.sized, memory.saying(self.setting))
         _ = self.setting.tokenizer.closing, self.setting.base
 
     def batches(self, shard: int) -> list[np.ndarray]:
@@ -190,17 +192,6 @@ class Sayer:
         category = self.setting.materials.red_prompts[self.rows[i]].category
         g = rng.host(self.config.seed, "prepared principles", conversation=i)
         return draw(self.setting.constitution, [category], self.config.cai.revisions, g)
-
-
-def check_length(setting: Setting, own: CaiConfig) -> None:
-    """Raises InputError where conversations are longer than the model's rotary embedding is meant for."""
-    requests = sum(side.tokens.shape[1] for side in setting.requests)
-    tokens = chain_slots(setting.openings.tokens.shape[1], requests, own.max_new_tokens, own.revisions)
-    most = setting.model.config.longest
-    if most is not None and tokens > most:
-        raise InputError(
-            f"cai.max_new_tokens = {own.max_new_tokens}: gives sequences of {tokens} tokens; this model takes {most}"
-        )
 
 
 def write_shards(said: Sayer, out: Path) -> None:

@@ -70,11 +70,14 @@ class Prepared(NamedTuple):
 class Setting:
     """`config` decides all that is here.
 
-    Arms may differ from it in the keys that `FREE` names: they share their setting.
+    Arms may differ from it in the keys that `FREE` names: they share their setting. `previous` gives its base, if that
+    is the same and was read: nothing takes longer.
     """
 
-    def __init__(self, config: ExperimentConfig):
+    def __init__(self, config: ExperimentConfig, previous: "Setting | None" = None):
         self.config = config
+        if previous and (previous.config.model, previous.config.mesh) == (config.model, config.mesh):
+            vars(self).update({"base": previous.base} if "base" in vars(previous) else {})
         self.root = jax.random.key(config.seed)
         self.materials: Materials = gather(config)
         self.tokenizer: Tokenizer = load_tokenizer(config.model.path, config.model.revision)

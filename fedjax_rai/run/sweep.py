@@ -11,7 +11,7 @@ from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.config_file import Point, dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import log
-from fedjax_rai.run.experiment import SUMMARY, VERSIONS, check_folder, pinned, run, run_folder
+from fedjax_rai.run.experiment import SUMMARY, check_folder, make_setting, run, run_folder
 from fedjax_rai.run.plots import plot_sweep
 from fedjax_rai.run.record import METRICS
 from fedjax_rai.run.results import (
@@ -87,7 +87,7 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
     setting, done = None, 0
     for group in grouped(points, fixed):
         if any(point in todo for point in group):
-            setting = make_setting(group, setting)
+            setting = make_setting([point.config for point in group], setting)
         mapped = together and group[0].config.cai.trigger is None
         for family in grouped(group, but_numbers if mapped else but_iterations):
             names = ", ".join(output(point).name for point in family)
@@ -155,16 +155,6 @@ def siblings(point: Point, smaller: Sequence[Point]) -> list[ExperimentConfig]:
     """The configs, ascending, of those with fewer iterations that were never begun: this run takes them along."""
     fewer = [own for own in smaller if iterations(own) < iterations(point)]
     return [own.config for own in sorted(fewer, key=iterations) if not output(own).exists()]
-
-
-def make_setting(group: Sequence[Point], previous: Setting | None) -> Setting:
-    """One for points that agree in what it depends on, with the commits that the first run among them began with."""
-    begun = next((point for point in group if (output(point) / VERSIONS).is_file()), group[0])
-    setting = Setting(pinned(output(begun), begun.config))
-    if previous and (previous.config.model, previous.config.mesh) == (setting.config.model, setting.config.mesh):
-        # The base depends on nothing else, and reading it is the slowest part of a setting; a seed changes the rest.
-        vars(setting).update({"base": previous.base} if "base" in vars(previous) else {})
-    return setting
 
 
 def collect(points: Sequence[Point]) -> list[Row]:

@@ -10,7 +10,7 @@ from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.config_file import check_files, dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import log
-from fedjax_rai.run.experiment import SUMMARY, check_folder, run
+from fedjax_rai.run.experiment import SUMMARY, check_folder, make_setting, run, run_folder
 from fedjax_rai.run.plots import plot_arms
 from fedjax_rai.run.results import (
     COLUMNS,
@@ -64,19 +64,21 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
     chosen = choose(arms)
     check_files(config)
     folder = Path(config.output or "runs/table")
-    plan = [(seed, arm) for seed in range(config.seed, config.seed + seeds) for arm in chosen]
     check_table(folder, config)
-    for seed, arm in plan:
-        check_folder(folder / f"seed{seed}" / arm, arm_config(config, arm, seed, folder))
-    summaries: dict[tuple[str, int], dict[str, Any]] = {}
+    by_seed = {
+        seed: {arm: arm_config(config, arm, seed, folder) for arm in chosen}
+        for seed in range(config.seed, config.seed + seeds)
+    }
+    for arms_of_seed in by_seed.values():
+        for own in arms_of_seed.values():
+            check_folder(run_folder(own), own)
+    summaries: dict[tuple[str, int], Summary] = {}
     setting: Setting | None = None
-    for i, (seed, arm) in enumerate(plan):
-        own = arm_config(config, arm, seed, folder)
-        log.say(f"[{i + 1}/{len(plan)}] {arm}, seed {seed}")
-        if setting is None or setting.config.seed != seed:
-            setting = Setting(config.model_copy(update={"seed": seed}))
-        path = run(own, setting)
-        summaries[arm, seed] = log.read_json(path / SUMMARY)
+    for seed, arms_of_seed in by_seed.items():
+        setting = make_setting([*arms_of_seed.values()], setting)
+        for arm, own in arms_of_seed.items():
+            log.say(f"[{len(summaries) + 1}/{seeds * len(chosen)}] {arm}, seed {seed}")
+            summaries[arm, seed] = log.read_json(run(own, setting) / SUMMARY)
     write(folder, config, chosen, summaries)
     return folder
 

@@ -80,7 +80,7 @@ def run_together(configs: Sequence[ExperimentConfig], setting: Setting) -> list[
     todo = [config for config in configs if not check_folder(run_folder(config), config)]
     if todo:
         largest = max(todo, key=lambda config: config.cai.iterations)
-        memory.announce(largest, setting)
+        memory.announce(largest, memory.sizes(setting, largest))
         setting.check(largest)
         size = ceil(len(todo) / ceil(len(todo) / room(largest, setting)))
         for i in range(0, len(todo), size):
@@ -181,8 +181,8 @@ def teach(
 
     def one(adapter: Adapter, own: Numbers) -> tuple[Adapter, Metrics, Chain | None]:
         (last, rates, drawn), draws = own, rng.stream(key, "align")
-        pool, reference, metrics, said = learn(model, options, base, adapter, source, drawn)
-        progress = train(model, options, base, begin(adapter), pool, reference, 0 * last, last, rates, draws)
+        pool, metrics, said = learn(model, options, base, adapter, source, drawn)
+        progress = train(model, options, base, begin(adapter), pool, 0 * last, last, rates, draws)
         trained, more = outcome(adapter, progress, last)
         return trained, metrics | more, said
 

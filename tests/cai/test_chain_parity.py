@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_rai import trees
 from fedjax_rai.cai.constitution import Constitution, draw, load_constitution
-from fedjax_rai.cai.revise import Requests, Talk, chain, encode_requests, in_chunks
+from fedjax_rai.cai.revise import Requests, Talk, chain, encode_requests
 from fedjax_rai.data.examples import Prompts, encode_questions, pad_left
 from fedjax_rai.data.tiny_world import red_prompts
 from fedjax_rai.model import families, peft, weights
@@ -53,7 +54,7 @@ def _chain(model: Decoder, base, policy, critic, talk: Talk, requests: Requests,
         greedy = Sampling(jnp.zeros(()))
         return chain(model, base, policy, critic, own, requests, greedy, jnp.array(end_ids), NEW, same)
 
-    return in_chunks(some, talk, CHUNK)
+    return trees.in_chunks(some, talk, CHUNK)
 
 
 def ours(own: Texts, model: Decoder, base, policy, critic) -> list[list[list[int]]]:

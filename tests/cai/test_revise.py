@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_rai import trees
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.cai.align import METHODS
-from fedjax_rai.cai.revise import Chain, Requests, Talk, chain, degenerate, equal, examples, in_chunks
+from fedjax_rai.cai.revise import Chain, Requests, Talk, chain, degenerate, equal, examples
 from fedjax_rai.data.examples import Prompts, pad_left
 from fedjax_rai.mesh import make_mesh
 from fedjax_rai.model.decoder import Decoder, forward, init_base, unembed
@@ -51,7 +52,7 @@ def _converse(policy, critic, talk: Talk, sampling: Sampling, same: bool, chunk:
     def some(own: Talk) -> Chain:
         return chain(MODEL, BASE, policy, critic, own, REQUESTS, sampling, jnp.array(ENDS), NEW, same)
 
-    return some(talk) if chunk is None else in_chunks(some, talk, chunk)
+    return some(talk) if chunk is None else trees.in_chunks(some, talk, chunk)
 
 
 def converse(policy, critic, talk: Talk, sampling: Sampling, same: bool, chunk: int | None = None) -> Chain:
@@ -113,7 +114,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("critic", "before", "same", "revisions"), CASES.values(), ids=CASES)
+QUICK = ("the policy in its cache", "the base behind few-shot turns")
+
+
+@pytest.mark.parametrize(
+    ("critic", "before", "same", "revisions"),
+    [(pytest.param if name in QUICK else small.slow)(*case, id=name) for name, case in CASES.items()],
+)
 def test_the_chain_equals_the_naive_one_token_for_token(critic, before, same, revisions):
     policy = small.adapter()
     judge = policy if critic == "policy" else None
@@ -151,7 +158,7 @@ def test_the_likeliest_token_alone_is_the_greedy_one():
 # ---- batches
 
 
-@pytest.mark.parametrize("chunk", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("chunk", [2, small.slow(1), small.slow(5)])
 def test_chunks_say_what_all_rows_say_at_once(chunk):
     """Two do not divide the five rows."""
     talk = talk_about(revisions=1)
@@ -176,25 +183,6 @@ def test_a_row_says_the_same_wherever_it_stands_and_whoever_else_is_there(sampli
     said = words(say(among))
     assert said[2] == expected[2]
     assert all(said[row] != expected[row] for row in (0, 1, 3, 4))
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8])
-def test_chunks_keep_every_row_of_every_leaf_in_its_place(chunk):
-    """The last one is filled up with the first row; each is laid out on its way in and on its way out."""
-    rows = {"a": jnp.arange(10.0).reshape(5, 2), "b": jax.random.split(jax.random.key(0), 5)}
-    laid: list[tuple[int, ...]] = []
-
-    def constrain(tree):
-        laid.extend(leaf.shape[:1] for leaf in jax.tree.leaves(tree))
-        return tree
-
-    def double(own):
-        return 2 * own["a"], jax.random.uniform(own["b"][0], own["a"].shape)
-
-    doubled, drawn = in_chunks(double, rows, chunk, constrain)
-    np.testing.assert_array_equal(doubled, 2 * rows["a"])
-    assert drawn.shape == (5, 2)
-    assert laid == 4 * [(chunk,)]
 
 
 # ---- what a chain is good for
@@ -286,7 +274,7 @@ def test_every_prompt_is_a_pair_or_counts_for_one_cause(method):
     prompts, keys = on_device([[3, 1]] * count), jax.random.split(jax.random.key(0), count)
     talk = Talk(prompts, prompts, jnp.zeros((count, 2), jnp.int32), keys)
     replay = small.corpus(2)
-    own, reference, metrics = phase.collect(
+    own, metrics = phase.collect(
         MODEL, options(objective=METHODS[method]("sigmoid")), BASE, small.adapter(), talk, REQUESTS, said_of_pairs(),
         replay,
     )  # fmt: skip
@@ -296,7 +284,7 @@ def test_every_prompt_is_a_pair_or_counts_for_one_cause(method):
     assert own.paired.tolist() == [cause is None for cause in causes]
     revised = [END == revision[-1] and revision != [END] for _, revision, _ in PAIRS.values()]
     assert own.usable.tolist() == (own.paired.tolist() if method == "dpo" else revised)
-    assert (reference is None) == (method == "sft")
+    assert (own.reference is None) == (method == "sft")
     for row, (response, revision, cause) in enumerate(PAIRS.values()):
         for part, answer in ((own.answers, revision), (own.responses, response)):
             trained = part.tokens[row][part.loss_mask[row]].tolist()

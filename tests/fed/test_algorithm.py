@@ -46,7 +46,12 @@ def play(name, cohorts, chunk=1):
     return state, metrics
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+every_algorithm = pytest.mark.parametrize(
+    "name", ["fedavg", *(small.slow(name) for name in ALGORITHMS if name != "fedavg")]
+)
+
+
+@every_algorithm
 def test_one_client_is_centralised_training(name):
     state, _ = play(name, [small.cohort([3])])
     alone, _ = jax.jit(train, static_argnums=0)(
@@ -56,8 +61,8 @@ def test_one_client_is_centralised_training(name):
     assert small.distance(state.adapter, small.adapter()) > 1e-4
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("chunk", [2, 4, 5])
+@every_algorithm
+@pytest.mark.parametrize("chunk", [small.slow(2), 4, small.slow(5)])
 def test_chunked_and_vmapped_equal_looped(name, chunk):
     """Chunks of 1 are a loop; 5 is the whole cohort under one vmap; 2 and 4 do not divide it, so clients are padded."""
     cohorts = [small.cohort([0, 2, 3, 4, 5]), small.cohort([5, 1, 0, 2, 4], seed=1)]
@@ -68,25 +73,25 @@ def test_chunked_and_vmapped_equal_looped(name, chunk):
     assert int(same["clients"]) == 5
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@every_algorithm
 def test_permuting_clients_changes_nothing(name):
     small.assert_trees_close(play(name, [small.cohort([0, 2, 4])])[0], play(name, [small.cohort([4, 0, 2])])[0])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@every_algorithm
 def test_weight_zero_is_absent(name):
     with_ghost = play(name, [small.cohort([0, 2, 4], weight=[1.0, 0.0, 5.0])])[0]
     small.assert_trees_close(with_ghost, play(name, [small.cohort([0, 4])])[0])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@every_algorithm
 def test_all_weights_zero_changes_nothing(name):
     state, metrics = play(name, [small.cohort([0, 2], weight=[0.0, 0.0])])
     assert small.distance(state.adapter, small.adapter()) == 0
     assert int(metrics["clients"]) == 0 and np.isfinite(float(metrics["train_loss"]))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@every_algorithm
 def test_identical_clients_are_that_client(name):
     one = small.cohort([3])
     rows = jnp.repeat(one.rows, 3, axis=0)
@@ -127,7 +132,7 @@ def test_scaffold_follows_its_formulas():
     small.assert_trees_close(jax.tree.map(lambda c: c[4], state.controls.clients), own[4])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@every_algorithm
 def test_a_diverging_client_is_left_out(name):
     """One client's data lead to NaN (through a token whose embedding is NaN): the others' round is unharmed."""
     model = Decoder(replace(small.CONFIG, tie_word_embeddings=False), small.MODEL.lora)
@@ -146,7 +151,7 @@ def test_a_diverging_client_is_left_out(name):
     assert bool(trees.all_finite(state.adapter)) and small.distance(state.adapter, small.adapter()) > 1e-5
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@every_algorithm
 def test_learning_rate_and_cohort_compile_once(name):
     algorithm = ALGORITHMS[name](small.MODEL, weighted_mean(), CLIENTS, 2)
     step = jax.jit(algorithm.round)

@@ -28,8 +28,7 @@ from tests.model.common import MODELS, random_adapter
 LENGTH = 14
 SEGMENTS = np.array([[0] * 5 + [1] * 9, [1] * 11 + [0] * 3, [0] + [1] * 6 + [2] * 7])
 VALID = SEGMENTS > 0
-SLOW_SPLASH = pytest.param("splash", marks=pytest.mark.slow)
-every_kind = pytest.mark.parametrize("kind", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
+every_kind = pytest.mark.parametrize("kind", [small.slow("int8"), "nf4"])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,7 +43,7 @@ def models(quick: str, slow: str = ""):
     """Fixtures by name."""
     by_name = {folder.name: folder for folder in MODELS}
     own = [pytest.param(by_name[name], id=name) for name in quick.split()]
-    own += [pytest.param(by_name[name], id=name, marks=pytest.mark.slow) for name in slow.split()]
+    own += [small.slow(by_name[name], id=name) for name in slow.split()]
     return pytest.mark.parametrize("folder", own)
 
 
@@ -91,7 +90,7 @@ def assert_same(got, expected, atol: float = 1e-4) -> None:
 
 
 @models("gemma2", slow="gemma3 phi3")
-@pytest.mark.parametrize(("implementation", "remat"), [("chunked", "none"), ("splash", "full")])
+@pytest.mark.parametrize(("implementation", "remat"), [("chunked", "none"), small.slow("splash", "full")])
 def test_every_attention_and_remat_is_xla_without(folder, implementation, remat):
     base, adapter, tokens = problem(folder)
     plain, other = of(folder), of(folder, attention=implementation, remat=remat)
@@ -101,7 +100,7 @@ def test_every_attention_and_remat_is_xla_without(folder, implementation, remat)
 
 
 @models("gemma2", slow="gemma3 phi3")
-@pytest.mark.parametrize("implementation", ["chunked", SLOW_SPLASH])
+@pytest.mark.parametrize("implementation", ["chunked", small.slow("splash")])
 def test_cached_decoding_is_uncached_xla(folder, implementation):
     """A prompt of several chunks and longer than the windows, then one token at a time, on ragged rows."""
     base, adapter, tokens = problem(folder)

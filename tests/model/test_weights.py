@@ -19,6 +19,7 @@ from fedjax_rai.model import families, quantize, weights
 from fedjax_rai.model.architecture import FUSED
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.lora import Lora
+from tests import small
 from tests.model.common import (
     FIXTURES,
     MODELS,
@@ -236,10 +237,7 @@ def test_a_tree_of_another_model_is_not_written(tmp_path):
 
 @pytest.mark.parametrize(
     "folder",
-    [
-        pytest.param(folder, id=folder.name, marks=[] if folder.name in ("gemma2", "phi3") else pytest.mark.slow)
-        for folder in MODELS
-    ],
+    [(pytest.param if folder.name == "phi3" else small.slow)(folder, id=folder.name) for folder in MODELS],
 )
 def test_a_merged_model_is_base_and_adapter(folder, tmp_path):
     config = families.read_config(folder)

@@ -66,8 +66,8 @@ def test_a_folder_that_is_no_run_is_refused(config, tmp_path):
         run(config)
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold"])
-@pytest.mark.parametrize("stop_after", [1, 2])
+@pytest.mark.parametrize("algorithm", ["fedavg", small.slow("scaffold")])
+@pytest.mark.parametrize("stop_after", [1, small.slow(2)])
 def test_resumed_equals_uninterrupted_bitwise(config, settings, monkeypatch, algorithm, stop_after):
     """Killed while the metrics of round `stop_after` are being read, at the latest moment before they are written."""
     config = vary(config, federated={"rounds": 3, "algorithm": algorithm})
@@ -165,6 +165,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_no_replay_and_an_unfitted_guard_are_fine(config):
     folder = run(vary(config, cai={"replay": 0}, guard={"steps": 0}, federated={"rounds": 1}, filter={"enabled": True}))
     summary = json.loads((folder / "summary.json").read_text())

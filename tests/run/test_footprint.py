@@ -124,12 +124,12 @@ def aligning(shape, *, l=64, prepared=0, **cai: Any) -> tuple[int, Any]:  # noqa
     config = config_of(shape, cai={"prompts": 64, "replay": 8, "data": "x" if prepared else "online"} | cai)
     known, how = sizes(shape, pairs=prepared, replay=l, **{"prepared" if prepared else "red": l}), options(config)
     pairs, length = config.cai.prompts, l + config.cai.max_new_tokens
-    own = Pool(corpus(pairs + 8, length), corpus(pairs, length), bools(pairs), bools(pairs))
     one = jax.ShapeDtypeStruct((pairs,), jnp.float32)
     reference = Reference(one, one) if how.objective.preference else None  # pyright: ignore
+    own = Pool(corpus(pairs + 8, length), corpus(pairs, length), bools(pairs), bools(pairs), reference)
     progress = jax.eval_shape(begin, abstract_adapter(shape, known.model.lora))
     rates: Any = Rates(NUMBER, NUMBER, NUMBER)  # pyright: ignore
-    given: Any = known.model, how, footprint.loaded(shape), progress, own, reference, COUNT, COUNT, rates, KEY
+    given: Any = known.model, how, footprint.loaded(shape), progress, own, COUNT, COUNT, rates, KEY
     return plan(config, known).need("CAI, training"), train.lower(*given)
 
 

@@ -84,6 +84,7 @@ def test_text_is_printed_without_json(tmp_path):
     assert done.stdout == row["text"] + "\n"
 
 
+@pytest.mark.slow
 def test_samples_depend_on_the_seed_and_on_nothing_else(tmp_path):
     rows = [{"prompt": "Tell me about the town."}, {"prompt": "Who broke it?"}, {"prompt": "Why is that, and where?"}]
     path = written(tmp_path / "p.jsonl", rows)

@@ -17,7 +17,7 @@ from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.peft import save_adapter
-from fedjax_rai.run import log, prepare
+from fedjax_rai.run import log, memory, prepare
 from fedjax_rai.run.conversations import Conversation
 from fedjax_rai.run.phase import converse, sampling
 from fedjax_rai.run.prepare import Sayer
@@ -252,6 +252,19 @@ def test_what_is_wrong_is_said_before_anything_is_written(warm, setting, tmp_pat
     with pytest.raises(InputError, match="cai.max_new_tokens = 24: gives sequences of .* this model takes 150"):
         prepare.prepare(warm, out, 4)
     assert not out.exists()
+
+
+def test_a_set_that_does_not_fit_is_refused_with_what_helps(warm, tmp_path, monkeypatch, capsys):
+    """Its plan is of conversations alone: neither of training nor of what a run holds besides."""
+    prepare.prepare(warm, tmp_path / "fits", 4)
+    assert "most of it in CAI, generating" in capsys.readouterr().err
+    monkeypatch.setattr(memory, "device_limit", lambda: 2**20)
+    with pytest.raises(InputError) as refused:
+        prepare.prepare(vary(warm, federated={"algorithm": "scaffold", "clients": 3000}), tmp_path / "set", 4)
+    text = str(refused.value)
+    assert "nothing was started" in text and "cai.prompts_per_chunk = 4 -> 1" in text
+    assert not any(other in text for other in ("training", "guard", "evaluation", "federated"))
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -74,7 +74,7 @@ def test_a_limit_of_the_rotary_embedding_is_found_before_the_run(config, tmp_pat
     longest = replace(TINY.kinds[0], rope=replace(rope, limit=80))
     monkeypatch.setattr(setting, "read_config", lambda *args, **how: replace(TINY, kinds=(longest,), **how))
     with pytest.raises(InputError, match=r"cai.max_new_tokens = 24: gives sequences of \d+ tokens; this"):
-        memory.announce(config, Setting(config))
+        memory.announce(config, memory.sizes(Setting(config), config))
 
 
 @pytest.mark.slow

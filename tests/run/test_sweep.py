@@ -17,7 +17,7 @@ from fedjax_rai.config_file import Point, dump_config, load_sweep, split_values
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import experiment, log, phase
 from fedjax_rai.run import sweep as sweeps
-from fedjax_rai.run.experiment import run
+from fedjax_rai.run.experiment import make_setting, run
 from fedjax_rai.run.phase import Phase
 from fedjax_rai.run.round import Federation, federated_round
 from fedjax_rai.run.setting import Setting, fixed
@@ -28,7 +28,7 @@ from tests.run.common import vary
 MADE: dict[str, Setting] = {}
 
 
-def setting_of(config: ExperimentConfig) -> Setting:
+def setting_of(config: ExperimentConfig, previous: Setting | None = None) -> Setting:
     """One for all tests whose configs agree in what it depends on."""
     key = repr(fixed(config))
     MADE[key] = MADE.get(key) or Setting(config)
@@ -37,7 +37,7 @@ def setting_of(config: ExperimentConfig) -> Setting:
 
 @pytest.fixture(autouse=True)
 def shared_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "Setting", setting_of)
+    monkeypatch.setattr(experiment, "Setting", setting_of)
 
 
 def grid(config: ExperimentConfig, *overrides: str) -> list[Point]:
@@ -269,16 +269,18 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path, monkeypatch) ->
     assert sweeps.check_sweep(patterns) == folder, "swept keys may be of any kind"
 
 
-def test_seeds_share_their_base_and_nothing_else(config, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(sweeps, "Setting", Setting)
-    points = grid(config, "seed=0,1", "model.dtype=float32,bfloat16")
-    first = sweeps.make_setting([points[0]], None)
-    assert "base" not in vars(sweeps.make_setting([points[2]], first)), "one that was never asked for is not read"
+def test_seeds_share_their_base_and_nothing_else(config, monkeypatch) -> None:
+    monkeypatch.setattr(experiment, "Setting", Setting)
+    own, other_type, other_seed = [point.config for point in grid(config, "seed=0,1", "model.dtype=float32,bfloat16")][
+        :3
+    ]
+    first = make_setting([own])
+    assert "base" not in vars(make_setting([other_seed], first)), "one that was never asked for is not read"
     base = first.base
-    second = sweeps.make_setting([points[2]], first)
+    second = make_setting([other_seed], first)
     assert second.base is base and second.config.seed == 1
-    assert set(vars(second)) == set(vars(Setting(points[2].config))) | {"base"}
-    assert "base" not in vars(sweeps.make_setting([points[1]], second)), "another model"
+    assert set(vars(second)) == set(vars(Setting(other_seed))) | {"base"}
+    assert "base" not in vars(make_setting([other_type], second)), "another model"
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 """The table: arms as configs, cells, intervals, and what is written."""
 
 import csv
+from pathlib import Path
 
 import pytest
 
+from fedjax_rai.config_file import dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run.results import Cell, cell, interval
 from fedjax_rai.run.table import ARMS, CONTROLS, arm_config, choose, comparisons, run_table
@@ -60,7 +62,9 @@ def test_a_table_is_written_and_taken_up_again(config, capsys):
 
 
 def test_a_table_does_not_mix_with_another(config):
-    run_table(config, ["base"], seeds=1)
+    folder = Path(config.output)
+    folder.mkdir()
+    (folder / "table.yaml").write_text(dump_config(config))
     other = config.model_copy(update={"lora": config.lora.model_copy(update={"rank": 3})})
     with pytest.raises(InputError, match="another config, which differs in lora.rank .2 there, 3 now."):
         run_table(other, ["base"], seeds=1)

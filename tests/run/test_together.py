@@ -1,6 +1,9 @@
 """Points of a sweep as rows of one vmapped axis: each is what it is by itself."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.config_file import dump_config
 from fedjax_rai.run import log, memory, together
-from fedjax_rai.run.experiment import run
+from fedjax_rai.run.experiment import run, run_folder
 from fedjax_rai.run.round import Federation
 from fedjax_rai.run.setting import Setting
 from fedjax_rai.run.together import but_numbers, federated_rounds, one_round, room, run_together, teach
@@ -97,6 +101,32 @@ def test_points_together_are_what_they_are_alone(config, settings, sections):
     assert all(row["together"] == 3 for folder in folders for row in log.read_rows(folder / "metrics.jsonl"))
     seconds = [[row["seconds"] for row in log.read_rows(folder / "metrics.jsonl")] for folder in folders]
     assert seconds[0] == seconds[1] == seconds[2]
+
+
+EIGHT = """
+import sys
+from pathlib import Path
+from fedjax_rai.config_file import load_config
+from fedjax_rai.run.setting import Setting
+from fedjax_rai.run.together import run_together
+
+configs = [load_config(Path(path)) for path in sys.argv[1:]]
+setting = Setting(configs[0])
+assert dict(setting.mesh.shape) == {"clients": 4, "fsdp": 2, "tensor": 1}
+run_together(configs, setting)
+"""
+
+
+@pytest.mark.slow
+def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config, settings, tmp_path):
+    paths, root = [tmp_path / f"{i}.yaml" for i in range(3)], Path(__file__).parents[2]
+    for path, own in zip(paths, points(config, "together"), strict=True):
+        path.write_text(dump_config(vary(own, mesh={"fsdp": 2})))
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", EIGHT, *map(str, paths)], check=True, env=environment, cwd=root)
+    setting = settings.setdefault(config.cai.probe, Setting(config))
+    for eight, alone in zip(points(config, "together"), points(config, "alone"), strict=True):
+        assert_same_run(run_folder(eight), run(alone, setting))
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def test_rows_stop_at_their_own_end_and_say_so():
         assert END not in tokens[:-1]
 
 
-@pytest.mark.parametrize("close", [True, False])
+@pytest.mark.parametrize("close", [True, small.slow(False)])
 def test_any_of_several_ends_stops_and_the_first_closes(close):
     """Stopping at more tokens cuts the same speech earlier; `close` puts the end-of-turn token in the other's place."""
     plain = [naive(prompt) for prompt in PROMPTS]
@@ -108,7 +108,7 @@ def test_sampling_follows_the_distribution():
     assert set(np.asarray(draw(logits, keys(4000), Sampling(COLD))).tolist()) == {2}
 
 
-@pytest.mark.parametrize("close", [True, False])
+@pytest.mark.parametrize("close", [True, small.slow(False)])
 def test_a_conversation_goes_on_in_its_cache_as_if_read_afresh(close):
     """prompt -> answer -> request -> answer, ragged, equals reading all of it at once."""
     requests = [[2, 2, 7], [11], [5, 6]]
