@@ -1,7 +1,8 @@
 """Array aliases and the axis alphabet of every annotation in this package.
 
-Axes: `c` client, `b` batch, `l` length, `d` model, `r` rank, `v` vocabulary, `k` local step, `n` pair or
-example, `s` KV-cache slot, `h` head. Functions are written for one client; `vmap` adds `c`.
+Axes: `c` client, `b` batch, `l` length, `d` model, `r` rank, `v` vocabulary, `k` local step, `n` pair, example or
+revision, `s` KV-cache slot, `h` head, `t` generated token, `e` token that ends a turn. Functions are written for one
+client; `vmap` adds `c`.
 """
 
 from typing import Any, TypeAlias

@@ -180,6 +180,8 @@ def prepare(
 ) -> None:
     """Prepare a set of revisions to train on, by cai.data=OUT or with TRL; or go on with it."""
     with _answering(resumable=True):
+        if wrong := [own for own in overrides or () if own.partition("=")[0].strip() == "output"]:
+            raise InputError(f"override {wrong[0]!r}: a set has no output; OUT is its folder")
         loaded = _load(config, overrides)
         from fedjax_rai.run import prepare as sets
 

@@ -4,6 +4,7 @@ Defaults are the paper's numbers (arXiv 2502.16691) where it gives one, else tho
 data are the default too. Needs no jax. Paths are relative to the current directory, not to the config file.
 """
 
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False), _Real]
 Share = Annotated[float, Field(gt=0, le=1), _Real]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
+PathText = Annotated[Text, AfterValidator(os.path.expanduser)]  # no shell expands the ~ in key=~/file
 Target = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     "qkv_proj", "gate_up_proj",  # Phi-3's, in place of q, k, v and of gate, up
@@ -69,7 +71,7 @@ class ModelConfig(Section):
     every layer again, for want of memory.
     """
 
-    path: Text = "tiny"
+    path: PathText = "tiny"
     revision: Revision = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["xla", "chunked", "cudnn", "splash"] = "xla"
@@ -118,7 +120,7 @@ class DataConfig(Section):
     of the tiny world is evaluated: settings are tuned on one, reported on the other.
     """
 
-    train: Text = "tiny"
+    train: PathText = "tiny"
     language: Literal["en", "ko"] = "en"
     red: Natural | None = None
     acceptable: Natural | None = None
@@ -155,7 +157,7 @@ class GuardConfig(Section):
     Guard, or any chat model that is asked.
     """
 
-    path: Text | None = None
+    path: PathText | None = None
     revision: Revision = None
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400
     steps: Natural = 20
@@ -198,7 +200,7 @@ class CaiConfig(Section):
     preference: Literal["sigmoid", "sigmoid_norm", "ipo"] = "sigmoid"
     beta: Rate = 0.1
     reference: Literal["round", "base"] = "round"
-    data: Text = "online"
+    data: PathText = "online"
     prompts: Count = 64
     prompts_per_chunk: Count | None = None
     revisions: Count = 1
@@ -212,7 +214,7 @@ class CaiConfig(Section):
     max_new_tokens: Count = 64
     critic: Literal["policy", "base"] = "policy"
     target: Literal["revision", "response"] = "revision"
-    constitution: Text = "default"
+    constitution: PathText = "default"
 
     @field_validator("trigger")
     @classmethod
@@ -224,9 +226,10 @@ class CaiConfig(Section):
     @field_validator("target")
     @classmethod
     def _preferred(cls, target: str, info: ValidationInfo) -> str:
-        if target == "response" and info.data.get("method") != "sft":
-            raise ValueError(f"needs cai.method = sft: {info.data.get('method')} prefers revisions to responses")
-        if target == "response" and info.data.get("data") != "online":
+        method, data = info.data.get("method", "sft"), info.data.get("data", "online")  # absent: refused by themselves
+        if target == "response" and method != "sft":
+            raise ValueError(f"needs cai.method = sft: {method} prefers revisions to responses")
+        if target == "response" and data != "online":
             raise ValueError("needs cai.data = online: the control trains on the round's own answers")
         return target
 
@@ -234,7 +237,7 @@ class CaiConfig(Section):
 class EvalConfig(Section):
     """Safety evaluation: `samples` answers to each of `prompts` requests of `advbench` ("tiny" or a CSV file)."""
 
-    advbench: Text = "tiny"
+    advbench: PathText = "tiny"
     prompts: Count = 100
     samples: Count = 4
     temperature: Temperature = 1.0
@@ -246,7 +249,7 @@ class ExperimentConfig(Section):
     """One experiment. `output` is its run folder; a loaded config has `runs/<stem of the file>` for null."""
 
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
-    output: Text | None = None
+    output: PathText | None = None
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()

@@ -65,6 +65,8 @@ def load_sweep(path: Path, overrides: Sequence[str], output: str = "runs/{stem}-
         name = ",".join(f"{key}={_for_a_folder(value)}" for key, value in values.items())
         if name in points:
             problems[f"two points are named {name}: values must differ in letters or digits"] = None
+        elif same := [other for other, point in points.items() if _apart(point.config) == _apart(config)]:
+            problems[f"{same[0]} and {name} are the same config: each must stand once"] = None
         points[name] = Point(values, config.model_copy(update={"output": str(Path(config.output or "") / name)}))
     if problems:
         raise InputError("\n".join(problems))
@@ -108,6 +110,11 @@ def _swept(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     return plain, swept
 
 
+def _apart(config: ExperimentConfig) -> dict[str, Any]:
+    """All but where it is written."""
+    return config.model_dump(exclude={"output"})
+
+
 def _for_a_folder(value: str) -> str:
     """A value with what does not belong in a folder's name replaced."""
     return re.sub(r"[^\w.+-]+", "_", value).strip("_")
@@ -137,7 +144,7 @@ def check_files(config: ExperimentConfig) -> None:
         f"{key} = {value!r}: no {what} there; must be one, or {shipped!r}{_did_you_mean(value, _siblings(value))}"
         for key, value, inside, shipped, what in wanted
         if value != shipped
-        and not (Path(value).expanduser() / inside).exists()
+        and not (Path(value) / inside).exists()
         and not (key == "data.train" and named_on_hub)
         and not (inside and is_hub_name(value) and not Path(value).exists())
     ]

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from os.path import expanduser
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,18 @@ def test_a_file_that_is_not_there_is_named_beside_the_nearest(tmp_path: Path) ->
         load_config(path)
 
 
+def test_a_tilde_that_no_shell_has_expanded_is_the_users_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config(written(tmp_path, "output: ~/runs\n"), ["cai.constitution=~/own.yaml", "model.path=~/base"])
+    paths = config.output, config.cai.constitution, config.model.path
+    assert paths == (f"{tmp_path}/runs", f"{tmp_path}/own.yaml", f"{tmp_path}/base")
+
+
+def test_a_rule_about_a_key_that_is_wrong_itself_is_not_said_too(tmp_path: Path) -> None:
+    (line,) = refusal(tmp_path, "", "cai.target=response", "cai.method=stf")
+    assert "cai.method" in line and "did you mean sft" in line
+
+
 def test_files_that_are_not_there_are_all_named(tmp_path: Path) -> None:
     path = written(tmp_path, "")
     check_files(load_config(path))
@@ -252,7 +265,9 @@ def test_a_model_on_the_hub_is_not_looked_for_here_and_alone_has_revisions(tmp_p
     wrongs = ("tiny", "name", "./owner/name", "../name", "/owner/name", "~/name", "a/b/c", "owner/", "owner/..", "ö/n")
     for wrong in wrongs:
         (line,) = refusal(tmp_path, "", f"{section}.path={wrong}", f"{section}.revision=v1")
-        assert line.endswith(f"must be null: path = '{wrong}' is not of the form owner/name, so it has no revisions")
+        assert line.endswith(
+            f"must be null: path = '{expanduser(wrong)}' is not of the form owner/name, so it has no revisions"
+        )
         if wrong != "tiny":
             with pytest.raises(InputError, match=rf"{section}\.path = "):
                 check_files(load_config(path, [f"{section}.path={wrong}"]))

@@ -18,8 +18,8 @@ LAYERS = (
     "cai.constitution cai.revise cai.align",
     "evals.open_ended evals.choice evals.judge",
     "run.round run.phase run.conversations run.record run.cost run.checkpoint run.log run.experiment run.table "
-    "run.sweep run.results run.prepare run.bench run.evaluation run.materials run.plots run.export run.footprint "
-    "run.memory run.memory_plan run.playground run.setting run.tiny_base run.together",
+    "run.inputs run.sweep run.results run.prepare run.bench run.evaluation run.materials run.plots run.export "
+    "run.footprint run.memory run.memory_plan run.playground run.setting run.tiny_base run.together",
     "cli __main__",
 )
 LAYER = {module: layer for layer, row in enumerate(LAYERS) for module in row.split()}
@@ -40,25 +40,26 @@ WITHIN = {
     "fed.algorithm": "fed.client fed.aggregate",
     "cai.revise": "cai.constitution",
     "evals.choice": "evals.open_ended",
-    "run.setting": "run.log run.materials",
-    "run.phase": "run.setting",
+    "run.setting": "run.inputs run.log run.materials",
+    "run.phase": "run.inputs run.setting",
     "run.conversations": "run.phase run.setting",
-    "run.cost": "run.setting",
+    "run.cost": "run.inputs run.setting",
     "run.round": "run.evaluation run.phase run.setting",
     "run.record": "run.checkpoint run.conversations run.log run.round run.setting",
     "run.evaluation": "run.setting",
-    "run.memory": "run.log run.memory_plan run.setting",
+    "run.memory": "run.inputs run.log run.memory_plan run.setting",
     "run.memory_plan": "run.footprint",
-    "run.experiment": "run.cost run.evaluation run.log run.memory run.record run.round run.setting",
-    "run.prepare": "run.conversations run.experiment run.log run.memory run.phase run.setting",
+    "run.experiment": "run.cost run.evaluation run.inputs run.log run.memory run.record run.round run.setting",
+    "run.prepare": "run.conversations run.experiment run.inputs run.log run.memory run.phase run.setting",
     "run.results": "run.experiment",
     "run.plots": "run.results",
-    "run.sweep": "run.experiment run.log run.plots run.record run.results run.setting run.together",
+    "run.sweep": "run.experiment run.inputs run.log run.plots run.record run.results run.setting run.together",
     "run.bench": "run.round run.setting",
-    "run.together": "run.experiment run.log run.memory run.memory_plan run.phase run.record run.round run.setting",
+    "run.together": "run.experiment run.inputs run.log run.memory run.memory_plan run.phase run.record run.round "
+    "run.setting",
     "run.export": "run.experiment run.log",
     "run.playground": "run.log",
-    "run.table": "run.experiment run.log run.plots run.results run.setting",
+    "run.table": "run.experiment run.inputs run.log run.plots run.results run.setting",
     "__main__": "cli",
 }
 WHOLE_CONFIG = ("config_file", "run.", "cli")

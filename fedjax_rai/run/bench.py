@@ -111,7 +111,8 @@ def _sweep_runs(config: Path, points: list[int], others: list[str]) -> None:
 def _timed(cache: Path, arguments: list[str]) -> float:
     began = time.perf_counter()
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-    subprocess.run([sys.executable, "-m", "fedjax_rai", *arguments], check=True, env=environment, capture_output=True)
+    command = [sys.executable, "-m", "fedjax_rai", *arguments]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # progress and errors are seen
     return time.perf_counter() - began
 
 

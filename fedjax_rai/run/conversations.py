@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_rai.cai.revise import degenerate
+from fedjax_rai.cai.revise import degenerate, empty
 from fedjax_rai.run.phase import Said
 from fedjax_rai.run.setting import Setting
 from fedjax_rai.train.generate import Answers
@@ -20,6 +20,7 @@ class Conversation(NamedTuple):
     response: str
     critiques: list[str]
     revisions: list[str]
+    whole: bool  # the last revision says something, and came to its end
     degenerate: str | None  # why it makes no pair: cut off, empty, equal; None: it makes one
 
 
@@ -27,11 +28,13 @@ def read(setting: Setting, said: Said) -> Iterator[Conversation]:
     """Every conversation of a phase, in order; waits for the device."""
     response, critiques, revisions = (_texts(setting, own) for own in said.chain)
     causes = {name: np.asarray(holds) for name, holds in degenerate(said.chain).items()}
+    whole = np.asarray(said.chain.last.ended & ~empty(said.chain.last))
     names = [principle.name for principle in setting.constitution.principles]
     for i, row in enumerate(said.rows):
         asked, cause = setting.materials.red_prompts[row], next((name for name in causes if causes[name][i]), None)
         principles = [names[p] for p in said.principles[i]]
-        yield Conversation(asked.query, asked.category, principles, response[i], critiques[i], revisions[i], cause)
+        texts = response[i], critiques[i], revisions[i]
+        yield Conversation(asked.query, asked.category, principles, *texts, bool(whole[i]), cause)
 
 
 def _texts(setting: Setting, answers: Answers) -> Any:

@@ -1,5 +1,7 @@
 """What the phases of a run cost: seconds, tokens, FLOPs, and the share that a full epoch of CAI would have added.
 
+Of the probe, only seconds; the guard and its scores are not in it.
+
 FLOPs are those of the matrix products, without attention's own and without padding: 2 a parameter and token forward; a
 training step of an adapter takes 4 for the frozen base, whose own gradient nobody needs, and 6 for the adapter.
 """
@@ -13,7 +15,8 @@ import numpy as np
 from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, outputs
 from fedjax_rai.model.lora import size
-from fedjax_rai.run.setting import ONLINE, Setting
+from fedjax_rai.run.inputs import ONLINE
+from fedjax_rai.run.setting import Setting
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -59,10 +62,11 @@ def _total(rows: Rows, prefix: str, setting: Setting) -> dict[str, Any]:
 
 
 def _cai(setting: Setting, config: ExperimentConfig, rows: Rows) -> dict[str, Any]:
-    """`full_epoch_flops`: had each phase revised all the server's red prompts, and trained on each once."""
+    """`full_epoch_flops`: had each phase revised each of the server's red questions once, and trained on it once."""
     total, own = _total(rows, "cai_", setting), config.cai
     steps = total["step_tokens"] * step_flops(setting)
-    everything = len((setting.red_prompts if own.data == ONLINE else setting.prepared.chosen).tokens)
+    questions = {prompt.query for prompt in setting.materials.red_prompts}
+    everything = len(questions if own.data == ONLINE else setting.prepared.chosen.tokens)
     replay = len(setting.replay.tokens)
     revisions = own.batch_size * own.prompts / (own.prompts + replay)  # of an iteration's batch
     generated = (total["flops"] - steps) * everything / own.prompts

@@ -91,7 +91,7 @@ def critique(setting: Setting, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
     judge, unsafe = _judge(setting, [row["prompt"] for row in some])
     harmful, still = unsafe(before), unsafe(after)
     same = np.array([a == b for a, b in zip(before, after, strict=True)])
-    whole = np.array([row["degenerate"] not in ("empty", "cut_off") for row in some])
+    whole = np.array([row["whole"] for row in some])
 
     def share(hits: np.ndarray, of: np.ndarray) -> float | None:
         return 100 * float(hits[of].mean()) if of.any() else None

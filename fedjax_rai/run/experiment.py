@@ -7,17 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_rai.aliases import Adapter
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.config_file import check_files, dump_config, load_config
+from fedjax_rai.config_file import dump_config, load_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.fed.algorithm import ServerState
 from fedjax_rai.model.lora import size
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.run import cost, log, memory
 from fedjax_rai.run.evaluation import critique, evaluate
+from fedjax_rai.run.inputs import ONLINE, check_inputs, check_unchanged, digests
 from fedjax_rai.run.record import METRICS, REVISIONS, Record, timed
 from fedjax_rai.run.round import Federation, Outcome
 from fedjax_rai.run.setting import Setting
+from fedjax_rai.text.hub import TINY
 
 CONFIG, VERSIONS, ADAPTER = "config.yaml", "versions.json", "adapter"
 EVALUATION, ANSWERS, SUMMARY = "eval.json", "answers.jsonl", "summary.json"
@@ -30,7 +33,7 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
     `siblings` have fewer `cai.iterations`, ascending, and differ in nothing else: on the way their folders are filled
     up to the end of the first CAI phase, which is all that they share, so that their own runs go on from there.
     """
-    check_files(config)
+    check_inputs([config])
     folder = run_folder(config)
     if check_folder(folder, config):
         log.say(f"{folder}: already finished")
@@ -40,10 +43,15 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
     setting.check(config)
     open_folder(folder, config, setting)
     state = train(Federation(setting, config), folder, siblings)
-    commit = setting.commits.get("model_commit")
-    save_adapter(folder / ADAPTER, *setting.shapes, state.adapter, config.model.path, commit)
-    conclude(setting, config, folder, state.adapter)
+    finish(setting, config, state.adapter)
     return folder
+
+
+def finish(setting: Setting, config: ExperimentConfig, adapter: Adapter) -> None:
+    """What comes after the last round: the adapter is written and evaluated."""
+    folder, commit = run_folder(config), setting.commits.get("model_commit")
+    save_adapter(folder / ADAPTER, *setting.shapes, adapter, config.model.path, commit)
+    conclude(setting, config, folder, adapter)
 
 
 def run_folder(config: ExperimentConfig) -> Path:
@@ -54,7 +62,7 @@ def open_folder(folder: Path, config: ExperimentConfig, setting: Setting) -> Non
     """Create it, with what tells whose it is."""
     folder.mkdir(parents=True, exist_ok=True)
     log.write_text(folder / CONFIG, dump_config(config))
-    note_versions(folder / VERSIONS, setting.commits)
+    note_versions(folder / VERSIONS, setting.commits | {"files": digests(config)})
 
 
 def check_folder(folder: Path, config: ExperimentConfig) -> bool:
@@ -68,22 +76,28 @@ def check_folder(folder: Path, config: ExperimentConfig) -> bool:
     if changed:
         listed = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
         raise InputError(f"output = {folder}: holds a run of another config; name another folder, or undo\n{listed}")
+    check_unchanged(config, folder, began_with(folder).get("files", {}))
     return (folder / SUMMARY).is_file()
 
 
-def note_versions(path: Path, commits: dict[str, str]) -> None:
+def note_versions(path: Path, others: dict[str, Any]) -> None:
     """A list of the versions that took part: one entry, and another for each time a run was resumed under others.
 
-    `commits`: those of the models that came from the hub.
+    `others`: commits of the models that came from the hub, digests of files.
     """
-    past, now = (log.read_json(path) if path.exists() else []), log.versions() | commits
+    past, now = (log.read_json(path) if path.exists() else []), log.versions() | others
     if now not in past:
         log.write_json(path, [*past, now])
 
 
+def began_with(folder: Path) -> dict[str, Any]:
+    """The versions that the run in a folder began with; nothing where none has."""
+    return log.read_json(folder / VERSIONS)[0] if (folder / VERSIONS).is_file() else {}
+
+
 def pinned(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
     """The config with the commits that the run in `folder` began with, if any: a branch on the hub may move on."""
-    began = log.read_json(folder / VERSIONS)[0] if (folder / VERSIONS).is_file() else {}
+    began = began_with(folder)
     for name in ("model", "guard"):
         if commit := began.get(f"{name}_commit"):
             config = config.model_copy(update={name: getattr(config, name).model_copy(update={"revision": commit})})
@@ -92,7 +106,7 @@ def pinned(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
 
 def make_setting(configs: Sequence[ExperimentConfig], previous: Setting | None = None) -> Setting:
     """One for runs that agree in what it depends on, with the commits that the first one to begin began with."""
-    begun = next((own for own in configs if (run_folder(own) / VERSIONS).is_file()), configs[0])
+    begun = next((own for own in configs if began_with(run_folder(own))), configs[0])
     return Setting(pinned(run_folder(begun), begun), previous)
 
 
@@ -186,7 +200,9 @@ def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: 
 def synthetic_parts(config: ExperimentConfig) -> list[str]:
     """Which parts of a run are the tiny world's."""
     parts = {"model": config.model.path, "data": config.data.train, "AdvBench prompts": config.eval.advbench}
-    return [name for name, source in parts.items() if source == "tiny"]
+    found, own = [name for name, source in parts.items() if source == TINY], config.cai
+    made = Path(own.data) / SUMMARY if own.enabled and own.data != ONLINE else None
+    return found + (["revisions"] if made and made.is_file() and log.read_json(made)["synthetic"] else [])
 
 
 def filtered(setting: Setting, config: ExperimentConfig) -> dict[str, int | float]:
@@ -221,7 +237,7 @@ def report(folder: Path) -> str:
     if own := summary["cost"]["cai"]:
         epochs = own["flops"] / own["full_epoch_flops"]
         saved = (
-            f"{100 - 100 * epochs:.0f} % of a full epoch's FLOPs saved" if epochs < 1 else f"{epochs:.1f} full epochs"
+            f"{100 - 100 * epochs:.1f} % of a full epoch's FLOPs saved" if epochs < 1 else f"{epochs:.1f} full epochs"
         )
         lines.append(
             f"  CAI: {own['phases']} phases, {own['seconds']:.0f} s, {own['generated_tokens']} tokens generated, "
@@ -239,7 +255,7 @@ def evaluate_run(folder: Path) -> None:
     if not (folder / CONFIG).is_file() or not (folder / ADAPTER).is_dir():
         raise InputError(f"{folder}: not a run folder with {CONFIG} and {ADAPTER}/ (is the run finished?)")
     config = load_config(folder / CONFIG)
-    check_files(config)
+    check_inputs([config])
     setting = Setting(pinned(folder, config))
     _, adapter = load_adapter(folder / ADAPTER, setting.model.config)
     conclude(setting, config, folder, adapter)

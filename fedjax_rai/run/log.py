@@ -1,5 +1,6 @@
 """What a run writes for people and programs: JSON files, whole or not at all; progress with time left."""
 
+import fcntl
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedjax_rai.errors import InputError
 
 CONSOLE = Console(stderr=True)
 PACKAGES = (
@@ -64,6 +67,21 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in finite))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder. Raises InputError if one is there; a killed one is there no more."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            there = f"{folder}: another process is at work there; wait for it, or name another folder"
+            raise InputError(there) from None
+        yield
+    finally:
+        os.close(held)
 
 
 def versions() -> dict[str, Any]:

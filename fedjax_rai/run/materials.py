@@ -34,6 +34,12 @@ class Materials(NamedTuple):
     over_refusal: Sequence[str]
     choices: Sequence[Choice]
 
+    @property
+    def evaluated(self) -> set[str]:
+        """Every question that the evaluation or the probe asks."""
+        known = {own.query for own in (*self.utility, *self.choices)}
+        return known | {*self.probe_prompts, *self.advbench, *self.over_refusal}
+
 
 def gather(config: ExperimentConfig) -> Materials:
     """Read or make everything. Raises InputError for files that are not what they should be."""
@@ -49,12 +55,12 @@ def _tiny(config: ExperimentConfig) -> Materials:
     split, seed = config.data.split, config.seed
     red = TINY_RED if config.data.red is None else config.data.red
     acceptable = TINY_ACCEPTABLE if config.data.acceptable is None else config.data.acceptable
-    asked = tiny_world.red_prompts(RED_PROMPTS + config.cai.probe, split, seed)
+    red_prompts, probe_prompts = held_out(tiny_world.red_prompts(RED_PROMPTS, split, seed), config.cai.probe)
     return Materials(
         pairs=tiny_world.square_like(red, acceptable, split, seed),
         guard_pairs=tiny_world.guard_pairs(config.guard.pairs, split, seed),
-        red_prompts=asked[:RED_PROMPTS],
-        probe_prompts=[prompt.query for prompt in asked[RED_PROMPTS:]],
+        red_prompts=red_prompts,
+        probe_prompts=probe_prompts,
         benign_prompts=tiny_world.benign_prompts(config.cai.replay, split, seed),
         advbench=(),
         utility=tiny_world.utility(UTILITY, split, seed),
@@ -71,19 +77,25 @@ def _square(config: ExperimentConfig) -> Materials:
     pairs = read_square(config.data.train, config.data.language)
     parts = split_by_question(pairs, SHARES, config.seed)
     asked = {h: {p.query: p.category for p in parts["cai"] if p.harmful == h} for h in (True, False)}
-    red = [RedPrompt(*item) for item in asked[True].items()]
-    trained = max(len(red) - config.cai.probe, 0)
+    red_prompts, probe_prompts = held_out([RedPrompt(*item) for item in asked[True].items()], config.cai.probe)
     return Materials(
         pairs=recipe(parts["clients"], config.data.red, config.data.acceptable, config.seed),
         guard_pairs=balanced(parts["guard"], config.guard.pairs, config.seed),
-        red_prompts=red[:trained],
-        probe_prompts=[prompt.query for prompt in red[trained:]],
+        red_prompts=red_prompts,
+        probe_prompts=probe_prompts,
         benign_prompts=[query for query in asked[False] if query not in asked[True]][: config.cai.replay],
         advbench=(),
         utility=(),
         over_refusal=(),
         choices=both_ways(parts["eval"])[:CHOICES],
     )
+
+
+def held_out(asked: Sequence[RedPrompt], probe: int) -> tuple[list[RedPrompt], list[str]]:
+    """(prompts for constitutional AI, for the probe): the last `probe` distinct questions, which nobody else asks."""
+    distinct = list(dict.fromkeys(prompt.query for prompt in asked))
+    probed = distinct[max(len(distinct) - probe, 0) :]
+    return [prompt for prompt in asked if prompt.query not in {*probed}], probed
 
 
 def balanced(pairs: Sequence[Pair], n: int, seed: int) -> list[Pair]:

@@ -12,8 +12,9 @@ from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.data.examples import bucket, encode_chats, encode_questions
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import log
+from fedjax_rai.run.inputs import ONLINE
 from fedjax_rai.run.memory_plan import Lengths, Plan, Sizes, abstract_mesh, chain_slots, guard_length, has_cai, plan
-from fedjax_rai.run.setting import ONLINE, Setting
+from fedjax_rai.run.setting import Setting
 from fedjax_rai.safety.guard import guard_form
 from fedjax_rai.text.prompts import answered, prompt, question
 

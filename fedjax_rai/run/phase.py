@@ -22,7 +22,8 @@ from fedjax_rai.config import CaiConfig, ExperimentConfig
 from fedjax_rai.data.examples import Examples, Prompts, take
 from fedjax_rai.mesh import over_clients, replicated
 from fedjax_rai.model.decoder import Decoder
-from fedjax_rai.run.setting import ONLINE, Setting, cycle
+from fedjax_rai.run.inputs import ONLINE
+from fedjax_rai.run.setting import Setting, cycle
 from fedjax_rai.train.generate import Sampling
 
 
@@ -211,17 +212,15 @@ class Phase:
         rows = cycle(np.arange(len(everything)), self.config.cai.prompts, g)
         if not online:
             return self._prepared(rows)
-        talk = self.talk(rows, rng.host(self.config.seed, "principles", round=t), rng.stream(self.key(t), "chain"))
-        return Source(Conversations(talk, self.setting.requests, self.setting.replay), {}, rows)
+        return Source(Conversations(self._talk(rows, t), self.setting.requests, self.setting.replay), {}, rows)
 
-    def talk(self, rows: np.ndarray, g: np.random.Generator, key: Key[Array, ""]) -> Talk:
-        """Conversations about those of the red prompts; `g` draws principles, `key` is what answers are sampled by."""
-        setting = self.setting
+    def _talk(self, rows: np.ndarray, t: int) -> Talk:
+        setting, key = self.setting, rng.stream(self.key(t), "chain")
         categories = [setting.materials.red_prompts[row].category for row in rows]
+        g = rng.host(self.config.seed, "principles", round=t)
         principles = draw(setting.constitution, categories, self.config.cai.revisions, g)
-        prompts, openings = (Prompts(*(c[rows] for c in own)) for own in (setting.red_prompts, setting.openings))
         keys = jax.vmap(lambda row: rng.stream(key, "respond", row=row))(jnp.arange(len(rows)))
-        return Talk(prompts, openings, jnp.asarray(principles), keys)
+        return talk(setting, rows, principles, keys)
 
     def align(
         self, adapter: Adapter, lesson: Lesson, t: int, counts: Sequence[int]
@@ -247,7 +246,7 @@ class Phase:
     def _prepared(self, rows: np.ndarray) -> Source:
         own, objective = self.setting.prepared, self.options.objective
         paired, metrics = pairing({name: holds[rows] for name, holds in own.causes.items()})
-        usable = paired | own.causes["equal"][rows] if objective.likelihood else paired
+        usable = own.usable[rows] if objective.likelihood else paired
         chosen, rejected = take(own.chosen, rows), take(own.rejected, rows)
         read = chosen.valid.sum() + rejected.valid.sum() if objective.preference else 0
         metrics |= {"cai_generated_tokens": 0, "cai_read_tokens": read}
@@ -257,6 +256,12 @@ class Phase:
     def key(self, t: int) -> Key[Array, ""]:
         """Of round t."""
         return rng.stream(self.setting.root, "cai", round=t)
+
+
+def talk(setting: Setting, rows: np.ndarray, principles: np.ndarray, keys: Key[Array, "b"]) -> Talk:
+    """Conversations about those of the red prompts."""
+    prompts, openings = (Prompts(*(c[rows] for c in own)) for own in (setting.red_prompts, setting.openings))
+    return Talk(prompts, openings, jnp.asarray(principles), keys)
 
 
 def sampling(own: CaiConfig) -> Sampling:

@@ -9,7 +9,6 @@ what `trl.SFTTrainer` takes. There is no column `messages`: beside `prompt`, TRL
 the set here.
 """
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -25,17 +24,17 @@ from fedjax_rai.aliases import Adapter
 from fedjax_rai.cai.constitution import draw
 from fedjax_rai.cai.revise import Talk
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.config_file import check_files, load_config
-from fedjax_rai.data.examples import Prompts
+from fedjax_rai.config_file import load_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.mesh import replicated
 from fedjax_rai.model.peft import CONFIG as ADAPTER_CONFIG
 from fedjax_rai.model.peft import WEIGHTS, load_adapter
 from fedjax_rai.run import conversations, log, memory
 from fedjax_rai.run.conversations import Conversation
-from fedjax_rai.run.experiment import CONFIG, SUMMARY, differences, open_folder, pinned, synthetic_parts
-from fedjax_rai.run.phase import Phase, Said, converse, sampling
-from fedjax_rai.run.setting import ONLINE, Setting
+from fedjax_rai.run.experiment import CONFIG, SUMMARY, began_with, differences, open_folder, pinned, synthetic_parts
+from fedjax_rai.run.inputs import ONLINE, check_inputs, check_unchanged, digest
+from fedjax_rai.run.phase import Phase, Said, converse, sampling, talk
+from fedjax_rai.run.setting import Setting
 from fedjax_rai.text.prompts import ASSISTANT, USER
 
 SHARD = 512  # conversations to a file
@@ -56,13 +55,14 @@ def prepare(config: ExperimentConfig, out: Path, prompts: int | None = None, ada
     config's own shape, is the policy; without it that is the base. Nothing is written before config, data and model
     have been read. Raises InputError for an `out` that holds anything but this very set.
     """
-    check_files(config)
     if config.cai.data != ONLINE:
         raise InputError(f"cai.data = {config.cai.data}: must be {ONLINE!r} to prepare a set")
-    config = config.model_copy(update={"output": str(out)})
+    config = config.model_copy(update={"output": str(out), "cai": config.cai.model_copy(update={"enabled": True})})
+    check_inputs([config])
     check_config(out, config)
+    asked_by = None if adapter is None else adapter_digest(adapter)
     setting = Setting(pinned(out, config))
-    asked = identity(setting, prompts, adapter)
+    asked = {"prompts": len(setting.materials.red_prompts) if prompts is None else prompts, "adapter": asked_by}
     if finished(out, asked):
         log.say(f"{out}: already finished")
         return out
@@ -71,27 +71,18 @@ def prepare(config: ExperimentConfig, out: Path, prompts: int | None = None, ada
     out.mkdir(parents=True, exist_ok=True)
     log.write_json(out / SET, asked)
     open_folder(out, config, setting)
-    write_shards(said, out)
+    with log.alone(out):
+        write_shards(said, out)
     conclude(setting, config, out)
     return out
 
 
-def identity(setting: Setting, prompts: int | None, adapter: Path | None) -> dict[str, Any]:
-    """What tells a set from others of its config: how many conversations, and whose adapter (None: the base)."""
-    return {
-        "prompts": len(setting.materials.red_prompts) if prompts is None else prompts,
-        "adapter": None if adapter is None else digest(adapter),
-    }
-
-
-def digest(folder: Path) -> str:
-    """Of an adapter's two files; raises InputError where one is not there."""
-    found = hashlib.sha256()
+def adapter_digest(folder: Path) -> str:
+    """Of its two files; raises InputError where one is not there."""
     for name in (ADAPTER_CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"--adapter {folder}: no {name} there; must be a folder in PEFT's format")
-        found.update((folder / name).read_bytes())
-    return f"sha256:{found.hexdigest()}"
+    return digest([folder / ADAPTER_CONFIG, folder / WEIGHTS])
 
 
 def check_config(out: Path, config: ExperimentConfig) -> None:
@@ -103,6 +94,7 @@ def check_config(out: Path, config: ExperimentConfig) -> None:
     if (out / CONFIG).is_file():
         there = load_config(out / CONFIG).model_dump() | {"output": None}
         _refuse(out, differences(there, config.model_dump() | {"output": None}))
+        check_unchanged(config, out, began_with(out).get("files", {}))
 
 
 def finished(out: Path, asked: dict[str, Any]) -> bool:
@@ -162,6 +154,7 @@ class Sayer:
     def check(self) -> None:
         """Read all that is used, so that what is wrong is said before anything is written."""
         memory.announce(self.sized, memory.saying(self.setting))
+        self.setting.name_unknown_categories()
         _ = self.setting.tokenizer.closing, self.setting.base
 
     def batches(self, shard: int) -> list[np.ndarray]:
@@ -182,11 +175,9 @@ class Sayer:
 
     def talk(self, ids: np.ndarray) -> Talk:
         """To begin the conversations of these numbers."""
-        setting, rows = self.setting, self.rows[ids]
-        prompts, openings = (Prompts(*(c[rows] for c in own)) for own in (setting.red_prompts, setting.openings))
         principles = np.concatenate([self._principles(int(i)) for i in ids])
-        keys = jax.vmap(lambda i: rng.stream(setting.root, "prepared", conversation=i))(jnp.asarray(ids))
-        return Talk(prompts, openings, jnp.asarray(principles), keys)
+        keys = jax.vmap(lambda i: rng.stream(self.setting.root, "prepared", conversation=i))(jnp.asarray(ids))
+        return talk(self.setting, self.rows[ids], principles, keys)
 
     def _principles(self, i: int) -> np.ndarray:
         category = self.setting.materials.red_prompts[self.rows[i]].category

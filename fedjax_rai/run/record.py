@@ -1,5 +1,6 @@
 """The rounds of a run on disk: a row of metrics each, what was said in CAI phases, and states to go on from."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ METRICS, REVISIONS, CHECKPOINTS = "metrics.jsonl", "revisions.jsonl", "checkpoin
 
 
 class Record:
-    """A run folder's; use as a context manager, so that the last state is whole before it is left."""
+    """A run folder's, for one process at a time; a context manager, so that the last state is whole when it is left."""
 
     def __init__(self, folder: Path, setting: Setting):
         self.folder, self.setting = folder, setting
+        self._held = ExitStack()
+        self._held.enter_context(log.alone(folder))
         self._checkpoints = Checkpoints(folder / CHECKPOINTS)
 
     def __enter__(self) -> "Record":
@@ -26,6 +29,7 @@ class Record:
 
     def __exit__(self, *_: object) -> None:
         self._checkpoints.close()
+        self._held.close()
 
     def restore(self, like: PyTree) -> tuple[int, PyTree]:
         """(rounds done, state after them); rows that are ahead of the state are taken off."""

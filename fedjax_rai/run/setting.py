@@ -35,16 +35,13 @@ from fedjax_rai.model.families import read_config
 from fedjax_rai.model.lora import Lora, init_adapter, matches
 from fedjax_rai.model.weights import load_base
 from fedjax_rai.run import log
+from fedjax_rai.run.inputs import ONLINE, constitution_path
 from fedjax_rai.run.materials import Materials, gather
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.text.hub import TINY, commit, resolve
 from fedjax_rai.text.prompts import Turn, answered, prompt, question
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 from fedjax_rai.train.generate import Sampling, generate
-
-ONLINE = "online"
-CONSTITUTION = Path(__file__).parent.parent / "assets" / "constitution.yaml"
-
 
 # Keys that nothing in a setting depends on.
 FREE: dict[str, set[str]] = {
@@ -60,11 +57,12 @@ def fixed(config: ExperimentConfig) -> dict[str, Any]:
 
 
 class Prepared(NamedTuple):
-    """A prepared set on the device, its examples all of one length; and on the host, which pairs are degenerate."""
+    """A prepared set on the device, its examples all of one length; and on the host, what its pairs are good for."""
 
     chosen: Examples
     rejected: Examples
-    causes: dict[str, np.ndarray]
+    usable: np.ndarray  # the chosen answer may be learnt
+    causes: dict[str, np.ndarray]  # why a pair is not to be preferred
 
 
 class Setting:
@@ -89,7 +87,7 @@ class Setting:
         if config.cai.enabled:
             used += [self.prepared] if config.cai.data != ONLINE else [self.requests, self.red_prompts, self.openings]
         if config.cai.enabled and config.cai.data == ONLINE:
-            self._name_unknown_categories()
+            self.name_unknown_categories()
         if config.cai.probe:
             self._check_probe(config)
         if self.guarded:
@@ -97,7 +95,7 @@ class Setting:
         elif config.filter.enabled:
             raise InputError(f"data.train = {config.data.train}: the filter's guard needs pairs of both kinds")
 
-    def _name_unknown_categories(self) -> None:
+    def name_unknown_categories(self) -> None:
         """A constitution may be meant for more than one set of questions, so this is no error."""
         known = sorted({prompt.category for prompt in self.materials.red_prompts})
         named = {category for principle in self.constitution.principles for category in principle.categories}
@@ -239,8 +237,7 @@ class Setting:
 
     @cached_property
     def constitution(self) -> Constitution:
-        path = self.config.cai.constitution
-        return load_constitution(CONSTITUTION if path == "default" else Path(path))
+        return load_constitution(constitution_path(self.config))
 
     @cached_property
     def requests(self) -> Requests:
@@ -271,11 +268,14 @@ class Setting:
         both, cut = encode_chats(self.tokenizer, chats, own.data.max_length)
         self._check_ids(both.tokens)
         chosen, rejected = (Examples(*(jnp.asarray(column[i::2]) for column in both)) for i in (0, 1))
+        # the set may be of another seed, whose questions were shared out otherwise
+        held_out = np.array([pair.prompt in self.materials.evaluated for pair in pairs])
         causes = {
+            "held_out": held_out,
             "cut_off": cut[0::2] | cut[1::2],
             "equal": np.array([pair.chosen == pair.rejected for pair in pairs]),
         }
-        return Prepared(chosen, rejected, causes)
+        return Prepared(chosen, rejected, ~held_out & ~cut[0::2], causes)
 
     @cached_property
     def replay(self) -> Examples:

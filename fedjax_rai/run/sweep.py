@@ -12,6 +12,7 @@ from fedjax_rai.config_file import Point, dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import log
 from fedjax_rai.run.experiment import SUMMARY, check_folder, make_setting, run, run_folder
+from fedjax_rai.run.inputs import check_inputs
 from fedjax_rai.run.plots import plot_sweep
 from fedjax_rai.run.record import METRICS
 from fedjax_rai.run.results import (
@@ -76,9 +77,12 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
 
     Returns the folder, in which each point has its own (`config_file.load_sweep`). Points share what they can: a
     setting, a base, and up to the end of the first CAI phase all runs that differ in `cai.iterations` alone. Or
-    `together`, those that differ in numbers alone are one vmapped axis, as many as memory allows (not with a trigger,
-    which decides for each run by itself).
+    `together`, those that differ in numbers alone are one vmapped axis, as many as memory allows. Raises InputError for
+    that with a trigger, and for files that are not as they should be, before the first run.
     """
+    check_inputs(point.config for point in points)
+    if together and any(point.config.cai.trigger is not None for point in points):
+        raise InputError("--together: a cai.trigger decides for each point by itself; leave out one of the two")
     folder = check_sweep(points)
     finished = [check_folder(output(point), point.config) for point in points]
     todo = [point for point, done in zip(points, finished, strict=True) if not done]
@@ -88,11 +92,11 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
     for group in grouped(points, fixed):
         if any(point in todo for point in group):
             setting = make_setting([point.config for point in group], setting)
-        mapped = together and group[0].config.cai.trigger is None
-        for family in grouped(group, but_numbers if mapped else but_iterations):
+        for family in grouped(group, but_numbers if together else but_iterations):
             names = ", ".join(output(point).name for point in family)
-            log.say(f"[{done + 1} to {done + len(family)} of {len(points)}] {names}")
-            if mapped and len(family) > 1 and setting:
+            these = str(done + 1) + (f" to {done + len(family)}" if len(family) > 1 else "")
+            log.say(f"[{these} of {len(points)}] {names}")
+            if together and len(family) > 1 and setting:
                 run_together([point.config for point in family], setting)
             else:
                 run_family(family, setting)
@@ -105,6 +109,7 @@ def keep_programs(points: Sequence[Point]) -> None:
     """Keep what is compiled in the sweep's folder, unless JAX was told of another: going on compiles nothing anew."""
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str((output(points[0]).parent / COMPILED).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def run_family(family: Sequence[Point], setting: Setting | None) -> None:
@@ -188,7 +193,7 @@ def fields(row: Row) -> list[str]:
     """What the table shows of a row."""
     rates = [str(cell(row.summaries, rate) or NOT_MEASURED) for rate in COLUMNS]
     costs = [(mean_cost(row, name), shown) for name, (_, _, shown) in COSTS.items()]
-    return [*row.values.values(), *rates, *(NOT_MEASURED if cost is None else shown(cost) for cost, shown in costs)]
+    return [*row.values.values(), *rates, *("" if cost is None else shown(cost) for cost, shown in costs)]
 
 
 def mean_cost(row: Row, name: str) -> float | None:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.config_file import check_files, dump_config
+from fedjax_rai.config_file import dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run import log
 from fedjax_rai.run.experiment import SUMMARY, check_folder, make_setting, run, run_folder
+from fedjax_rai.run.inputs import check_inputs
 from fedjax_rai.run.plots import plot_arms
 from fedjax_rai.run.results import (
     COLUMNS,
@@ -40,7 +41,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
 CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
     "fl+keep_all": {"filter": {"enabled": True, "keep_all": True}, **NO_CAI},
     "fl+cai_0": {**NO_FILTER, "cai": {"enabled": True, "target": "revision", "iterations": 0}},
-    "fl+unrevised": {**NO_FILTER, "cai": {"enabled": True, "target": "response"}},
+    "fl+unrevised": {**NO_FILTER, "cai": {"enabled": True, "target": "response", "method": "sft", "data": "online"}},
 }
 COMPARED = (
     ("harmless", "fl", "base"),
@@ -62,13 +63,13 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
     Returns the folder. Raises InputError for an unknown arm, or a folder that holds another table.
     """
     chosen = choose(arms)
-    check_files(config)
     folder = Path(config.output or "runs/table")
     check_table(folder, config)
     by_seed = {
         seed: {arm: arm_config(config, arm, seed, folder) for arm in chosen}
         for seed in range(config.seed, config.seed + seeds)
     }
+    check_inputs(own for arms_of_seed in by_seed.values() for own in arms_of_seed.values())
     for arms_of_seed in by_seed.values():
         for own in arms_of_seed.values():
             check_folder(run_folder(own), own)

@@ -21,12 +21,11 @@ from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, Key, Metrics
 from fedjax_rai.cai.align import Pool, Rates, begin
 from fedjax_rai.cai.revise import Chain
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.config_file import check_files
 from fedjax_rai.fed.algorithm import FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.model.decoder import Decoder
-from fedjax_rai.model.peft import save_adapter
 from fedjax_rai.run import log, memory
-from fedjax_rai.run.experiment import ADAPTER, check_folder, conclude, open_folder, run, run_folder
+from fedjax_rai.run.experiment import check_folder, finish, open_folder, run, run_folder
+from fedjax_rai.run.inputs import check_inputs
 from fedjax_rai.run.memory_plan import plan
 from fedjax_rai.run.phase import Conversations, Options, learn, outcome, sampling, train
 from fedjax_rai.run.record import Record, timed
@@ -76,7 +75,7 @@ def run_together(configs: Sequence[ExperimentConfig], setting: Setting) -> list[
         raise ValueError("configs that differ in more than numbers cannot run together")
     if configs[0].cai.trigger is not None:
         raise ValueError("a trigger decides for each run by itself")
-    check_files(configs[0])
+    check_inputs(configs)
     todo = [config for config in configs if not check_folder(run_folder(config), config)]
     if todo:
         largest = max(todo, key=lambda config: config.cai.iterations)
@@ -96,9 +95,7 @@ def _run_group(configs: Sequence[ExperimentConfig], setting: Setting) -> None:
         open_folder(run_folder(config), config, setting)
     states = lockstep([Federation(setting, config) for config in configs])
     for config, state in zip(configs, states, strict=True):
-        own, commit = run_folder(config), setting.commits.get("model_commit")
-        save_adapter(own / ADAPTER, *setting.shapes, state.adapter, config.model.path, commit)
-        conclude(setting, config, own, state.adapter)
+        finish(setting, config, state.adapter)
 
 
 def lockstep(points: Sequence[Federation]) -> list[ServerState]:

@@ -17,7 +17,7 @@ from fedjax_rai.data.tiny_world import red_prompts
 from fedjax_rai.model import families, peft, weights
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.lora import Lora
-from fedjax_rai.run.setting import CONSTITUTION
+from fedjax_rai.run.inputs import CONSTITUTION
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn, question
 from fedjax_rai.text.tokenizer import TODAY, Tokenizer, load_tokenizer

@@ -1,6 +1,7 @@
 """When a CAI phase runs, what it leaves behind, what it costs and what its critique is worth."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedjax_rai.run import cost, log
 from fedjax_rai.run import round as rounds
 from fedjax_rai.run.evaluation import critique
 from fedjax_rai.run.experiment import run
+from fedjax_rai.run.materials import gather
 from fedjax_rai.run.round import Federation
 from fedjax_rai.run.setting import Setting, fixed
 from tests import small
@@ -49,8 +51,8 @@ def test_a_trigger_runs_it_only_where_the_probe_is_below(config, settings, monke
 
 
 def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(config, settings):
-    folder, rows, _ = play(vary(config, "probed", cai={"probe": 6}), settings)
-    plain, others, _ = play(vary(config, "plain"), settings)
+    folder, rows, _ = play(vary(config, "probed", cai={"probe": 6, "enabled": False}), settings)
+    plain, others, _ = play(vary(config, "plain", cai={"enabled": False}), settings)
     shares = [row["probe_harmless"] for row in rows]
     assert all(share * 6 == pytest.approx(round(share * 6)) for share in shares)
     name = "adapter/adapter_model.safetensors"
@@ -64,6 +66,16 @@ def test_more_probe_prompts_than_there_are_is_said_at_once(config):
     setting.materials = setting.materials._replace(probe_prompts=["one"])
     with pytest.raises(InputError, match="cai.probe = 3: there are only 1"):
         setting.check(config)
+
+
+@pytest.mark.parametrize("probe", [0, 5, 64])
+def test_the_probes_questions_are_distinct_and_nobody_elses(config, probe):
+    """The tiny world's red prompts repeat a few hundred questions."""
+    made, plain = (gather(vary(config, cai={"probe": n})) for n in (probe, 0))
+    assert len(made.probe_prompts) == len(set(made.probe_prompts)) == probe
+    left = [prompt for prompt in plain.red_prompts if prompt.query not in made.probe_prompts]
+    assert list(made.red_prompts) == left and len(left) > 1000
+    assert {*made.probe_prompts} <= made.evaluated
 
 
 def test_what_was_said_is_written_down(config, settings):
@@ -87,10 +99,10 @@ def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, sett
 
     bad = f"so {unsafe_markers()[0]} it is"
     rows = [
-        {"prompt": "q", "response": before, "revisions": ["x", after], "degenerate": cause}
-        for before, after, cause in (
-            (bad, "no", None), (bad, bad, "equal"), (bad, "", "empty"), (bad, "so", "cut_off"),
-            ("no", "no", "equal"), ("no", "never", None), ("no", bad, None),
+        {"prompt": "q", "response": before, "revisions": ["x", after], "whole": whole}
+        for before, after, whole in (
+            (bad, "no", True), (bad, bad, True), (bad, "", False), (bad, "so", False),
+            ("no", "no", True), ("no", "never", True), ("no", bad, True),
         )
     ]  # fmt: skip
     found = critique(setting, rows)
@@ -155,9 +167,10 @@ def test_what_a_full_epoch_would_have_cost(config, settings):
     bare = Setting(own)
     bare.__dict__["model"], bare.__dict__["base"] = setting.model, setting.base
     found = cost.phases(bare, own, setting_rows)
-    everything = len(bare.red_prompts.tokens)
+    everything = len({prompt.query for prompt in bare.materials.red_prompts})
+    assert 300 < everything < len(bare.red_prompts.tokens) == 2000, "questions that stand twice count once"
     generated, step = 2000 * cost.forward_flops(bare), 160 * cost.step_flops(bare)
-    full = generated * everything / 100 + step * (everything / 8) / 10
+    full = generated * everything / 100 + step * math.ceil(everything / 8) / 10
     cai: Any = found["cai"]
     assert found["local"] and found["local"]["seconds"] == 2.0 and cai["seconds"] == 4.0 and cai["phases"] == 2
     assert cai["flops"] == generated + step and cai["full_epoch_flops"] == pytest.approx(full)
@@ -166,15 +179,16 @@ def test_what_a_full_epoch_would_have_cost(config, settings):
 
 
 def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp_path):
-    pairs = [("a", "b"), ("a", "a"), ("a " * 60, "b")]
-    texts = [json.dumps({"prompt": "q", "chosen": chosen, "rejected": rejected}) for chosen, rejected in pairs]
+    long, held = "a " * 60, gather(config).choices[0].query
+    pairs = [("q", "a", "b"), ("q", "a", "a"), ("q", long, "b"), ("q", "a", long), ("q", long, long), (held, "a", "b")]
+    texts = [json.dumps({"prompt": q, "chosen": chosen, "rejected": rejected}) for q, chosen, rejected in pairs]
     (tmp_path / "pairs.jsonl").write_text("\n".join(texts) + "\n")
-    for method, usable in (("sft", 2), ("dpo", 1)):  # an answer worth repeating is learnt, and preferred to nothing
-        own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 3, "method": method})
+    for method, usable in (("sft", 3), ("dpo", 1)):  # a whole answer is learnt, even if it is preferred to nothing
+        own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 6, "method": method})
         federation = Federation(Setting(own), own)
         lesson = federation.phase.lesson(federation.init().adapter, 0)
-        counts = [int(lesson.metrics[f"cai_{name}"]) for name in ("cut_off", "equal", "pairs")]
-        assert counts == [1, 1, 1]
+        counts = [int(lesson.metrics[f"cai_{name}"]) for name in ("held_out", "cut_off", "equal", "pairs")]
+        assert counts == [1, 3, 1, 1]
         assert int(lesson.pool.paired.sum()) == 1 and int(lesson.pool.usable.sum()) == usable
 
 

@@ -130,7 +130,7 @@ def test_degenerate_conversations_are_dropped_and_no_others(warm, tmp_path):
 )
 def test_pairs_of_texts_that_say_nothing_are_degenerate_too(response, revision, degenerate, expected):
     """Tokens may differ where texts do not: white space at an end, another split into tokens."""
-    own = Conversation("q", "", ["a", "b"], response, ["", ""], ["first", revision], degenerate)
+    own = Conversation("q", "", ["a", "b"], response, ["", ""], ["first", revision], True, degenerate)
     assert prepare.cause(own) == expected
 
 

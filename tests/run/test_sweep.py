@@ -133,7 +133,9 @@ def test_every_combination_is_a_point_named_by_its_values(config: ExperimentConf
         (["seed=0,x", "cai.iteration=1,2"], "cai.iteration: no such key; did you mean cai.iterations"),
         (["seed=0,x", "cai.iteration=1,2"], "override 'seed=x': seed = 'x': must be a whole number"),
         (["cai.target=response,revision", "cai.method=sft,dpo"], "cai.target = 'response': needs cai.method = sft"),
+        (["cai.beta=0.5,0.1,1e-1"], "cai.beta=0.1 and cai.beta=1e-1 are the same config: each must stand once"),
         (["data.train=absent.json,tiny"], "data.train = 'absent.json': no SQuARe JSON file"),
+        (["seed=0,1", "cai.probe=2", "cai.trigger=0.5", "--together"], "--together: a cai.trigger decides for each"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(config, tmp_path, overrides, message) -> None:
@@ -181,6 +183,7 @@ def test_programs_are_kept_in_the_folder_unless_jax_was_told_of_another(config, 
     kept: dict[str, str] = {}
     monkeypatch.setattr(sweeps.jax.config, "update", kept.__setitem__, raising=False)
     sweeps.keep_programs(grid(config, "cai.iterations=0,2"))
+    kept.pop("jax_persistent_cache_min_compile_time_secs", None)
     assert kept == ({} if told else {"jax_compilation_cache_dir": f"{config.output}/compiled"})
 
 

@@ -24,7 +24,7 @@ def test_what_was_not_measured_is_said_and_no_cai_costs_nothing() -> None:
     named = dict(zip(["k", *sweeps.COLUMNS, *sweeps.COSTS], sweeps.fields(none), strict=True))
     assert named["k"] == "v" and named["harmless"] == "50.0 [0.0, 100.0]" and named["hhh"] == "not measured"
     assert (named["CAI s"], named["generated"], named["trained"]) == ("0.0", "0.0k", "0.0k")
-    assert named["saved"] == named["made safe"] == "not measured" and named["seconds"] == "3.0"
+    assert named["saved"] == named["made safe"] == "" and named["seconds"] == "3.0"
     assert sweeps.fields(some)[-6:-2] == ["3.0", "12.3k", "0.5k", "76 %"]
 
 

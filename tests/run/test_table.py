@@ -9,6 +9,7 @@ from fedjax_rai.config_file import dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.run.results import Cell, cell, interval
 from fedjax_rai.run.table import ARMS, CONTROLS, arm_config, choose, comparisons, run_table
+from tests.run.common import vary
 
 
 def test_every_arm_is_a_config(config, tmp_path):
@@ -20,6 +21,12 @@ def test_every_arm_is_a_config(config, tmp_path):
     assert [(c.filter.enabled, c.cai.enabled) for c in flags.values()] == [
         (False, False), (False, False), (True, False), (False, True), (True, True),
     ]  # fmt: skip
+
+
+def test_the_control_on_unrevised_answers_is_one_of_any_config(config, tmp_path):
+    for changed in ({"method": "sft+dpo"}, {"data": "revisions"}):
+        own = arm_config(vary(config, cai=changed), "fl+unrevised", 0, tmp_path)
+        assert (own.cai.method, own.cai.data, own.cai.target) == ("sft", "online", "response")
 
 
 def test_unknown_arms_are_named():
