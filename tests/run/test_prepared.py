@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.run import log
+from fedjax_rai.run import log, phase
 from fedjax_rai.run.experiment import run
-from fedjax_rai.run.phase import Phase
 from fedjax_rai.run.setting import Setting
 from tests.run.common import vary
 
@@ -32,7 +31,7 @@ def test_a_run_trains_on_a_set(prepared, monkeypatch):
     shared, written = Setting(prepared), log.append_row
     none = trained(vary(prepared, cai={"enabled": False}), shared, "none")
     assert trained(vary(prepared, cai={"iterations": 0}), shared, "zero") == none
-    monkeypatch.setattr(Phase, "talk", None)
+    monkeypatch.setattr(phase, "talk", None)
     ends = {none}
     for method in ("sft", "dpo", "sft+dpo"):
         own = vary(prepared, cai={"method": method})
