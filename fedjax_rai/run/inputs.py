@@ -53,7 +53,9 @@ def digest(files: Iterable[Path]) -> str:
     """Of files' contents, one after another."""
     found = hashlib.sha256()
     for path in files:
-        found.update(path.read_bytes())
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
     return f"sha256:{found.hexdigest()}"
 
 

@@ -94,8 +94,9 @@ def _square(config: ExperimentConfig) -> Materials:
 def held_out(asked: Sequence[RedPrompt], probe: int) -> tuple[list[RedPrompt], list[str]]:
     """(prompts for constitutional AI, for the probe): the last `probe` distinct questions, which nobody else asks."""
     distinct = list(dict.fromkeys(prompt.query for prompt in asked))
-    probed = distinct[max(len(distinct) - probe, 0) :]
-    return [prompt for prompt in asked if prompt.query not in {*probed}], probed
+    kept = max(len(distinct) - probe, 0)
+    others = {*distinct[:kept]}
+    return [prompt for prompt in asked if prompt.query in others], distinct[kept:]
 
 
 def balanced(pairs: Sequence[Pair], n: int, seed: int) -> list[Pair]:

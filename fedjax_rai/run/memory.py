@@ -32,7 +32,7 @@ def sizes(setting: Setting, config: ExperimentConfig) -> Sizes:
         lengths=_lengths(setting, config),
         pairs=len(setting.materials.pairs),
         red=len(setting.materials.red_prompts) if online else 0,
-        prepared=len(setting.prepared[0].tokens) if has_cai(config) and not online else 0,
+        prepared=len(setting.prepared.chosen.tokens) if has_cai(config) and not online else 0,
         **_devices(setting),
     )
 
@@ -71,7 +71,7 @@ def _lengths(setting: Setting, config: ExperimentConfig) -> Lengths:
     return Lengths(
         train=setting.corpus.tokens.shape[1],
         guard_request=_guard_request(setting) if setting.guarded else 0,
-        prepared=setting.prepared[0].tokens.shape[1] if cai and not online else 0,
+        prepared=setting.prepared.chosen.tokens.shape[1] if cai and not online else 0,
         replay=longest(made.benign_prompts) if cai else 0,
         asked=longest([*made.advbench, *(q.query for q in made.utility), *made.over_refusal]),
         probe=longest(made.probe_prompts[: config.cai.probe]),
