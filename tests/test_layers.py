@@ -57,7 +57,7 @@ WITHIN = {
     "run.bench": "run.round run.setting",
     "run.together": "run.experiment run.inputs run.log run.memory run.memory_plan run.phase run.record run.round "
     "run.setting",
-    "run.export": "run.experiment run.log",
+    "run.export": "run.experiment run.inputs run.log",
     "run.playground": "run.log",
     "run.table": "run.experiment run.inputs run.log run.plots run.results run.setting",
     "__main__": "cli",

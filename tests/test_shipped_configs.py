@@ -23,3 +23,9 @@ def test_its_first_line_runs_it(path, monkeypatch):
         assert len(load_sweep(path, overrides)) > 1
     else:
         load_config(path, overrides)
+
+
+def test_the_paper_s_set_is_for_the_paper_s_adapters():
+    own, table = (load_config(ROOT / f"configs/paper/{name}.yaml") for name in ("s_cai20k", "llama31_8b_square20k"))
+    assert own.lora == table.lora and own.model.path == table.model.path and own.data.train == table.data.train
+    assert own.data.max_length == table.data.max_length and (ROOT / own.cai.constitution).is_file()

@@ -15,6 +15,7 @@ from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.model.weights import save_merged
 from fedjax_rai.run import log
 from fedjax_rai.run.experiment import ADAPTER, CONFIG, SUMMARY, pinned
+from fedjax_rai.run.inputs import ONLINE
 from fedjax_rai.text.hub import resolve
 
 # What AutoTokenizer reads, and what generation stops at.
@@ -86,7 +87,7 @@ def card(config: ExperimentConfig, summary: dict[str, Any], merged: bool) -> str
     arms.append("each client's guard filter: " + ("on" if filters.enabled and not filters.keep_all else "off"))
     arms.append(
         f"constitutional AI ({cai.method}), due every {cai.every} rounds: {cai.iterations} iterations on {cai.prompts} "
-        + ("red prompts" if cai.data == "online" else f"pairs of {cai.data}")
+        + ("red prompts" if cai.data == ONLINE else f"pairs of {cai.data}")
         if cai.enabled and cai.iterations
         else "constitutional AI: off"
     )

@@ -10,12 +10,13 @@ import pytest
 from fedjax_rai.config import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.architecture import DecoderConfig
-from fedjax_rai.run import memory
+from fedjax_rai.run import memory, prepare
 from fedjax_rai.run.experiment import run
 from fedjax_rai.run.footprint import nbytes
 from fedjax_rai.run.memory_plan import Sizes, plan
 from fedjax_rai.run.phase import Phase
 from fedjax_rai.run.setting import Setting
+from tests.run.common import vary
 from tests.run.test_footprint import config_of, decoder, sizes
 
 
@@ -151,6 +152,22 @@ def test_what_does_not_fit_is_refused_before_the_base_is_read(config, monkeypatc
     with pytest.raises(InputError, match=r"GiB a device needed(.|\n)*eval.batch_size = 8 -> 4"):
         run(config, setting)
     assert "base" not in vars(setting) and not Path(str(config.output)).exists()
+
+
+def test_a_set_that_does_not_fit_is_refused_with_what_helps(config, tmp_path, monkeypatch, capsys):
+    """Its plan is of conversations alone: neither of training nor of what a run holds besides."""
+    prepare.prepare(config, tmp_path / "fits", 4)
+    assert "most of it in CAI, generating" in capsys.readouterr().err
+    monkeypatch.setattr(memory, "device_limit", lambda: 2**20)
+    with pytest.raises(InputError) as refused:
+        prepare.prepare(config, tmp_path / "set", 4)
+    text = str(refused.value)
+    assert "nothing was started" in text and "cai.prompts_per_chunk = 4 -> 1" in text
+    assert not any(other in text for other in ("training", "guard", "evaluation", "federated"))
+    assert not (tmp_path / "set").exists()
+    setting, scaffold = Setting(config), vary(config, federated={"algorithm": "scaffold"})
+    held = plan(scaffold, memory.saying(setting)).held
+    assert held["adapters"] == nbytes(setting.fresh_adapter("adapter")), "the policy's, and no state of a round"
 
 
 def test_a_remedy_does_what_it_says_and_only_what_helps_is_named():

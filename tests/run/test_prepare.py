@@ -17,7 +17,7 @@ from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.peft import save_adapter
-from fedjax_rai.run import log, memory, prepare
+from fedjax_rai.run import log, prepare
 from fedjax_rai.run.conversations import Conversation
 from fedjax_rai.run.phase import converse, sampling
 from fedjax_rai.run.prepare import Sayer
@@ -254,19 +254,6 @@ def test_what_is_wrong_is_said_before_anything_is_written(warm, setting, tmp_pat
     assert not out.exists()
 
 
-def test_a_set_that_does_not_fit_is_refused_with_what_helps(warm, tmp_path, monkeypatch, capsys):
-    """Its plan is of conversations alone: neither of training nor of what a run holds besides."""
-    prepare.prepare(warm, tmp_path / "fits", 4)
-    assert "most of it in CAI, generating" in capsys.readouterr().err
-    monkeypatch.setattr(memory, "device_limit", lambda: 2**20)
-    with pytest.raises(InputError) as refused:
-        prepare.prepare(vary(warm, federated={"algorithm": "scaffold", "clients": 3000}), tmp_path / "set", 4)
-    text = str(refused.value)
-    assert "nothing was started" in text and "cai.prompts_per_chunk = 4 -> 1" in text
-    assert not any(other in text for other in ("training", "guard", "evaluation", "federated"))
-    assert not (tmp_path / "set").exists()
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_datasets_loads_a_set(warm, tmp_path, monkeypatch):
     """Shards are of one type, also beside one without a pair."""
@@ -306,7 +293,7 @@ def test_a_set_has_the_tokens_that_the_online_phase_trains_on(prepared, warm, se
         chain = converse(
             setting.model, said.options, setting.base, said.adapter, talk, setting.requests, sampling(warm.cai)
         )
-        for answers, side in ((chain.last, own[0]), (chain.response, own[1])):
+        for answers, side in ((chain.last, own.chosen), (chain.response, own.rejected)):
             online = examples(talk.prompts, answers)
             for i in set(ids.tolist()) & set(numbers):
                 tokens = np.asarray(answers.tokens[i - ids[0]])[np.asarray(answers.valid[i - ids[0]])]
@@ -340,14 +327,6 @@ def test_the_command_prepares_a_set_and_says_how_to_go_on(warm, tmp_path, monkey
     assert result.exit_code == 0 and "of 5 conversations" in result.stdout
     assert load_config(tmp_path / "set" / "config.yaml").cai.prompts == 3
     assert CliRunner().invoke(app, [*arguments[:-1], "0"]).exit_code == 2
-
-
-def test_the_paper_s_set_is_for_the_paper_s_adapters():
-    paper = ROOT / "configs" / "paper"
-    own, table = (load_config(paper / f"{name}.yaml") for name in ("s_cai20k", "llama31_8b_square20k"))
-    assert own.lora == table.lora and own.model.path == table.model.path and own.data.train == table.data.train
-    assert own.data.max_length == table.data.max_length and (ROOT / own.cai.constitution).is_file()
-    assert "fedjax-rai cai generate configs/paper/s_cai20k.yaml" in (paper / "s_cai20k.yaml").read_text().split("\n")[0]
 
 
 @pytest.mark.slow
