@@ -1,5 +1,6 @@
 """Respond, critique, revise (arXiv 2212.08073) as one program on the device, which computes no prefix twice."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def chain(
     critic (None: the base) reads opening and answer first.
     """
     batch, times = talk.principles.shape
-    greedy = decoding.replace(sampling=Sampling(jnp.zeros(())))
+    greedy = dataclasses.replace(decoding, sampling=Sampling(jnp.zeros(())))
     max_new = decoding.max_new
     room = times * (requests.critique.tokens.shape[1] + requests.revision.tokens.shape[1] + 2 * max_new) + max_new
 

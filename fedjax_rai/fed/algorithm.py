@@ -55,8 +55,8 @@ def fedavg(
 
     def round(state: ServerState, base: Base, batch: RoundBatch) -> tuple[ServerState, Metrics]:
         def client(own: Cohort) -> ClientUpdate:
-            own_batches = batches(batch.corpus, own.rows)
-            return local_update(LM(model, base), state.adapter, own_batches, own.weight, batch.learning_rate)
+            client_batches = batches(batch.corpus, own.rows)
+            return local_update(LM(model, base), state.adapter, client_batches, own.weight, batch.learning_rate)
 
         updates = map_cohort(client, pad_cohort(batch.cohort, chunk), chunk, constrain)
         direction, kept = aggregator.apply(updates, state.aggregator)

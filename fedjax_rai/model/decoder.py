@@ -182,6 +182,7 @@ class Block(nn.Module):
         return y.reshape(x.shape), cache
 
     def mlp(self, x: Float[Array, "b t d"], layer: Layer) -> Float[Array, "b t d"]:
+        """The gated MLP of every token: down(activation(gate) * up)."""
         parts = self.project(_flat(x), "gate_up_proj", ("embed", "mlp"), layer.scales)
         y = gated(jnp.concatenate(parts, axis=-1), self.config.activation)
         (y,) = self.project(y, "down_proj", ("mlp", "embed"), layer.scales)

@@ -14,6 +14,7 @@ from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.attention import Sight
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora
+from tests import small
 
 CONFIG = DecoderConfig(
     vocab_size=23,
@@ -50,6 +51,19 @@ def random_adapter(model: Decoder, seed: int = 1):
 def logits(model, base, adapter, tokens, valid):
     lm = LM(model, base)
     return decoder.unembed(lm, decoder.forward(lm, adapter, tokens, valid))
+
+
+def test_a_model_is_static_and_its_base_is_traced():
+    """Another base, or the same model made again, compiles nothing; another model does."""
+    first_token = jax.jit(lambda lm: decoder.unembed(lm, decoder.forward(lm, None, TOKENS, VALID)[:, -1]))
+    again = Decoder(replace(CONFIG), MODEL.lora)
+    outputs = [first_token(LM(model, random_base(model))) for model in (MODEL, again)]
+    other_base = jax.tree.map(lambda leaf: 2 * leaf, random_base(MODEL))
+    assert np.abs(first_token(LM(MODEL, other_base)) - outputs[0]).max() > 1e-2
+    np.testing.assert_array_equal(*outputs)
+    assert small.compilations(first_token) == 1
+    first_token(LM(MODEL.copy(config=replace(CONFIG, rms_norm_eps=0.1)), other_base))
+    assert small.compilations(first_token) == 2
 
 
 @pytest.mark.parametrize("adapted", [False, True])

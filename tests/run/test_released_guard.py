@@ -69,7 +69,7 @@ def test_the_limit_of_a_pairs_length_leaves_room_for_the_guards_own_request(guar
 def test_ids_that_a_model_has_no_row_for_are_refused_by_their_config_key(guarded):
     own = Setting(guarded)
     narrow = Decoder(dataclasses.replace(own.guard.lm.model.config, vocab_size=300))
-    small = own.guard._replace(lm=own.guard.lm.replace(model=narrow))
+    small = own.guard._replace(lm=dataclasses.replace(own.guard.lm, model=narrow))
     with pytest.raises(InputError, match=r"has id \d+, .* a vocab_size of 300; guard.path must be"):
         score(small, [("q", "r")])
     for used in ("corpus", "red_prompts", "requests", "replay", "guard"):
