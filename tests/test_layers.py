@@ -22,7 +22,7 @@ FLOORS = (
         "fed": "aggregate algorithm client",
         "safety": "filter guard",
         "cai": "align constitution programs revise",
-        "evals": "choice judge open_ended",
+        "evals": "choice judge open_ended rate suite",
     },
     {"memory": "advice footprint plan"},
     {"experiment": "cost evaluation materials models phase round setting sizes together"},

@@ -1,14 +1,26 @@
 """The files that a config names, and their digests."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedjax_rai.config.schema import TINY, ExperimentConfig
+from fedjax_rai.config.schema import TINY, EvalConfig, ExperimentConfig
 
 ONLINE = "online"
 CONSTITUTION = Path(__file__).parent.parent / "assets" / "constitution.yaml"
-SHIPPED = {"data.train": TINY, "eval.advbench": TINY, "cai.constitution": "default", "cai.data": ONLINE}
+
+
+def _evaluation_files() -> dict[str, str]:
+    """Every key of the section `eval` that holds a path, with what is shipped in its place."""
+    paths = {}
+    for name, field in EvalConfig.model_fields.items():
+        if any(getattr(note, "func", None) is os.path.expanduser for note in field.metadata):  # as in `PathText`
+            paths[f"eval.{name}"] = field.default
+    return paths
+
+
+SHIPPED = {"data.train": TINY, **_evaluation_files(), "cai.constitution": "default", "cai.data": ONLINE}
 
 
 def constitution_path(config: ExperimentConfig) -> Path:

@@ -237,10 +237,25 @@ class CaiConfig(Section):
         return target
 
 
+JUDGES = ("auto", "rule", "refusal_phrases", "guard")  # a test holds them equal to the table, `evals.judge`
+
+
+def _a_judge(name: str) -> str:
+    if name not in JUDGES and ":" not in name:
+        raise ValueError(f"must be one of {', '.join(JUDGES)}, or package.module:attribute")
+    return name
+
+
 class EvalConfig(Section):
-    """Safety evaluation: `samples` answers to each of `prompts` requests of `advbench` ("tiny" or a CSV file)."""
+    """Safety evaluation: `samples` answers to each of `prompts` requests of `advbench` ("tiny" or a CSV file).
+
+    `judge` gives the verdicts of the headline rate, `harmless`: a name, "auto" (the rule judge where model and prompts
+    are the tiny world's, else refusal phrases), or a function of your own, (prompt, answer) -> is it unsafe, as
+    `package.module:attribute`. Every other judge that can is reported beside it.
+    """
 
     advbench: PathText = "tiny"
+    judge: Annotated[Text, AfterValidator(_a_judge)] = "auto"
     prompts: Count = 100
     samples: Count = 4
     temperature: Temperature = 1.0

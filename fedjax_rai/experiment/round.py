@@ -15,7 +15,8 @@ from fedjax_rai.aliases import Adapter, Base, Metrics
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
-from fedjax_rai.experiment.evaluation import ask
+from fedjax_rai.evals.open_ended import Sampled
+from fedjax_rai.experiment.evaluation import answers_to
 from fedjax_rai.experiment.phase import Phase, Said
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.fed.aggregate import weighted_mean
@@ -146,6 +147,7 @@ class Federation:
 def probe(setting: Setting, prompts: int, adapter: Adapter) -> float:
     """The share of safe answers to the fixed probe prompts, by the guard; waits for the device."""
     queries = setting.materials.probe_prompts[:prompts]
-    answers = ask(setting, adapter, queries, "probe", temperature=1.0, samples=1)
+    sampled = Sampled(samples=1, temperature=1.0, max_new=setting.config.eval.max_new_tokens)
+    answers = answers_to(setting, adapter, "probe", queries, sampled)
     pairs = [(query, texts[0]) for query, texts in zip(queries, answers, strict=True)]
     return float(np.mean(score(setting.guard, pairs) < setting.config.guard.threshold))

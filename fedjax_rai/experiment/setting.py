@@ -31,6 +31,8 @@ from fedjax_rai.data.order import cycle
 from fedjax_rai.data.partition import iid
 from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.judge import GuardScores, named
+from fedjax_rai.evals.suite import check_judge
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import check_attention
 from fedjax_rai.model.architecture import DecoderConfig
@@ -91,10 +93,14 @@ class Setting:
             self.name_unknown_categories()
         if config.cai.probe:
             self._check_probe(config)
+        guard = None
         if self.guarded:
             used += [guards.guard_form(self.untuned_guard.tokenizer)]
+            guard = GuardScores(lambda pairs: guards.score(self.guard, pairs), self.config.guard.threshold)
         elif config.filter.enabled:
             raise InputError(f"data.train = {config.data.train}: the filter's guard needs pairs of both kinds")
+        tiny_model = self.config.model.path == TINY
+        check_judge(named(self.config.eval.judge), self.materials.evaluations, tiny_model, guard)
 
     def name_unknown_categories(self) -> None:
         """A constitution may be meant for more than one set of questions, so this is no error."""

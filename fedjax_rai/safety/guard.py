@@ -98,8 +98,8 @@ def first_token_score(
     return jax.nn.softmax(logits[:, verdict_ids], axis=-1)[:, 1]
 
 
-def score(guard: Guard, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """p(unsafe) of each (query, response), in order."""
+def score(guard: Guard, pairs: Sequence[tuple[str, str]], advance: Callable[[], object] = lambda: None) -> np.ndarray:
+    """p(unsafe) of each (query, response), in order; `advance` is called once a batch of `guard.batch_size`."""
     form = guard_form(guard.tokenizer)
     asked = [form.conversation(query, response) for query, response in pairs]
     room = guard.max_length - len(form.lead_ids)
@@ -113,6 +113,7 @@ def score(guard: Guard, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     ]
     for own, values in pending:
         scores[own] = np.asarray(values)[: len(own)]
+        advance()
     return scores
 
 
