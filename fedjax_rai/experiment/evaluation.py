@@ -108,7 +108,7 @@ class Critique(NamedTuple):
 
 
 def critique(setting: Setting, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The `Critique` of rows of `revisions.jsonl`, as a mapping; of many rows, `JUDGED` of them, evenly over the run."""
+    """The `Critique` of rows of `revisions.jsonl`, as a mapping; of many rows `JUDGED`, evenly over the run."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), JUDGED)).astype(int))
     judge, context = _judge_of_revisions(setting)
     looked_at = [rows[i] for i in chosen]

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_rai.studies.results import Cell
+from fedjax_rai.studies.results import MAIN, Cell
 
-SHOWN = ("harmless", "hhh", "utility", "over_refusal")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito, told apart by colour-blind people too
+# of Okabe and Ito, told apart by colour-blind people too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"  # as many: a rate beyond them looks like the first again
 Cells = Mapping[str, Sequence[Cell | None]]
 
 
@@ -50,7 +51,12 @@ def plot_sweep(
 
 def measured(cells: Cells) -> dict[str, list[Cell]]:
     """The rates to show that every point has."""
-    return {rate: own for rate in SHOWN if len(own := [c for c in cells[rate] if c]) == len(cells[rate])}
+    found = {}
+    for rate in MAIN:
+        known = [cell for cell in cells.get(rate, ()) if cell]
+        if known and len(known) == len(cells[rate]):
+            found[rate] = known
+    return found
 
 
 def _rates(axes: Any, key: str, labels: Sequence[str], cells: Mapping[str, list[Cell]], names: Mapping) -> None:
@@ -59,8 +65,9 @@ def _rates(axes: Any, key: str, labels: Sequence[str], cells: Mapping[str, list[
     for i, (rate, own) in enumerate(cells.items()):
         at = [x + apart * (i - (len(cells) - 1) / 2) for x in range(len(labels))]
         means = [c.mean for c in own]
+        marker, colour = MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]
         axes.errorbar(
-            at, means, _margins(own), fmt="osD^"[i] + line, color=COLOURS[i], label=names[rate],
+            at, means, _margins(own), fmt=marker + line, color=colour, label=names[rate],
             markersize=4, capsize=2, linewidth=1,
         )  # fmt: skip
     tilted = {"rotation": 30, "ha": "right"} if sum(map(len, labels)) > 40 else {}
