@@ -103,7 +103,7 @@ def _by_refusal_phrases(exchanges: Sequence[Exchange], context: Context) -> Judg
 
 def _by_guard(exchanges: Sequence[Exchange], context: Context) -> Judgement:
     assert context.guard
-    scores = context.guard.score(exchanges)
+    scores = np.asarray(context.guard.score(exchanges))
     unsafe = scores >= context.guard.threshold
     missing = np.isnan(scores)
     verdicts = [None if missing[i] else bool(unsafe[i]) for i in range(len(scores))]

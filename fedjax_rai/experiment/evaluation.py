@@ -69,8 +69,8 @@ def guard_scores(setting: Setting, advance: Callable[[], object] = nothing) -> G
     return GuardScores(lambda pairs: score(setting.guard, pairs, advance), setting.config.guard.threshold)
 
 
-def subject(setting: Setting, adapter: Adapter) -> Subject:
-    """The setting's model with an adapter, to be evaluated."""
+def subject(setting: Setting, adapter: Adapter | None) -> Subject:
+    """The setting's model with an adapter, or without one, to be evaluated."""
     config = setting.config
     return Subject(setting.lm, adapter, setting.tokenizer, config.data.max_length, config.eval.batch_size)
 

@@ -192,11 +192,12 @@ def test_a_table_shares_a_setting_without_changing_a_run(config, settings):
 
 def test_the_base_arm_is_the_base(config, settings):
     """No rounds: the fresh adapter changes nothing, so the untouched base is what is evaluated."""
-    from fedjax_rai.evals.choice import preferred
+    from fedjax_rai.evals.choice import both_answers, likelihoods
+    from fedjax_rai.experiment.evaluation import subject
 
     setting = settings.setdefault("one", Setting(config))
     fresh = Federation(setting, config).init().adapter
-    arguments = setting.tokenizer, setting.materials.choices, 64, 8
-    with_fresh, _ = preferred(setting.lm, fresh, *arguments)
-    np.testing.assert_array_equal(with_fresh, preferred(setting.lm, None, *arguments)[0])
+    read = both_answers(setting.materials.evaluations["hhh"].items[:40])
+    with_fresh, without = (likelihoods(subject(setting, adapter), read)[0] for adapter in (fresh, None))
+    np.testing.assert_array_equal(with_fresh, without)
     assert lora.size(*setting.shapes) == sum(leaf.size for leaf in jax.tree.leaves(fresh))
