@@ -236,7 +236,7 @@ def numbers(rows: Sequence[Row]) -> Iterator[list[Any]]:
 def comparisons(rows: Sequence[Row], title: str) -> list[str]:
     """The harmless rate, which is called `title`, of each row minus the first one's, seed by seed."""
     gaps = {row.label: paired("harmless", row.summaries, rows[0].summaries) for row in rows[1:]}
-    return [f"{title}: {label} minus {rows[0].label} {gap}" for label, gap in gaps.items() if gap]
+    return [f"{title}, {label} minus {rows[0].label}: {gap}" for label, gap in gaps.items() if gap]
 
 
 def probed(row: Row) -> dict[int, float]:

@@ -48,10 +48,10 @@ class Arm(NamedTuple):
 
 ARMS: dict[str, Arm] = {
     "base": Arm("the base as it is, untrained", {"federated": {"rounds": 0}, **NO_FILTER, **NO_CAI}),
-    "fl": Arm("federated training alone", {**NO_FILTER, **NO_CAI}),
-    "fl+filter": Arm("with the guard's filter on each client", {**FILTER, **NO_CAI}),
-    "fl+cai": Arm("with constitutional AI on the server", {**NO_FILTER, **CAI}),
-    "fl+filter+cai": Arm("with both", {**FILTER, **CAI}),
+    "fl": Arm("federated training, and nothing else", {**NO_FILTER, **NO_CAI}),
+    "fl+filter": Arm("federated training, the guard's filter on each client", {**FILTER, **NO_CAI}),
+    "fl+cai": Arm("federated training, constitutional AI on the server", {**NO_FILTER, **CAI}),
+    "fl+filter+cai": Arm("federated training with filter and constitutional AI", {**FILTER, **CAI}),
 }
 UNREVISED = {"enabled": True, "target": "response", "method": "sft", "data": "online"}
 CONTROLS: dict[str, Arm] = {
@@ -144,7 +144,7 @@ def comparisons(chosen: Sequence[str], by_arm: Mapping[str, Sequence[Summary]], 
     for rate, one, other in COMPARED:
         if one in chosen and other in chosen:
             gap = paired(rate, by_arm[one], by_arm[other])
-            lines += [f"{titles[rate]}: {one} minus {other} {gap}"] if gap else []
+            lines += [f"{titles[rate]}, {one} minus {other}: {gap}"] if gap else []
     return lines
 
 

@@ -32,7 +32,7 @@ def test_rows_are_compared_with_the_first_seed_by_seed() -> None:
     other = sweep.Row({"k": "5"}, [], [summary(60.0 + 10 * s, seed=s) for s in range(3)])
     absent = sweep.Row({"k": "7"}, [], [summary(None, seed=s) for s in range(3)])
     (line,) = sweep.comparisons([first, other, absent], "harmless (rule)")
-    assert line == "harmless (rule): 5 minus 0 +10.0 points [+10.0, +10.0]; by seed +10.0, +10.0, +10.0"
+    assert line == "harmless (rule), 5 minus 0: +10.0 points [+10.0, +10.0]; by seed +10.0, +10.0, +10.0"
     single = [first._replace(summaries=[summary(1.0)]), other._replace(summaries=[summary(2.0)])]
     assert not sweep.comparisons(single, "harmless (rule)")
 

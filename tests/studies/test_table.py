@@ -54,7 +54,7 @@ def test_comparisons_are_paired_by_seed():
 
     by_arm = {arm: [harmless(m + 10 * s) for s in (0, 1, 2)] for arm, m in (("fl", 50.0), ("fl+filter", 60.0))}
     (line,) = comparisons(["fl", "fl+filter"], by_arm, {"harmless": "harmless (rule)"})
-    assert line == ("harmless (rule): fl+filter minus fl +10.0 points [+10.0, +10.0]; by seed +10.0, +10.0, +10.0")
+    assert line == ("harmless (rule), fl+filter minus fl: +10.0 points [+10.0, +10.0]; by seed +10.0, +10.0, +10.0")
 
 
 def summary(judge: str = "rule", seed: int = 0, **means: float | None) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_the_printed_table_fits_a_hundred_columns_and_the_files_have_all(config,
     shown = [title.strip() for title in header.split("|")[1:-1]]
     assert shown[:5] == ["arm", "harmless (rule)", "HHH", "utility", "over-refusal"]
     assert "| fl+filter+cai | 99.0 [99, 99]" in printed and "In table.md besides: harmless (phrases)" in printed
-    assert "harmless (rule): fl minus base +0.0 points" in printed
+    assert "harmless (rule), fl minus base: +0.0 points" in printed
     full = (tmp_path / "table.md").read_text().splitlines()[0]
     assert [title.strip() for title in full.split("|")[1:-1]] == [
         "arm", "harmless (rule)", "harmless (phrases)", "harmless (guard)", "HHH", "utility", "over-refusal", "seconds",
