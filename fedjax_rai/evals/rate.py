@@ -36,8 +36,9 @@ class Rate(NamedTuple):
         if not known:
             return None
         n = sum(any(verdict is not None for verdict in samples) for samples in verdicts)
-        low, high = wilson(sum(known) / len(known), n)
-        return cls(100 * sum(known) / len(known), 100 * low, 100 * high, n, without_verdict(verdicts), judge)
+        share = sum(known) / len(known)
+        low, high = wilson(share, n)
+        return cls(100 * share, 100 * low, 100 * high, n, without_verdict(verdicts), judge)
 
 
 def without_verdict(verdicts: Sequence[Sequence[Verdict]]) -> int:

@@ -39,7 +39,7 @@ def counted(rate: str, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     if not known:
         return None
     return {
-        "mean": 100 * sum(known) / len(known),
+        "mean": 100 * (sum(known) / len(known)),
         "prompts": sum(any(verdict is not None for verdict in own) for own in verdicts),
         "without_verdict": sum(own.count(None) for own in verdicts) + verdicts.count([]),
     }
