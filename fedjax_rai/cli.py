@@ -14,7 +14,7 @@ import typer
 from fedjax_rai.errors import InputError
 
 if TYPE_CHECKING:
-    from fedjax_rai.config import ExperimentConfig
+    from fedjax_rai.config.schema import ExperimentConfig
 
 app = typer.Typer(
     name="fedjax-rai",
@@ -40,9 +40,9 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
     """Run one experiment, or go on with it."""
     with _answering(resumable=True):
         loaded = _load(config, overrides)
-        from fedjax_rai.run import experiment
+        from fedjax_rai.runs import report, run
 
-        typer.echo(experiment.report(experiment.run(loaded)))
+        typer.echo(report.report(run.run(loaded)))
 
 
 @app.command("eval")
@@ -52,10 +52,10 @@ def evaluate(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="fol
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; must be that of a finished run")
         _quiet()
-        from fedjax_rai.run import experiment
+        from fedjax_rai.runs import report, run
 
-        experiment.evaluate_run(folder)
-        typer.echo(experiment.report(folder))
+        run.evaluate_run(folder)
+        typer.echo(report.report(folder))
 
 
 @app.command()
@@ -68,7 +68,7 @@ def table(
     """Run the arms of the paper's table and print it."""
     with _answering(resumable=True):
         loaded = _load(config, overrides, "runs/{stem}-table")
-        from fedjax_rai.run.table import run_table
+        from fedjax_rai.studies.table import run_table
 
         run_table(loaded, arms=None if arms is None else [arm.strip() for arm in arms.split(",")], seeds=seeds)
 
@@ -88,11 +88,11 @@ def sweep(
     fedjax-rai sweep configs/tiny_cpu.yaml cai.iterations=0,10,25,50 seed=0,1,2 output=runs/iterations
     """
     with _answering(resumable=True):
-        from fedjax_rai.config_file import load_sweep
+        from fedjax_rai.config.grid import load_sweep
 
         points = load_sweep(config, overrides or ())
         _quiet()
-        from fedjax_rai.run.sweep import keep_programs, run_sweep
+        from fedjax_rai.studies.sweep import keep_programs, run_sweep
 
         keep_programs(points)
         run_sweep(points, together)
@@ -128,7 +128,7 @@ def generate(
 
         resolve(model, revision)
         _quiet()
-        from fedjax_rai.run.playground import answers
+        from fedjax_rai.tools.generate import answers
 
         found = answers(
             model, revision, adapter, prompts, max_new=max_new, **chosen, dtype=precise, raw=raw, seed=seed,
@@ -155,7 +155,7 @@ def export(
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; must be that of a finished run")
         _quiet()
-        from fedjax_rai.run.export import export as write
+        from fedjax_rai.runs.export import export as write
 
         write(folder, out, merged, chosen)
         typer.echo(out)
@@ -165,7 +165,7 @@ def export(
 def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the config in full, or what is wrong with it."""
     with _answering():
-        from fedjax_rai.config_file import dump_config
+        from fedjax_rai.config.load import dump_config
 
         typer.echo(dump_config(_load(config, overrides)), nl=False)
 
@@ -183,9 +183,9 @@ def prepare(
         if wrong := [own for own in overrides or () if own.partition("=")[0].strip() == "output"]:
             raise InputError(f"override {wrong[0]!r}: a set has no output; OUT is its folder")
         loaded = _load(config, overrides)
-        from fedjax_rai.run import prepare as sets
+        from fedjax_rai.runs import prepare
 
-        typer.echo(sets.report(sets.prepare(loaded, out, prompts, adapter)))
+        typer.echo(prepare.report(prepare.prepare(loaded, out, prompts, adapter)))
 
 
 def _dtype(name: str, allowed: dict[str, str]) -> str:
@@ -212,7 +212,7 @@ def _sampling(
 
 def _load(path: Path, overrides: list[str] | None, output: str = "runs/{stem}") -> "ExperimentConfig":
     """The checked config; raises InputError before anything heavy is imported or written."""
-    from fedjax_rai.config_file import check_files, load_config
+    from fedjax_rai.config.load import check_files, load_config
 
     config = load_config(path, overrides or (), output)
     check_files(config)

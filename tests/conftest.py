@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-# Before their first import: every annotated shape and type of these is checked on every call of every test. The
-# others hold no arrays, and protocols that cannot be checked at run time.
-CHECKED = ("trees", "rng", "mesh", "model", "data", "train", "fed", "safety", "cai", "evals", "run")
+# Before their first import: every annotated shape and type is checked on every call of every test. Those left out hold
+# no arrays, or protocols that cannot be checked at run time.
+UNCHECKED = ("__init__", "__main__", "aliases", "cli", "config", "errors", "terminal", "text")
+PACKAGE = Path(__file__).parents[1] / "fedjax_rai"
+CHECKED = sorted(
+    {path.stem for path in (*PACKAGE.glob("*.py"), *PACKAGE.glob("*/"))} - {*UNCHECKED, "__pycache__", "assets"}
+)
 install_import_hook([f"fedjax_rai.{name}" for name in CHECKED], "beartype.beartype")
 
 # Tests compile much and compute little: a third of their time goes into optimising machine code.
@@ -40,3 +44,23 @@ def _programs_are_dropped():
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_text().splitlines()) > 30_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def config(tmp_path):
+    """An experiment so small that two whole rounds take seconds once compiled; on the shipped tiny base."""
+    from fedjax_rai.config.schema import ExperimentConfig
+
+    return ExperimentConfig.model_validate(
+        {
+            "output": str(tmp_path / "run"),
+            "model": {"dtype": "float32"},
+            "lora": {"rank": 2, "alpha": 4},
+            "data": {"red": 12, "acceptable": 28, "max_length": 64},
+            "federated": {"clients": 4, "cohort": 2, "rounds": 2, "local_steps": 2, "batch_size": 2},
+            "guard": {"pairs": 8, "steps": 2, "batch_size": 4},
+            "filter": {"enabled": False},
+            "cai": {"iterations": 2, "prompts": 4, "replay": 4, "batch_size": 4, "max_new_tokens": 24},
+            "eval": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "batch_size": 8},
+        }
+    )

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from fedjax_rai.cli import app
-from fedjax_rai.config import ExperimentConfig
-from fedjax_rai.config_file import dump_config, load_config
+from fedjax_rai.config.load import dump_config, load_config
+from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
-from fedjax_rai.run import experiment
-from fedjax_rai.run import table as tables
+from fedjax_rai.runs import report, run
+from fedjax_rai.studies import table
 
 HEAVY = ("jax", "flax", "transformers", "datasets", "numpy", "orbax", "matplotlib")
 RUNNER = CliRunner()
@@ -34,10 +34,10 @@ def nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """What the commands called, instead of calling it."""
     made: list[tuple] = []
-    monkeypatch.setattr(experiment, "run", lambda config: made.append(("run", config)))
-    monkeypatch.setattr(experiment, "report", lambda folder: "reported")
-    monkeypatch.setattr(experiment, "evaluate_run", lambda folder: made.append(("eval", folder)))
-    monkeypatch.setattr(tables, "run_table", lambda config, arms, seeds: made.append(("table", config, arms, seeds)))
+    monkeypatch.setattr(run, "run", lambda config: made.append(("run", config)))
+    monkeypatch.setattr(report, "report", lambda folder: "reported")
+    monkeypatch.setattr(run, "evaluate_run", lambda folder: made.append(("eval", folder)))
+    monkeypatch.setattr(table, "run_table", lambda config, arms, seeds: made.append(("table", config, arms, seeds)))
     return made
 
 
@@ -115,7 +115,7 @@ def test_bad_input_found_late_is_reported_too(monkeypatch: pytest.MonkeyPatch) -
     def refuse(config: ExperimentConfig) -> None:
         raise InputError("data.red = 7: [more] than there are")
 
-    monkeypatch.setattr(experiment, "run", refuse)
+    monkeypatch.setattr(run, "run", refuse)
     done = RUNNER.invoke(app, ["run", "a.yaml"])
     assert (done.exit_code, done.stderr) == (2, "data.red = 7: [more] than there are\n")
 
@@ -124,7 +124,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
     def interrupt(config: ExperimentConfig) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "run", interrupt)
+    monkeypatch.setattr(run, "run", interrupt)
     monkeypatch.setattr(sys, "argv", ["/somewhere/fedjax-rai", "run", "a.yaml", "output=a b"])
     done = RUNNER.invoke(app, ["run", "a.yaml", "output=a b"])
     assert done.exit_code == 130
@@ -135,5 +135,5 @@ def test_a_fault_of_ours_is_not_dressed_as_the_user_s(monkeypatch: pytest.Monkey
     def fail(config: ExperimentConfig) -> None:
         raise ValueError("a fault")
 
-    monkeypatch.setattr(experiment, "run", fail)
+    monkeypatch.setattr(run, "run", fail)
     assert isinstance(RUNNER.invoke(app, ["run", "a.yaml"]).exception, ValueError)

@@ -4,10 +4,9 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-from fedjax_rai.config import is_hub_name
+from fedjax_rai.config.schema import TINY, is_hub_name
 from fedjax_rai.errors import InputError
 
-TINY = "tiny"
 WANTED = ("*.json", "*.model", "*.txt", "*.jinja")
 WEIGHTS = ("*.safetensors",)
 # Folders hold other formats of the same weights; `consolidated` files are Mistral's second copy of them.

@@ -12,10 +12,10 @@ import pytest
 from fedjax_rai import rng, trees
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.cai import align as cai
+from fedjax_rai.cai import programs
 from fedjax_rai.cai.align import METHODS, Pool, Progress, Rates
 from fedjax_rai.data.examples import Examples, take
 from fedjax_rai.model.lora import init_adapter
-from fedjax_rai.run import phase
 from fedjax_rai.train import losses, step
 from fedjax_rai.train.losses import PREFERENCES
 from tests import small
@@ -44,7 +44,7 @@ def rates(learning_rate: float = LEARNING_RATE, beta: float = BETA, replay: floa
     return Rates(jnp.float32(learning_rate), jnp.float32(beta), jnp.float32(replay))
 
 
-def trained_for(method: str, preference: str = "sigmoid", batch_size: int = BATCH) -> phase.Options:
+def trained_for(method: str, preference: str = "sigmoid", batch_size: int = BATCH) -> programs.Options:
     return options(objective=METHODS[method](preference), batch_size=batch_size)
 
 
@@ -55,8 +55,8 @@ def refer(own: Pool, adapter: Adapter | None, rows: int = REVISIONS) -> Pool:
     return _refer(small.MODEL, small.BASE, adapter, own, rows)
 
 
-def train(own: phase.Options, progress: Progress, of: Pool, first: int, last: int, at: Rates) -> Progress:
-    return phase.train(small.MODEL, own, small.BASE, progress, of, jnp.int32(first), jnp.int32(last), at, KEY)
+def train(own: programs.Options, progress: Progress, of: Pool, first: int, last: int, at: Rates) -> Progress:
+    return programs.train(small.MODEL, own, small.BASE, progress, of, jnp.int32(first), jnp.int32(last), at, KEY)
 
 
 def assert_same(x, y) -> None:
@@ -90,10 +90,10 @@ def test_a_longer_run_passes_through_every_shorter_one(method):
 def test_another_count_or_rate_compiles_nothing():
     run = partial(train, trained_for("sft+dpo"), cai.begin(FRESH), refer(pool(), FRESH), 0)
     run(1, rates())
-    before = small.compilations(phase.train)
+    before = small.compilations(programs.train)
     ends = [run(last, rates()) for last in (0, 1, 10, 500)]
     ends += [run(3, at) for at in (rates(), rates(1e-3), rates(beta=2), rates(replay=0), rates(replay=1))]
-    assert small.compilations(phase.train) == before
+    assert small.compilations(programs.train) == before
     for i, one in enumerate(ends):
         assert bool(trees.all_finite(one.state.adapter))
         assert all(small.distance(one.state.adapter, other.state.adapter) > 1e-5 for other in ends[:i])

@@ -12,12 +12,12 @@ import pytest
 from fedjax_rai import trees
 from fedjax_rai.cai.constitution import Constitution, draw, load_constitution
 from fedjax_rai.cai.revise import Requests, Talk, chain, encode_requests
+from fedjax_rai.config.files import CONSTITUTION
 from fedjax_rai.data.examples import Prompts, encode_questions, pad_left
 from fedjax_rai.data.tiny_world import red_prompts
 from fedjax_rai.model import families, peft, weights
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.lora import Lora
-from fedjax_rai.run.inputs import CONSTITUTION
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn, question
 from fedjax_rai.text.tokenizer import TODAY, Tokenizer, load_tokenizer

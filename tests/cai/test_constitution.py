@@ -9,7 +9,7 @@ import yaml
 
 from fedjax_rai import rng
 from fedjax_rai.cai.constitution import Constitution, Principle, draw, load_constitution
-from fedjax_rai.config_file import load_config
+from fedjax_rai.config.load import load_config
 from fedjax_rai.data import tiny_world
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn

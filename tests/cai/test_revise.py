@@ -11,12 +11,12 @@ import pytest
 
 from fedjax_rai import trees
 from fedjax_rai.aliases import Adapter
+from fedjax_rai.cai import programs
 from fedjax_rai.cai.align import METHODS
 from fedjax_rai.cai.revise import Chain, Requests, Talk, chain, degenerate, equal, examples
 from fedjax_rai.data.examples import Prompts, pad_left
 from fedjax_rai.mesh import make_mesh
 from fedjax_rai.model.decoder import Decoder, forward, init_base, unembed
-from fedjax_rai.run import phase
 from fedjax_rai.train.generate import Answers, Sampling
 from tests import small
 
@@ -258,14 +258,14 @@ def test_degenerate_pairs_are_told_by_every_cause_that_holds():
         assert {cause: bool(found[row]) for cause, found in causes.items()} == holds, name
 
 
-def options(**changes) -> phase.Options:
+def options(**changes) -> programs.Options:
     """Of the programs of a phase, for the small decoder."""
     own: dict[str, Any] = {
         "end_ids": ENDS, "max_new": NEW, "chunk": 5, "batch_size": 4, "critic_is_policy": True, "same_cache": True,
         "train_on_revisions": True, "objective": METHODS["sft"]("sigmoid"), "reference_is_base": False,
         "mesh": make_mesh(),
     }  # fmt: skip
-    return phase.Options(**(own | changes))
+    return programs.Options(**(own | changes))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -274,7 +274,7 @@ def test_every_prompt_is_a_pair_or_counts_for_one_cause(method):
     prompts, keys = on_device([[3, 1]] * count), jax.random.split(jax.random.key(0), count)
     talk = Talk(prompts, prompts, jnp.zeros((count, 2), jnp.int32), keys)
     replay = small.corpus(2)
-    own, metrics = phase.collect(
+    own, metrics = programs.collect(
         MODEL, options(objective=METHODS[method]("sigmoid")), BASE, small.adapter(), talk, REQUESTS, said_of_pairs(),
         replay,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.data.packing import plan
+from fedjax_rai.experiment.round import federated_round
 from fedjax_rai.fed.aggregate import weighted_mean
 from fedjax_rai.fed.algorithm import RoundBatch, fedavg
 from fedjax_rai.model import attention, decoder, families, lora, quantize, weights
@@ -21,7 +22,6 @@ from fedjax_rai.model.architecture import FUSED, LayerKind, plain_rope
 from fedjax_rai.model.attention import Sight
 from fedjax_rai.model.decoder import Decoder, abstract_base, forward_cached, segment_positions
 from fedjax_rai.model.lora import Lora
-from fedjax_rai.run.round import federated_round
 from tests import small
 from tests.model.common import MODELS, random_adapter
 

@@ -1,0 +1,175 @@
+"""Benchmarks: python -m fedjax_rai.run.bench load | sweep"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+GIB = 2**30
+# A Llama of 1.24 billion parameters: the shape of Llama 3.2 1B.
+BILLION: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+}
+
+
+@app.callback()
+def main() -> None:
+    """Throughput and memory, measured on this machine."""
+
+
+@app.command()
+def load(
+    quantize: Annotated[str, typer.Option(help="none, int8 or nf4")] = "none",
+    folder: Annotated[Path | None, typer.Option(help="a checkpoint; a random 1B Llama if not given")] = None,
+) -> None:
+    """Peak memory of a process that loads a checkpoint in bfloat16, against the checkpoint's size."""
+    if folder is not None:
+        return _report(folder, quantize)
+    with tempfile.TemporaryDirectory() as made:
+        random_checkpoint(Path(made), BILLION)
+        _report(Path(made), quantize)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="of an experiment")] = Path("configs/tiny_cpu.yaml"),
+    counts: Annotated[str, typer.Option(help="cai.iterations, with commas between")] = "0,10,25,50,100",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, for all points")] = None,
+) -> None:
+    """What a sweep of iteration counts costs against its largest point alone, and against separate runs."""
+    points, others = sorted(int(count) for count in counts.split(",")), overrides or []
+    _sweep_phase(config, points, others)
+    _sweep_runs(config, points, others)
+
+
+def _sweep_phase(config: Path, points: list[int], others: list[str], repeats: int = 5) -> None:
+    """One CAI phase with a snapshot at each of the counts, against one for the largest alone; both compiled."""
+    import jax
+
+    from fedjax_rai.config.load import load_config
+    from fedjax_rai.experiment.round import Federation
+    from fedjax_rai.experiment.setting import Setting
+
+    loaded = load_config(config, others)
+    federation = Federation(Setting(loaded), loaded)
+    adapter = federation.init().adapter
+
+    def once(own: list[int]) -> float:
+        began = time.perf_counter()
+        lesson = federation.phase.lesson(adapter, 0)
+        jax.block_until_ready(list(federation.phase.align(adapter, lesson, 0, own)))
+        return time.perf_counter() - began
+
+    once(points)
+    pairs = [
+        (once(points[-1:]), once(points)) for _ in range(repeats)
+    ]  # in turn, so that both meet the same neighbours
+    alone, shared = (float(np.median(column)) for column in zip(*pairs, strict=True))
+    typer.echo(
+        f"a phase of {points[-1]} iterations: {alone:.2f} s; with snapshots at {points}: {shared:.2f} s; "
+        f"ratio {shared / alone:.3f} (medians of {repeats})"
+    )
+
+
+def _sweep_runs(config: Path, points: list[int], others: list[str]) -> None:
+    """`fedjax-rai sweep` against a `fedjax-rai run` for each point, every one a process of its own.
+
+    The runs have one compilation cache, which the first of them fills; the sweep begins with an empty one, too.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        own, counts = Path(made), ",".join(map(str, points))
+        swept = _timed(own / "a", ["sweep", str(config), f"cai.iterations={counts}", *others, f"output={own / 's'}"])
+        typer.echo(f"sweep of {len(points)} points: {swept:.1f} s")
+        apart = []
+        for n in points:
+            arguments = ["run", str(config), f"cai.iterations={n}", *others, f"output={own / str(n)}"]
+            apart.append(_timed(own / "b", arguments))
+            typer.echo(f"run with {n} iterations: {apart[-1]:.1f} s")
+        same = all(_adapter(own / "s" / f"cai.iterations={n}") == _adapter(own / str(n)) for n in points)
+    typer.echo(f"all runs: {sum(apart):.1f} s; ratio {swept / sum(apart):.3f}; same adapters: {same}")
+
+
+def _timed(cache: Path, arguments: list[str]) -> float:
+    began = time.perf_counter()
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-m", "fedjax_rai", *arguments]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # progress and errors are seen
+    return time.perf_counter() - began
+
+
+def _adapter(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def random_checkpoint(folder: Path, raw: dict[str, Any]) -> None:
+    """A bfloat16 checkpoint of one random block, repeated."""
+    import jax.numpy as jnp
+
+    from fedjax_rai.model.families import decoder_config, places
+    from fedjax_rai.model.weights import save_model
+
+    block = (0.02 * np.random.default_rng(0).standard_normal(2**20, np.float32)).astype(jnp.bfloat16)
+    shapes = {name: place.shape for name, place in places(decoder_config(raw, "benchmark")).items()}
+    save_model(folder, raw, shapes, "bfloat16", lambda name: np.resize(block, shapes[name]))
+
+
+def _report(folder: Path, quantize: str) -> None:
+    """In a process of its own, so that nothing else is in its peak."""
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    code = f"from fedjax_rai.run.bench import measure_load; measure_load({str(folder)!r}, {quantize!r})"
+    found = json.loads(
+        subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True).stdout
+    )
+    bound = 1.15 * size + GIB
+    typer.echo(
+        f"checkpoint {size / GIB:.2f} GiB; loaded ({quantize}) {found['base'] / GIB:.2f} GiB in "
+        f"{found['seconds']:.1f} s; peak of the process {found['peak'] / GIB:.2f} GiB "
+        f"({found['before'] / GIB:.2f} before loading); 1.15 x checkpoint + 1 GiB = {bound / GIB:.2f} GiB"
+    )
+
+
+def measure_load(folder: str, quantize: str) -> None:
+    import jax
+
+    from fedjax_rai.model.families import read_config
+    from fedjax_rai.model.weights import load_base
+
+    config = read_config(Path(folder), dtype="bfloat16", quantize=quantize)
+    jax.block_until_ready(jax.numpy.zeros(1))
+    before, began = _peak(), time.perf_counter()
+    base = jax.block_until_ready(load_base(Path(folder), config))
+    seconds = time.perf_counter() - began
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
+    print(json.dumps({"base": size, "seconds": seconds, "peak": _peak(), "before": before}))
+
+
+def _peak() -> int:
+    """Bytes of memory that this process held at most. Linux's getrusage would count its parent's, too."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,82 @@
+"""The sizes of an arm that its memory plan depends on: lengths of its encoded texts, numbers of rows."""
+
+import sys
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import jax
+
+from fedjax_rai.config.files import ONLINE
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.data.examples import bucket, encode_chats, encode_questions
+from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.memory.plan import Lengths, Sizes, has_cai
+from fedjax_rai.safety.guard import guard_form
+from fedjax_rai.text.prompts import answered, prompt, question
+
+
+def sizes(setting: Setting, config: ExperimentConfig) -> Sizes:
+    """Those of an arm of a setting; reads its data and the shapes of its models, and encodes the texts."""
+    guard = setting.guard_model.config if config.guard.path is not None else None
+    online = has_cai(config) and config.cai.data == ONLINE
+    return Sizes(
+        model=setting.model,
+        guard=guard,
+        guarded=setting.guarded,
+        lengths=_lengths(setting, config),
+        pairs=len(setting.materials.pairs),
+        red=len(setting.materials.red_prompts) if online else 0,
+        prepared=len(setting.prepared.chosen.tokens) if has_cai(config) and not online else 0,
+        **_devices(setting),
+    )
+
+
+def saying(setting: Setting) -> Sizes:
+    """Those of holding conversations alone, as `cai generate` does."""
+    lengths, red = Lengths(**_chain_lengths(setting)), len(setting.materials.red_prompts)
+    known = {"guard": None, "guarded": False, "pairs": 0, "prepared": 0}
+    return Sizes(model=setting.model, lengths=lengths, red=red, saying=True, **known, **_devices(setting))
+
+
+def _devices(setting: Setting) -> dict[str, Any]:
+    return {"devices": prod(setting.mesh.shape.values()), "widens": jax.default_backend() == "cpu"}
+
+
+def _chain_lengths(setting: Setting) -> dict[str, int]:
+    few_shot = setting.constitution.few_shot
+    return {
+        "red": setting.red_prompts.tokens.shape[1],
+        "opening": setting.openings.tokens.shape[1] if few_shot else 0,
+        "few_shot": len(setting.tokenizer.encode(prompt(setting.tokenizer, few_shot))) if few_shot else 0,
+        "critique": setting.requests.critique.tokens.shape[1],
+        "revision": setting.requests.revision.tokens.shape[1],
+    }
+
+
+def _lengths(setting: Setting, config: ExperimentConfig) -> Lengths:
+    made, tokenizer, most = setting.materials, setting.tokenizer, config.data.max_length
+    cai, online = has_cai(config), has_cai(config) and config.cai.data == ONLINE
+
+    def longest(queries: Sequence[str]) -> int:
+        encoded = encode_questions(tokenizer, [question(query) for query in queries], most)
+        return bucket(max(map(len, encoded))) if encoded else 0
+
+    choices = [answered(c.query, text) for c in made.choices for text in (c.good, c.bad)]
+    return Lengths(
+        train=setting.corpus.tokens.shape[1],
+        guard_request=_guard_request(setting) if setting.guarded else 0,
+        prepared=setting.prepared.chosen.tokens.shape[1] if cai and not online else 0,
+        replay=longest(made.benign_prompts) if cai else 0,
+        asked=longest([*made.advbench, *(q.query for q in made.utility), *made.over_refusal]),
+        probe=longest(made.probe_prompts[: config.cai.probe]),
+        choice=encode_chats(tokenizer, choices, most)[0].tokens.shape[1] if choices else 0,
+        **(_chain_lengths(setting) if online else {}),
+    )
+
+
+def _guard_request(setting: Setting) -> int:
+    """Tokens of the guard's own words around an empty pair."""
+    tokenizer = setting.guard_tokenizer
+    (ids,) = encode_questions(tokenizer, [guard_form(tokenizer).conversation("", "")], sys.maxsize)
+    return len(ids)

@@ -1,0 +1,238 @@
+"""A sweep: one config at every combination of some keys' values, each a run; their table, numbers and picture."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_rai import terminal
+from fedjax_rai.config.grid import Point
+from fedjax_rai.config.load import dump_config
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.errors import InputError
+from fedjax_rai.experiment.setting import Setting, fixed
+from fedjax_rai.experiment.together import but_numbers
+from fedjax_rai.runs import files
+from fedjax_rai.runs.folder import SUMMARY, check_folder, run_folder
+from fedjax_rai.runs.inputs import check_inputs
+from fedjax_rai.runs.lockstep import run_together
+from fedjax_rai.runs.record import METRICS
+from fedjax_rai.runs.run import make_setting, run
+from fedjax_rai.studies.plots import plot_sweep
+from fedjax_rai.studies.results import (
+    COLUMNS,
+    CSV_COLUMNS,
+    NOT_MEASURED,
+    Summary,
+    basis,
+    cell,
+    check_same,
+    is_synthetic,
+    markdown,
+    paired,
+    rate_rows,
+    to_csv,
+)
+
+SWEEP, COMPILED = "sweep.yaml", "compiled"
+
+
+class Row(NamedTuple):
+    """A row of the table: the runs that agree in all swept keys but the seed."""
+
+    values: dict[str, str]  # of those keys
+    folders: list[Path]
+    summaries: list[Summary]
+
+    @property
+    def label(self) -> str:
+        return ", ".join(self.values.values()) or "all seeds"
+
+
+def thousands(tokens: float) -> str:
+    return f"{tokens / 1000:.1f}k"
+
+
+def percent(value: float) -> str:
+    return f"{value:.0f} %"
+
+
+# header: (where it stands in a summary, what nothing there means, how it is shown)
+COSTS: dict[str, tuple[str, float | None, Callable[[float], str]]] = {
+    "CAI s": ("cost.cai.seconds", 0.0, "{:.1f}".format),
+    "seconds": ("seconds.training", None, "{:.1f}".format),
+    "generated": ("cost.cai.generated_tokens", 0.0, thousands),
+    "trained": ("cost.cai.trained_tokens", 0.0, thousands),
+    "saved": ("cost.cai.share_saved", None, lambda share: percent(100 * share)),
+    "made safe": ("critique.made_safe", None, percent),
+    "left alone": ("critique.left_alone", None, percent),
+}
+LEGEND = (
+    "CAI s: phases x the median one, rounds of points together shared out evenly; generated, trained: tokens of these "
+    "phases; saved: of the FLOPs that revising all the server's prompts and training once on each would take; made "
+    "safe: of the unsafe responses, by revision; left alone: of the safe ones."
+)
+
+
+def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
+    """Run every point; write and print the table. Finished runs are kept, and unfinished ones gone on with.
+
+    Returns the folder, in which each point has its own (`config_file.load_sweep`). Points share what they can: a
+    setting, a base, and up to the end of the first CAI phase all runs that differ in `cai.iterations` alone. Or
+    `together`, those that differ in numbers alone are one vmapped axis, as many as memory allows. Raises InputError for
+    that with a trigger, and for files that are not as they should be, before the first run.
+    """
+    check_inputs(point.config for point in points)
+    if together and any(point.config.cai.trigger is not None for point in points):
+        raise InputError("--together: a cai.trigger decides for each point by itself; leave out one of the two")
+    folder = check_sweep(points)
+    finished = [check_folder(output(point), point.config) for point in points]
+    todo = [point for point, done in zip(points, finished, strict=True) if not done]
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / SWEEP, dump_config(base_config(points)))
+    setting, done = None, 0
+    for group in grouped(points, fixed):
+        if any(point in todo for point in group):
+            setting = make_setting([point.config for point in group], setting)
+        for family in grouped(group, but_numbers if together else but_iterations):
+            names = ", ".join(output(point).name for point in family)
+            these = str(done + 1) + (f" to {done + len(family)}" if len(family) > 1 else "")
+            terminal.say(f"[{these} of {len(points)}] {names}")
+            if together and len(family) > 1 and setting:
+                run_together([point.config for point in family], setting)
+            else:
+                run_family(family, setting)
+            done += len(family)
+    write(folder, points)
+    return folder
+
+
+def keep_programs(points: Sequence[Point]) -> None:
+    """Keep what is compiled in the sweep's folder, unless JAX was told of another: going on compiles nothing anew."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str((output(points[0]).parent / COMPILED).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def run_family(family: Sequence[Point], setting: Setting | None) -> None:
+    """Points that differ in their iterations alone, the largest first: it takes the others along where it can."""
+    ordered = sorted(family, key=iterations, reverse=True)
+    for i, point in enumerate(ordered):
+        run(point.config, setting, siblings(point, ordered[i + 1 :]))
+
+
+def check_sweep(points: Sequence[Point]) -> Path:
+    """The sweep's folder. Raises InputError if it holds anything but a sweep of this config, be it of other values."""
+    folder = output(points[0]).parent
+    if (folder / SWEEP).is_file():
+        check_same(folder / SWEEP, base_config(points), "a sweep", points[0].values)
+        return folder
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"output = {folder}: exists and is not a sweep's folder; name another one")
+    return folder
+
+
+def output(point: Point) -> Path:
+    """The point's run folder."""
+    return run_folder(point.config)
+
+
+def base_config(points: Sequence[Point]) -> ExperimentConfig:
+    """What the points agree in; the first one's values for what they do not."""
+    return points[0].config.model_copy(update={"output": str(output(points[0]).parent)})
+
+
+def grouped(points: Sequence[Point], key: Callable[[ExperimentConfig], Any]) -> list[list[Point]]:
+    """The points whose configs agree in `key`, together; in the order of the first of each."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(repr(key(point.config)), []).append(point)
+    return list(groups.values())
+
+
+def but_iterations(config: ExperimentConfig) -> dict[str, Any]:
+    return config.model_dump(exclude={"output": True, "cai": {"iterations"}})
+
+
+def iterations(point: Point) -> int:
+    return point.config.cai.iterations
+
+
+def siblings(point: Point, smaller: Sequence[Point]) -> list[ExperimentConfig]:
+    """The configs, ascending, of those with fewer iterations that were never begun: this run takes them along."""
+    fewer = [own for own in smaller if iterations(own) < iterations(point)]
+    return [own.config for own in sorted(fewer, key=iterations) if not output(own).exists()]
+
+
+def collect(points: Sequence[Point]) -> list[Row]:
+    """The rows of the table, of finished runs."""
+    rows: dict[tuple[str, ...], Row] = {}
+    for point in points:
+        values = {key: value for key, value in point.values.items() if key != "seed"}
+        row = rows.setdefault(tuple(values.values()), Row(values, [], []))
+        row.folders.append(output(point))
+        row.summaries.append(files.read_json(output(point) / SUMMARY))
+    return list(rows.values())
+
+
+def write(folder: Path, points: Sequence[Point]) -> None:
+    """sweep.md, sweep.csv, sweep.png and the config beside the run folders; the table on stdout."""
+    rows = collect(points)
+    keys, everything = list(rows[0].values), [summary for row in rows for summary in row.summaries]
+    table = markdown([*keys, *COLUMNS.values(), *COSTS], [fields(row) for row in rows])
+    notes = [basis(everything), LEGEND, *comparisons(rows)]
+    files.write_text(folder / "sweep.md", table + "\n" + "".join(f"{note}\n\n" for note in notes))
+    files.write_text(folder / "sweep.csv", to_csv([*keys, "seed", "name", *CSV_COLUMNS], numbers(rows)))
+    plot_sweep(
+        folder / "sweep.png", ", ".join(keys) or "seed", [row.label for row in rows],
+        {rate: [cell(row.summaries, rate) for row in rows] for rate in COLUMNS}, COLUMNS,
+        [mean_cost(row, "CAI s") or 0.0 for row in rows], [probed(row) for row in rows], is_synthetic(everything),
+    )  # fmt: skip
+    print(f"\n{table}\n" + "\n".join(notes) + f"\n\n{folder}")
+
+
+def fields(row: Row) -> list[str]:
+    """What the table shows of a row."""
+    rates = [str(cell(row.summaries, rate) or NOT_MEASURED) for rate in COLUMNS]
+    costs = [(mean_cost(row, name), shown) for name, (_, _, shown) in COSTS.items()]
+    return [*row.values.values(), *rates, *("" if cost is None else shown(cost) for cost, shown in costs)]
+
+
+def mean_cost(row: Row, name: str) -> float | None:
+    """One of `COSTS`, over seeds; None where one of them has none."""
+    path, nothing, _ = COSTS[name]
+    found = [dict(flat(summary)).get(path, nothing) for summary in row.summaries]
+    return None if None in found else float(np.mean([value for value in found if value is not None]))
+
+
+def flat(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted name, value) of every number in nested mappings."""
+    for name, value in numbers.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield prefix + name, value
+
+
+def numbers(rows: Sequence[Row]) -> Iterator[list[Any]]:
+    """For every run its rates, and its costs by their names in summary.json."""
+    for row in rows:
+        for summary in row.summaries:
+            costs = flat({section: summary[section] or {} for section in ("seconds", "cost", "critique")})
+            for own in [*rate_rows(summary), *([name, value, "", "", ""] for name, value in costs)]:
+                yield [*row.values.values(), summary["seed"], *own]
+
+
+def comparisons(rows: Sequence[Row]) -> list[str]:
+    """The harmless rate of each row minus the first one's, seed by seed."""
+    gaps = {row.label: paired("harmless", row.summaries, rows[0].summaries) for row in rows[1:]}
+    return [f"harmless, {label} - {rows[0].label}: {gap}" for label, gap in gaps.items() if gap]
+
+
+def probed(row: Row) -> dict[int, float]:
+    """The probe's percentage of safe answers by round, over seeds; empty where there is no probe."""
+    metrics = [[m for m in files.read_rows(own / METRICS) if "probe_harmless" in m] for own in row.folders]
+    each = [{m["round"]: 100 * m["probe_harmless"] for m in own} for own in metrics]
+    return {t: float(np.mean([own[t] for own in each])) for t in each[0]}

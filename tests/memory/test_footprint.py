@@ -1,0 +1,242 @@
+"""The memory plan against what XLA reports of the real programs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fedjax_rai.cai.align import METHODS, Pool, Rates, Reference, begin
+from fedjax_rai.cai.programs import Options, collect, converse, sampling, train
+from fedjax_rai.cai.revise import Chain, Requests, Talk
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.data.examples import Examples, Prompts
+from fedjax_rai.evals.choice import _answer_logps
+from fedjax_rai.evals.open_ended import _generate
+from fedjax_rai.experiment.round import federated_round, make_algorithm
+from fedjax_rai.fed.algorithm import RoundBatch
+from fedjax_rai.fed.client import Cohort
+from fedjax_rai.memory import footprint
+from fedjax_rai.memory.plan import Lengths, Sizes, plan
+from fedjax_rai.mesh import make_mesh
+from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
+from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.lora import Lora, abstract_adapter
+from fedjax_rai.safety.guard import first_token_score
+from fedjax_rai.train.generate import Answers, Sampling
+
+NUMBER, COUNT, ENDS = (
+    jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((), "float32"), ((), "int32"), ((2,), "int32"))
+)
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+SHAPE = {"dtype": "float32", "layers": 4, "hidden": 256, "mlp": 704, "vocab": 4096}
+
+
+def decoder(**changes: Any) -> DecoderConfig:
+    own = SHAPE | changes
+    layers, hidden, mlp, vocab = (own.pop(name) for name in ("layers", "hidden", "mlp", "vocab"))
+    kinds = (LayerKind(plain_rope(hidden // 8)),)
+    return DecoderConfig(vocab, hidden, mlp, layers, 8, 4, hidden // 8, kinds, tie_word_embeddings=True, **own)
+
+
+def ints(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def bools(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.bool_)
+
+
+def corpus(rows: int, length: int) -> Any:
+    return Examples(ints(rows, length), bools(rows, length), ints(rows, length))
+
+
+def prompts(rows: int, length: int) -> Any:
+    return Prompts(ints(rows, length), bools(rows, length))
+
+
+def answers(*shape: int) -> Any:
+    return Answers(ints(*shape), bools(*shape), bools(*shape[:-1]))
+
+
+def keys(rows: int) -> Any:
+    return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+
+
+def sizes(shape: DecoderConfig, rank: int = 8, devices: int = 1, pairs: int = 0, **lengths: int) -> Sizes:
+    """`pairs`: of a prepared set."""
+    absent = dict.fromkeys(("guard_request", "opening", "few_shot", "prepared", "probe"), 0)
+    texts = Lengths(**(dict.fromkeys(Lengths._fields, 16) | absent | lengths))
+    return Sizes(Decoder(shape, Lora(shape.targets, rank, 16.0)), None, True, texts, 64, 64, pairs, devices, True)
+
+
+def config_of(shape: DecoderConfig, rank: int = 8, **sections: Any) -> ExperimentConfig:
+    how = {name: getattr(shape, name) for name in ("dtype", "attention", "quantize", "remat")}
+    own = {"model": how, "lora": {"rank": rank}, "data": {"max_length": 4096}, "guard": {"steps": 0}}
+    return ExperimentConfig.model_validate(own | sections)
+
+
+def training(shape, *, clients=1, cohort=1, b=4, l=256, rank=8, algorithm="fedavg") -> tuple[int, Any]:  # noqa: E741
+    own = {"clients": 8, "cohort": cohort, "rounds": 1, "batch_size": b, "clients_per_chunk": clients}
+    config, known = config_of(shape, rank, federated=own | {"algorithm": algorithm}), sizes(shape, rank, train=l)
+    made: Any = make_algorithm(algorithm, known.model, 8, clients, make_mesh())  # pyright: ignore
+    state = jax.eval_shape(made.init, abstract_adapter(shape, known.model.lora))
+    who = Cohort(ints(cohort), ints(cohort, 2, b), jax.ShapeDtypeStruct((cohort,), jnp.float32))  # pyright: ignore
+    lowered = federated_round.lower(made, state, footprint.loaded(shape), RoundBatch(corpus(64, l), who, NUMBER))  # pyright: ignore
+    return plan(config, known).need("local training"), lowered
+
+
+def options(config: ExperimentConfig, few_shot: bool = False) -> Options:
+    own = config.cai
+    return Options(
+        end_ids=(1, 2), max_new=own.max_new_tokens, chunk=own.prompts_per_chunk or own.prompts,
+        batch_size=own.batch_size, critic_is_policy=own.critic == "policy",
+        same_cache=own.critic == "policy" and not few_shot, train_on_revisions=True,
+        objective=METHODS[own.method](own.preference), reference_is_base=False, mesh=make_mesh(),
+    )  # fmt: skip
+
+
+def talking(shape, *, l=64, opening=0, **cai: Any) -> tuple[int, Any]:  # noqa: E741
+    config = config_of(shape, cai={"prompts": 64} | cai)
+    known = sizes(shape, red=l, opening=opening, few_shot=opening, critique=48, revision=32)
+    rows, how, model = config.cai.prompts, options(config, opening > 0), known.model
+    talk = Talk(prompts(rows, l), prompts(rows, opening or l), ints(rows, config.cai.revisions), keys(rows))
+    requests, drawn = Requests(prompts(5, 48), prompts(5, 32)), sampling(config.cai)
+    given: Any = model, how, footprint.loaded(shape), abstract_adapter(shape, model.lora), talk, requests, drawn
+    return plan(config, known).need("CAI, generating"), converse.lower(*given)
+
+
+def collecting(shape, *, l=64, **cai: Any) -> tuple[int, Any]:  # noqa: E741
+    """The same conversations as a pool, and the reference's view of it."""
+    config = config_of(shape, cai={"method": "dpo", "replay": 8} | cai)
+    known = sizes(shape, red=l, critique=48, revision=32, replay=l)
+    own, model = config.cai, known.model
+    rows, new, times = own.prompts, own.max_new_tokens, own.revisions
+    talk = Talk(prompts(rows, l), prompts(rows, l), ints(rows, times), keys(rows))
+    said = Chain(answers(rows, new), answers(rows, times, new), answers(rows, times, new))
+    requests = Requests(prompts(5, 48), prompts(5, 32))
+    given: Any = model, options(config), footprint.loaded(shape), abstract_adapter(shape, model.lora), talk, requests
+    return plan(config, known).need("CAI, reference"), collect.lower(*given, said, corpus(8, l + new))
+
+
+def aligning(shape, *, l=64, prepared=0, **cai: Any) -> tuple[int, Any]:  # noqa: E741
+    """Training on conversations whose prompts have `l` tokens, or on so many prepared pairs of `l` tokens."""
+    config = config_of(shape, cai={"prompts": 64, "replay": 8, "data": "x" if prepared else "online"} | cai)
+    known, how = sizes(shape, pairs=prepared, replay=l, **{"prepared" if prepared else "red": l}), options(config)
+    pairs, length = config.cai.prompts, l + config.cai.max_new_tokens
+    one = jax.ShapeDtypeStruct((pairs,), jnp.float32)
+    reference = Reference(one, one) if how.objective.preference else None  # pyright: ignore
+    own = Pool(corpus(pairs + 8, length), corpus(pairs, length), bools(pairs), bools(pairs), reference)
+    progress = jax.eval_shape(begin, abstract_adapter(shape, known.model.lora))
+    rates: Any = Rates(NUMBER, NUMBER, NUMBER)  # pyright: ignore
+    given: Any = known.model, how, footprint.loaded(shape), progress, own, COUNT, COUNT, rates, KEY
+    return plan(config, known).need("CAI, training"), train.lower(*given)
+
+
+def evaluating(shape, phase: str, *, b=16, l=64, new=64) -> tuple[int, Any]:  # noqa: E741
+    asked = {"train": l, "asked": 0, "red": 0} if phase == "scoring" else {"asked": l, "choice": l}
+    known = sizes(shape, **asked)
+    need = plan(config_of(shape, eval={"batch_size": b, "max_new_tokens": new}), known).need(phase)
+    model: Any = known.model
+    given = model, footprint.loaded(shape), abstract_adapter(shape, model.lora)
+    if phase == "scoring":
+        return need, first_token_score.lower(*given, *prompts(b, l), ENDS)
+    if phase == "evaluation, choices":
+        return need, _answer_logps.lower(*given, *corpus(b, l))
+    return need, _generate.lower(*given, *prompts(b, l), keys(b), Sampling(NUMBER), ENDS, new)  # pyright: ignore
+
+
+def check(need: int, lowered: Any) -> None:
+    """The plan is neither far below nor far above what the compiled program holds at once."""
+    own = lowered.compile().memory_analysis()
+    held = own.argument_size_in_bytes + own.output_size_in_bytes + own.temp_size_in_bytes - own.alias_size_in_bytes
+    assert 0.88 < need / held < 1.35, f"planned {need / 2**20:.1f} MiB, XLA's {held / 2**20:.1f}"
+
+
+TRAINED: list[tuple[dict, dict]] = [
+    ({"remat": "full", "quantize": "int8"}, {"clients": 3, "cohort": 3, "l": 128}),
+    ({}, {}),
+    ({"remat": "full"}, {}),
+    ({"remat": "full", "layers": 12}, {}),
+    ({"layers": 8}, {"b": 8}),
+    ({"attention": "chunked"}, {"b": 1, "l": 1024}),
+    ({}, {"b": 1, "l": 1024}),
+    ({"mlp": 1408}, {"b": 32, "l": 32}),
+    ({"mlp": 1408, "remat": "full"}, {"b": 32, "l": 32}),
+    ({"vocab": 16384}, {}),
+    ({"quantize": "nf4", "layers": 2, "hidden": 512, "mlp": 2048, "vocab": 512}, {"b": 1, "l": 32}),
+    ({"dtype": "bfloat16"}, {}),
+    ({"dtype": "bfloat16", "vocab": 16384, "remat": "full"}, {"clients": 2, "cohort": 2}),
+    ({"vocab": 512}, {"b": 1, "l": 32, "rank": 64, "cohort": 8}),
+    ({"vocab": 512}, {"b": 1, "l": 32, "rank": 64, "cohort": 4, "clients": 2, "algorithm": "scaffold"}),
+]
+TALKED: list[tuple[dict, dict]] = [
+    ({}, {}),
+    ({}, {"revisions": 2}),
+    ({}, {"revisions": 4, "prompts": 63, "prompts_per_chunk": 16}),
+    ({}, {"critic": "base"}),
+    ({}, {"critic": "base", "l": 16, "revisions": 2}),
+    ({}, {"l": 256}),
+    ({}, {"opening": 256}),
+    ({"attention": "chunked"}, {"opening": 512, "revisions": 2}),
+    ({"attention": "chunked"}, {"max_new_tokens": 256}),
+    ({"vocab": 65536}, {"l": 16, "max_new_tokens": 16}),
+    ({"vocab": 65536}, {"l": 16, "max_new_tokens": 16, "top_p": 0.9}),
+    ({"dtype": "bfloat16"}, {"prompts": 32}),
+]
+COLLECTED: list[tuple[dict, dict]] = [
+    ({}, {"batch_size": 16}),
+    ({}, {"batch_size": 4, "l": 512}),
+    ({}, {"batch_size": 64, "prompts": 16}),
+    ({"vocab": 512}, {"batch_size": 1, "prompts": 4096, "revisions": 2}),
+]
+ALIGNED: list[tuple[dict, dict]] = [
+    ({}, {"batch_size": 32, "l": 256}),
+    ({}, {"batch_size": 4}),
+    ({}, {"batch_size": 4, "method": "dpo"}),
+    ({}, {"batch_size": 16, "l": 256, "method": "sft+dpo"}),
+    ({"remat": "full"}, {"batch_size": 8, "l": 256, "method": "dpo"}),
+    ({"dtype": "bfloat16"}, {"batch_size": 8, "method": "dpo"}),
+    ({"vocab": 512}, {"batch_size": 1, "prepared": 20000, "prompts": 20000, "method": "dpo"}),
+]
+EVALUATED: list[tuple[dict, str, dict]] = [
+    ({"quantize": "int8"}, "evaluation, answering", {"b": 64, "new": 256}),
+    ({}, "evaluation, answering", {"b": 64, "l": 128}),
+    ({}, "evaluation, answering", {"b": 64, "l": 256}),
+    ({"vocab": 8192}, "evaluation, choices", {"l": 256}),
+    ({"attention": "chunked"}, "evaluation, choices", {"b": 4, "l": 1024}),
+    ({"mlp": 2816}, "scoring", {"b": 32}),
+    ({}, "scoring", {"l": 256}),
+]
+
+
+@pytest.mark.parametrize(
+    ("shape", "how"), [*TRAINED[:1], *(pytest.param(*own, marks=pytest.mark.slow) for own in TRAINED[1:])]
+)
+def test_local_training_needs_what_is_planned(shape, how):
+    check(*training(decoder(**shape), **how))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "how"), TALKED)
+def test_conversations_need_what_is_planned(shape, how):
+    check(*talking(decoder(**shape), **how))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "how"), COLLECTED)
+def test_a_reference_needs_what_is_planned(shape, how):
+    check(*collecting(decoder(**shape), **how))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "how"), ALIGNED)
+def test_training_on_revisions_needs_what_is_planned(shape, how):
+    check(*aligning(decoder(**shape), **how))
+
+
+@pytest.mark.parametrize(
+    ("shape", "phase", "how"), [*EVALUATED[:1], *(pytest.param(*own, marks=pytest.mark.slow) for own in EVALUATED[1:])]
+)
+def test_evaluation_needs_what_is_planned(shape, phase, how):
+    check(*evaluating(decoder(**shape), phase, **how))

@@ -1,0 +1,98 @@
+"""Files that a config names: mistakes in them are said first, and a run does not go on with others."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedjax_rai.config.files import CONSTITUTION, digests
+from fedjax_rai.config.grid import Point
+from fedjax_rai.config.load import dump_config
+from fedjax_rai.errors import InputError
+from fedjax_rai.runs import files
+from fedjax_rai.runs.folder import VERSIONS, check_folder, note_versions
+from fedjax_rai.runs.inputs import check_inputs
+from fedjax_rai.runs.report import synthetic_parts
+from fedjax_rai.studies.sweep import run_sweep
+from tests.tiny_runs import vary
+
+
+@pytest.fixture
+def own(config, tmp_path):
+    """A config that names a file of every kind, which are there."""
+    shutil.copy(CONSTITUTION, tmp_path / "own.yaml")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "pairs-00000.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    for name in ("square.json", "bench.csv"):
+        (tmp_path / name).write_text("text")
+    return vary(
+        config,
+        data={"train": str(tmp_path / "square.json")},
+        eval={"advbench": str(tmp_path / "bench.csv")},
+        cai={"constitution": str(tmp_path / "own.yaml"), "data": str(tmp_path / "set")},
+    )
+
+
+def begin(config) -> Path:
+    folder = Path(config.output)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(config))
+    note_versions(folder / VERSIONS, {"files": digests(config)})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("key", "file"),
+    [
+        ("data.train", "square.json"),
+        ("eval.advbench", "bench.csv"),
+        ("cai.constitution", "own.yaml"),
+        ("cai.data", "set/pairs-00000.jsonl"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_file_of_the_same_name(own, tmp_path, key, file):
+    begin(own)
+    assert check_folder(tmp_path / "run", own) is False
+    text = (tmp_path / file).read_text()
+    (tmp_path / file).write_text(text + "\n# more\n")
+    with pytest.raises(InputError, match=f"run: began with other contents of\n  {key} = .*\nname another folder"):
+        check_folder(tmp_path / "run", own)
+    (tmp_path / file).write_text(text)
+    assert check_folder(tmp_path / "run", own) is False
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path):
+    code = (
+        f"from pathlib import Path; from fedjax_rai.runs import files; files.alone(Path({str(tmp_path)!r})).__enter__()"
+    )
+
+    def other() -> str:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
+
+    with files.alone(tmp_path):
+        assert "another process is at work there; wait for it, or name another folder" in other()
+    assert other() == "" and not any(tmp_path.iterdir())
+
+
+def test_what_is_shipped_has_no_digest(config, own):
+    assert digests(config) == {}
+    assert digests(own).keys() == {"data.train", "eval.advbench", "cai.constitution", "cai.data"}
+
+
+def test_mistakes_in_any_points_files_are_said_before_the_first_run(config, tmp_path):
+    (tmp_path / "bad.yaml").write_text("principles:\n  - name: a\n    critque: b\n    revision: c\n")
+    good, bad = config, vary(config, cai={"constitution": str(tmp_path / "bad.yaml")})
+    points = [Point({"x": str(i)}, vary(one, f"/{i}")) for i, one in enumerate((good, bad))]
+    with pytest.raises(InputError, match=r"bad.yaml:3: .*critque"):
+        run_sweep(points)
+    assert not Path(config.output).exists()
+    check_inputs([vary(bad, cai={"enabled": False})])
+
+
+def test_a_run_on_a_synthetic_set_is_synthetic(own, tmp_path):
+    assert synthetic_parts(own) == ["model"]
+    files.write_json(tmp_path / "set" / "summary.json", {"synthetic": ["model"]})
+    assert synthetic_parts(own) == ["model", "revisions"]
+    assert synthetic_parts(vary(own, cai={"enabled": False})) == ["model"]

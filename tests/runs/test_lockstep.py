@@ -1,0 +1,223 @@
+"""Points of a sweep as rows of one vmapped axis: each is what it is by itself."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fedjax_rai.config.load import dump_config
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.experiment import sizes
+from fedjax_rai.experiment.round import Federation
+from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.experiment.together import but_numbers, federated_rounds, one_round, teach
+from fedjax_rai.memory import advice
+from fedjax_rai.memory.plan import plan
+from fedjax_rai.runs import files, lockstep
+from fedjax_rai.runs.folder import run_folder
+from fedjax_rai.runs.lockstep import room, run_together
+from fedjax_rai.runs.run import run
+from tests import small
+from tests.tiny_runs import vary
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """One setting for all tests whose configs agree in what a setting depends on."""
+    return {}
+
+
+def points(config: ExperimentConfig, output: str = "") -> list[ExperimentConfig]:
+    """Three that differ in every traced number."""
+    federated = [{"learning_rate": rate} for rate in (1e-3, 2e-3, 2e-3)]
+    cai = [{"iterations": 0}, {"iterations": 1, "learning_rate": 3e-3}, {"iterations": 3, "temperature": 0.0}]
+    return [
+        vary(config, f"{output}/{i}", federated=own, cai=other)
+        for i, (own, other) in enumerate(zip(federated, cai, strict=True))
+    ]
+
+
+def adapter(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """Of the norm: Adam makes a step of the rounding errors where a gradient is almost nothing."""
+    both = [np.concatenate([own[name].ravel() for name in sorted(own)]) for own in (one, other)]
+    return float(np.linalg.norm(both[0] - both[1]) / np.linalg.norm(both[1]))
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    """But for time, and for the last digits of numbers."""
+    assert {path.name for path in folder.iterdir()} == {path.name for path in other.iterdir()}
+    assert distance(adapter(folder), adapter(other)) < 1e-3
+    assert (folder / "revisions.jsonl").read_text() == (other / "revisions.jsonl").read_text()
+    rows, others = files.read_rows(folder / "metrics.jsonl"), files.read_rows(other / "metrics.jsonl")
+    assert len(rows) == len(others)
+    for row, reference in zip(rows, others, strict=True):
+        assert row.keys() ^ reference.keys() <= {"together"}
+        for name in (own for own in reference if "seconds" not in own and own != "together"):
+            assert row[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-5), name
+
+
+def alike(one: ExperimentConfig, other: ExperimentConfig) -> bool:
+    return but_numbers(one) == but_numbers(other)
+
+
+def test_two_may_go_together_if_they_differ_in_numbers_alone(config):
+    for own in points(config):
+        assert alike(config, own)
+    bounded = vary(config, cai={"top_k": 5, "min_p": 0.1})
+    assert alike(bounded, vary(config, cai={"top_k": 9, "min_p": 0.2})) and not alike(bounded, config)
+    others: list[dict] = [
+        {"cai": {"prompts": 5}}, {"cai": {"method": "dpo"}}, {"cai": {"enabled": False}}, {"data": {"red": 11}},
+        {"federated": {"rounds": 3}}, {"federated": {"algorithm": "scaffold"}}, {"filter": {"enabled": True}},
+    ]  # fmt: skip
+    assert not any(alike(config, vary(config, **own)) for own in others)
+    assert not alike(config, config.model_copy(update={"seed": 1}))
+    triggered = [vary(config, output, cai={"probe": 2, "trigger": 0.5}) for output in ("a", "b")]
+    with pytest.raises(ValueError, match="a trigger decides for each run"):
+        run_together(triggered, Setting(config))
+    with pytest.raises(ValueError, match="more than numbers"):
+        run_together([config, vary(config, cai={"prompts": 5})], Setting(config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"cai": {"method": "sft+dpo", "critic": "base", "revisions": 2, "top_k": 20, "prompts_per_chunk": 3}},
+        {"cai": {"every": 2, "probe": 3}, "federated": {"rounds": 3, "algorithm": "scaffold", "clients_per_chunk": 2}},
+    ],
+)
+def test_points_together_are_what_they_are_alone(config, settings, sections):
+    own = vary(config, **sections)
+    setting = settings.setdefault(own.cai.probe, Setting(own))
+    folders = run_together(points(own, "together"), setting)
+    for folder, alone in zip(folders, points(own, "alone"), strict=True):
+        assert_same_run(folder, run(alone, setting))
+    assert all(row["together"] == 3 for folder in folders for row in files.read_rows(folder / "metrics.jsonl"))
+    seconds = [[row["seconds"] for row in files.read_rows(folder / "metrics.jsonl")] for folder in folders]
+    assert seconds[0] == seconds[1] == seconds[2]
+
+
+EIGHT = """
+import sys
+from pathlib import Path
+from fedjax_rai.config.load import load_config
+from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.runs.lockstep import run_together
+
+configs = [load_config(Path(path)) for path in sys.argv[1:]]
+setting = Setting(configs[0])
+assert dict(setting.mesh.shape) == {"clients": 4, "fsdp": 2, "tensor": 1}
+run_together(configs, setting)
+"""
+
+
+@pytest.mark.slow
+def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config, settings, tmp_path):
+    paths, root = [tmp_path / f"{i}.yaml" for i in range(3)], Path(__file__).parents[2]
+    for path, own in zip(paths, points(config, "together"), strict=True):
+        path.write_text(dump_config(vary(own, mesh={"fsdp": 2})))
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", EIGHT, *map(str, paths)], check=True, env=environment, cwd=root)
+    setting = settings.setdefault(config.cai.probe, Setting(config))
+    for eight, alone in zip(points(config, "together"), points(config, "alone"), strict=True):
+        assert_same_run(run_folder(eight), run(alone, setting))
+
+
+@pytest.mark.slow
+def test_points_on_a_prepared_set_are_what_they_are_alone(config, tmp_path):
+    pairs = [{"prompt": f"how do I do {i}", "chosen": f"do not {i}", "rejected": f"so {i}"} for i in range(6)]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    own = vary(config, cai={"data": str(tmp_path / "set.jsonl"), "method": "sft+dpo"})
+    setting = Setting(own)
+    for folder, alone in zip(run_together(points(own, "together"), setting), points(own, "alone"), strict=True):
+        assert_same_run(folder, run(alone, setting))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("written", [3, 4])
+def test_killed_between_any_two_points_they_go_on_to_the_same_numbers(config, settings, monkeypatch, written):
+    """At the latest moment before row `written` of all the points' rows is there."""
+    setting = settings.setdefault(0, Setting(config))
+    config = vary(config, federated={"rounds": 3})
+    whole = run_together(points(config, "whole"), setting)
+    append, count = files.append_row, iter(range(100))
+
+    def killed(path, row):
+        if next(count) == written:
+            raise KeyboardInterrupt
+        append(path, row)
+
+    monkeypatch.setattr(files, "append_row", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_together(points(config, "killed"), setting)
+    monkeypatch.setattr(files, "append_row", append)
+    calls = []
+    monkeypatch.setattr(
+        together, "one_round", lambda own, states, t: calls.append((t, len(own))) or one_round(own, states, t)
+    )
+    resumed = run_together(points(config, "killed"), setting)
+    assert calls == [(1, 6 - written), (2, 3)]
+    for folder, other in zip(resumed, whole, strict=True):
+        assert_same_run(folder, other)
+    before = {path: path.stat().st_mtime_ns for folder in resumed for path in folder.rglob("*")}
+    assert run_together(points(config, "killed"), setting) == resumed
+    assert before == {path: path.stat().st_mtime_ns for folder in resumed for path in folder.rglob("*")}
+
+
+@pytest.mark.slow
+def test_an_exhausted_point_waits_untouched_and_new_numbers_compile_nothing(config, settings):
+    setting = settings.setdefault(0, Setting(config))
+
+    def ends(*counts: int, **numbers: float):
+        own = [Federation(setting, vary(config, cai={"iterations": n} | numbers)) for n in counts]
+        return one_round(own, [own[0].init()] * len(own), 0)
+
+    first = ends(0, 1, 2)
+    programs = federated_rounds, teach
+    before = [small.compilations(program) for program in programs]
+    second = ends(0, 1, 9)
+    other = ends(4, 0, 1, learning_rate=5e-3, beta=0.3, temperature=0.3)
+    assert [small.compilations(program) for program in programs] == before
+    for i in (0, 1):
+        assert small.distance(first[i][0].adapter, second[i][0].adapter) == 0
+        assert small.distance(first[i][0].adapter, second[2][0].adapter) > 0
+    assert first[0][1].cai is None and other[1][1].cai is None
+    assert small.distance(first[0][0].adapter, other[1][0].adapter) == 0, "no iterations: local training alone"
+    assert [int(own.cai["cai_iterations"]) for _, own in second if own.cai] == [1, 9]
+
+
+def test_more_memory_has_room_for_more_points_and_larger_points_for_fewer(config, settings, monkeypatch):
+    setting = settings.setdefault(0, Setting(config))
+
+    def rooms(limit: int | None, **sections: Any) -> int:
+        monkeypatch.setattr(advice, "device_limit", lambda: limit)
+        return room(vary(config, **sections), setting)
+
+    found = [rooms(2**n) for n in range(20, 40)]
+    assert found == sorted(found) and found[0] == 1 < 10 < found[-1]
+    assert rooms(2**36, cai={"prompts": 400}) < rooms(2**36)
+    assert rooms(2**36, federated={"clients_per_chunk": 4}) <= rooms(2**36)
+    made = plan(config, sizes.sizes(setting, config))
+    largest = max(made.phases, key=made.need)
+    assert largest == made.peak and rooms(made.need(made.peak)) == 1
+    assert rooms(None) > 10**6
+
+
+@pytest.mark.slow
+def test_where_points_do_not_fit_some_go_after_others(config, settings, monkeypatch):
+    setting = settings.setdefault(0, Setting(config))
+    monkeypatch.setattr(lockstep, "room", lambda *_: 2)
+    folders = run_together(points(config), setting)
+    counts = [{row.get("together") for row in files.read_rows(folder / "metrics.jsonl")} for folder in folders]
+    assert counts == [{2}, {2}, {None}]

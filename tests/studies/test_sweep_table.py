@@ -1,0 +1,63 @@
+"""What a sweep shows: cells, comparisons and the picture, from summaries alone."""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fedjax_rai.studies import plots, sweep
+from fedjax_rai.studies.results import Cell
+
+
+def summary(harmless: float | None, cost: dict[str, Any] | None = None, seed: int = 0) -> dict[str, Any]:
+    rate = None if harmless is None else {"mean": harmless, "low": 0.0, "high": 100.0, "prompts": 4}
+    cai = {"local": {"seconds": 2.0}, "cai": cost}
+    return {
+        "rates": {"harmless": rate}, "seconds": {"training": 3.0}, "cost": cai, "critique": None, "synthetic": [],
+        "seed": seed,
+    }  # fmt: skip
+
+
+def test_what_was_not_measured_is_said_and_no_cai_costs_nothing() -> None:
+    cost = {"seconds": 1.0, "generated_tokens": 12345, "trained_tokens": 500, "share_saved": 0.755}
+    none, some = (sweep.Row({"k": "v"}, [], [summary(50.0, own)]) for own in (None, cost))
+    named = dict(zip(["k", *sweep.COLUMNS, *sweep.COSTS], sweep.fields(none), strict=True))
+    assert named["k"] == "v" and named["harmless"] == "50.0 [0.0, 100.0]" and named["hhh"] == "not measured"
+    assert (named["CAI s"], named["generated"], named["trained"]) == ("0.0", "0.0k", "0.0k")
+    assert named["saved"] == named["made safe"] == "" and named["seconds"] == "3.0"
+    assert sweep.fields(some)[-6:-2] == ["3.0", "12.3k", "0.5k", "76 %"]
+
+
+def test_rows_are_compared_with_the_first_seed_by_seed() -> None:
+    first = sweep.Row({"k": "0"}, [], [summary(50.0 + 10 * s, seed=s) for s in range(3)])
+    other = sweep.Row({"k": "5"}, [], [summary(60.0 + 10 * s, seed=s) for s in range(3)])
+    absent = sweep.Row({"k": "7"}, [], [summary(None, seed=s) for s in range(3)])
+    (line,) = sweep.comparisons([first, other, absent])
+    assert line == "harmless, 5 - 0: 10.0 [10.0, 10.0] (seeds: +10.0, +10.0, +10.0)"
+    assert not sweep.comparisons([first._replace(summaries=[summary(1.0)]), other._replace(summaries=[summary(2.0)])])
+
+
+def picture(tmp_path, monkeypatch, labels: list[str], **given: Any) -> list[Any]:
+    """The axes of a picture of these points."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_figure", lambda *size, make=plots._figure: drawn.append(make(*size)) or drawn[-1])
+    measured = [Cell(50.0 + i / 4, 40.0, 60.0 + i) for i in range(len(labels))]
+    cells = {rate: [None] * len(labels) if rate == "utility" else measured for rate in plots.SHOWN}
+    probes = given.get("probes", [{}] * len(labels))
+    seconds = given.get("seconds", [0.0] * len(labels))
+    plots.plot_sweep(tmp_path / "a.png", "k", labels, cells, dict.fromkeys(cells, "x"), seconds, probes, True)
+    return drawn[0].axes
+
+
+def test_a_picture_has_a_panel_for_probes_where_there_are_some(tmp_path, monkeypatch) -> None:
+    rates, costs = picture(tmp_path, monkeypatch, ["0", "10"])
+    assert [text.get_text() for text in costs.texts] == ["0", "10"]
+    assert [label.get_text() for label in rates.get_xticklabels()] == ["0", "10"]
+    assert len(rates.containers) == 3, "a rate that was not measured is left out"
+    *_, probes = picture(tmp_path, monkeypatch, ["0", "10"], probes=[{1: 40.0, 2: 50.0}, {1: 40.0, 2: 80.0}])
+    assert [list(line.get_ydata()) for line in probes.lines] == [[40.0, 50.0], [40.0, 80.0]]
+
+
+def test_labels_of_points_lie_apart(tmp_path, monkeypatch) -> None:
+    _, costs = picture(tmp_path, monkeypatch, [f"point {i}" for i in range(6)], seconds=[1.0, 1.0, 1.01, 5.0, 1.0, 5.0])
+    boxes = [text.get_window_extent() for text in costs.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
