@@ -72,7 +72,9 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 SHOWN = [(page, words) for page in PAGES for words in commands(page)]
-OURS = [pytest.param(words, id=f"{page.stem}: {shlex.join(words)}") for page, words in SHOWN if words[0] == "fedjax-rai"]
+OURS = [
+    pytest.param(words, id=f"{page.stem}: {shlex.join(words)}") for page, words in SHOWN if words[0] == "fedjax-rai"
+]
 
 
 def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
