@@ -145,16 +145,17 @@ for kind in ("none", "int8"):
 
     @jax.jit
     def logits(base):
-        return decoder.unembed(model, base, decoder.forward(model, base, None, tokens, tokens >= 0))
+        lm = decoder.LM(model, base)
+        return decoder.unembed(lm, decoder.forward(lm, None, tokens, tokens >= 0))
 
     np.testing.assert_allclose(logits(eight), logits(one), atol=1e-5, rtol=1e-5)
 """
 
 SETTING = """
 import sys
-from fedjax_rai.config import ExperimentConfig
+from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
-from fedjax_rai.run.setting import Setting
+from fedjax_rai.experiment.setting import Setting
 from jax.sharding import PartitionSpec as P
 
 def setting(**mesh):
@@ -184,7 +185,7 @@ from fedjax_rai.cai import align
 from fedjax_rai.cai.align import METHODS, Rates
 from fedjax_rai.cai.revise import Talk
 from fedjax_rai.mesh import make_mesh, over_clients, replicated
-from fedjax_rai.run import phase
+from fedjax_rai.cai import programs
 from fedjax_rai.train import step
 from fedjax_rai.train.generate import Sampling
 from tests import small
@@ -204,7 +205,7 @@ def watched(mesh):
         return tree
     return constrain
 
-phase.over_clients = watched
+programs.over_clients = watched
 rows = 12  # not divided by the chunk
 prompts = on_device([[1 + row, 3, 5 * row % 23, 7][: 2 + row % 3] for row in range(rows)])
 principles = jnp.arange(rows * 2, dtype=jnp.int32).reshape(rows, 2) % 3
@@ -214,12 +215,12 @@ base, adapter, replay = jax.device_put((BASE, small.adapter(), small.corpus(4)),
 found = {}
 for name, heat in (("greedy", 0.0), ("sampled", 1.0)):
     stage = "chain"
-    said = phase.converse(MODEL, own, base, adapter, talk, REQUESTS, Sampling(jnp.float32(heat)))
-    pool, metrics = phase.collect(MODEL, own, base, adapter, talk, REQUESTS, said, replay)
+    said = programs.converse(MODEL, own, base, adapter, talk, REQUESTS, Sampling(jnp.float32(heat)))
+    pool, metrics = programs.collect(MODEL, own, base, adapter, talk, REQUESTS, said, replay)
     stage = "steps"
     rates = Rates(jnp.float32(3e-2), jnp.float32(0.3), jnp.float32(0.3))
     start, key = align.begin(adapter), jax.random.key(1)
-    end = phase.train(MODEL, own, base, start, pool, jnp.int32(0), jnp.int32(4), rates, key)
+    end = programs.train(MODEL, own, base, start, pool, jnp.int32(0), jnp.int32(4), rates, key)
     assert small.distance(end.state.adapter, adapter) > 1e-3
     parts = {"said": said, "pool": pool, "metrics": metrics, "end": end}
     for part, tree in parts.items():

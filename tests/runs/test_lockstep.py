@@ -164,7 +164,7 @@ def test_killed_between_any_two_points_they_go_on_to_the_same_numbers(config, se
     monkeypatch.setattr(files, "append_row", append)
     calls = []
     monkeypatch.setattr(
-        together, "one_round", lambda own, states, t: calls.append((t, len(own))) or one_round(own, states, t)
+        lockstep, "one_round", lambda own, states, t: calls.append((t, len(own))) or one_round(own, states, t)
     )
     resumed = run_together(points(config, "killed"), setting)
     assert calls == [(1, 6 - written), (2, 3)]
