@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
     {"": "aliases errors terminal rng trees mesh"},
-    {"config": "schema load grid files"},
+    {"config": "files grid keys load names schema"},
     {
         "text": "hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",

@@ -10,6 +10,8 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from fedjax_rai.config.files import CONSTITUTION
+from fedjax_rai.config.names import attribute, is_attribute
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn
 
@@ -65,6 +67,16 @@ def load_constitution(path: Path) -> Constitution:
     turns = [turn for item in file.few_shot for turn in item.model_dump(exclude_unset=True).items()]
     principles = tuple(Principle(**{**dict(item), "categories": tuple(item.categories)}) for item in file.principles)
     return Constitution(principles, tuple(Turn(role, text) for role, text in turns))
+
+
+def find_constitution(name: str) -> Constitution:
+    """The one that `cai.constitution` names: "default" as shipped, a `package.module:attribute`, else a YAML file.
+
+    Raises InputError as `load_constitution` and `config.names.attribute` do.
+    """
+    if is_attribute(name):
+        return attribute(name, "cai.constitution", Constitution)
+    return load_constitution(CONSTITUTION if name == "default" else Path(name))
 
 
 _Place = tuple[str | int, ...]  # keys and positions, from the top of the file

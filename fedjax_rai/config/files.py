@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from fedjax_rai.config.keys import own_values
+from fedjax_rai.config.names import fingerprint
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 
 ONLINE = "online"
@@ -16,9 +18,17 @@ def constitution_path(config: ExperimentConfig) -> Path:
 
 
 def digests(config: ExperimentConfig) -> dict[str, str]:
-    """The hash of every file here that a config names, by key; of a folder, that of the JSON lines in it."""
-    paths = {key: Path(value) for key, shipped in SHIPPED.items() if (value := value_of(config, key)) != shipped}
-    return {key: digest(_files(path)) for key, path in paths.items() if path.exists()}
+    """The hash of every file here that a config names, by key; of a folder, that of the JSON lines in it.
+
+    Of a `package.module:attribute`, its name and the hash of the file that it is from.
+    """
+    own = own_values(config)
+    found = {key: fingerprint(name, key) for key, name in own.items()}
+    for key, shipped in SHIPPED.items():
+        path = Path(value_of(config, key))
+        if key not in own and str(path) != shipped and path.exists():
+            found[key] = digest(_files(path))
+    return found
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -1,17 +1,17 @@
 """Configs as files: strict YAML and `key.path=value` overrides in; every problem at once, with its line, out."""
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from fedjax_rai.config.schema import ExperimentConfig, Section, is_hub_name
+from fedjax_rai.config.keys import allowed, hint, inner, own_values, schemas, sections, suggest_key
+from fedjax_rai.config.names import attribute, did_you_mean
+from fedjax_rai.config.schema import ExperimentConfig, is_hub_name
 from fedjax_rai.errors import InputError
 
 
@@ -44,7 +44,7 @@ def dump_config(config: ExperimentConfig) -> str:
 
 
 def check_files(config: ExperimentConfig) -> None:
-    """Raise InputError naming every configured file or folder that is not there.
+    """Raise InputError naming every configured file or folder that is not there, or value that cannot be imported.
 
     What could be the name of a model or a data set on a hub (`owner/name`) is left to its reader.
     """
@@ -58,14 +58,21 @@ def check_files(config: ExperimentConfig) -> None:
         ("cai.data", config.cai.data, "", "online", "JSON lines of revisions, or folder of them"),
         ("eval.advbench", config.eval.advbench, "", "tiny", "CSV file with header goal,target"),
     )
+    own = own_values(config)
     problems = [
-        f"{key} = {value!r}: no {what} there; must be one, or {shipped!r}{_did_you_mean(value, _siblings(value))}"
+        f"{key} = {value!r}: no {what} there; must be one, or {shipped!r}{did_you_mean(value, _siblings(value))}"
         for key, value, inside, shipped, what in wanted
         if value != shipped
+        and key not in own
         and not (Path(value) / inside).exists()
         and not (key == "data.train" and named_on_hub)
         and not (inside and is_hub_name(value) and not Path(value).exists())
     ]
+    for key, name in own.items():
+        try:
+            attribute(name, key, object)
+        except InputError as error:
+            problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
 
@@ -75,16 +82,11 @@ def _siblings(path: str | Path, pattern: str = "*") -> list[str]:
     return sorted(str(sibling) for sibling in parent.glob(pattern)) if parent.is_dir() else []
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, [name for name in known if name != word], n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """(contents, place of every dotted key, problems) of a YAML file of sections."""
     if not path.is_file():
         reason = "is a folder" if path.is_dir() else "no such file"
-        near = _did_you_mean(str(path), _siblings(path, "*.y*ml"))
+        near = did_you_mean(str(path), _siblings(path, "*.y*ml"))
         raise InputError(f"{path}: {reason}; must be a YAML config{near}")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -104,7 +106,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         raise InputError(f"{path}:1: must be a mapping of keys, like 'seed: 1'; got {_show(data)}")
     where: dict[str, str] = {}
     problems = _walk(node, path, "", where)
-    return {key: {} if value is None and key in _sections() else value for key, value in data.items()}, where, problems
+    return {key: {} if value is None and key in sections() else value for key, value in data.items()}, where, problems
 
 
 def _walk(node: Any, path: Path, prefix: str, where: dict[str, str]) -> list[str]:
@@ -129,11 +131,11 @@ def _apply(override: str, data: dict[str, Any], where: dict[str, str]) -> list[s
     key, place = key.strip(), f"override {override!r}"
     if not equals or not key:
         return [f"{place}: must be written key.path=value, like lora.rank=16"]
-    if key in _sections():
-        inside = ", ".join(name for name in _schemas() if name.startswith(f"{key}."))
+    if key in sections():
+        inside = ", ".join(name for name in schemas() if name.startswith(f"{key}."))
         return [f"{place}: {key} is a section; must name one of its keys: {inside}"]
-    if key not in _schemas():
-        return [f"{place}: {key}: no such key{_suggest_key(key)}"]
+    if key not in schemas():
+        return [f"{place}: {key}: no such key{suggest_key(key)}"]
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
@@ -149,89 +151,24 @@ def _apply(override: str, data: dict[str, Any], where: dict[str, str]) -> list[s
 def _explain(error: Any, where: dict[str, str], path: Path) -> str:
     """One line for one pydantic error: place, key, value, what it must be."""
     location = [str(part) for part in error["loc"]]
-    key = ".".join(location[:2] if location[0] in _sections() else location[:1])
+    key = ".".join(location[:2] if location[0] in sections() else location[:1])
     place = where.get(key) or where.get(location[0]) or str(path)
     index = "".join(f"[{part}]" for part in location[key.count(".") + 1 :] if part != "[key]")
     value = error["input"]
     if error["type"] == "extra_forbidden":
-        return f"{place}: {key}: no such key{_suggest_key(key)}"
+        return f"{place}: {key}: no such key{suggest_key(key)}"
     stated = f"{place}: {key}{index} = {_show(value)}{'' if key in where else ' (the default)'}: "
-    if key in _sections():
-        return f"{stated}must be a section of keys: {', '.join(_sections()[key].model_fields)}"
+    if key in sections():
+        return f"{stated}must be a section of keys: {', '.join(sections()[key].model_fields)}"
     if error["type"] == "value_error" and not isinstance(value, bool):
         return stated + str(error["ctx"]["error"])
-    schema = _inner(_schemas()[key]) if index else _schemas()[key]
-    return f"{stated}must be {_allowed(schema)}{_hint(value, schema)}"
-
-
-def _inner(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of the entries of a list or a mapping."""
-    options = schema.get("anyOf", [schema])
-    return next(own[name] for own in options for name in ("items", "additionalProperties") if name in own)
-
-
-def _hint(value: Any, schema: dict[str, Any]) -> str:
-    if isinstance(value, bool):
-        return "; YAML reads unquoted yes, no, on, off as truth values"
-    if schema.get("type") == "string" and isinstance(value, str):
-        return _did_you_mean(value, schema.get("enum", ()))
-    if schema.get("type") == "string":
-        return "; put it in quotes"
-    whole = any(option.get("type") == "integer" for option in schema.get("anyOf", [schema]))
-    return "; write it in digits alone, like 1000" if whole and isinstance(value, float | str) else ""
-
-
-def _allowed(schema: dict[str, Any]) -> str:
-    """What a value of this JSON schema may be, in words."""
-    if "anyOf" in schema:
-        return " or ".join(_allowed(option) for option in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(map(str, schema["enum"]))
-    if schema["type"] == "array":
-        return f"a list, each {_allowed(schema['items'])}"
-    if schema["type"] == "object":
-        return f"a mapping of patterns, each to {_allowed(schema['additionalProperties'])}"
-    word = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
-    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[name]}" for name, sign in bounds.items() if name in schema]
-    return " ".join([word.get(schema["type"], "text, not empty"), " and ".join(limits)]).strip()
+    schema = inner(schemas()[key]) if index else schemas()[key]
+    return f"{stated}must be {allowed(schema)}{hint(value, schema)}"
 
 
 def _show(value: Any) -> str:
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _suggest_key(key: str) -> str:
-    """The nearest spelling in the section, else the keys with the same last word, else what may stand there."""
-    section, _, last = key.rpartition(".")
-    names = _sections()[section].model_fields if section in _sections() else _TOP
-    near = difflib.get_close_matches(last if names is not _TOP else key, names, n=1)
-    if near:
-        return f"; did you mean {section + '.' if names is not _TOP else ''}{near[0]}?"
-    same = [name for name in _schemas() if name.rpartition(".")[2] == last]
-    if same:
-        return f"; did you mean {' or '.join(same)}?"
-    elsewhere = "" if section in _sections() else _did_you_mean(key, _schemas())
-    return elsewhere or f"; must be one of {', '.join(names)}"
-
-
-_TOP = ExperimentConfig.model_fields
-
-
-@cache
-def _sections() -> dict[str, type[BaseModel]]:
-    return {name: field.annotation for name, field in _TOP.items() if field.annotation in Section.__subclasses__()}  # pyright: ignore
-
-
-@cache
-def _schemas() -> dict[str, dict[str, Any]]:
-    """JSON schema of every value, by dotted key."""
-    top = ExperimentConfig.model_json_schema()["properties"]
-    found = {name: schema for name, schema in top.items() if name not in _sections()}
-    for name, section in _sections().items():
-        found |= {f"{name}.{key}": schema for key, schema in section.model_json_schema()["properties"].items()}
-    return found
 
 
 def _file_order(problem: str) -> tuple[bool, int]:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from fedjax_rai.config.names import OWN, Name
+
 TINY = "tiny"
 """The shipped synthetic model, data or prompts, where a path or a name would stand."""
 
@@ -120,7 +122,8 @@ class DataConfig(Section):
 
     `red` and `acceptable` are numbers of pairs, null for as many as there are at the paper's ratio of 3 to 7.
     `packing`: short examples of a local step share rows, which changes no number but the time. `split` says which half
-    of the tiny world is evaluated: settings are tuned on one, reported on the other.
+    of the tiny world is evaluated: settings are tuned on one, reported on the other. `partition` deals the pairs
+    out to the clients (`data.partition`).
     """
 
     train: PathText = "tiny"
@@ -129,13 +132,15 @@ class DataConfig(Section):
     acceptable: Natural | None = None
     max_length: Annotated[int, Field(strict=True, ge=16)] = 256
     packing: Flag = False
+    partition: Annotated[str, Name("iid")] = "iid"
     split: Literal["tune", "test"] = "test"
 
 
 class FederatedConfig(Section):
     """`cohort` of `clients` train `local_steps` in each of `rounds`; chunks of them are mapped at once."""
 
-    algorithm: Literal["fedavg", "scaffold"] = "fedavg"
+    algorithm: Annotated[str, Name("fedavg", "scaffold")] = "fedavg"
+    aggregator: Annotated[str, Name("weighted_mean")] = "weighted_mean"
     clients: Count = 20
     cohort: Count = 5
     rounds: Natural = 50
@@ -157,11 +162,12 @@ class GuardConfig(Section):
     """The safety classifier: the base, fitted on `pairs`, of whose labels a share `label_noise` is flipped.
 
     Or, with a `path` (a Hugging Face folder, or owner/name at `revision` on the hub), that model as released: Llama
-    Guard, or any chat model that is asked.
+    Guard, or any chat model that is asked. `scorer` "model" for these; a function of the user's own takes their place.
     """
 
     path: PathText | None = None
     revision: Revision = None
+    scorer: Annotated[str, Name("model")] = "model"
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400
     steps: Natural = 20
     batch_size: Count = 32
@@ -183,7 +189,8 @@ class CaiConfig(Section):
     `prompts` red ones a round are answered (at `temperature`, among the likeliest tokens by `top_k`, `top_p`, `min_p`,
     null for all), then criticised and revised `revisions` times; `prompts_per_chunk` at once, null for all. `replay`
     benign ones, answered by the base, are mixed in. `critic` base switches the adapter off for critique and revision.
-    `target` response is the control: training on the unrevised answers. `constitution` is "default" or a YAML file.
+    `target` response is the control: training on the unrevised answers. `constitution` is "default", a YAML file,
+    or a `Constitution` as package.module:attribute.
     `data` is "online" for all this, or a prepared set (`fedjax-rai cai generate`), of which `prompts` pairs a round are
     taken instead.
 
@@ -217,7 +224,7 @@ class CaiConfig(Section):
     max_new_tokens: Count = 64
     critic: Literal["policy", "base"] = "policy"
     target: Literal["revision", "response"] = "revision"
-    constitution: PathText = "default"
+    constitution: Annotated[PathText, Field(json_schema_extra=OWN)] = "default"
 
     @field_validator("trigger")
     @classmethod

@@ -12,13 +12,14 @@ import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Base, Metrics
+from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
 from fedjax_rai.experiment.evaluation import ask
 from fedjax_rai.experiment.phase import Phase, Said
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.fed.aggregate import weighted_mean
+from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS, FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.mesh import over_clients, replicated
@@ -28,10 +29,14 @@ from fedjax_rai.safety.guard import score
 
 
 @lru_cache
-def make_algorithm(name: str, model: Decoder, clients: int, chunk: int, mesh: jax.sharding.Mesh) -> FedAlgorithm:
+def make_algorithm(
+    name: str, aggregator: str, model: Decoder, clients: int, chunk: int, mesh: jax.sharding.Mesh
+) -> FedAlgorithm:
     """The algorithm of that name; a chunk is a multiple of the mesh's clients axis. Cached, so compiled once."""
     across = mesh.shape["clients"]
-    return ALGORITHMS[name](model, weighted_mean(), clients, -(-chunk // across) * across, over_clients(mesh))
+    algorithm = look_up(ALGORITHMS, name, "federated.algorithm")
+    rule = look_up(AGGREGATORS, aggregator, "federated.aggregator")()
+    return algorithm(model, rule, clients, -(-chunk // across) * across, over_clients(mesh))
 
 
 @partial(jax.jit, static_argnames="algorithm")
@@ -72,7 +77,9 @@ class Federation:
         fed = config.federated
         self.setting, self.config = setting, config
         model: Any = setting.model  # hashable, though its type does not say so
-        self.algorithm = make_algorithm(fed.algorithm, model, fed.clients, fed.clients_per_chunk, setting.mesh)
+        self.algorithm = make_algorithm(
+            fed.algorithm, fed.aggregator, model, fed.clients, fed.clients_per_chunk, setting.mesh
+        )
         self.kept = self._kept_rows()
 
     @cached_property

@@ -14,9 +14,10 @@ import numpy as np
 
 from fedjax_rai import mesh as meshes
 from fedjax_rai import rng, terminal
-from fedjax_rai.cai.constitution import Constitution, load_constitution
+from fedjax_rai.cai.constitution import Constitution, find_constitution
 from fedjax_rai.cai.revise import Requests, encode_requests, examples
-from fedjax_rai.config.files import ONLINE, constitution_path
+from fedjax_rai.config.files import ONLINE
+from fedjax_rai.config.names import attribute, look_up
 from fedjax_rai.config.schema import (
     TINY,
     CaiConfig,
@@ -28,7 +29,7 @@ from fedjax_rai.config.schema import (
 )
 from fedjax_rai.data.examples import BUCKET, Examples, Prompts, encode_chats, encode_questions, pad_left
 from fedjax_rai.data.order import cycle
-from fedjax_rai.data.partition import iid
+from fedjax_rai.data.partition import PARTITIONS
 from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.materials import Materials, gather
@@ -80,7 +81,8 @@ class Setting:
         self.root = jax.random.key(config.seed)
         self.materials: Materials = gather(config)
         self.tokenizer: Tokenizer = load_tokenizer(config.model.path, config.model.revision)
-        self.parts = iid(len(self.materials.pairs), config.federated.clients, config.seed)
+        partition = look_up(PARTITIONS, config.data.partition, "data.partition")
+        self.parts = partition(len(self.materials.pairs), config.federated.clients, config.seed)
 
     def check(self, config: ExperimentConfig) -> None:
         """Read all that an arm of that config will use, so that what is wrong is said before anything is written."""
@@ -91,9 +93,9 @@ class Setting:
             self.name_unknown_categories()
         if config.cai.probe:
             self._check_probe(config)
-        if self.guarded:
+        if self.guarded and not self.guard_is_function:
             used += [guards.guard_form(self.untuned_guard.tokenizer)]
-        elif config.filter.enabled:
+        elif config.filter.enabled and not self.guarded:
             raise InputError(f"data.train = {config.data.train}: the filter's guard needs pairs of both kinds")
 
     def name_unknown_categories(self) -> None:
@@ -179,9 +181,14 @@ class Setting:
         return jax.device_put(examples, meshes.replicated(self.mesh)), cut
 
     @cached_property
-    def guard(self) -> guards.Guard:
-        """The base with an adapter fitted on labelled pairs; with a `guard.path` that model as it is."""
+    def guard(self) -> guards.Guard | guards.Scorer:
+        """The base with an adapter fitted on labelled pairs; with a `guard.path` that model as it is.
+
+        With a `guard.scorer`, that function.
+        """
         own, config = self.config.guard, self.config
+        if self.guard_is_function:
+            return guards.Scorer(attribute(own.scorer, "guard.scorer"), own.scorer)
         if own.path is not None:
             return self.untuned_guard
         pairs = guards.flip_labels(self.materials.guard_pairs, own.label_noise, rng.host(config.seed, "guard noise"))
@@ -197,8 +204,14 @@ class Setting:
 
     @property
     def guarded(self) -> bool:
-        """Whether there can be a guard: a released one, or pairs to fit one on."""
-        return self.config.guard.path is not None or bool(self.materials.guard_pairs)
+        """Whether there can be a guard: a released one, a function, or pairs to fit one on."""
+        released = self.config.guard.path is not None
+        return released or self.guard_is_function or bool(self.materials.guard_pairs)
+
+    @property
+    def guard_is_function(self) -> bool:
+        """Whether the guard is a function of the user's own, not a model."""
+        return self.config.guard.scorer != guards.MODEL
 
     @cached_property
     def guard_model(self) -> Decoder:
@@ -231,14 +244,14 @@ class Setting:
         pairs = self.materials.pairs
         truth, threshold = [p.harmful for p in pairs], self.config.guard.threshold
         used = guards.quality(self.scores, truth, threshold)
-        if self.config.guard.path is not None:
+        if self.config.guard.path is not None or self.guard_is_function:
             return {"fitted": None, "released": used}
         released = guards.score(self.untuned_guard, [(p.query, p.response) for p in pairs])
         return {"fitted": used, "released": guards.quality(released, truth, threshold)}
 
     @cached_property
     def constitution(self) -> Constitution:
-        return load_constitution(constitution_path(self.config))
+        return find_constitution(self.config.cai.constitution)
 
     @cached_property
     def requests(self) -> Requests:

@@ -23,7 +23,7 @@ def sizes(setting: Setting, config: ExperimentConfig) -> Sizes:
     return Sizes(
         model=setting.model,
         guard=guard,
-        guarded=setting.guarded,
+        guarded=setting.guarded and not setting.guard_is_function,
         lengths=_lengths(setting, config),
         pairs=len(setting.materials.pairs),
         red=len(setting.materials.red_prompts) if online else 0,
@@ -65,7 +65,7 @@ def _lengths(setting: Setting, config: ExperimentConfig) -> Lengths:
     choices = [answered(c.query, text) for c in made.choices for text in (c.good, c.bad)]
     return Lengths(
         train=setting.corpus.tokens.shape[1],
-        guard_request=_guard_request(setting) if setting.guarded else 0,
+        guard_request=_guard_request(setting) if setting.guarded and not setting.guard_is_function else 0,
         prepared=setting.prepared.chosen.tokens.shape[1] if cai and not online else 0,
         replay=longest(made.benign_prompts) if cai else 0,
         asked=longest([*made.advbench, *(q.query for q in made.utility), *made.over_refusal]),

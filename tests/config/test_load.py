@@ -133,7 +133,7 @@ def test_ranges(tmp_path: Path, key: str, bad: str, good: str) -> None:
 
 DIGITS = "write it in digits alone, like 1000"
 TRUTH = "YAML reads unquoted yes, no, on, off as truth values"
-GUARD = "path, revision, pairs, steps, batch_size, learning_rate, threshold, label_noise"
+GUARD = "path, revision, scorer, pairs, steps, batch_size, learning_rate, threshold, label_noise"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_everything_wrong_is_said_at_once_in_order(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert lines[0] == "tiny.yaml:3: lora.rank: stands twice, first at tiny.yaml:2; must stand once"
     assert "must be written key.path=value" in lines[4]
-    assert "guard is a section; must name one of its keys: guard.path, guard.revision, guard.pairs" in lines[5]
+    assert "guard is a section; must name one of its keys: guard.path, guard.revision, guard.scorer" in lines[5]
     assert "did you mean lora.rank?" in lines[7]
 
 
