@@ -13,10 +13,6 @@ CONSTITUTION = Path(__file__).parent.parent / "assets" / "constitution.yaml"
 SHIPPED = {"data.train": TINY, "eval.advbench": TINY, "cai.constitution": "default", "cai.data": ONLINE}
 
 
-def constitution_path(config: ExperimentConfig) -> Path:
-    return CONSTITUTION if config.cai.constitution == "default" else Path(config.cai.constitution)
-
-
 def digests(config: ExperimentConfig) -> dict[str, str]:
     """The hash of every file here that a config names, by key; of a folder, that of the JSON lines in it.
 

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from fedjax_rai.cai.constitution import Constitution, Principle, find_constitution
+from fedjax_rai.config.files import digests
+from fedjax_rai.config.load import dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.runs.folder import VERSIONS, check_folder, note_versions
 from fedjax_rai.safety.guard import Scorer, score
 from tests.tiny_runs import vary
 
@@ -62,3 +65,18 @@ def test_a_constitution_is_a_value() -> None:
     assert find_constitution("default").principles
     with pytest.raises(InputError, match="is of the type function; must be of the type Constitution"):
         find_constitution(f"{__name__}:long_is_unsafe")
+
+
+def test_a_run_does_not_go_on_with_a_value_that_is_another_now(config, tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "dealt.py"
+    path.write_text("def deal(n, clients, seed): ...\n")
+    named = vary(config, data={"partition": "dealt:deal"})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(named))
+    note_versions(folder / VERSIONS, {"files": digests(named)})
+    assert check_folder(folder, named) is False
+    path.write_text("def deal(n, clients, seed): return []\n")
+    with pytest.raises(InputError, match=r"run: began with other contents of\n  data\.partition = dealt:deal\nname"):
+        check_folder(folder, named)
