@@ -6,7 +6,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_rai.config.load import check_files, load_config
+from fedjax_rai.config.files import check_files
+from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
 

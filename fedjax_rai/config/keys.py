@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fedjax_rai.config.names import did_you_mean, is_attribute
+from fedjax_rai.config.names import is_attribute
 from fedjax_rai.config.schema import ExperimentConfig, Section
+from fedjax_rai.errors import did_you_mean
 
 TOP = ExperimentConfig.model_fields
 

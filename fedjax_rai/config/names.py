@@ -1,6 +1,5 @@
 """Values that a config names: a row of a table, or the user's own value as `package.module:attribute`."""
 
-import difflib
 import functools
 import hashlib
 import importlib
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from fedjax_rai.errors import InputError
+from fedjax_rai.errors import InputError, did_you_mean
 
 T = TypeVar("T")
 FORM = "package.module:attribute"
@@ -120,13 +119,6 @@ def source(value: Any) -> str:
     Functions that it calls are not followed. Empty for what has no source.
     """
     return _text(value, 0)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` with the nearest other spelling, or nothing."""
-    others = [name for name in known if name != word]
-    close = difflib.get_close_matches(word, others, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _imported(name: str, key: str) -> Any:

@@ -32,6 +32,14 @@ Share = Annotated[float, Field(gt=0, le=1), _Real]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]  # no shell expands the ~ in key=~/file
+
+
+def a_file(what: str, inside: str = "", **others: Any) -> Any:
+    """Marks a key that names a file, or a folder with the file `inside`; its default is shipped, or none at all."""
+    return Field(json_schema_extra={"file": what, **({"inside": inside} if inside else {}), **others})
+
+
+_MODEL_FILES = a_file("Hugging Face folder with a config.json", inside="config.json")
 Target = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     "qkv_proj", "gate_up_proj",  # Phi-3's, in place of q, k, v and of gate, up
@@ -76,7 +84,7 @@ class ModelConfig(Section):
     every layer again, for want of memory.
     """
 
-    path: PathText = "tiny"
+    path: Annotated[PathText, _MODEL_FILES] = "tiny"
     revision: Revision = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["xla", "chunked", "cudnn", "splash"] = "xla"
@@ -126,7 +134,7 @@ class DataConfig(Section):
     out to the clients (`data.partition`).
     """
 
-    train: PathText = "tiny"
+    train: Annotated[PathText, a_file("SQuARe JSON file or data set")] = "tiny"
     language: Literal["en", "ko"] = "en"
     red: Natural | None = None
     acceptable: Natural | None = None
@@ -165,7 +173,7 @@ class GuardConfig(Section):
     Guard, or any chat model that is asked. `scorer` "model" for these; a function of the user's own takes their place.
     """
 
-    path: PathText | None = None
+    path: Annotated[PathText | None, _MODEL_FILES] = None
     revision: Revision = None
     scorer: Annotated[str, Name("model")] = "model"
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400
@@ -210,7 +218,7 @@ class CaiConfig(Section):
     preference: Literal["sigmoid", "sigmoid_norm", "ipo"] = "sigmoid"
     beta: Rate = 0.1
     reference: Literal["round", "base"] = "round"
-    data: PathText = "online"
+    data: Annotated[PathText, a_file("JSON lines of revisions, or folder of them")] = "online"
     prompts: Count = 64
     prompts_per_chunk: Count | None = None
     revisions: Count = 1
@@ -224,7 +232,7 @@ class CaiConfig(Section):
     max_new_tokens: Count = 64
     critic: Literal["policy", "base"] = "policy"
     target: Literal["revision", "response"] = "revision"
-    constitution: Annotated[PathText, Field(json_schema_extra=OWN)] = "default"
+    constitution: Annotated[PathText, a_file("YAML file of principles", **OWN)] = "default"
 
     @field_validator("trigger")
     @classmethod
@@ -247,7 +255,7 @@ class CaiConfig(Section):
 class EvalConfig(Section):
     """Safety evaluation: `samples` answers to each of `prompts` requests of `advbench` ("tiny" or a CSV file)."""
 
-    advbench: PathText = "tiny"
+    advbench: Annotated[PathText, a_file("CSV file with header goal,target")] = "tiny"
     prompts: Count = 100
     samples: Count = 4
     temperature: Temperature = 1.0

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedjax_rai.cai.constitution import find_constitution
-from fedjax_rai.config.files import ONLINE, digests, value_of
-from fedjax_rai.config.load import check_files
+from fedjax_rai.config.files import ONLINE, check_files, digests, value_of
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError

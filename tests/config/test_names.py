@@ -10,9 +10,9 @@ import pytest
 
 from fedjax_rai.cai.align import METHODS
 from fedjax_rai.config import names
-from fedjax_rai.config.files import digests
+from fedjax_rai.config.files import check_files, digests
 from fedjax_rai.config.keys import schemas
-from fedjax_rai.config.load import check_files, load_config
+from fedjax_rai.config.load import load_config
 from fedjax_rai.config.names import attribute, fingerprint, given, look_up
 from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, ModelConfig
 from fedjax_rai.data.partition import PARTITIONS
