@@ -27,8 +27,8 @@ FLOORS = (
     {"memory": "advice footprint plan"},
     {"experiment": "cost evaluation materials models phase round setting sizes together"},
     {"runs": "checkpoint conclude conversations export files folder inputs lockstep prepare record report run"},
-    {"studies": "plots results sweep table", "bench": "__main__", "tools": "generate tiny_base"},
-    {"": "cli __main__"},
+    {"studies": "plots results sweep table", "bench": "__main__", "tools": "config_reference generate tiny_base"},
+    {"": "api cli __main__"},
 )
 # What may know the whole config; everything else is handed the section, or the numbers, that it needs.
 WHOLE_CONFIG = ("config", "memory", "experiment", "runs", "studies", "bench", "tools", "api", "cli", "__main__")
