@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
     {"": "aliases errors terminal rng trees mesh yaml_lines"},
-    {"config": "files grid keys load names schema"},
+    {"config": "files grid keys load names schema views"},
     {
         "text": "hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",
@@ -25,8 +25,8 @@ FLOORS = (
         "evals": "choice judge open_ended",
     },
     {"memory": "advice footprint plan"},
-    {"experiment": "cost evaluation materials models phase round setting sizes together"},
-    {"runs": "checkpoint conclude conversations export files folder inputs lockstep prepare record report run"},
+    {"experiment": "cost evaluation guarding materials models phase replay round setting sizes texts together"},
+    {"runs": "checkpoint conclude conversations export files folder inputs lockstep loop prepare record report run"},
     {"studies": "plots results sweep table", "bench": "__main__", "tools": "config_reference generate tiny_base"},
     {"": "api cli __main__"},
 )

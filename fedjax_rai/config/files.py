@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedjax_rai.config.keys import own_values, schemas
 from fedjax_rai.config.names import attribute, fingerprint
 from fedjax_rai.config.schema import TINY, ExperimentConfig, is_hub_name
+from fedjax_rai.config.views import value_at
 from fedjax_rai.errors import InputError, did_you_mean_file
 
 ONLINE = "online"
@@ -42,7 +43,7 @@ def check_files(config: ExperimentConfig) -> None:
     own = own_values(config)
     problems = []
     for key, file in wanted().items():
-        value = value_of(config, key)
+        value = value_at(config, key)
         if key not in own and value not in (None, file.shipped) and not _may_be_there(key, value, file.inside):
             near = did_you_mean_file(value)
             problems.append(
@@ -75,7 +76,7 @@ def digests(config: ExperimentConfig) -> dict[str, str]:
     own = own_values(config)
     found = {key: fingerprint(name, key) for key, name in own.items()}
     for key, file in wanted().items():
-        value = value_of(config, key)
+        value = value_at(config, key)
         is_model = bool(file.inside)  # those of a hub are noted by their commit
         if key not in own and value != file.shipped and not is_model and Path(value).exists():
             found[key] = digest(_files(Path(value)))
@@ -94,9 +95,3 @@ def digest(files: Iterable[Path]) -> str:
 
 def _files(path: Path) -> list[Path]:
     return sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-
-
-def value_of(config: ExperimentConfig, key: str) -> Any:
-    """The value of a dotted key of a section."""
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)

@@ -12,6 +12,7 @@ import yaml
 from fedjax_rai.config.files import check_files
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 
 
@@ -126,15 +127,10 @@ def _clashes(name: str, config: ExperimentConfig, points: Mapping[str, Point]) -
         yield f"two points are named {name}: values must differ in letters or digits"
         return
     for other, point in points.items():
-        if _numbers(point.config) == _numbers(config):
+        if relevant(point.config) == relevant(config):
             yield f"{other} and {name} are the same config: each must stand once"
             return
 
 
 def _for_a_folder(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text).strip("_")
-
-
-def _numbers(config: ExperimentConfig) -> dict[str, Any]:
-    """All but where it is written."""
-    return config.model_dump(exclude={"output"})

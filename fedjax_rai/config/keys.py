@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from fedjax_rai.config.names import is_attribute
 from fedjax_rai.config.schema import ExperimentConfig, Section
+from fedjax_rai.config.views import value_at
 from fedjax_rai.errors import did_you_mean
 
 TOP = ExperimentConfig.model_fields
@@ -88,8 +89,7 @@ def own_values(config: ExperimentConfig) -> dict[str, str]:
     for key, schema in schemas().items():
         if "own" not in schema:
             continue
-        section, _, name = key.rpartition(".")
-        value = getattr(getattr(config, section), name)
+        value = value_at(config, key)
         if is_attribute(value):
             found[key] = value
     return found

@@ -13,7 +13,8 @@ from fedjax_rai.config.keys import allowed, schemas, sections
 HEAD = """\
 # Configuration
 
-<!-- Made of fedjax_rai/config/schema.py by `python -m fedjax_rai.tools.config_reference > docs/config.md`. -->
+Every key of a config, with its meaning, its default and its range: made of `fedjax_rai/config/schema.py` by
+`python -m fedjax_rai.tools.config_reference > docs/config.md`.
 
 A config is a YAML file of sections; what it does not name is the default, and `fedjax-rai config CONFIG` prints it in
 full. Every command takes overrides behind the file, `federated.rounds=3 lora.targets=[q_proj,v_proj]`; a sweep takes

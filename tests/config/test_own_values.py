@@ -26,17 +26,18 @@ def long_is_unsafe(pairs) -> list[float]:
 
 def test_a_partition_deals_out_the_pairs(config) -> None:
     setting = Setting(vary(config, data={"partition": f"{__name__}:first_clients_have_one"}))
-    assert [len(part) for part in setting.parts] == [1, 1, 1, 37]
+    assert [len(rows) for rows in setting.client_rows] == [1, 1, 1, 37]
 
 
 def test_a_function_is_a_guard_for_filter_and_scores(config) -> None:
     named = vary(config, guard={"scorer": f"{__name__}:long_is_unsafe"}, filter={"enabled": True})
     setting = Setting(named)
-    setting.check(named)
-    lengths = np.array([len(pair.response) for pair in setting.materials.pairs])
+    setting.check()
+    lengths = np.array([len(pair.response) for pair in setting.texts.materials.pairs])
     assert 0 < (lengths > 45).sum() < len(lengths)
-    assert setting.guarded and setting.scores.tolist() == (lengths > 45).astype(float).tolist()
-    assert setting.guard_quality["fitted"] is None and setting.guard_quality["released"] is not None
+    guarding = setting.guarding
+    assert guarding.possible and guarding.scores.tolist() == (lengths > 45).astype(float).tolist()
+    assert guarding.quality["fitted"] is None and guarding.quality["released"] is not None
 
 
 @pytest.mark.parametrize(
