@@ -1,12 +1,12 @@
 """Judges: which answers are unsafe? Each has its own idea, so they are reported side by side, each by its name."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from fedjax_rai.config.names import attribute
 from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.rate import Verdict
@@ -145,18 +145,7 @@ def named(name: str) -> str | Judge:
     """What `eval.judge` names: `auto`, a name of `JUDGES`, or the user's own. Raises InputError for what is neither."""
     if name == AUTO or name in JUDGES:
         return name
-    return own_judge(_imported(name), name.rpartition(":")[2])
-
-
-def _imported(name: str) -> Callable[..., Any]:  # to be `config.names.look_up`
-    module, _, attribute = name.partition(":")
-    try:
-        value = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"eval.judge = {name}: {error}; must be package.module:attribute") from None
-    if not callable(value):
-        raise InputError(f"eval.judge = {name}: must be a function, (prompt, answer) -> is the answer unsafe")
-    return value
+    return own_judge(attribute(name, "eval.judge"), name.rpartition(":")[2])
 
 
 def over_lists(function: Callable[..., Any]) -> Callable[..., Any]:

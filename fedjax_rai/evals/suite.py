@@ -1,15 +1,15 @@
 """Evaluations as values, and the table of them: what is asked, how it is answered, who judges, what tables show.
 
 All that goes over evaluations goes over `EVALUATIONS`: measuring, tables and pictures, the memory plan, the questions
-that nobody may train on. To add one, add a value here, and to the `eval` section of the config the keys that it reads;
-a key that holds a path is a file whose digest a run notes.
+that nobody may train on, what arms share. To add one, add a value here, and to the `eval` section of the config the
+keys that it reads; one that is marked as a file there is checked, and its digest noted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -60,7 +60,8 @@ class EvalSet(NamedTuple):
 class Sources(NamedTuple):
     """What an evaluation may make its items of."""
 
-    eval: EvalConfig
+    eval: Any
+    """The keys of the config's section `eval` that the evaluations name as theirs, and no others."""
     data: DataConfig
     seed: int
     held_out: Sequence[Pair]
@@ -115,6 +116,8 @@ class Evaluation(NamedTuple):
     """Of its rows in `answers.jsonl`, and of its random key."""
     load: Callable[[Sources], EvalSet]
     columns: tuple[Column, ...]
+    keys: tuple[str, ...] = ()
+    """Of the config's section `eval`, those that `load` reads."""
     sampling: Callable[[EvalConfig], Sampled] | None = None
     """How its prompts are answered; None: two answers are given, and their likelihoods compared."""
     judging: Judging | None = None
@@ -342,6 +345,7 @@ ADVBENCH = Evaluation(
     name="advbench",
     load=advbench_items,
     columns=harm_columns(),
+    keys=("advbench", "prompts"),
     sampling=as_configured,
     judging=partial(judge_harm, "harmless"),
     judges_harm=True,
@@ -362,6 +366,8 @@ BENIGN = Evaluation(
     judging=partial(judge_refusals, "over_refusal"),
 )
 EVALUATIONS = {evaluation.name: evaluation for evaluation in (ADVBENCH, HHH, TASKS, BENIGN)}
+ITEM_KEYS = sorted({f"eval.{key}" for evaluation in EVALUATIONS.values() for key in evaluation.keys})
+"""The config's keys that items are made of, besides seed and data: arms that agree in these share their items."""
 
 
 def columns() -> list[Column]:

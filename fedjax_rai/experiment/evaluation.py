@@ -28,8 +28,10 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
     stands in it. What has no verdict is in no rate, counted beside it, and named on standard error. Raises InputError
     for a primary judge that cannot judge here.
     """
-    sets, config = setting.materials.evaluations, setting.config.eval
-    steps = [batches(evaluation, sets[name], config, setting.guarded) for name, evaluation in EVALUATIONS.items()]
+    sets, config = setting.texts.materials.evaluations, setting.config.eval
+    steps = [
+        batches(evaluation, sets[name], config, setting.guarding.possible) for name, evaluation in EVALUATIONS.items()
+    ]
     with terminal.progress("evaluating", sum(steps)) as advance:
         bench = make_bench(setting, adapter, advance)
         measured = [measure(evaluation, sets[name], bench) for name, evaluation in EVALUATIONS.items()]
@@ -64,15 +66,15 @@ def make_bench(setting: Setting, adapter: Adapter, advance: Callable[[], object]
 
 def guard_scores(setting: Setting, advance: Callable[[], object] = nothing) -> GuardScores | None:
     """The setting's guard as judges see it; None where there is none. It is fitted when it first scores."""
-    if not setting.guarded:
+    if not setting.guarding.possible:
         return None
-    return GuardScores(lambda pairs: score(setting.guard, pairs, advance), setting.config.guard.threshold)
+    return GuardScores(lambda pairs: score(setting.guarding.guard, pairs, advance), setting.config.guard.threshold)
 
 
 def subject(setting: Setting, adapter: Adapter | None) -> Subject:
     """The setting's model with an adapter, or without one, to be evaluated."""
     config = setting.config
-    return Subject(setting.lm, adapter, setting.tokenizer, config.data.max_length, config.eval.batch_size)
+    return Subject(setting.lm, adapter, setting.models.tokenizer, config.data.max_length, config.eval.batch_size)
 
 
 def answers_to(

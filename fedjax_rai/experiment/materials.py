@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fedjax_rai import rng
-from fedjax_rai.config.schema import TINY, ExperimentConfig
+from fedjax_rai.config.schema import TINY
+from fedjax_rai.config.views import Readable
 from fedjax_rai.data import tiny_world
 from fedjax_rai.data.sources import Pair, RedPrompt, read_square, recipe, split_by_question
 from fedjax_rai.evals.suite import EvalSet, Sources, load_sets
@@ -33,16 +34,16 @@ class Materials(NamedTuple):
         return {*asked, *self.probe_prompts}
 
 
-def gather(config: ExperimentConfig) -> Materials:
+def gather(config: Readable) -> Materials:
     """Read or make everything. Raises InputError for files that are not what they should be."""
     return _tiny(config) if config.data.train == TINY else _square(config)
 
 
-def _evaluations(config: ExperimentConfig, held_out: Sequence[Pair]) -> dict[str, EvalSet]:
+def _evaluations(config: Readable, held_out: Sequence[Pair]) -> dict[str, EvalSet]:
     return load_sets(Sources(config.eval, config.data, config.seed, held_out))
 
 
-def _tiny(config: ExperimentConfig) -> Materials:
+def _tiny(config: Readable) -> Materials:
     split, seed = config.data.split, config.seed
     red = TINY_RED if config.data.red is None else config.data.red
     acceptable = TINY_ACCEPTABLE if config.data.acceptable is None else config.data.acceptable
@@ -57,7 +58,7 @@ def _tiny(config: ExperimentConfig) -> Materials:
     )
 
 
-def _square(config: ExperimentConfig) -> Materials:
+def _square(config: Readable) -> Materials:
     """The server's prompts are questions of its own share; choices are held-out questions answered both ways.
 
     SQuARe asks nothing harmless: what is replayed are questions that have acceptable answers only.

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fedjax_rai.config import schema
+from fedjax_rai.config.keys import schemas
+from fedjax_rai.config.schema import EvalConfig
 from fedjax_rai.data import tiny_lexicon as words
 from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
@@ -47,6 +48,14 @@ def test_the_rule_judge_passes_every_acceptable_form(form):
 def test_refusal_phrases_anywhere_in_any_case():
     assert refuses("Well, I CANNOT do that.") and refuses("I can\u2019t help.") and not refuses("Sure, here it is.")
     assert all(phrase == phrase.lower() for phrase in REFUSAL_PHRASES)
+
+
+@pytest.mark.parametrize("phrase", REFUSAL_PHRASES)
+def test_each_refusal_phrase_is_one_by_itself(phrase):
+    """A comma that is missing in a list of texts joins two of them, and neither is found any more."""
+    assert refuses(f"Well, {phrase.upper()} ...") and 1 <= phrase.count(" ") + 1 <= 5
+    others = [other for other in REFUSAL_PHRASES if other != phrase]
+    assert not any(other in phrase for other in others)
 
 
 @pytest.mark.parametrize("form", words.REFUSALS)
@@ -103,9 +112,9 @@ def test_a_judge_is_named_by_a_name_or_an_attribute():
     judge = named("tests.evals.test_judge:always")
     assert not isinstance(judge, str) and judge.name == "always"
     assert judgement(judge, [("p", "a")], PLAIN).unsafe == [True]
-    with pytest.raises(InputError, match="tests.evals.test_judge:alwys: .*must be package.module:attribute"):
+    with pytest.raises(InputError, match="eval.judge = tests.evals.test_judge:alwys: .*did you mean always"):
         named("tests.evals.test_judge:alwys")
-    with pytest.raises(InputError, match="must be a function"):
+    with pytest.raises(InputError, match="must be callable"):
         named("tests.evals.test_judge:FILLED")
 
 
@@ -114,7 +123,8 @@ def always(prompt: str, answer: str) -> bool:
 
 
 def test_the_config_knows_the_tables_names():
-    assert schema.JUDGES == (AUTO, *JUDGES)
-    assert schema.EvalConfig(judge="a.b:c").judge == "a.b:c"
-    with pytest.raises(ValueError, match="must be one of auto, rule, refusal_phrases, guard"):
-        schema.EvalConfig(judge="gard")
+    names = schemas()["eval.judge"]["enum"]
+    assert names == [AUTO, *JUDGES]
+    assert EvalConfig(judge="a.b:c").judge == "a.b:c"
+    with pytest.raises(ValueError, match="no such name"):
+        EvalConfig(judge="gard")

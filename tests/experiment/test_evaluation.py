@@ -27,8 +27,9 @@ def settings() -> dict[str, Setting]:
 def few(config) -> Setting:
     """A setting whose evaluation is short."""
     setting = Setting(config)
-    sets = {name: given._replace(items=given.items[:8]) for name, given in setting.materials.evaluations.items()}
-    setting.materials = setting.materials._replace(evaluations=sets)
+    given = setting.texts.materials
+    sets = {name: own._replace(items=own.items[:8]) for name, own in given.evaluations.items()}
+    setting.texts.materials = given._replace(evaluations=sets)
     return setting
 
 
@@ -97,8 +98,8 @@ def test_every_set_has_a_random_key_of_its_own(config, settings, monkeypatch):
 
 def test_a_judge_that_cannot_judge_is_said_before_anything_is_computed(config):
     real = vary(config, model={"path": "tiny"}, eval={"judge": "a_module_that_is_not_there:judge"})
-    with pytest.raises(InputError, match="eval.judge = a_module_that_is_not_there:judge: No module named"):
-        Setting(real).check(real)
+    with pytest.raises(InputError, match="eval.judge = a_module_that_is_not_there:judge: there is no module"):
+        Setting(real).check()
 
 
 def test_shares_of_a_critique_by_hand():

@@ -57,7 +57,7 @@ def test_comparisons_are_paired_by_seed():
     assert line == ("harmless (rule), fl+filter minus fl: +10.0 points [+10.0, +10.0]; by seed +10.0, +10.0, +10.0")
 
 
-def summary(judge: str = "rule", seed: int = 0, **means: float | None) -> dict[str, Any]:
+def summary(means: dict[str, float | None], judge: str = "rule", seed: int = 0) -> dict[str, Any]:
     """A run's summary: rates of these means, the harmless one by that judge."""
     rates = {
         name: None if mean is None else {"mean": mean, "low": mean - 1, "high": mean + 1, "prompts": 9, "judge": "x"}
@@ -68,24 +68,25 @@ def summary(judge: str = "rule", seed: int = 0, **means: float | None) -> dict[s
 
 
 def test_columns_are_named_by_their_judge_and_the_primarys_stands_once():
-    every = {f"harmless_by_{name}": 50.0 for name in ("rule", "refusal_phrases", "guard")}
-    titles = [title for _, title in shown_rates([summary(harmless=1.0, **every)]).items()]
+    every: dict[str, float | None] = {f"harmless_by_{name}": 50.0 for name in ("rule", "refusal_phrases", "guard")}
+    one: dict[str, float | None] = {"harmless": 1.0}
+    titles = list(shown_rates([summary(one | every)]).values())
     assert titles[:3] == ["harmless (rule)", "harmless (phrases)", "harmless (guard)"]
     assert titles[3:] == ["HHH", "utility", "over-refusal"]
-    by_phrases = summary("refusal_phrases", harmless=1.0, harmless_by_rule=None, harmless_by_refusal_phrases=1.0)
+    by_phrases = summary(one | {"harmless_by_rule": None, "harmless_by_refusal_phrases": 1.0}, "refusal_phrases")
     assert list(shown_rates([by_phrases])) == ["harmless", "hhh", "utility", "over_refusal"]
     assert shown_rates([by_phrases])["harmless"] == "harmless (phrases)"
-    assert shown_rates([summary("mine", harmless=1.0)])["harmless"] == "harmless (mine)"
-    both = shown_rates([summary("rule", harmless=1.0), summary("guard", harmless=1.0, **every)])
+    assert shown_rates([summary(one, "mine")])["harmless"] == "harmless (mine)"
+    both = shown_rates([summary(one, "rule"), summary(one | every, "guard")])
     assert both["harmless"] == "harmless (rule, guard)" and "harmless_by_rule" in both and "harmless_by_guard" in both
 
 
 def test_the_printed_table_fits_a_hundred_columns_and_the_files_have_all(config, tmp_path, capsys):
     """Four main rates, two more judges, seconds; every arm."""
     rates = ("harmless", "harmless_by_rule", "harmless_by_refusal_phrases", "harmless_by_guard", "hhh", "utility")
-    means = dict.fromkeys(rates, 99.04) | {"over_refusal": 100.0}
+    means: dict[str, float | None] = {**dict.fromkeys(rates, 99.04), "over_refusal": 100.0}
     arms = list(ARMS | CONTROLS)
-    found = {(arm, seed): summary(seed=seed, **means) for arm in arms for seed in range(3)}
+    found = {(arm, seed): summary(means, seed=seed) for arm in arms for seed in range(3)}
     write(tmp_path, config, arms, found)
     printed = capsys.readouterr().out
     assert max(map(len, printed.replace(str(tmp_path), "").splitlines())) <= 100
