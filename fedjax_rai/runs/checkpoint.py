@@ -3,10 +3,11 @@
 import logging
 from pathlib import Path
 from typing import Any
+
 import jax
 from orbax.checkpoint import v1 as ocp
-from fedjax_rai.aliases import PyTree
 
+from fedjax_rai.aliases import PyTree
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save
 

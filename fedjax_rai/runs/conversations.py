@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
 import numpy as np
+
 from fedjax_rai.cai.revise import degenerate, empty
 from fedjax_rai.experiment.phase import Said
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.train.generate import Answers
-
-
 
 
 class Conversation(NamedTuple):

@@ -6,22 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.config.schema import is_hub_name
+
+from fedjax_rai import terminal
+from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.load import load_config
+from fedjax_rai.config.schema import ExperimentConfig, is_hub_name
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.model.weights import save_merged
-from fedjax_rai import terminal
 from fedjax_rai.runs import files
-from fedjax_rai.runs.folder import ADAPTER
-from fedjax_rai.runs.folder import CONFIG
-from fedjax_rai.runs.folder import SUMMARY
-from fedjax_rai.runs.folder import pinned
-from fedjax_rai.config.files import ONLINE
+from fedjax_rai.runs.folder import ADAPTER, CONFIG, SUMMARY, pinned
 from fedjax_rai.text.hub import resolve
-
 
 # What AutoTokenizer reads, and what generation stops at.
 _TOKENIZER = (

@@ -4,17 +4,12 @@ import fcntl
 import json
 import math
 import os
-import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
 from fedjax_rai.errors import InputError
-
-
 
 
 def write_text(path: Path, text: str) -> None:

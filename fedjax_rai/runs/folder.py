@@ -1,48 +1,17 @@
 """A run's folder: whose it is, what it began with, and whether it is finished."""
 
-import fcntl
-import json
-import math
-import os
 import platform
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from fedjax_rai.errors import InputError
-import time
-from collections.abc import Sequence
-import numpy as np
-from fedjax_rai.aliases import Adapter
-from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.config.load import dump_config
-from fedjax_rai.config.load import load_config
-from fedjax_rai.fed.algorithm import ServerState
-from fedjax_rai.model.lora import size
-from fedjax_rai.model.peft import load_adapter, save_adapter
-from fedjax_rai.experiment import cost
-from fedjax_rai.runs import files
-from fedjax_rai.memory import advice
-from fedjax_rai.experiment.evaluation import critique
-from fedjax_rai.experiment.evaluation import evaluate
-from fedjax_rai.config.files import ONLINE
-from fedjax_rai.runs.inputs import check_inputs
-from fedjax_rai.runs.inputs import check_unchanged
+
 from fedjax_rai.config.files import digests
-from fedjax_rai.runs.record import METRICS
-from fedjax_rai.runs.record import REVISIONS
-from fedjax_rai.runs.record import Record
-from fedjax_rai.runs.record import timed
-from fedjax_rai.experiment.round import Federation
-from fedjax_rai.experiment.round import Outcome
+from fedjax_rai.config.load import dump_config, load_config
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.config.schema import TINY
-from fedjax_rai.runs.files import write_text
-from fedjax_rai.runs.files import write_json
-from fedjax_rai.runs.files import read_json
+from fedjax_rai.runs import files
+from fedjax_rai.runs.inputs import check_unchanged
 
 PACKAGES = (
     "fedjax_rai",

@@ -1,19 +1,14 @@
 """The files that a config names: sound before anything is written, and the same whenever a run goes on."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+
 from fedjax_rai.cai.constitution import load_constitution
-from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.files import ONLINE, constitution_path, digests, value_of
 from fedjax_rai.config.load import check_files
+from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
-from fedjax_rai.config.schema import TINY
-from fedjax_rai.config.files import ONLINE
-from fedjax_rai.config.files import constitution_path
-from fedjax_rai.config.files import digests
-from fedjax_rai.config.files import value_of
-
 
 
 def check_inputs(configs: Iterable[ExperimentConfig]) -> None:

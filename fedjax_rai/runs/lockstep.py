@@ -2,51 +2,24 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from math import ceil
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
-import jax
-import jax.numpy as jnp
-from fedjax_rai import rng
-from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, Key, Metrics
-from fedjax_rai.cai.align import Pool, Rates, begin
-from fedjax_rai.cai.revise import Chain
-from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.fed.algorithm import FedAlgorithm, RoundBatch, ServerState
-from fedjax_rai.model.decoder import Decoder
-from fedjax_rai import terminal
-from fedjax_rai.runs import files
-from fedjax_rai.experiment import sizes
-from fedjax_rai.memory import advice
-from fedjax_rai.runs.folder import check_folder
-from fedjax_rai.runs.run import finish
-from fedjax_rai.runs.folder import open_folder
-from fedjax_rai.runs.run import run
-from fedjax_rai.runs.folder import run_folder
-from fedjax_rai.runs.inputs import check_inputs
-from fedjax_rai.memory.plan import plan
-from fedjax_rai.cai.programs import Conversations
-from fedjax_rai.cai.programs import Options
-from fedjax_rai.cai.programs import learn
-from fedjax_rai.cai.programs import outcome
-from fedjax_rai.cai.programs import sampling
-from fedjax_rai.runs.record import Record
-from fedjax_rai.runs.record import timed
-from fedjax_rai.experiment.round import Federation
-from fedjax_rai.experiment.round import Outcome
-from fedjax_rai.experiment.round import probe
-from fedjax_rai.experiment.round import when_done
-from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.train.generate import Sampling
-from fedjax_rai.experiment.together import Numbers
-from fedjax_rai.experiment.together import but_numbers
-from fedjax_rai.experiment.together import one_round
-from fedjax_rai.experiment.together import each
 
+from fedjax_rai import terminal
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.experiment import sizes
+from fedjax_rai.experiment.round import Federation, Outcome
+from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.experiment.together import but_numbers, one_round
+from fedjax_rai.fed.algorithm import ServerState
+from fedjax_rai.memory import advice
+from fedjax_rai.memory.plan import plan
+from fedjax_rai.runs.folder import check_folder, open_folder, run_folder
+from fedjax_rai.runs.inputs import check_inputs
+from fedjax_rai.runs.record import Record, timed
+from fedjax_rai.runs.run import finish, run
 
 
 def room(config: ExperimentConfig, setting: Setting) -> int:

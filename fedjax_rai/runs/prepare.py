@@ -14,44 +14,34 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fedjax_rai import rng
+
+from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.cai.constitution import draw
+from fedjax_rai.cai.programs import converse, sampling
 from fedjax_rai.cai.revise import Talk
-from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.files import ONLINE, digest
 from fedjax_rai.config.load import load_config
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.data.order import passes
 from fedjax_rai.errors import InputError
+from fedjax_rai.experiment import sizes
+from fedjax_rai.experiment.phase import Phase, Said, talk
+from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.memory import advice
 from fedjax_rai.mesh import replicated
 from fedjax_rai.model.peft import CONFIG as ADAPTER_CONFIG
 from fedjax_rai.model.peft import WEIGHTS, load_adapter
-from fedjax_rai.runs import conversations
-from fedjax_rai.runs import files
-from fedjax_rai import terminal
-from fedjax_rai.experiment import sizes
-from fedjax_rai.memory import advice
+from fedjax_rai.runs import conversations, files
+from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.conversations import Conversation
-from fedjax_rai.runs.folder import CONFIG
-from fedjax_rai.runs.folder import SUMMARY
-from fedjax_rai.runs.folder import began_with
-from fedjax_rai.runs.folder import differences
-from fedjax_rai.runs.folder import open_folder
-from fedjax_rai.runs.folder import pinned
-from fedjax_rai.runs.report import synthetic_parts
-from fedjax_rai.config.files import ONLINE
-from fedjax_rai.runs.inputs import check_inputs
-from fedjax_rai.runs.inputs import check_unchanged
-from fedjax_rai.config.files import digest
-from fedjax_rai.experiment.phase import Phase
-from fedjax_rai.experiment.phase import Said
-from fedjax_rai.cai.programs import converse
-from fedjax_rai.cai.programs import sampling
-from fedjax_rai.experiment.phase import talk
-from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.runs.folder import CONFIG, SUMMARY, began_with, differences, open_folder, pinned
+from fedjax_rai.runs.inputs import check_inputs, check_unchanged
 from fedjax_rai.text.prompts import ASSISTANT, USER
-from fedjax_rai.data.order import passes
 
 SHARD = 512  # conversations to a file
 SET, PROGRESS = "set.json", "progress.jsonl"

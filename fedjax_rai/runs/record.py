@@ -3,14 +3,14 @@
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from fedjax_rai.aliases import PyTree
-from fedjax_rai.runs import conversations
-from fedjax_rai.runs import files
-from fedjax_rai.runs.checkpoint import Checkpoints
 from fedjax_rai.experiment.round import Outcome
 from fedjax_rai.experiment.setting import Setting
-
+from fedjax_rai.runs import conversations, files
+from fedjax_rai.runs.checkpoint import Checkpoints
 
 METRICS, REVISIONS, CHECKPOINTS = "metrics.jsonl", "revisions.jsonl", "checkpoints"
 

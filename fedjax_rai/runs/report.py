@@ -1,57 +1,9 @@
 """A finished run in words, and the parts of its summary that say where its numbers come from."""
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-import numpy as np
-from fedjax_rai.aliases import Adapter
-from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.config.load import dump_config
-from fedjax_rai.config.load import load_config
-from fedjax_rai.errors import InputError
-from fedjax_rai.fed.algorithm import ServerState
-from fedjax_rai.model.lora import size
-from fedjax_rai.model.peft import load_adapter, save_adapter
-from fedjax_rai.experiment import cost
+
 from fedjax_rai.runs import files
-from fedjax_rai.memory import advice
-from fedjax_rai.experiment.evaluation import critique
-from fedjax_rai.experiment.evaluation import evaluate
-from fedjax_rai.config.files import ONLINE
-from fedjax_rai.runs.inputs import check_inputs
-from fedjax_rai.runs.inputs import check_unchanged
-from fedjax_rai.config.files import digests
-from fedjax_rai.runs.record import METRICS
-from fedjax_rai.runs.record import REVISIONS
-from fedjax_rai.runs.record import Record
-from fedjax_rai.runs.record import timed
-from fedjax_rai.experiment.round import Federation
-from fedjax_rai.experiment.round import Outcome
-from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.config.schema import TINY
 from fedjax_rai.runs.folder import SUMMARY
-
-
-
-def synthetic_parts(config: ExperimentConfig) -> list[str]:
-    """Which parts of a run are the tiny world's."""
-    parts = {"model": config.model.path, "data": config.data.train, "AdvBench prompts": config.eval.advbench}
-    found, own = [name for name, source in parts.items() if source == TINY], config.cai
-    made = Path(own.data) / SUMMARY if own.enabled and own.data != ONLINE else None
-    return found + (["revisions"] if made and made.is_file() and files.read_json(made)["synthetic"] else [])
-
-
-def filtered(setting: Setting, config: ExperimentConfig) -> dict[str, int | float]:
-    """What the filter left of all clients' pairs; the harmful share is known to this simulation alone."""
-    kept = Federation(setting, config).kept
-    left = [setting.materials.pairs[i] for rows in kept for i in rows]
-    return {
-        "kept": len(left),
-        "dropped": len(setting.materials.pairs) - len(left),
-        "without_score": int(np.isnan(setting.scores).sum()),
-        "harmful_share_kept": sum(pair.harmful for pair in left) / max(len(left), 1),
-    }
 
 
 def report(folder: Path) -> str:

@@ -3,48 +3,30 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-import numpy as np
-from fedjax_rai.aliases import Adapter
-from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.config.load import dump_config
-from fedjax_rai.config.load import load_config
-from fedjax_rai.errors import InputError
-from fedjax_rai.fed.algorithm import ServerState
-from fedjax_rai.model.lora import size
-from fedjax_rai.model.peft import load_adapter, save_adapter
-from fedjax_rai.experiment import cost
-from fedjax_rai.runs import files
-from fedjax_rai import terminal
-from fedjax_rai.experiment import sizes
-from fedjax_rai.memory import advice
-from fedjax_rai.experiment.evaluation import critique
-from fedjax_rai.experiment.evaluation import evaluate
-from fedjax_rai.config.files import ONLINE
-from fedjax_rai.runs.inputs import check_inputs
-from fedjax_rai.runs.inputs import check_unchanged
-from fedjax_rai.config.files import digests
-from fedjax_rai.runs.record import METRICS
-from fedjax_rai.runs.record import REVISIONS
-from fedjax_rai.runs.record import Record
-from fedjax_rai.runs.record import timed
-from fedjax_rai.experiment.round import Federation
-from fedjax_rai.experiment.round import Outcome
-from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.config.schema import TINY
-from fedjax_rai.runs.folder import CONFIG
-from fedjax_rai.runs.folder import ADAPTER
-from fedjax_rai.runs.folder import EVALUATION
-from fedjax_rai.runs.folder import ANSWERS
-from fedjax_rai.runs.folder import SUMMARY
-from fedjax_rai.runs.folder import run_folder
-from fedjax_rai.runs.folder import open_folder
-from fedjax_rai.runs.folder import check_folder
-from fedjax_rai.runs.folder import began_with
-from fedjax_rai.runs.folder import pinned
-from fedjax_rai.runs.report import synthetic_parts
-from fedjax_rai.runs.report import filtered
 
+from fedjax_rai import terminal
+from fedjax_rai.aliases import Adapter
+from fedjax_rai.config.load import load_config
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.errors import InputError
+from fedjax_rai.experiment import sizes
+from fedjax_rai.experiment.round import Federation, Outcome
+from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.fed.algorithm import ServerState
+from fedjax_rai.memory import advice
+from fedjax_rai.model.peft import load_adapter, save_adapter
+from fedjax_rai.runs.conclude import conclude
+from fedjax_rai.runs.folder import (
+    ADAPTER,
+    CONFIG,
+    began_with,
+    check_folder,
+    open_folder,
+    pinned,
+    run_folder,
+)
+from fedjax_rai.runs.inputs import check_inputs
+from fedjax_rai.runs.record import Record, timed
 
 
 def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequence[ExperimentConfig] = ()) -> Path:
@@ -126,35 +108,6 @@ def part(
     with Record(folder, record.setting) as theirs:
         theirs.begin_as(record)
         theirs.add(t, state, outcome, seconds)
-
-
-def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: Any) -> None:
-    """Evaluate, and write eval.json, answers.jsonl and, last, the summary that marks the run as finished."""
-    began = time.perf_counter()
-    terminal.say("evaluating")
-    rates, answers = evaluate(setting, adapter)
-    evaluated = time.perf_counter() - began
-    rows, revisions = files.read_rows(folder / METRICS), files.read_rows(folder / REVISIONS)
-    files.write_json(folder / EVALUATION, rates)
-    files.write_rows(folder / ANSWERS, answers)
-    summary = {
-        "rates": rates,
-        "rounds": config.federated.rounds,
-        "seed": config.seed,
-        "synthetic": synthetic_parts(config),
-        "adapter_parameters": size(*setting.shapes),
-        "truncated_examples": setting.truncated,
-        "guard": setting.guard_quality if config.filter.enabled else None,
-        "filter": filtered(setting, config) if config.filter.enabled else None,
-        "seconds": {
-            "training": cost.seconds(rows, "seconds"),
-            "with_compilation": round(sum(row["seconds"] for row in rows), 1),
-            "evaluation": round(evaluated, 1),
-        },
-        "cost": cost.phases(setting, config, rows),
-        "critique": critique(setting, revisions) if revisions else None,
-    }
-    files.write_json(folder / SUMMARY, summary)
 
 
 def evaluate_run(folder: Path) -> None:
