@@ -189,7 +189,7 @@ def write_shards(said: Sayer, out: Path) -> None:
     total, done = (sum(len(said.batches(shard)) for shard in own) for own in (shards, set(shards) - set(left)))
     if done:
         terminal.say(f"{out}: going on after {len(shards) - len(left)} of {len(shards)} shards")
-    with terminal.progress(out.name, total, done) as advance:
+    with terminal.progress(out.name, total, done, unit="batch") as advance:
         for shard in left:
             began, pairs, dropped, tokens = time.perf_counter(), [], [], 0
             for ids in said.batches(shard):

@@ -77,7 +77,7 @@ def answers(
     precision = jax.default_matmul_precision("highest" if dtype == "float32" else "default")
     said: dict[int, Answer] = {}
     given = 0
-    with precision, terminal.progress("generating", len(rows)) as advance:
+    with precision, terminal.progress("answering", len(rows), unit="prompt") as advance:
         for chat in (False, True):
             mine = np.array([i for i, row in enumerate(rows) if row.chat == chat])
             ends = jnp.array((tokenizer.end_ids if chat and tokenizer else stop_ids(folder)) or (-1,))
