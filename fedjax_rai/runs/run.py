@@ -26,6 +26,7 @@ from fedjax_rai.runs.folder import (
     run_folder,
 )
 from fedjax_rai.runs.inputs import check_inputs
+from fedjax_rai.runs.picture import PICTURE, draw_run
 from fedjax_rai.runs.record import Record, timed
 
 
@@ -40,6 +41,8 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
     folder = run_folder(config)
     if check_folder(folder, config):
         terminal.say(f"{folder}: already finished")
+        if not (folder / PICTURE).is_file():
+            draw_run(folder)
         return folder
     setting = setting or make_setting([config])
     advice.announce(config, sizes.sizes(setting, config))
@@ -51,10 +54,11 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
 
 
 def finish(setting: Setting, config: ExperimentConfig, adapter: Adapter) -> None:
-    """What comes after the last round: the adapter is written and evaluated."""
+    """What comes after the last round: the adapter is written and evaluated, and the run's picture drawn."""
     folder, commit = run_folder(config), setting.commits.get("model_commit")
     save_adapter(folder / ADAPTER, *setting.shapes, adapter, config.model.path, commit)
     conclude(setting, config, folder, adapter)
+    draw_run(folder)
 
 
 def make_setting(configs: Sequence[ExperimentConfig], previous: Setting | None = None) -> Setting:
@@ -119,3 +123,4 @@ def evaluate_run(folder: Path) -> None:
     setting = Setting(pinned(folder, config))
     _, adapter = load_adapter(folder / ADAPTER, setting.model.config)
     conclude(setting, config, folder, adapter)
+    draw_run(folder)
