@@ -74,7 +74,7 @@ def draw_safety(axes: Any, rows: Rows, summary: Mapping[str, Any]) -> None:
 
 
 def seconds_by_phase(rows: Rows, summary: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of each phase in all rounds, compiling included, and of the evaluation; a phase that was not is absent."""
+    """Seconds of each phase over all rounds, compiling included, and of the evaluation; only phases that took any."""
     totals = {phase: sum(row.get(key) or 0.0 for row in rows) for phase, key in PHASES.items()}
     spent = {phase: seconds for phase, seconds in totals.items() if seconds > 0}
     return spent | {"evaluation": summary["seconds"]["evaluation"]}
