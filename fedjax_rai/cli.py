@@ -131,7 +131,7 @@ def table(
         from fedjax_rai.studies import table as tables
 
         if arms == LIST:
-            return typer.echo(tables.describe_arms())
+            return _echo(tables.arm_lines())
         chosen = None if arms is None else [arm.strip() for arm in arms.split(",")]
         if dry_run:
             from fedjax_rai.studies import dry_run as previews
@@ -341,7 +341,7 @@ def _check_prompts(texts: list[str] | None, file: Path | None) -> None:
 
 def _read_prompts(texts: list[str] | None, file: Path | None) -> "list[WrittenPrompt]":
     """The prompts of the one source that was given."""
-    from fedjax_rai.tools.generate import prompts_of_file, prompts_of_stream, prompts_of_texts
+    from fedjax_rai.tools.generate import prompts_of_file, prompts_of_lines, prompts_of_texts
 
     if file is None:
         return prompts_of_texts(texts or [])
@@ -349,7 +349,7 @@ def _read_prompts(texts: list[str] | None, file: Path | None) -> "list[WrittenPr
         return prompts_of_file(file)
     if sys.stdin.isatty():
         terminal.say("prompts from standard input, a line each, to the end of input (Ctrl-D)")
-    return prompts_of_stream(sys.stdin.buffer)
+    return prompts_of_lines(sys.stdin.buffer.read())
 
 
 def _check_folder(folder: Path) -> None:

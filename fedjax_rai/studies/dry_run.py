@@ -6,7 +6,7 @@ from typing import Any
 
 from fedjax_rai.config.grid import Point
 from fedjax_rai.config.load import dump_config
-from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
 from fedjax_rai.experiment.materials import Materials
@@ -23,7 +23,8 @@ from fedjax_rai.studies import sweep, table
 from fedjax_rai.terminal import plural
 
 NOTHING = "dry run: nothing was written"
-WIDTH = 28  # of the names in lists
+CLIENT_PAIRS = "clients' pairs"
+WIDTH = 24  # of the names in lists
 
 
 def preview_run(config: ExperimentConfig) -> Iterator[str]:
@@ -94,7 +95,9 @@ def summary(materials: Materials, config: ExperimentConfig) -> str:
     pairs, clients = materials.pairs, config.federated.clients
     harmful = sum(pair.harmful for pair in pairs)
     share = f"{100 * harmful / len(pairs):.1f} % of them harmful, " if pairs else ""
-    lines = [f"data: {config.data.train}", f"  {'clients pairs':<{WIDTH}}{len(pairs):,}; {share}{clients} clients"]
+    synthetic = ", the synthetic tiny world" if config.data.train == TINY else ""
+    lines = [f"data: {config.data.train}{synthetic}"]
+    lines.append(f"  {CLIENT_PAIRS:<{WIDTH}}{len(pairs):,}, {share}{plural(clients, 'client')}")
     for name, rows in flat(materials._asdict()):
         if name != "pairs":
             lines.append(f"  {name.replace('_', ' '):<{WIDTH}}{len(rows):,}")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -166,10 +166,10 @@ def prompts_of_file(path: Path) -> list[WrittenPrompt]:
     return [WrittenPrompt(where, _json(line, where)) for where, line in _lines(text, str(path))]
 
 
-def prompts_of_stream(stream: BinaryIO, name: str = "standard input") -> list[WrittenPrompt]:
-    """The prompts of a stream, a line each: one that begins with `{` is JSON, any other is the prompt's own text."""
+def prompts_of_lines(data: bytes, name: str = "standard input") -> list[WrittenPrompt]:
+    """The prompts of lines, one each: a line that begins with `{` is JSON, any other is the prompt's own text."""
     try:
-        text = stream.read().decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: byte {error.start} is not UTF-8; must be lines of text") from None
     found = []
