@@ -302,7 +302,7 @@ def prepare(
         from fedjax_rai.runs import prepare
 
         typer.echo(prepare.report(prepare.prepare(loaded, out, prompts, adapter)))
-        trained = ["fedjax-rai", "run", str(config), *(overrides or ()), f"cai.data={out}"]
+        trained = [*terminal.program(), "run", str(config), *(overrides or ()), f"cai.data={out}"]
         _close([out / "pairs-00000.jsonl", out / "summary.json"], [trained])
 
 
@@ -384,8 +384,8 @@ def _further(config: "ExperimentConfig", folder: Path) -> list[list[str]]:
     model = config.model
     options = ["--revision", model.revision] if model.revision else []
     options += ["--dtype", model.dtype] if model.dtype != "bfloat16" else []
-    asked = ["fedjax-rai", "generate", model.path, *options, "--adapter", str(folder / "adapter"), "--prompt", EXAMPLE]
-    return [asked, ["fedjax-rai", "export", str(folder), "OUT"]]
+    asked = ["generate", model.path, *options, "--adapter", str(folder / "adapter"), "--prompt", EXAMPLE]
+    return [[*terminal.program(), *asked], [*terminal.program(), "export", str(folder), "OUT"]]
 
 
 def _close(files: Sequence[Path], commands: Sequence[Sequence[str]]) -> None:

@@ -6,14 +6,17 @@ On a terminal progress is a bar; anywhere else (a log file, a scheduler) it is p
 import errno
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from fedjax_rai.errors import InputError
 
+PROGRAM = "fedjax-rai"
 ROUND = "round"
 SECONDS_BETWEEN_LINES = 60.0  # of a phase's plain progress; every round has a line
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
@@ -22,6 +25,7 @@ INTERRUPTED = 130  # what shells give for SIGINT
 _live: list[Any] = []  # the one progress that is shown: rich's bar, or None for plain lines
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Called when `steps` more are done; `note` is what to show of them, like "loss 1.234"."""
 
@@ -37,6 +41,10 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def silent(note: str = "", steps: int = 1) -> None:
+    """Progress that is not shown: what a function that takes an `Advance` may default to."""
+
+
 @contextmanager
 def progress(description: str, total: int | None, done: int = 0, unit: str = ROUND) -> Iterator[Advance]:
     """Progress over `total` steps, `done` of them before now, with time left; yields `advance(note, steps)`.
@@ -46,7 +54,7 @@ def progress(description: str, total: int | None, done: int = 0, unit: str = ROU
     one has the time left.
     """
     if _live or (total is not None and done >= total):
-        yield _nothing
+        yield silent
     elif _is_animated():
         with _bar() as bar, _shown(bar):
             task = bar.add_task(description, total=total, completed=done, note="")
@@ -55,7 +63,7 @@ def progress(description: str, total: int | None, done: int = 0, unit: str = ROU
         with _shown(None):
             if unit != ROUND or total is None:
                 say(description if total is None else f"{description}: {plural(total - done, unit)}")
-            yield _nothing if total is None else PlainProgress(description, total, done, unit)
+            yield silent if total is None else PlainProgress(description, total, done, unit)
 
 
 class PlainProgress:
@@ -114,6 +122,16 @@ def plural(number: int, unit: str) -> str:
     return f"{number:,} {unit}{ending}"
 
 
+def program() -> list[str]:
+    """The words that start this program where it was started: its name, its path if that is not found, or a module."""
+    started = sys.argv[0]
+    if Path(started).name == "__main__.py":
+        return ["python", "-m", "fedjax_rai"]
+    found = shutil.which(PROGRAM)
+    is_other = Path(started).name == PROGRAM and (found is None or not os.path.samefile(found, started))
+    return [started if is_other and Path(started).is_file() else PROGRAM]
+
+
 @contextmanager
 def answering(resumable: bool = False) -> Iterator[None]:
     """End a command as its user expects: bad input by its message and exit code 2, never by a traceback.
@@ -121,7 +139,7 @@ def answering(resumable: bool = False) -> Iterator[None]:
     An interrupt ends it by exit code 130 and, if it is `resumable`, by how to go on; so does a disk that is full or
     may not be written, by exit code 1. Everything else is a fault of ours, and keeps its traceback.
     """
-    further = f"; to go on: {shlex.join(['fedjax-rai', *sys.argv[1:]])}" if resumable else ""
+    further = f"; to go on: {shlex.join([*program(), *sys.argv[1:]])}" if resumable else ""
     try:
         yield
     except InputError as error:
@@ -136,10 +154,6 @@ def answering(resumable: bool = False) -> Iterator[None]:
         named = f"{error.filename}: " if error.filename else ""
         say(f"{named}{os.strerror(error.errno)}{further}")
         raise SystemExit(1) from None
-
-
-def _nothing(note: str = "", steps: int = 1) -> None:
-    """Progress that is not shown."""
 
 
 def _is_animated() -> bool:

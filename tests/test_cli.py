@@ -27,6 +27,7 @@ def nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     Path("a.yaml").write_text("seed: 1\n")
     for variable in ("TRANSFORMERS_VERBOSITY", "TF_CPP_MIN_LOG_LEVEL"):
         monkeypatch.setenv(variable, "3")  # a default of the commands must not outlive the test
+    monkeypatch.setattr(sys, "argv", ["fedjax-rai"])
     yield
     assert [path.name for path in tmp_path.rglob("*")] == ["a.yaml"]
 

@@ -3,6 +3,7 @@
 import errno
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -166,6 +167,21 @@ def test_what_is_not_our_fault_has_no_traceback(
     with pytest.raises(SystemExit) as ended, terminal.answering(resumable=True):
         raise error
     assert (ended.value.code, capsys.readouterr().err) == (code, message)
+
+
+def test_the_program_is_named_as_it_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name where that finds it; by its path where it does not, as in `.venv/bin/fedjax-rai` unactivated."""
+    script = tmp_path / "bin" / "fedjax-rai"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    for path, named in ((script.parent, "fedjax-rai"), (tmp_path, str(script))):
+        monkeypatch.setenv("PATH", str(path))
+        assert terminal.program() == [named]
+    monkeypatch.setattr(sys, "argv", ["/lib/fedjax_rai/__main__.py"])
+    assert terminal.program() == ["python", "-m", "fedjax_rai"]
+    monkeypatch.setattr(sys, "argv", ["/lib/pytest"])
+    assert terminal.program() == ["fedjax-rai"]
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
