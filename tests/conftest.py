@@ -64,3 +64,11 @@ def config(tmp_path):
             "eval": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "batch_size": 8},
         }
     )
+
+
+@pytest.fixture(scope="module")
+def arm():
+    """Makes the setting of a config, with what it shares with those made before in the module."""
+    from tests.tiny_runs import Arms
+
+    return Arms()

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
     {"": "aliases errors terminal rng trees mesh"},
-    {"config": "schema load grid files"},
+    {"config": "files grid load schema views"},
     {
         "text": "hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",
@@ -25,8 +25,11 @@ FLOORS = (
         "evals": "choice judge open_ended",
     },
     {"memory": "advice footprint plan"},
-    {"experiment": "cost evaluation materials models phase round setting sizes together"},
-    {"runs": "checkpoint conclude conversations export files folder inputs lockstep picture prepare record report run"},
+    {"experiment": "cost evaluation guarding materials models phase replay round setting sizes texts together"},
+    {
+        "runs": "checkpoint conclude conversations export files folder inputs lockstep loop picture prepare record "
+        "report run"
+    },
     {"studies": "dry_run plots results sweep table", "bench": "__main__", "tools": "generate tiny_base"},
     {"": "cli __main__"},
 )

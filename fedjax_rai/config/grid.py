@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedjax_rai.config.load import check_files, load_config
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 
 
@@ -37,7 +38,7 @@ def load_sweep(path: Path, overrides: Sequence[str], output: str = "runs/{stem}-
         name = ",".join(f"{key}={_for_a_folder(value)}" for key, value in values.items())
         if name in points:
             problems[f"two points are named {name}: values must differ in letters or digits"] = None
-        elif same := [other for other, point in points.items() if _apart(point.config) == _apart(config)]:
+        elif same := [other for other, point in points.items() if relevant(point.config) == relevant(config)]:
             problems[f"{same[0]} and {name} are the same config: each must stand once"] = None
         points[name] = Point(values, config.model_copy(update={"output": str(Path(config.output or "") / name)}))
     if problems:
@@ -80,11 +81,6 @@ def _swept(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     if problems:
         raise InputError("\n".join(problems))
     return plain, swept
-
-
-def _apart(config: ExperimentConfig) -> dict[str, Any]:
-    """All but where it is written."""
-    return config.model_dump(exclude={"output"})
 
 
 def _for_a_folder(value: str) -> str:

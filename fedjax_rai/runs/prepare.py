@@ -27,6 +27,7 @@ from fedjax_rai.cai.revise import Talk
 from fedjax_rai.config.files import ONLINE, digest
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.views import relevant
 from fedjax_rai.data.order import passes
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
@@ -39,7 +40,7 @@ from fedjax_rai.model.peft import WEIGHTS, load_adapter
 from fedjax_rai.runs import conversations, files
 from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.conversations import Conversation
-from fedjax_rai.runs.folder import CONFIG, SUMMARY, began_with, differences, open_folder, pinned
+from fedjax_rai.runs.folder import CONFIG, SUMMARY, began_with, differences, open_folder, pins_of
 from fedjax_rai.runs.inputs import check_inputs, check_unchanged
 from fedjax_rai.text.prompts import ASSISTANT, USER
 
@@ -86,8 +87,8 @@ def read_request(
     check_inputs([config])
     check_config(out, config)
     asked_by = None if adapter is None else adapter_digest(adapter)
-    setting = Setting(pinned(out, config))
-    asked = {"prompts": len(setting.materials.red_prompts) if prompts is None else prompts, "adapter": asked_by}
+    setting = Setting(config, pins=pins_of(began_with(out)))
+    asked = {"prompts": len(setting.texts.materials.red_prompts) if prompts is None else prompts, "adapter": asked_by}
     return config, setting, asked
 
 
@@ -106,8 +107,7 @@ def check_config(out: Path, config: ExperimentConfig) -> None:
     if not (out / SET).is_file():
         raise InputError(f"{out}: exists and is not a prepared set; name another folder")
     if (out / CONFIG).is_file():
-        there = load_config(out / CONFIG).model_dump() | {"output": None}
-        _refuse(out, differences(there, config.model_dump() | {"output": None}))
+        _refuse(out, differences(relevant(load_config(out / CONFIG)), relevant(config)))
         check_unchanged(config, out, began_with(out).get("files", {}))
 
 
@@ -134,7 +134,7 @@ def policy(setting: Setting, folder: Path | None) -> Adapter:
     if changed:
         listed = "\n".join(f"  lora.{key}: {new!r} there, {old!r} in the config" for key, old, new in changed)
         raise InputError(f"--adapter {folder}: is of another shape\n{listed}")
-    return jax.device_put(adapter, replicated(setting.mesh))
+    return jax.device_put(adapter, replicated(setting.models.mesh))
 
 
 class Sayer:
@@ -146,21 +146,21 @@ class Sayer:
     """
 
     def __init__(self, setting: Setting, config: ExperimentConfig, adapter: Adapter, n: int):
-        own, red = config.cai, setting.red_prompts
+        own, red = config.cai, setting.texts.red_prompts
         most = min(own.prompts_per_chunk or own.prompts, SHARD, n)
         # what is held at once is a batch
         self.sized = config.model_copy(
             update={"cai": own.model_copy(update={"prompts_per_chunk": most, "prompts": most})}
         )
         self.setting, self.config, self.adapter, self.n = setting, config, adapter, n
-        self.options = Phase(setting, self.sized).options
+        self.options = Phase(Setting(self.sized, setting)).options
         self.rows = passes(len(red.tokens), n, config.seed)
 
     def check(self) -> None:
         """Read all that is used, so that what is wrong is said before anything is written."""
         advice.announce(self.sized, sizes.saying(self.setting))
-        self.setting.name_unknown_categories()
-        _ = self.setting.tokenizer.closing, self.setting.base
+        self.setting.texts.name_unknown_categories()
+        _ = self.setting.models.tokenizer.closing, self.setting.models.base
 
     def batches(self, shard: int) -> list[np.ndarray]:
         """The numbers of a shard's conversations, in batches."""
@@ -172,7 +172,13 @@ class Sayer:
         setting, filled = self.setting, np.resize(ids, self.options.chunk)
         talk = self.talk(filled)
         chain = converse(
-            setting.model, self.options, setting.base, self.adapter, talk, setting.requests, sampling(self.config.cai)
+            setting.model,
+            self.options,
+            setting.models.base,
+            self.adapter,
+            talk,
+            setting.texts.requests,
+            sampling(self.config.cai),
         )
         said = Said(self.rows[filled], np.asarray(talk.principles), chain)
         told = list(zip(ids.tolist(), conversations.read(setting, said), strict=False))
@@ -185,9 +191,9 @@ class Sayer:
         return talk(self.setting, self.rows[ids], principles, keys)
 
     def _principles(self, i: int) -> np.ndarray:
-        category = self.setting.materials.red_prompts[self.rows[i]].category
+        category = self.setting.texts.materials.red_prompts[self.rows[i]].category
         g = rng.host(self.config.seed, "prepared principles", conversation=i)
-        return draw(self.setting.constitution, [category], self.config.cai.revisions, g)
+        return draw(self.setting.texts.constitution, [category], self.config.cai.revisions, g)
 
 
 def write_shards(said: Sayer, out: Path) -> None:
@@ -242,7 +248,7 @@ def cause(own: Conversation) -> str | None:
 
 def turns(setting: Setting, own: Conversation) -> Iterator[dict[str, str]]:
     """Question, response, then critique and revision by each principle, behind the requests for them."""
-    asks = {principle.name: principle for principle in setting.constitution.principles}
+    asks = {principle.name: principle for principle in setting.texts.constitution.principles}
     texts = [own.prompt, own.response]
     for name, critique, revision in zip(own.principles, own.critiques, own.revisions, strict=True):
         texts += [asks[name].critique, critique, asks[name].revision, revision]
@@ -256,7 +262,7 @@ def conclude(setting: Setting, config: ExperimentConfig, out: Path) -> None:
     spent = files.read_rows(out / PROGRESS)
     summary = {
         "conversations": len(pairs) + len(dropped),
-        "red_prompts": len(setting.materials.red_prompts),
+        "red_prompts": len(setting.texts.materials.red_prompts),
         "pairs": len(pairs),
         "dropped": _counts(own["cause"] for own in dropped),
         "generated_tokens": sum(own["generated_tokens"] for own in spent),

@@ -10,15 +10,14 @@ from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
 from fedjax_rai.experiment.materials import Materials
-from fedjax_rai.experiment.setting import fixed
+from fedjax_rai.experiment.setting import Setting, views
 from fedjax_rai.experiment.together import but_numbers
 from fedjax_rai.memory import advice
 from fedjax_rai.memory.plan import Sizes, plan
 from fedjax_rai.runs import files, prepare
-from fedjax_rai.runs.folder import check_folder, run_folder
+from fedjax_rai.runs.folder import check_folder, pins, run_folder
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.record import METRICS
-from fedjax_rai.runs.run import make_setting
 from fedjax_rai.studies import sweep, table
 from fedjax_rai.terminal import plural
 
@@ -61,11 +60,11 @@ def preview_sweep(points: Sequence[Point], together: bool) -> Iterator[str]:
     yield from _shared_by(configs)
     if together:
         families = grouped(configs, but_numbers)
-        yield f"{plural(len(families), 'group')} of points that go together, as many of each at once as memory allows"
+        yield f"\n{plural(len(families), 'group')} of points that go together, as many of each at once as memory allows"
     else:
         families = grouped(configs, sweep.but_iterations)
         if len(families) < len(configs):
-            yield f"{plural(len(families), 'group')} of points that share all up to the end of the first CAI phase"
+            yield f"\n{plural(len(families), 'group')} of points that share all up to the end of the first CAI phase"
     yield from ("", folders(configs), NOTHING)
 
 
@@ -74,7 +73,7 @@ def preview_set(config: ExperimentConfig, out: Path, prompts: int | None, adapte
     config, setting, asked = prepare.read_request(config, out, prompts, adapter)
     is_finished = prepare.finished(out, asked)
     yield dump_config(config)
-    yield summary(setting.materials, config)
+    yield summary(setting.texts.materials, config)
     yield f"  {'conversations':<{WIDTH}}{asked['prompts']:,}\n"
     writer = prepare.Sayer(setting, config, prepare.policy(setting, adapter), asked["prompts"])
     yield from memory(writer.sized, sizes.saying(setting))
@@ -154,26 +153,34 @@ def _shared_by(configs: Sequence[ExperimentConfig]) -> Iterator[str]:
     """Data and memory of the first seed's configs, at the one of the greatest need; and how much all of them share."""
     greatest = None
     setting = None
-    for group in grouped([config for config in configs if config.seed == configs[0].seed], fixed):
-        setting = make_setting(group, setting)
-        if greatest is None:
-            yield summary(setting.materials, group[0]) + "\n"
-        for config in group:
-            known = sizes.sizes(setting, config)
-            made = plan(config, known)
-            need = made.need(made.peak)
-            if greatest is None or need > greatest[0]:
-                greatest = need, config, known
+    for config in configs:
+        if config.seed != configs[0].seed:
+            continue
+        is_first = setting is None
+        setting = Setting(config, setting, pins([config]))
+        if is_first:
+            yield summary(setting.texts.materials, config) + "\n"
+        known = sizes.sizes(setting)
+        made = plan(config, known)
+        need = made.need(made.peak)
+        if greatest is None or need > greatest[0]:
+            greatest = need, config, known
     assert greatest is not None
-    _, config, known = greatest
+    _, largest, known = greatest
     if len(configs) > 1:
-        yield f"the greatest need is that of {run_folder(config)}:"
-    yield from memory(config, known)
+        yield f"the greatest need is that of {run_folder(largest)}:"
+    yield from memory(largest, known)
     if len(configs) > 1:
         yield f"\n{shared(configs)}"
 
 
 def shared(configs: Sequence[ExperimentConfig]) -> str:
-    """How much several runs share."""
-    settings = plural(len(grouped(configs, fixed)), "setting")
-    return f"{plural(len(configs), 'run')}, {settings}: model, data, guard and its scores are made once a setting"
+    """How many of each part several runs need: those that read the same keys of it share one."""
+    counts: dict[str, list[Any]] = {}
+    for config in configs:
+        for part, view in views(config).items():
+            known = counts.setdefault(part.lower(), [])
+            if view not in known:
+                known.append(view)
+    lines = [f"  {part:<{WIDTH}}{len(known):,}" for part, known in counts.items()]
+    return "\n".join([f"made once, and shared by {plural(len(configs), 'run')}:", *lines])
