@@ -38,15 +38,15 @@ EXAMPLE = "What is 3 plus 4?"
 
 
 def complete_key(incomplete: str) -> list[str]:
-    """The keys of a config that begin so, each with its `=`; what a shell offers for KEY=VALUE."""
-    from fedjax_rai.config.schema import ExperimentConfig, Section
+    """The keys of a config that begin so, or the values of a key that takes names: what a shell offers for KEY=VALUE."""
+    from fedjax_rai.config.keys import schemas
 
-    keys: list[str] = []
-    for name, field in ExperimentConfig.model_fields.items():
-        kind: Any = field.annotation
-        inside = isinstance(kind, type) and issubclass(kind, Section)
-        keys += [f"{name}.{key}=" for key in kind.model_fields] if inside else [f"{name}="]
-    return [key for key in keys if key.startswith(incomplete)]
+    key, equals, _ = incomplete.partition("=")
+    offered = [f"{name}=" for name in schemas()]
+    if equals:
+        schema = schemas().get(key, {})
+        offered = [f"{key}={value}" for option in schema.get("anyOf", [schema]) for value in option.get("enum", ())]
+    return [text for text in offered if text.startswith(incomplete)]
 
 
 ConfigFile = Annotated[
@@ -359,7 +359,8 @@ def _check_folder(folder: Path) -> None:
 
 def _load(path: Path, overrides: list[str] | None, output: str = "runs/{stem}") -> "ExperimentConfig":
     """The checked config; raises InputError before anything heavy is imported or written."""
-    from fedjax_rai.config.load import check_files, load_config
+    from fedjax_rai.config.files import check_files
+    from fedjax_rai.config.load import load_config
 
     config = load_config(path, overrides or (), output)
     check_files(config)

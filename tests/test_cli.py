@@ -209,10 +209,12 @@ def test_completion_can_be_shown_and_installed(tmp_path: Path, tmp_path_factory:
     assert done.returncode == 0 and (home / ".bashrc").is_file()
 
 
-def test_keys_of_a_config_are_completed() -> None:
+def test_keys_of_a_config_and_their_names_are_completed() -> None:
     assert cli.complete_key("cai.it") == ["cai.iterations="]
     assert cli.complete_key("se") == ["seed="]
     assert {"model.path=", "output="} < set(cli.complete_key(""))
+    assert cli.complete_key("cai.method=s") == ["cai.method=sft", "cai.method=sft+dpo"]
+    assert cli.complete_key("seed=") == cli.complete_key("absent=") == []
 
 
 def test_arms_are_listed_with_a_line_each() -> None:

@@ -105,7 +105,8 @@ def read_counts(text: str) -> list[int]:
 
 def check_config(path: Path, overrides: list[str]) -> None:
     """Raises InputError for a config that cannot be swept: with mistakes, or without phases."""
-    from fedjax_rai.config.load import check_files, load_config
+    from fedjax_rai.config.files import check_files
+    from fedjax_rai.config.load import load_config
 
     config = load_config(path, overrides)
     check_files(config)
