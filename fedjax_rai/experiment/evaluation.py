@@ -30,9 +30,9 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
     """
     sets, config = setting.texts.materials.evaluations, setting.config.eval
     steps = [
-        batches(evaluation, sets[name], config, setting.guarding.possible) for name, evaluation in EVALUATIONS.items()
+        batches(evaluation, sets[name], config, setting.guarding.by_model) for name, evaluation in EVALUATIONS.items()
     ]
-    with terminal.progress("evaluating", sum(steps)) as advance:
+    with terminal.progress("evaluating", sum(steps), unit="batch") as advance:
         bench = make_bench(setting, adapter, advance)
         measured = [measure(evaluation, sets[name], bench) for name, evaluation in EVALUATIONS.items()]
     for part in measured:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_rai import terminal
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.experiment import cost
@@ -22,7 +21,6 @@ from fedjax_rai.runs.record import METRICS, REVISIONS
 def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: Any) -> None:
     """Evaluate, and write eval.json, answers.jsonl and, last, the summary that marks the run as finished."""
     began = time.perf_counter()
-    terminal.say("evaluating")
     rates, answers = evaluate(setting, adapter)
     evaluated = time.perf_counter() - began
     rows, revisions = files.read_rows(folder / METRICS), files.read_rows(folder / REVISIONS)

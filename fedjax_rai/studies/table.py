@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_rai import terminal
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.errors import InputError
+from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
@@ -118,9 +118,12 @@ def check_table(folder: Path, config: ExperimentConfig) -> None:
 
 
 def choose(arms: Sequence[str] | None) -> list[str]:
+    """These arms, each once; the paper's for None. Raises InputError for one that there is not."""
     known = ARMS | CONTROLS
-    if unknown := [arm for arm in arms or () if arm not in known]:
-        raise InputError(f"--arms {','.join(unknown)}: no such arm; must be among {', '.join(known)}")
+    unknown = [arm for arm in arms or () if arm not in known]
+    if unknown:
+        wrong = f"--arms {','.join(unknown)}: no such arm{did_you_mean(unknown[0], known)}"
+        raise InputError("\n".join([f"{wrong}; must be among", *arm_lines()]))
     return list(dict.fromkeys(arms)) if arms else list(ARMS)
 
 
