@@ -9,6 +9,7 @@ import pytest
 
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.fed.client import Cohort
+from fedjax_rai.model import decoder
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.decoder import Decoder, init_base
 from fedjax_rai.model.lora import Lora, init_adapter
@@ -28,6 +29,7 @@ CONFIG = DecoderConfig(
 LORA = Lora(CONFIG.targets, rank=2, alpha=4.0)
 MODEL = Decoder(CONFIG, LORA)
 BASE = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, init_base(CONFIG, jax.random.key(0)))
+LM = decoder.LM(MODEL, BASE)
 
 
 def slow(*values: Any, **options: Any) -> Any:

@@ -70,7 +70,7 @@ def test_token_logps_is_log_softmax():
 def test_micro_batches_add_up_to_the_whole():
     """The mean of ragged means is another number: (sum, weight) is not."""
     whole = small.corpus(8)
-    loss = jax.jit(lambda e: sft(small.MODEL, small.BASE, None, e.tokens, e.loss_mask, e.segments))
+    loss = jax.jit(lambda e: sft(small.LM, None, e))
     parts = [loss(type(whole)(*(c[i : i + 2] for c in whole))) for i in range(0, 8, 2)]
     added = Sum(*(sum(column, jnp.zeros(())) for column in zip(*parts, strict=True)))
     np.testing.assert_allclose(added.mean(), loss(whole).mean(), rtol=1e-6)
@@ -80,5 +80,5 @@ def test_micro_batches_add_up_to_the_whole():
 def test_what_padding_holds_changes_nothing():
     whole = small.corpus(8)
     other = whole._replace(tokens=jnp.where(whole.valid, whole.tokens, 5))
-    losses = [sft(small.MODEL, small.BASE, None, e.tokens, e.loss_mask, e.segments).mean() for e in (whole, other)]
+    losses = [sft(small.LM, None, e).mean() for e in (whole, other)]
     assert float(losses[0]) == float(losses[1])

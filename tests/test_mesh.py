@@ -145,7 +145,8 @@ for kind in ("none", "int8"):
 
     @jax.jit
     def logits(base):
-        return decoder.unembed(model, base, decoder.forward(model, base, None, tokens, tokens >= 0))
+        lm = decoder.LM(model, base)
+        return decoder.unembed(lm, decoder.forward(lm, None, tokens, tokens >= 0))
 
     np.testing.assert_allclose(logits(eight), logits(one), atol=1e-5, rtol=1e-5)
 """

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rai import rng, trees
-from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key
+from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
 from fedjax_rai.data.examples import Examples, take
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.losses import PREFERENCES, LogRatios, Sum, answer_logps
 from fedjax_rai.train.step import TrainState, descend, start
 
@@ -83,12 +83,12 @@ def stack(*parts: Examples) -> Examples:
     return Examples(*(jnp.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def refer(model: Decoder, base: Base, reference: Adapter | None, own: Pool, rows: int) -> Pool:
+def refer(lm: LM, reference: Adapter | None, own: Pool, rows: int) -> Pool:
     """The pool with log-probabilities of all its pairs under the reference (None: the base), `rows` of them at once."""
     count = own.responses.tokens.shape[0]
 
     def logps(part: Examples) -> Array:
-        return trees.in_chunks(lambda some: answer_logps(model, base, reference, *some)[0], part, min(rows, count))
+        return trees.in_chunks(lambda some: answer_logps(lm, reference, some)[0], part, min(rows, count))
 
     chosen = Examples(*(column[:count] for column in own.answers))
     return own._replace(reference=Reference(logps(chosen), logps(own.responses)))
@@ -99,8 +99,7 @@ def begin(adapter: Adapter) -> Progress:
 
 
 def align(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     progress: Progress,
     own: Pool,
     first: Int[Array, ""],
@@ -122,7 +121,7 @@ def align(
         rows, replayed = draw(own, usable_first, rates.replay, rng.stream(key, "align", iteration=i), batch_size)
 
         def loss(adapter: Adapter):
-            return objective_loss(model, base, adapter, own, rows, replayed, rates.beta, objective, constrain)
+            return objective_loss(lm, adapter, own, rows, replayed, rates.beta, objective, constrain)
 
         state, (value, margin, trained, read) = descend(loss, so_far.state, rates.learning_rate)
         return Progress(state, value, margin, so_far.trained + trained, so_far.read + read)
@@ -150,8 +149,7 @@ def draw(
 
 
 def objective_loss(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     adapter: Adapter,
     own: Pool,
     rows: Int[Array, "b"],
@@ -168,7 +166,7 @@ def objective_loss(
     batch, pairs = take(own.answers, rows), jnp.minimum(rows, own.usable.shape[0] - 1)
     if objective.preference:
         batch = stack(batch, take(own.responses, pairs))
-    logps, counts = answer_logps(model, base, adapter, *constrain(batch))
+    logps, counts = answer_logps(lm, adapter, constrain(batch))
     # an unusable row is drawn where there is neither a usable one nor replay: it is not to be learnt
     liked = (replayed | (own.usable[pairs] & objective.likelihood)).astype(logps.dtype)
     read = batch.valid.sum().astype(logps.dtype)

@@ -15,8 +15,8 @@ from fedjax_rai.cai.revise import Chain, Requests, Talk, chain, degenerate, exam
 from fedjax_rai.config.schema import CaiConfig
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.mesh import over_clients
-from fedjax_rai.model.decoder import Decoder
-from fedjax_rai.train.generate import Sampling
+from fedjax_rai.model.decoder import LM, Decoder
+from fedjax_rai.train.generate import Decoding, Sampling
 
 
 class Options(NamedTuple):
@@ -58,7 +58,8 @@ def converse(
 
     def some(own: Talk) -> Chain:
         ends = jnp.array(options.end_ids)
-        return chain(model, base, adapter, critic, own, requests, sampling, ends, options.max_new, options.same_cache)
+        decoding = Decoding(sampling, ends, options.max_new)
+        return chain(LM(model, base), adapter, critic, own, requests, decoding, options.same_cache)
 
     return trees.in_chunks(some, talk, options.chunk, options.constrain(options.chunk))
 
@@ -77,7 +78,7 @@ def collect(
     read = [talk.prompts.valid, *(side.valid[talk.principles] for side in requests)]
     read += [] if options.same_cache else [talk.openings.valid, response.valid]
     if options.objective.preference:
-        own = cai.refer(model, base, options.reference(adapter), own, options.batch_size)
+        own = cai.refer(LM(model, base), options.reference(adapter), own, options.batch_size)
         read += [answers.valid, own.responses.valid]
     metrics |= {
         "cai_revised": jnp.mean(~causes["equal"]),
@@ -99,7 +100,7 @@ def pairing(causes: Mapping[str, Any]) -> tuple[Any, Metrics]:
 @partial(jax.jit, static_argnames=("model", "options"))
 def refer(model: Decoder, options: Options, base: Base, adapter: Adapter, own: Pool) -> Pool:
     """A prepared set with the reference's view of it."""
-    return cai.refer(model, base, options.reference(adapter), own, options.batch_size)
+    return cai.refer(LM(model, base), options.reference(adapter), own, options.batch_size)
 
 
 @partial(jax.jit, static_argnames=("model", "options"))
@@ -110,7 +111,7 @@ def train(
     """Iterations `first` to `last`, traced."""
     rows = options.batch_size * (2 if options.objective.preference else 1)
     return cai.align(
-        model, base, progress, own, first, last, rates, key, options.batch_size, options.objective,
+        LM(model, base), progress, own, first, last, rates, key, options.batch_size, options.objective,
         options.constrain(rows),
     )  # fmt: skip
 

@@ -1,17 +1,18 @@
 """Respond, critique, revise (arXiv 2212.08073) as one program on the device, which computes no prefix twice."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_rai.aliases import Adapter, Array, Base, Bool, Int, Key
+from fedjax_rai.aliases import Adapter, Array, Bool, Int, Key
 from fedjax_rai.cai.constitution import Principle
 from fedjax_rai.data.examples import Examples, Prompts, encode_request, pad_left
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM
 from fedjax_rai.text.tokenizer import Tokenizer
-from fedjax_rai.train.generate import Answers, Sampling, append, sample, start
+from fedjax_rai.train.generate import Answers, Decoding, Sampling, append, sample, start
 
 
 class Requests(NamedTuple):
@@ -51,37 +52,35 @@ def encode_requests(tokenizer: Tokenizer, principles: Sequence[Principle]) -> Re
 
 
 def chain(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     policy: Adapter | None,
     critic: Adapter | None,
     talk: Talk,
     requests: Requests,
-    sampling: Sampling,
-    end_ids: Int[Array, "e"],
-    max_new: int,
+    decoding: Decoding,
     same: bool,
 ) -> Chain:
-    """The policy answers each prompt by `sampling`; the critic criticises and revises, n times over, greedily.
+    """The policy answers each prompt by `decoding`; the critic criticises and revises, n times over, greedily.
 
     `same`: the critic is the policy and there are no few-shot turns, so it goes on in the policy's cache. Otherwise the
     critic (None: the base) reads opening and answer first.
     """
     batch, times = talk.principles.shape
-    greedy = Sampling(jnp.zeros(()))
+    greedy = dataclasses.replace(decoding, sampling=Sampling(jnp.zeros(())))
+    max_new = decoding.max_new
     room = times * (requests.critique.tokens.shape[1] + requests.revision.tokens.shape[1] + 2 * max_new) + max_new
 
-    state = start(model, batch, talk.prompts.tokens.shape[1] + (room if same else max_new))
-    state = append(model, base, policy, state, talk.prompts.tokens, talk.prompts.valid)
-    state, response = sample(model, base, policy, state, talk.keys, sampling, end_ids, max_new, close=True)
+    state = start(lm.model, batch, talk.prompts.tokens.shape[1] + (room if same else max_new))
+    state = append(lm, policy, state, talk.prompts.tokens, talk.prompts.valid)
+    state, response = sample(lm, policy, state, talk.keys, decoding, close=True)
     if not same:
-        state = start(model, batch, talk.openings.tokens.shape[1] + room)
-        state = append(model, base, critic, state, talk.openings.tokens, talk.openings.valid)
-        state = append(model, base, critic, state, response.tokens, response.valid)
+        state = start(lm.model, batch, talk.openings.tokens.shape[1] + room)
+        state = append(lm, critic, state, talk.openings.tokens, talk.openings.valid)
+        state = append(lm, critic, state, response.tokens, response.valid)
 
     def ask(state, texts: Prompts, principle: Int[Array, "b"]):
-        state = append(model, base, critic, state, texts.tokens[principle], texts.valid[principle])
-        return sample(model, base, critic, state, talk.keys, greedy, end_ids, max_new, close=True)
+        state = append(lm, critic, state, texts.tokens[principle], texts.valid[principle])
+        return sample(lm, critic, state, talk.keys, greedy, close=True)
 
     def turn(state, principle: Int[Array, "b"]):
         state, critique = ask(state, requests.critique, principle)

@@ -1,27 +1,25 @@
 """Likelihood choice, as HHH is scored: is the good answer likelier, as a whole, than the bad one?"""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from fedjax_rai.aliases import Adapter, Base
+from fedjax_rai.aliases import Adapter
 from fedjax_rai.data.examples import encode_chats, take
 from fedjax_rai.data.tiny_world import Choice
 from fedjax_rai.evals.open_ended import Rate
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM
 from fedjax_rai.text.prompts import answered
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.losses import answer_logps
 
-_answer_logps = partial(jax.jit, static_argnames="model")(answer_logps)
+_answer_logps = jax.jit(answer_logps)
 
 
 def preferred(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     adapter: Adapter | None,
     tokenizer: Tokenizer,
     choices: Sequence[Choice],
@@ -35,7 +33,7 @@ def preferred(
     for begin in range(0, len(chats), batch_size):
         own = np.arange(begin, min(begin + batch_size, len(chats)))
         rows: Any = np.resize(own, batch_size)  # the last batch filled up with copies
-        pending.append((own, _answer_logps(model, base, adapter, *take(examples, rows))[0]))
+        pending.append((own, _answer_logps(lm, adapter, take(examples, rows))[0]))
     logps = np.zeros(len(chats))
     for own, values in pending:
         logps[own] = np.asarray(values)[: len(own)]

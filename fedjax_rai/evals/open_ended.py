@@ -1,19 +1,18 @@
 """Answers to prompts, and the rates that judges make of them."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_rai import rng
-from fedjax_rai.aliases import Adapter, Array, Base, Key
+from fedjax_rai.aliases import Adapter, Array, Key
 from fedjax_rai.data.examples import encode_questions, length_batches
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM
 from fedjax_rai.text.prompts import question
 from fedjax_rai.text.tokenizer import Tokenizer
-from fedjax_rai.train.generate import Sampling, generate
+from fedjax_rai.train.generate import Decoding, Sampling, generate
 
 
 class Rate(NamedTuple):
@@ -40,12 +39,8 @@ class Rate(NamedTuple):
         return cls(100 * share, 100 * min(low, share), 100 * max(high, share), n)
 
 
-_generate = partial(jax.jit, static_argnames=("model", "max_new"))(generate)
-
-
 def answer(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     adapter: Adapter | None,
     tokenizer: Tokenizer,
     queries: Sequence[str],
@@ -60,15 +55,14 @@ def answer(
     """`samples` answers to each query, in order; they depend neither on its neighbours nor on the batch size."""
     prompts = encode_questions(tokenizer, [question(query) for query in queries], max_length)
     for ids in prompts:
-        tokenizer.check_ids(ids, model.config.vocab_size, "model.path")
+        tokenizer.check_ids(ids, lm.model.config.vocab_size, "model.path")
     repeated = [ids for ids in prompts for _ in range(samples)]
     keys = jax.vmap(lambda row: rng.stream(key, "answer", row=row))(np.arange(len(repeated)))
     ends = np.array(tokenizer.end_ids, np.int32)
+    decoding = Decoding(Sampling(np.float32(temperature)), ends, max_new)
     pending = []
     for own, batch in length_batches(repeated, batch_size, tokenizer.pad_id):
-        mine = keys[np.resize(own, batch_size)]
-        said = _generate(model, base, adapter, *batch, mine, Sampling(np.float32(temperature)), ends, max_new)
-        pending.append((own, said))
+        pending.append((own, generate(lm, adapter, batch, keys[np.resize(own, batch_size)], decoding)))
     texts = [""] * len(repeated)
     for own, said in pending:
         tokens = np.asarray(said.tokens)

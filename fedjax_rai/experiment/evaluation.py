@@ -34,8 +34,7 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
     by_rule = share(red, lambda text: not unsafe(text)) if rule_applies else None
     by_phrases = share(red, refuses)
     good, whole = preferred(
-        setting.model,
-        setting.base,
+        setting.lm,
         adapter,
         setting.tokenizer,
         materials.choices,
@@ -72,7 +71,7 @@ def ask(
     own: EvalConfig = setting.config.eval
     key = rng.stream(setting.root, f"eval {name}")
     return answer(
-        setting.model, setting.base, adapter, setting.tokenizer, queries, key, samples=samples, temperature=temperature,
+        setting.lm, adapter, setting.tokenizer, queries, key, samples=samples, temperature=temperature,
         max_new=own.max_new_tokens, max_length=setting.config.data.max_length, batch_size=own.batch_size,
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import check_attention
 from fedjax_rai.model.architecture import DecoderConfig
-from fedjax_rai.model.decoder import Decoder, abstract_base
+from fedjax_rai.model.decoder import LM, Decoder, abstract_base
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
 from fedjax_rai.model.weights import load_base
@@ -42,7 +42,7 @@ from fedjax_rai.safety import guard as guards
 from fedjax_rai.text.hub import commit, resolve
 from fedjax_rai.text.prompts import Turn, answered, prompt, question
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
-from fedjax_rai.train.generate import Sampling, generate
+from fedjax_rai.train.generate import Decoding, Sampling, generate
 
 # Keys that nothing in a setting depends on.
 FREE: dict[str, set[str]] = {
@@ -126,6 +126,11 @@ class Setting:
         return self._load(self.config.model, self.model.config)
 
     @property
+    def lm(self) -> LM:
+        """Model and base, as every program takes them."""
+        return LM(self.model, self.base)
+
+    @property
     def _folder(self) -> Path:
         return resolve(self.config.model.path, self.config.model.revision)
 
@@ -190,9 +195,7 @@ class Setting:
         terminal.say(f"fitting the guard on {len(pairs)} pairs" + (f", {cut.sum()} of them cut" if cut.any() else ""))
         g = rng.host(config.seed, "guard batches")
         rows = cycle(np.arange(len(pairs)), own.steps * own.batch_size, g).reshape(own.steps, own.batch_size)
-        adapter = guards.fit(
-            self.model, self.base, self.fresh_adapter("guard"), examples, rows, np.float32(own.learning_rate)
-        )
+        adapter = guards.fit(self.lm, self.fresh_adapter("guard"), examples, rows, np.float32(own.learning_rate))
         return self.untuned_guard._replace(adapter=adapter)
 
     @property
@@ -216,8 +219,8 @@ class Setting:
         if (folder := self._guard_folder) is not None:
             model, sizes = self.guard_model, (config.data.max_length, config.eval.batch_size)
             base = self.base if folder == self._folder else self._load(config.guard, model.config)  # never twice
-            return guards.released_guard(model, base, self.guard_tokenizer, *sizes)
-        return guards.Guard(self.model, self.base, None, self.tokenizer, config.data.max_length, config.eval.batch_size)
+            return guards.released_guard(LM(model, base), self.guard_tokenizer, *sizes)
+        return guards.Guard(self.lm, None, self.tokenizer, config.data.max_length, config.eval.batch_size)
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -287,9 +290,7 @@ class Setting:
         prompts = self._questions(self.materials.benign_prompts)
         keys = jax.random.split(rng.stream(self.root, "replay"), len(prompts.tokens))
         ends, new = np.array(self.tokenizer.end_ids, np.int32), self.config.cai.max_new_tokens
-        answers = jax.jit(generate, static_argnames=("model", "max_new"))(
-            self.model, self.base, None, prompts.tokens, prompts.valid, keys, Sampling(np.float32(0)), ends, max_new=new
-        )
+        answers = generate(self.lm, None, prompts, keys, Decoding(Sampling(np.float32(0)), ends, new))
         return examples(prompts, answers)
 
     def _questions(self, queries: Sequence[str], before: Sequence[Turn] = ()) -> Prompts:

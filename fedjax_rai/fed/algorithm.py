@@ -12,7 +12,7 @@ from fedjax_rai.data.examples import Examples
 from fedjax_rai.data.packing import batches
 from fedjax_rai.fed.aggregate import Aggregator
 from fedjax_rai.fed.client import ClientUpdate, Cohort, local_update, map_cohort, pad_cohort
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM, Decoder
 
 
 class ServerState(NamedTuple):
@@ -55,9 +55,8 @@ def fedavg(
 
     def round(state: ServerState, base: Base, batch: RoundBatch) -> tuple[ServerState, Metrics]:
         def client(own: Cohort) -> ClientUpdate:
-            return local_update(
-                model, base, state.adapter, batches(batch.corpus, own.rows), own.weight, batch.learning_rate
-            )
+            client_batches = batches(batch.corpus, own.rows)
+            return local_update(LM(model, base), state.adapter, client_batches, own.weight, batch.learning_rate)
 
         updates = map_cohort(client, pad_cohort(batch.cohort, chunk), chunk, constrain)
         direction, kept = aggregator.apply(updates, state.aggregator)
@@ -89,7 +88,7 @@ def scaffold(
         def client(argument: tuple[Cohort, Adapter]) -> ClientUpdate:
             who, control = argument
             own, correction = batches(batch.corpus, who.rows), trees.sub(control, server)
-            return local_update(model, base, state.adapter, own, who.weight, batch.learning_rate, correction)
+            return local_update(LM(model, base), state.adapter, own, who.weight, batch.learning_rate, correction)
 
         updates = map_cohort(client, (cohort, own), chunk, constrain)
         local_steps = cohort.rows.shape[1]

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rai import trees
-from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, PyTree
+from fedjax_rai.aliases import Adapter, Array, Float, Int, PyTree
 from fedjax_rai.data.examples import Examples
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.step import train
 
 X = TypeVar("X")
@@ -40,8 +40,7 @@ class Cohort(NamedTuple):
 
 
 def local_update(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     adapter: Adapter,
     batches: Examples,
     weight: Float[Array, ""],
@@ -49,7 +48,7 @@ def local_update(
     correction: Adapter | None = None,
 ) -> ClientUpdate:
     """One client's round. A client whose training diverged (a NaN or infinity) sends a zero delta of weight 0."""
-    trained, loss = train(model, base, adapter, batches, learning_rate, correction)
+    trained, loss = train(lm, adapter, batches, learning_rate, correction)
     delta = trees.sub(trained, adapter)
     sound = trees.all_finite(delta)
     counts = sound & (weight > 0)

@@ -17,9 +17,10 @@ from jax.sharding import AbstractMesh
 
 from fedjax_rai import mesh as meshes
 from fedjax_rai.aliases import PyTree
+from fedjax_rai.data.examples import Examples
 from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, outputs
 from fedjax_rai.model.attention import CHUNK
-from fedjax_rai.model.decoder import Decoder, abstract_base
+from fedjax_rai.model.decoder import LM, Decoder, abstract_base
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.model.quantize import Quantized
 from fedjax_rai.train.generate import start as start_decoding
@@ -118,7 +119,8 @@ def _residuals(config: DecoderConfig, lora: Lora, rows: int, length: int) -> int
     tokens, mask = (jax.ShapeDtypeStruct((rows, length), dtype) for dtype in (jnp.int32, jnp.bool_))
 
     def residuals(base: PyTree, adapter: PyTree, tokens: Any, mask: Any) -> list[Any]:
-        return jax.tree.leaves(jax.vjp(lambda own: sft(model, base, own, tokens, mask, tokens).mean(), adapter)[1])
+        examples = Examples(tokens, mask, tokens)
+        return jax.tree.leaves(jax.vjp(lambda own: sft(LM(model, base), own, examples).mean(), adapter)[1])
 
     traced = jax.make_jaxpr(residuals)(base, adapter, tokens, mask).jaxpr
     given = {id(own) for own in (*traced.invars, *traced.constvars)}

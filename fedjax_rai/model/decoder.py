@@ -1,6 +1,7 @@
 """The decoder: transformers of the Llama kind in Flax linen, functional, with LoRA in a collection of its own.
 
-    model.apply({"params": base, "lora": adapter}, ...)
+    lm = LM(Decoder(config, lora), base)
+    logits = unembed(lm, forward(lm, adapter, tokens, segments))
 
 `base` is frozen and shared; everything that differs between clients, policy, reference and guard is in
 `adapter`, so `vmap(in_axes=(None, 0))` maps over adapters and keeps one base. Layers run under `nn.scan`
@@ -8,13 +9,15 @@
 one kernel (`qkv_proj`, `gate_up_proj`; fused when weights are loaded); their LoRA pairs keep their own names.
 """
 
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import struct
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key, PyTree
@@ -37,33 +40,34 @@ def empty_cache(config: DecoderConfig, batch: int, slots: int) -> KVCache:
     return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
-class Turn(NamedTuple):
-    """Cosine and sine of every token's angles, for one kind of layer."""
+class Rotation(NamedTuple):
+    """Cosine and sine of every token's rotary angles; one kind of layer's, or a leading axis of all kinds'."""
 
-    cos: Float[Array, "b t 1 f"]
-    sin: Float[Array, "b t 1 f"]
+    cos: Float[Array, "*kinds b t 1 f"]
+    sin: Float[Array, "*kinds b t 1 f"]
 
 
-def turns(kinds: tuple[Rope | None, ...], positions: Int[Array, "b t"]) -> Turn:
-    """Those of each kind, stacked in front. A layer without positions turns by nothing, as far as the others do."""
+def rotations(kinds: tuple[Rope | None, ...], positions: Int[Array, "b t"]) -> Rotation:
+    """The rotation of each kind of layer, stacked in front; a kind without positions has the identity."""
     pairs = max((len(rope.frequencies) for rope in kinds if rope), default=0)
 
-    def one(rope: Rope | None) -> Turn:
+    def rotation(rope: Rope | None) -> Rotation:
         if rope is None:
-            flat = jnp.zeros((*positions.shape, 1, pairs))
-            return Turn(flat + 1, flat)
+            zeros = jnp.zeros((*positions.shape, 1, pairs))
+            return Rotation(zeros + 1, zeros)
         angles = positions[..., None, None] * jnp.array(rope.frequencies, jnp.float32).reshape(1, 1, 1, -1)
-        return Turn(rope.magnitude * jnp.cos(angles), rope.magnitude * jnp.sin(angles))
+        return Rotation(rope.magnitude * jnp.cos(angles), rope.magnitude * jnp.sin(angles))
 
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *map(one, kinds))
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *map(rotation, kinds))
 
 
-def rotate(x: Float[Array, "b t h e"], turn: Turn) -> Float[Array, "b t h e"]:
+def rotate(x: Float[Array, "b t h e"], rotation: Rotation) -> Float[Array, "b t h e"]:
     """Rotary embedding, the halves convention of Hugging Face; channels beyond the angles pass."""
-    width = 2 * turn.cos.shape[-1]
+    cos, sin = rotation
+    width = 2 * cos.shape[-1]
     first, second = jnp.split(x[..., :width].astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * turn.cos - second * turn.sin, second * turn.cos + first * turn.sin], axis=-1)
-    return jnp.concatenate([turned.astype(x.dtype), x[..., width:]], axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([rotated.astype(x.dtype), x[..., width:]], axis=-1)
 
 
 # What is cheap to compute again is not kept for the backward pass: attention's probabilities, the gate, norms.
@@ -115,29 +119,109 @@ def _kernel(module: nn.Module, name: str, shape: tuple[int, int], axes: tuple[st
     return nn.unbox(module.param(name, init))
 
 
+class Layer(NamedTuple):
+    """What differs from layer to layer besides its parameters; the leaves lead with the layer axis before the scan."""
+
+    index: Int[Array, "*L"]
+    kind: Int[Array, "*L"]  # which of the config's kinds it is
+    scales: dict[str, Float[Array, "*L"]]  # of the LoRA pair of each target
+
+
+class Context(NamedTuple):
+    """What all layers share."""
+
+    rotations: Rotation  # of every kind of layer
+    sight: Sight
+    slot: Int[Array, ""]  # of the cache, where the tokens are written
+
+
 class Block(nn.Module):
     """One pre-norm layer: attention, then a gated MLP. Carries the whole cache, so that it is written in place."""
 
     config: DecoderConfig
     lora: Lora
 
-    def project(self, x: Float[Array, "t i"], name: str, axes: tuple[str, str], scales: PyTree) -> list[Array]:
+    @nn.compact
+    def __call__(
+        self, carry: tuple[Float[Array, "b t d"], KVCache | None], layer: Layer, context: Context
+    ) -> tuple[tuple[Float[Array, "b t d"], KVCache | None], None]:
+        config = self.config
+        x, cache = carry
+        # With norms after each half, too, Hugging Face's name for the one before the MLP is another.
+        before_mlp = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
+
+        y, cache = self.attention(self.norm("input_layernorm", x), cache, layer, context)
+        if config.post_norms:
+            y = self.norm("post_attention_layernorm", y)
+        x = x + y
+
+        y = self.mlp(self.norm(before_mlp, x), layer)
+        if config.post_norms:
+            y = self.norm("post_feedforward_layernorm", y)
+        return (x + y, cache), None
+
+    def attention(
+        self, x: Float[Array, "b t d"], cache: KVCache | None, layer: Layer, context: Context
+    ) -> tuple[Float[Array, "b t d"], KVCache | None]:
+        """Attention to the tokens themselves or, with a cache, to its slots once the tokens are written there."""
+        config = self.config
+        batch, length, _ = x.shape
+        q, k, v = self.project(_flat(x), "qkv_proj", ("embed", "heads"), layer.scales)
+        q, k, v = (part.reshape(batch, length, -1, config.head_dim) for part in (q, k, v))
+        if config.qk_norm:
+            q = self.norm("q_norm", q)
+            k = self.norm("k_norm", k)
+        rotation = _of_kind(context.rotations, layer.kind)
+        q = rotate(q, rotation)
+        k = rotate(k, rotation)
+        if cache is not None:
+            cache = _written(cache, KVCache(k, v), layer.index, context.slot)
+            k, v = _of_layer(cache, layer.index)
+        y = _attended(config, (q, k, v, context.sight), layer.kind, cache is not None)
+        (y,) = self.project(_flat(y), "o_proj", ("heads", "embed"), layer.scales)
+        return y.reshape(x.shape), cache
+
+    def mlp(self, x: Float[Array, "b t d"], layer: Layer) -> Float[Array, "b t d"]:
+        """The gated MLP of every token: down(activation(gate) * up)."""
+        parts = self.project(_flat(x), "gate_up_proj", ("embed", "mlp"), layer.scales)
+        y = gated(jnp.concatenate(parts, axis=-1), self.config.activation)
+        (y,) = self.project(y, "down_proj", ("mlp", "embed"), layer.scales)
+        return y.reshape(x.shape)
+
+    def norm(self, name: str, x: Array) -> Array:
+        return RMSNorm(self.config, name=name)(x)
+
+    def project(
+        self, x: Float[Array, "t i"], name: str, axes: tuple[str, str], scales: dict[str, Float[Array, ""]]
+    ) -> list[Array]:
         """x @ kernel + (x @ a * scale) @ b of the projections in a kernel: one wide product, one thin one."""
-        config, sizes = self.config, outputs(self.config, name)
-        kernel = _kernel(self, name, (x.shape[-1], sum(sizes.values())), axes, config.quantize)
+        config = self.config
+        widths = outputs(config, name)
+        kernel = _kernel(self, name, (x.shape[-1], sum(widths.values())), axes, config.quantize)
         wide = quantize.matmul(x, kernel) if config.quantize != "none" else x @ kernel.astype(x.dtype)
         if name in config.biases:
             wide = wide + _param(self, f"{name}_bias", wide.shape[-1:], axes[1:]).astype(x.dtype)[None]
-        parts = _split(wide, list(modules(config, name).values()))
-        pairs = {target: pair for target in modules(config, name) if (pair := self.lora_pair(target))}
-        if pairs:
-            thin = x @ jnp.concatenate([a for a, _ in pairs.values()], axis=1).astype(x.dtype)
-            own = jnp.concatenate([jnp.broadcast_to(scales[target], a.shape[1]) for target, (a, _) in pairs.items()])
-            thin = _split(thin * own.astype(x.dtype)[None], [a.shape[1] for a, _ in pairs.values()])
-            for (target, (_, b)), low in zip(pairs.items(), thin, strict=True):
-                index = list(modules(config, name)).index(target)
-                parts[index] = parts[index] + low @ b.astype(x.dtype)
-        return _split(parts[0], list(sizes.values())) if config.modules_fused else parts
+        targets = modules(config, name)
+        parts = dict(zip(targets, _split(wide, list(targets.values())), strict=True))
+        for target, change in self.low_rank(x, list(targets), scales):
+            parts[target] = parts[target] + change
+        if config.modules_fused:
+            return _split(parts[name], list(widths.values()))
+        return list(parts.values())
+
+    def low_rank(
+        self, x: Float[Array, "t i"], targets: list[str], scales: dict[str, Float[Array, ""]]
+    ) -> Iterator[tuple[str, Array]]:
+        """(target, (x @ a * scale) @ b) of those targets that have a LoRA pair, by one product with all of their a."""
+        pairs = {target: pair for target in targets if (pair := self.lora_pair(target))}
+        if not pairs:
+            return
+        ranks = [a.shape[1] for a, _ in pairs.values()]
+        thin = x @ jnp.concatenate([a for a, _ in pairs.values()], axis=1).astype(x.dtype)
+        scale = jnp.concatenate([jnp.broadcast_to(scales[name], rank) for name, rank in zip(pairs, ranks, strict=True)])
+        parts = _split(thin * scale.astype(x.dtype)[None], ranks)
+        for (target, (_, b)), low in zip(pairs.items(), parts, strict=True):
+            yield target, low @ b.astype(x.dtype)
 
     def lora_pair(self, target: str) -> tuple[Array, Array] | None:
         """(a [in, r], b [r, out]) of a target, or None: not a target, or no adapter was given."""
@@ -146,56 +230,48 @@ class Block(nn.Module):
         if not (self.is_initializing() or self.has_variable("lora", target)):
             return None
         shapes = abstract_adapter(self.config, self.lora)["layers"][target]
-        pair = self.variable("lora", target, lambda: {name: jnp.zeros(own.shape[1:]) for name, own in shapes.items()})
+        pair = self.variable("lora", target, lambda: {name: jnp.zeros(leaf.shape[1:]) for name, leaf in shapes.items()})
         return pair.value["a"], pair.value["b"]
 
-    def norm(self, name: str, x: Array) -> Array:
-        return RMSNorm(self.config, name=name)(x)
 
-    @nn.compact
-    def __call__(self, carry, layer, kind, scales, turn, sight, slot):
-        config, (x, cache) = self.config, carry
-        flat = (x.shape[0] * x.shape[1], -1)  # one token axis: one contracting dimension in the weight gradients
-        # With norms after each half, too, Hugging Face's name for the one before the MLP is another.
-        before_mlp = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
+def _flat(x: Array) -> Array:
+    """All tokens on one axis, all channels on another: one contracting dimension in the weight gradients."""
+    return x.reshape(x.shape[0] * x.shape[1], -1)
 
-        y, cache = self.attention(self.norm("input_layernorm", x), cache, layer, kind, scales, turn, sight, slot)
-        x = x + (self.norm("post_attention_layernorm", y) if config.post_norms else y)
 
-        y = self.norm(before_mlp, x).reshape(flat)
-        y = gated(jnp.concatenate(self.project(y, "gate_up_proj", ("embed", "mlp"), scales), -1), config.activation)
-        (y,) = self.project(y, "down_proj", ("mlp", "embed"), scales)
-        y = y.reshape(x.shape)
-        return (x + (self.norm("post_feedforward_layernorm", y) if config.post_norms else y), cache), None
+def _of_kind(rotations: Rotation, kind: Int[Array, ""]) -> Rotation:
+    """The rotation of one kind of layer."""
+    return jax.tree.map(lambda kinds: kinds[0] if len(kinds) == 1 else kinds[kind], rotations)
 
-    def attention(self, x, cache, layer, kind, scales, turn, sight, slot):
-        config, (batch, length, _) = self.config, x.shape
-        q, k, v = self.project(x.reshape(batch * length, -1), "qkv_proj", ("embed", "heads"), scales)
-        q, k, v = (part.reshape(batch, length, -1, config.head_dim) for part in (q, k, v))
-        if config.qk_norm:
-            q, k = self.norm("q_norm", q), self.norm("k_norm", k)
-        turn = jax.tree.map(lambda kinds: kinds[0] if len(kinds) == 1 else kinds[kind], turn)
-        q, k = rotate(q, turn), rotate(k, turn)
-        implementation = config.attention
-        if cache is not None:
-            at = (layer, 0, slot, 0, 0)
-            cache = KVCache(
-                *(jax.lax.dynamic_update_slice(old, new[None], at) for old, new in zip(cache, (k, v), strict=True))
-            )
-            k, v = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
-            # the fused kernels are for whole sequences; against a cache there is little to fuse
-            implementation = "xla" if implementation == "xla" else "chunked"
 
-        def attended(window: int | None):
-            options = Attention(config.query_scale, config.attention_softcap, window)
-            return lambda q, k, v, sight: attend(implementation, q, k, v, sight, options)
+def _written(cache: KVCache, new: KVCache, layer: Int[Array, ""], slot: Int[Array, ""]) -> KVCache:
+    """The cache with one layer's new keys and values [b, t, g, e] in it, from a slot on."""
+    start = (layer, 0, slot, 0, 0)
+    return jax.tree.map(lambda old, part: jax.lax.dynamic_update_slice(old, part[None], start), cache, new)
 
-        ways = [attended(own.window) for own in config.kinds]
-        alike = len({own.window for own in config.kinds}) == 1
-        seen = (q, k, v, sight)
-        y = ways[0](*seen) if alike else jax.lax.switch(kind, ways, *seen)
-        (y,) = self.project(y.reshape(batch * length, -1), "o_proj", ("heads", "embed"), scales)
-        return y.reshape(x.shape), cache
+
+def _of_layer(cache: KVCache, layer: Int[Array, ""]) -> KVCache:
+    """Keys and values of one layer, [b, s, g, e]."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), cache)
+
+
+def _attended(
+    config: DecoderConfig, operands: tuple[Array, Array, Array, Sight], kind: Int[Array, ""], cached: bool
+) -> Float[Array, "b t h e"]:
+    """`attend` of (q, k, v, sight), with the window of that kind of layer."""
+    implementation = config.attention
+    if cached:
+        # the fused kernels are for whole sequences; against a cache there is little to fuse
+        implementation = "xla" if implementation == "xla" else "chunked"
+
+    def windowed(window: int | None) -> Callable[[Array, Array, Array, Sight], Array]:
+        options = Attention(config.query_scale, config.attention_softcap, window)
+        return lambda q, k, v, sight: attend(implementation, q, k, v, sight, options)
+
+    windows = [layer_kind.window for layer_kind in config.kinds]
+    if len(set(windows)) == 1:
+        return windowed(windows[0])(*operands)
+    return jax.lax.switch(kind, [windowed(window) for window in windows], *operands)
 
 
 def _split(x: Array, sizes: list[int]) -> list[Array]:
@@ -222,7 +298,7 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, nn.broadcast),  # of a Layer, of the Context  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -244,31 +320,43 @@ class Decoder(nn.Module):
         written to slots `slot .. slot + t` first.
         """
         config = self.config
-        depth, slots = config.num_hidden_layers, sight.key_segment.shape[1]
+        depth = config.num_hidden_layers
+        slots = sight.key_segment.shape[1]
         if config.longest and slots > config.longest:
             raise InputError(f"{slots} tokens: this model's rotary embedding is supported up to {config.longest}")
         x = self.embed_tokens.astype(config.dtype)[tokens] * jnp.asarray(config.embed_scale, config.dtype)
-        turn = turns(tuple(kind.rope for kind in config.kinds), sight.query_position)
+        rotation = rotations(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)
-        scales = {own: jnp.array(self.lora.scales(own, depth), jnp.float32) for own in self.lora.targets}
-        layer, slot = jnp.arange(depth), jnp.asarray(slot)
-        (x, cache), _ = self.layers((x, cache), layer, kind, scales, turn, sight, slot)
+        scales = {target: jnp.array(self.lora.scales(target, depth), jnp.float32) for target in self.lora.targets}
+        layers = Layer(jnp.arange(depth), kind, scales)
+        (x, cache), _ = self.layers((x, cache), layers, Context(rotation, sight, jnp.asarray(slot)))
         return self.norm(x), cache
 
     def unembed(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Logits, float32."""
         head = self.embed_tokens.T if self.config.tie_word_embeddings else self.lm_head
-        logits, cap = (hidden @ head.astype(hidden.dtype)).astype(jnp.float32), self.config.logit_softcap
+        logits = (hidden @ head.astype(hidden.dtype)).astype(jnp.float32)
+        cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def _variables(model: Decoder, base: Base, adapter: Adapter | None) -> dict:
+@struct.dataclass
+@no_type_check  # at run time: as a pytree it may hold shapes or shardings in place of arrays
+class LM:
+    """A language model without its adapter, as every program takes it: a pytree of the base, whose model is static."""
+
+    model: Decoder = struct.field(pytree_node=False)
+    base: Base
+
+
+def _variables(lm: LM, adapter: Adapter | None) -> dict:
     if adapter is None:
-        return {"params": base}
-    given, targets = sorted(adapter["layers"]), sorted(model.lora.targets)
+        return {"params": lm.base}
+    given = sorted(adapter["layers"])
+    targets = sorted(lm.model.lora.targets)
     if given != targets:
         raise ValueError(f"an adapter of {given} for a model whose targets are {targets}")
-    return {"params": base, "lora": adapter}
+    return {"params": lm.base, "lora": adapter}
 
 
 def segment_positions(segments: Int[Array, "b l"]) -> Int[Array, "b l"]:
@@ -280,8 +368,7 @@ def segment_positions(segments: Int[Array, "b l"]) -> Int[Array, "b l"]:
 
 
 def forward(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     adapter: Adapter | None,
     tokens: Int[Array, "b l"],
     segments: Int[Array, "b l"] | Bool[Array, "b l"],
@@ -294,12 +381,11 @@ def forward(
     segments = segments.astype(jnp.int32)
     positions = segment_positions(segments)
     sight = Sight(segments, positions, segments, positions)
-    return model.apply(_variables(model, base, adapter), tokens, sight)[0]  # pyright: ignore
+    return lm.model.apply(_variables(lm, adapter), tokens, sight)[0]  # pyright: ignore
 
 
 def forward_cached(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     adapter: Adapter | None,
     tokens: Int[Array, "b t"],
     sight: Sight,
@@ -307,11 +393,12 @@ def forward_cached(
     slot: Int[Array, ""],
 ) -> tuple[Float[Array, "b t d"], KVCache]:
     """Hidden states of `tokens` written into the cache from `slot` on; the keys of `sight` are all of its slots."""
-    return model.apply(_variables(model, base, adapter), tokens, sight, cache, slot)  # pyright: ignore
+    return lm.model.apply(_variables(lm, adapter), tokens, sight, cache, slot)  # pyright: ignore
 
 
-def unembed(model: Decoder, base: Base, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
-    return model.apply({"params": base}, hidden, method="unembed")  # pyright: ignore
+def unembed(lm: LM, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
+    """Logits of final hidden states, float32."""
+    return lm.model.apply({"params": lm.base}, hidden, method="unembed")  # pyright: ignore
 
 
 def abstract_base(config: DecoderConfig) -> PyTree:
@@ -329,7 +416,7 @@ def init_base(config: DecoderConfig, key: Key[Array, ""]) -> Base:
         if name == "weight":
             return jnp.full(shape.shape, 0.0 if config.unit_offset else 1.0, shape.dtype)
         deviation = 0.02 / (2 * layers) ** 0.5 if name in ("o_proj", "down_proj") else 0.02
-        own = rng.stream(key, jax.tree_util.keystr(path))
-        return deviation * jax.random.normal(own, shape.shape, shape.dtype)
+        leaf_key = rng.stream(key, jax.tree_util.keystr(path))
+        return deviation * jax.random.normal(leaf_key, shape.shape, shape.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, nn.unbox(abstract_base(config)))

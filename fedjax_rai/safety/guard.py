@@ -6,18 +6,17 @@ The guard is an adapter on some base, or a released model; it is sent to the cli
 import re
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from os.path import commonprefix
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int
+from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
 from fedjax_rai.data.examples import Examples, encode_chats, encode_questions, length_batches, take
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
-from fedjax_rai.model.decoder import Decoder, forward, unembed
+from fedjax_rai.model.decoder import LM, forward, unembed
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, answered, chat, guard_question, prompt
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.step import train
@@ -72,8 +71,7 @@ def guard_form(tokenizer: Tokenizer) -> GuardForm:
 class Guard(NamedTuple):
     """What scoring needs. `adapter` None: the base as released. A prompt too long for `max_length` keeps its end."""
 
-    model: Decoder
-    base: Base
+    lm: LM
     adapter: Adapter | None
     tokenizer: Tokenizer
     max_length: int
@@ -81,23 +79,22 @@ class Guard(NamedTuple):
     key: str = "model.path"  # of the config, which names the model
 
 
-def released_guard(model: Decoder, base: Base, tokenizer: Tokenizer, max_length: int, batch_size: int) -> Guard:
+def released_guard(lm: LM, tokenizer: Tokenizer, max_length: int, batch_size: int) -> Guard:
     """A model as it was released; its own request, which may be long, comes on top of the pair's `max_length`."""
     (request,) = encode_questions(tokenizer, [guard_form(tokenizer).conversation("", "")], sys.maxsize)
-    return Guard(model, base, None, tokenizer, len(request) + max_length, batch_size, "guard.path")
+    return Guard(lm, None, tokenizer, len(request) + max_length, batch_size, "guard.path")
 
 
-@partial(jax.jit, static_argnames="model")
+@jax.jit
 def first_token_score(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     adapter: Adapter | None,
     tokens: Int[Array, "b l"],
     valid: Bool[Array, "b l"],
     verdict_ids: Int[Array, "2"],
 ) -> Float[Array, "b"]:
     """p(unsafe) / (p(safe) + p(unsafe)) of the token after each left-padded prompt."""
-    logits = unembed(model, base, forward(model, base, adapter, tokens, valid)[:, -1])
+    logits = unembed(lm, forward(lm, adapter, tokens, valid)[:, -1])
     return jax.nn.softmax(logits[:, verdict_ids], axis=-1)[:, 1]
 
 
@@ -108,10 +105,10 @@ def score(guard: Guard, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     room = guard.max_length - len(form.lead_ids)
     prompts = [ids + form.lead_ids for ids in encode_questions(guard.tokenizer, asked, room)]
     for ids in (*prompts, form.verdict_ids):
-        guard.tokenizer.check_ids(ids, guard.model.config.vocab_size, guard.key)
+        guard.tokenizer.check_ids(ids, guard.lm.model.config.vocab_size, guard.key)
     verdict_ids, scores = np.array(form.verdict_ids), np.zeros(len(prompts), np.float32)
     pending = [
-        (own, first_token_score(guard.model, guard.base, guard.adapter, batch.tokens, batch.valid, verdict_ids))
+        (own, first_token_score(guard.lm, guard.adapter, batch.tokens, batch.valid, verdict_ids))
         for own, batch in length_batches(prompts, guard.batch_size, guard.tokenizer.pad_id)
     ]
     for own, values in pending:
@@ -125,17 +122,16 @@ def training_examples(tokenizer: Tokenizer, pairs: Sequence[Pair], max_length: i
     return encode_chats(tokenizer, chats, max_length, keep_end=True)
 
 
-@partial(jax.jit, static_argnames="model")
+@jax.jit
 def fit(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     adapter: Adapter,
     examples: Examples,
     rows: Int[Array, "k b"],
     learning_rate: Float[Array, ""],
 ) -> Adapter:
     """The adapter fine-tuned on rows of labelled examples, one step a line."""
-    return train(model, base, adapter, take(examples, rows), learning_rate)[0]
+    return train(lm, adapter, take(examples, rows), learning_rate)[0]
 
 
 def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> list[Pair]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from fedjax_rai import rng, terminal
 from fedjax_rai.data.examples import length_batches
 from fedjax_rai.errors import InputError
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.families import read_config, read_json
 from fedjax_rai.model.lora import NO_LORA
 from fedjax_rai.model.peft import load_adapter
@@ -21,7 +20,7 @@ from fedjax_rai.model.weights import load_base
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
 from fedjax_rai.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, stop_ids
-from fedjax_rai.train.generate import Sampling, generate
+from fedjax_rai.train.generate import Decoding, Sampling, generate
 
 
 class Row(NamedTuple):
@@ -66,7 +65,7 @@ def answers(
     rows = read_rows(prompts, tokenizer, config.vocab_size, raw, most)
     if ignored := ignored_settings(folder):
         terminal.say(f"not computed, though generation_config.json asks for it: {', '.join(ignored)}")
-    model, base = Decoder(config, lora), load_base(resolve(path, revision, weights=True), config)
+    lm = LM(Decoder(config, lora), load_base(resolve(path, revision, weights=True), config))
     sampling = Sampling(
         np.float32(temperature),
         top_p=None if top_p is None else np.float32(top_p),
@@ -84,9 +83,8 @@ def answers(
             ends = jnp.array((tokenizer.end_ids if chat and tokenizer else stop_ids(folder)) or (-1,))
             size = min(batch_size, max(len(mine), 1))
             for picked, batch in length_batches([rows[i].ids for i in mine], size, 0, most):
-                found = _generate(
-                    model, base, own, *batch, keys[mine[np.resize(picked, size)]], sampling, ends, max_new
-                )
+                decoding = Decoding(sampling, ends, max_new)
+                found = generate(lm, own, batch, keys[mine[np.resize(picked, size)]], decoding)
                 tokens, valid = np.asarray(found.tokens), np.asarray(found.valid)
                 for row, i in enumerate(mine[picked]):
                     ids = tokens[row][valid[row]].tolist()
@@ -95,9 +93,6 @@ def answers(
                 while given in said:
                     yield said.pop(given)
                     given += 1
-
-
-_generate = partial(jax.jit, static_argnames=("model", "max_new"))(generate)
 
 
 def ignored_settings(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from fedjax_rai import rng
 from fedjax_rai.aliases import Base
 from fedjax_rai.data import tiny_world
 from fedjax_rai.data.examples import Examples, bucket
-from fedjax_rai.model.decoder import Decoder, init_base
+from fedjax_rai.model.decoder import LM, Decoder, init_base
 from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.weights import save_base
 from fedjax_rai.text.prompts import ASSISTANT, Segment, chat
@@ -90,7 +90,7 @@ def pretrain(tokenizer: Tokenizer, documents: list[tiny_world.Document], steps: 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(base: Base, state: Any, batch: Examples) -> tuple[Base, Any, losses.Sum]:
         def loss(base: Base) -> tuple[jax.Array, losses.Sum]:
-            terms = losses.sft(model, base, None, batch.tokens, batch.loss_mask, batch.segments)
+            terms = losses.sft(LM(model, base), None, batch)
             return terms.mean(), terms
 
         gradient, terms = jax.grad(loss, has_aux=True)(base)

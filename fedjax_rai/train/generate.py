@@ -1,24 +1,26 @@
 """Decoding with a KV cache: prefill, sample, append fixed text, sample again, in one program.
 
 Slots and positions are two things. Every row writes the same slot at the same time, so the cache is updated in
-place; a row that has nothing to say there (left padding, a finished answer) leaves the slot invalid, and its
+place; a row that has no token there (left padding, a finished answer) leaves the slot invalid, and its
 positions count valid tokens only. So a ragged batch equals its rows one by one, and a conversation goes on
 without computing any prefix again.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.custom_batching import custom_vmap
 
-from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key
+from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
+from fedjax_rai.data.examples import Prompts
 from fedjax_rai.model.attention import Sight
-from fedjax_rai.model.decoder import Decoder, KVCache, empty_cache, forward_cached, unembed
+from fedjax_rai.model.decoder import LM, Decoder, KVCache, empty_cache, forward_cached, unembed
 
 
-class Decoding(NamedTuple):
+class DecodingState(NamedTuple):
     """Conversations under way."""
 
     cache: KVCache
@@ -36,10 +38,10 @@ class Answers(NamedTuple):
     ended: Bool[Array, "b"]  # False: cut off by the length limit
 
 
-def start(model: Decoder, batch: int, slots: int) -> Decoding:
+def start(model: Decoder, batch: int, slots: int) -> DecodingState:
     """Empty conversations with room for `slots` tokens; a prompt comes first, by `append`."""
     config = model.config
-    return Decoding(
+    return DecodingState(
         cache=empty_cache(config, batch, slots),
         valid=jnp.zeros((batch, slots), bool),
         position=jnp.zeros(batch, jnp.int32),
@@ -49,13 +51,12 @@ def start(model: Decoder, batch: int, slots: int) -> Decoding:
 
 
 def append(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     adapter: Adapter | None,
-    state: Decoding,
+    state: DecodingState,
     tokens: Int[Array, "b t"],
     valid: Bool[Array, "b t"],
-) -> Decoding:
+) -> DecodingState:
     """Feed tokens to every row. Left-padded: the last column is each row's last token, whose logits come next.
 
     A row whose last column is invalid adds nothing, and keeps the logits it had.
@@ -64,9 +65,9 @@ def append(
     positions = jnp.maximum(state.position[:, None] + jnp.cumsum(valid, axis=1) - 1, 0)
     key_positions = jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
     sight = Sight(valid.astype(jnp.int32), positions, seen.astype(jnp.int32), key_positions)
-    hidden, cache = forward_cached(model, base, adapter, tokens, sight, state.cache, state.slot)
-    logits = jnp.where(valid[:, -1:], unembed(model, base, hidden[:, -1]), state.logits)
-    return Decoding(cache, seen, state.position + valid.sum(axis=1), state.slot + tokens.shape[1], logits)
+    hidden, cache = forward_cached(lm, adapter, tokens, sight, state.cache, state.slot)
+    logits = jnp.where(valid[:, -1:], unembed(lm, hidden[:, -1]), state.logits)
+    return DecodingState(cache, seen, state.position + valid.sum(axis=1), state.slot + tokens.shape[1], logits)
 
 
 class Sampling(NamedTuple):
@@ -126,74 +127,83 @@ def _nucleus(falling: Float[Array, "b v"], top_p: Float[Array, ""] | np.floating
     return jnp.where((before < top_p) | (top_p >= 1), falling, -jnp.inf)
 
 
+@struct.dataclass
+@no_type_check  # at run time: as a pytree it may hold shapes in place of arrays
+class Decoding:
+    """The settings of decoding. Numbers and tokens are traced; another `max_new`, or other bounds, compile anew."""
+
+    sampling: Sampling
+    end_ids: Int[Array, "e"] | np.ndarray  # an answer ends with any of these; the first is the end-of-turn token
+    max_new: int = struct.field(pytree_node=False)  # the most tokens of an answer, its end included
+
+
 @custom_vmap
-def _anyone(speaks: Bool[Array, "b"]) -> Bool[Array, ""]:
-    """Whether any row does: of all batches, under `vmap`, so that one loop drives them all.
+def _any_active(active: Bool[Array, "b"]) -> Bool[Array, ""]:
+    """Whether any row is: of all batches, under `vmap`, so that one loop drives them all.
 
     A condition for each of them would have XLA select, so copy, every cache whole at every token.
     """
-    return speaks.any()
+    return active.any()
 
 
-@_anyone.def_vmap
-def _anyone_of_all(size: int, batched: list[bool], speaks: Array) -> tuple[Array, bool]:
-    return _anyone(speaks.any(axis=0) if batched[0] else speaks), False
+@_any_active.def_vmap
+def _any_active_of_all(size: int, batched: list[bool], active: Array) -> tuple[Array, bool]:
+    return _any_active(active.any(axis=0) if batched[0] else active), False
+
+
+class _Loop(NamedTuple):
+    step: Int[Array, ""]
+    state: DecodingState
+    answers: Answers
 
 
 def sample(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     adapter: Adapter | None,
-    state: Decoding,
+    state: DecodingState,
     keys: Key[Array, "b"],
-    sampling: Sampling,
-    end_ids: Int[Array, "e"],
-    max_new: int,
+    decoding: Decoding,
     close: bool = False,
-) -> tuple[Decoding, Answers]:
-    """Let every row speak until one of `end_ids`, or `max_new` tokens; stops when all rows have.
+) -> tuple[DecodingState, Answers]:
+    """Answers of every row until one of `end_ids`, or `max_new` tokens; stops when all rows have ended.
 
     `close`: every answer's last token becomes `end_ids[0]`, the end-of-turn token, whether it was cut off or ended by
     another, so that a conversation can go on.
     """
-    batch = state.position.shape[0]
+    end_ids = decoding.end_ids
+    max_new = decoding.max_new
 
-    class Loop(NamedTuple):
-        step: Array
-        state: Decoding
-        answers: Answers
+    def unfinished(loop: _Loop) -> Array:
+        return (loop.step < max_new) & _any_active(~loop.answers.ended)
 
-    def going(loop: Loop) -> Array:
-        return (loop.step < max_new) & _anyone(~loop.answers.ended)
-
-    def speak(loop: Loop) -> Loop:
-        step, now, said = loop
-        token = pick(now.logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), sampling)
+    def advance(loop: _Loop) -> _Loop:
+        step, state, answers = loop
+        token = pick(state.logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), decoding.sampling)
         ends = jnp.isin(token, end_ids)
         if close:
             token = jnp.where(ends | (step == max_new - 1), end_ids[0], token)
-        speaks = ~said.ended
-        now = append(model, base, adapter, now, token[:, None], speaks[:, None])
-        tokens = said.tokens.at[:, step].set(jnp.where(speaks, token, end_ids[0]))
-        return Loop(step + 1, now, Answers(tokens, said.valid.at[:, step].set(speaks), said.ended | ends))
+        active = ~answers.ended
+        state = append(lm, adapter, state, token[:, None], active[:, None])
+        tokens = answers.tokens.at[:, step].set(jnp.where(active, token, end_ids[0]))
+        next_step = step + 1
+        valid = answers.valid.at[:, step].set(active)
+        return _Loop(next_step, state, Answers(tokens, valid, answers.ended | ends))
 
-    nothing = Answers(jnp.full((batch, max_new), end_ids[0]), jnp.zeros((batch, max_new), bool), jnp.zeros(batch, bool))
-    loop = jax.lax.while_loop(going, speak, Loop(jnp.zeros((), jnp.int32), state, nothing))
+    nothing = _no_answers(len(keys), decoding)
+    loop = jax.lax.while_loop(unfinished, advance, _Loop(jnp.zeros((), jnp.int32), state, nothing))
     return loop.state, loop.answers
 
 
-def generate(
-    model: Decoder,
-    base: Base,
-    adapter: Adapter | None,
-    tokens: Int[Array, "b l"],
-    valid: Bool[Array, "b l"],
-    keys: Key[Array, "b"],
-    sampling: Sampling,
-    end_ids: Int[Array, "e"],
-    max_new: int,
-) -> Answers:
-    """Answers to left-padded prompts."""
-    state = start(model, tokens.shape[0], tokens.shape[1] + max_new)
-    state = append(model, base, adapter, state, tokens, valid)
-    return sample(model, base, adapter, state, keys, sampling, end_ids, max_new)[1]
+def _no_answers(batch: int, decoding: Decoding) -> Answers:
+    shape = (batch, decoding.max_new)
+    return Answers(jnp.full(shape, decoding.end_ids[0]), jnp.zeros(shape, bool), jnp.zeros(batch, bool))
+
+
+@jax.jit
+def generate(lm: LM, adapter: Adapter | None, prompts: Prompts, keys: Key[Array, "b"], decoding: Decoding) -> Answers:
+    """Answers to left-padded prompts, one key a row; jitted, so one program a shape for all who ask."""
+    batch, length = prompts.tokens.shape
+    state = start(lm.model, batch, length + decoding.max_new)
+    state = append(lm, adapter, state, prompts.tokens, prompts.valid)
+    _, answers = sample(lm, adapter, state, keys, decoding)
+    return answers

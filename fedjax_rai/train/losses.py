@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int
-from fedjax_rai.model.decoder import Decoder, forward, unembed
+from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
+from fedjax_rai.data.examples import Examples
+from fedjax_rai.model.decoder import LM, forward, unembed
 
 
 class Sum(NamedTuple):
@@ -28,45 +29,32 @@ def token_logps(logits: Float[Array, "b l v"], targets: Int[Array, "b l"]) -> Fl
 
 
 def sequence_logps(
-    model: Decoder, base: Base, adapter: Adapter | None, tokens: Int[Array, "b l"], segments: Int[Array, "b l"]
+    lm: LM, adapter: Adapter | None, tokens: Int[Array, "b l"], segments: Int[Array, "b l"]
 ) -> Float[Array, "b l"]:
     """log p(token | those before it in its segment); 0 for a segment's first token, which nothing predicts."""
-    hidden = forward(model, base, adapter, tokens, segments)
-    logps = jax.checkpoint(lambda h: token_logps(unembed(model, base, h), tokens[:, 1:]))(hidden[:, :-1])
+    hidden = forward(lm, adapter, tokens, segments)
+    logps = jax.checkpoint(lambda h: token_logps(unembed(lm, h), tokens[:, 1:]))(hidden[:, :-1])
     predicted = segments[:, 1:] == segments[:, :-1]
     return jnp.pad(jnp.where(predicted, logps, 0.0), ((0, 0), (1, 0)))
 
 
-def sft(
-    model: Decoder,
-    base: Base,
-    adapter: Adapter | None,
-    tokens: Int[Array, "b l"],
-    loss_mask: Bool[Array, "b l"],
-    segments: Int[Array, "b l"],
-) -> Sum:
+def sft(lm: LM, adapter: Adapter | None, examples: Examples) -> Sum:
     """Negative log-likelihood of the tokens that are trained on; a segment's first one never is."""
-    logps = sequence_logps(model, base, adapter, tokens, segments)
-    mask = _trained(loss_mask, segments).astype(logps.dtype)
+    logps = sequence_logps(lm, adapter, examples.tokens, examples.segments)
+    mask = _trained(examples).astype(logps.dtype)
     return Sum(-jnp.sum(logps * mask), jnp.sum(mask))
 
 
-def _trained(loss_mask: Bool[Array, "b l"], segments: Int[Array, "b l"]) -> Bool[Array, "b l"]:
-    """Those of the mask that something predicts: all but a segment's first token."""
-    return loss_mask & (segments == jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1])
+def _trained(examples: Examples) -> Bool[Array, "b l"]:
+    """The tokens of the loss mask that something predicts: all but a segment's first token."""
+    segments = examples.segments
+    return examples.loss_mask & (segments == jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1])
 
 
-def answer_logps(
-    model: Decoder,
-    base: Base,
-    adapter: Adapter | None,
-    tokens: Int[Array, "b l"],
-    loss_mask: Bool[Array, "b l"],
-    segments: Int[Array, "b l"],
-) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+def answer_logps(lm: LM, adapter: Adapter | None, examples: Examples) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
     """(log p of the tokens of each row that are trained on, summed; how many they are). One sequence a row."""
-    logps = sequence_logps(model, base, adapter, tokens, segments)
-    mask = _trained(loss_mask, segments).astype(logps.dtype)
+    logps = sequence_logps(lm, adapter, examples.tokens, examples.segments)
+    mask = _trained(examples).astype(logps.dtype)
     return jnp.sum(logps * mask, axis=1), jnp.sum(mask, axis=1)
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rai import trees
-from fedjax_rai.aliases import Adapter, Array, Base, Float
+from fedjax_rai.aliases import Adapter, Array, Float
 from fedjax_rai.data.examples import Examples
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM
 from fedjax_rai.train import losses
 
 X = TypeVar("X")
@@ -48,8 +48,7 @@ def descend(
 
 
 def update(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     state: TrainState,
     batch: Examples,
     learning_rate: Float[Array, ""],
@@ -58,15 +57,14 @@ def update(
     """A step of supervised fine-tuning, whose gradient is that of the mean over trained tokens."""
 
     def loss(adapter: Adapter) -> tuple[Float[Array, ""], losses.Sum]:
-        terms = losses.sft(model, base, adapter, batch.tokens, batch.loss_mask, batch.segments)
+        terms = losses.sft(lm, adapter, batch)
         return terms.mean(), terms
 
     return descend(loss, state, learning_rate, correction)
 
 
 def train(
-    model: Decoder,
-    base: Base,
+    lm: LM,
     adapter: Adapter,
     batches: Examples,
     learning_rate: Float[Array, ""],
@@ -75,7 +73,7 @@ def train(
     """`k` updates from a fresh optimizer on batches `[k, b, l]`: the trained adapter and the loss of all its tokens."""
 
     def body(state: TrainState, batch: Examples) -> tuple[TrainState, losses.Sum]:
-        return update(model, base, state, batch, learning_rate, correction)
+        return update(lm, state, batch, learning_rate, correction)
 
     state, terms = jax.lax.scan(body, start(adapter), batches)
     return state.adapter, losses.Sum(jnp.sum(terms.total), jnp.sum(terms.weight))

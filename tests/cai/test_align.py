@@ -48,11 +48,11 @@ def trained_for(method: str, preference: str = "sigmoid", batch_size: int = BATC
     return options(objective=METHODS[method](preference), batch_size=batch_size)
 
 
-_refer = jax.jit(cai.refer, static_argnums=(0, 4))
+_refer = jax.jit(cai.refer, static_argnames="rows")
 
 
 def refer(own: Pool, adapter: Adapter | None, rows: int = REVISIONS) -> Pool:
-    return _refer(small.MODEL, small.BASE, adapter, own, rows)
+    return _refer(small.LM, adapter, own, rows=rows)
 
 
 def train(own: programs.Options, progress: Progress, of: Pool, first: int, last: int, at: Rates) -> Progress:
@@ -154,7 +154,7 @@ def objective(adapter, own: Pool, rows, replayed, method: str, preference: str =
 
     def loss(adapter):
         return cai.objective_loss(
-            small.MODEL, small.BASE, adapter, own, rows, replayed, jnp.float32(BETA), METHODS[method](preference),
+            small.LM, adapter, own, rows, replayed, jnp.float32(BETA), METHODS[method](preference),
             lambda batch: batch,
         )  # fmt: skip
 
@@ -164,7 +164,7 @@ def objective(adapter, own: Pool, rows, replayed, method: str, preference: str =
 @jax.jit
 def sft(adapter, batch: Examples):
     """(loss, gradient) of supervised fine-tuning."""
-    return jax.value_and_grad(lambda own: losses.sft(small.MODEL, small.BASE, own, *batch).mean())(adapter)
+    return jax.value_and_grad(lambda own: losses.sft(small.LM, own, batch).mean())(adapter)
 
 
 NONE = jnp.zeros(BATCH, bool)
@@ -188,9 +188,7 @@ def test_the_sft_method_minimises_the_sft_loss_of_the_rows_drawn():
 def test_an_iteration_of_sft_is_a_step_of_supervised_fine_tuning():
     own, state = pool(), step.start(small.adapter())
     rows, _ = cai.draw(own, jnp.arange(REVISIONS), jnp.float32(0.3), rng.stream(KEY, "align", iteration=0), BATCH)
-    expected, _ = jax.jit(step.update, static_argnums=0)(
-        small.MODEL, small.BASE, state, take(own.answers, rows), jnp.float32(LEARNING_RATE)
-    )
+    expected, _ = jax.jit(step.update)(small.LM, state, take(own.answers, rows), jnp.float32(LEARNING_RATE))
     got = train(trained_for("sft"), cai.begin(small.adapter()), own, 0, 1, rates())
     small.assert_trees_close(got.state.adapter, expected.adapter)
 

@@ -16,12 +16,12 @@ from fedjax_rai.config.files import CONSTITUTION
 from fedjax_rai.data.examples import Prompts, encode_questions, pad_left
 from fedjax_rai.data.tiny_world import red_prompts
 from fedjax_rai.model import families, peft, weights
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn, question
 from fedjax_rai.text.tokenizer import TODAY, Tokenizer, load_tokenizer
-from fedjax_rai.train.generate import Sampling
+from fedjax_rai.train.generate import Decoding, Sampling
 from tests.cai.test_revise import spoken
 from tests.chat_models import FAMILIES, huggingface
 from tests.model.common import random_adapter, random_base
@@ -52,7 +52,8 @@ def texts(tokenizer: Tokenizer, few_shot: tuple[Turn, ...] = (), prompts: int = 
 def _chain(model: Decoder, base, policy, critic, talk: Talk, requests: Requests, end_ids: tuple[int, ...], same: bool):
     def some(own: Talk):
         greedy = Sampling(jnp.zeros(()))
-        return chain(model, base, policy, critic, own, requests, greedy, jnp.array(end_ids), NEW, same)
+        decoding = Decoding(greedy, jnp.array(end_ids), NEW)
+        return chain(LM(model, base), policy, critic, own, requests, decoding, same)
 
     return trees.in_chunks(some, talk, CHUNK)
 

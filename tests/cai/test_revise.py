@@ -16,8 +16,8 @@ from fedjax_rai.cai.align import METHODS
 from fedjax_rai.cai.revise import Chain, Requests, Talk, chain, degenerate, equal, examples
 from fedjax_rai.data.examples import Prompts, pad_left
 from fedjax_rai.mesh import make_mesh
-from fedjax_rai.model.decoder import Decoder, forward, init_base, unembed
-from fedjax_rai.train.generate import Answers, Sampling
+from fedjax_rai.model.decoder import LM, Decoder, forward, init_base, unembed
+from fedjax_rai.train.generate import Answers, Decoding, Sampling
 from tests import small
 
 # With embeddings of its own for what it says: a random decoder whose embeddings are tied repeats what it read last.
@@ -50,7 +50,8 @@ def talk_about(prompts: list[list[int]] = PROMPTS, revisions: int = 3, before: l
 @partial(jax.jit, static_argnums=(4, 5))
 def _converse(policy, critic, talk: Talk, sampling: Sampling, same: bool, chunk: int | None) -> Chain:
     def some(own: Talk) -> Chain:
-        return chain(MODEL, BASE, policy, critic, own, REQUESTS, sampling, jnp.array(ENDS), NEW, same)
+        decoding = Decoding(sampling, jnp.array(ENDS), NEW)
+        return chain(LM(MODEL, BASE), policy, critic, own, REQUESTS, decoding, same)
 
     return some(talk) if chunk is None else trees.in_chunks(some, talk, chunk)
 
@@ -75,8 +76,8 @@ def words(said: Chain) -> list[Any]:
 @jax.jit
 def likeliest(adapter: Adapter | None, tokens, length):
     """What comes after the first `length` tokens, by the uncached forward pass."""
-    hidden = forward(MODEL, BASE, adapter, tokens[None], jnp.arange(ROOM)[None] < length)
-    return jnp.argmax(unembed(MODEL, BASE, hidden[:, length - 1])[0])
+    hidden = forward(LM(MODEL, BASE), adapter, tokens[None], jnp.arange(ROOM)[None] < length)
+    return jnp.argmax(unembed(LM(MODEL, BASE), hidden[:, length - 1])[0])
 
 
 def naive(adapter: Adapter | None, conversation: list[int]) -> tuple[list[int], bool]:

@@ -59,8 +59,8 @@ def test_packed_examples_do_not_see_each_other():
     assert LENGTHS[[3, 5, 9]].sum() <= corpus.tokens.shape[1]
 
     def logits(examples):
-        hidden = forward(small.MODEL, small.BASE, adapter, examples.tokens, examples.segments)
-        return np.asarray(unembed(small.MODEL, small.BASE, hidden))
+        hidden = forward(small.LM, adapter, examples.tokens, examples.segments)
+        return np.asarray(unembed(small.LM, hidden))
 
     together, begin = logits(packed)[0], 0
     for i in (3, 5, 9):
@@ -77,7 +77,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_batch_unpacked():
     assert planned.shape[1] < len(rows), "fewer rows"
 
     def loss(adapter, examples):
-        terms = sft(small.MODEL, small.BASE, adapter, *examples)
+        terms = sft(small.LM, adapter, examples)
         return terms.total, terms.weight
 
     both = [
@@ -111,7 +111,7 @@ def test_a_segments_first_token_is_never_a_target():
     """Nothing of its own predicts it; the last token of its neighbour in the row must not."""
     corpus, adapter = short_corpus(), small.adapter()
     corpus = corpus._replace(loss_mask=corpus.valid)
-    packed = sft(small.MODEL, small.BASE, adapter, *pack(corpus, jnp.array([[3, 5, 9]])))
-    alone = sft(small.MODEL, small.BASE, adapter, *take(corpus, jnp.array([3, 5, 9])))
+    packed = sft(small.LM, adapter, pack(corpus, jnp.array([[3, 5, 9]])))
+    alone = sft(small.LM, adapter, take(corpus, jnp.array([3, 5, 9])))
     assert packed.weight == alone.weight == LENGTHS[[3, 5, 9]].sum() - 3
     np.testing.assert_allclose(packed.total, alone.total, rtol=1e-6)

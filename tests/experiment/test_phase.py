@@ -149,7 +149,7 @@ def test_flops_are_those_of_the_matrix_products(config, settings):
     tokens, adapter = np.ones((2, 4), np.int32), setting.fresh_adapter("a")
 
     def whole(tokens):
-        return unembed(setting.model, setting.base, forward(setting.model, setting.base, adapter, tokens, tokens))
+        return unembed(setting.lm, forward(setting.lm, adapter, tokens, tokens))
 
     analysis: Any = jax.jit(whole).lower(tokens).cost_analysis()
     layers, head = setting.model.config.num_hidden_layers, 2 * setting.model.config.vocab_size * 128

@@ -55,8 +55,8 @@ def test_a_released_guard_is_asked_in_its_own_form_and_not_fitted(guarded, folde
     for pair, value in zip(pairs, score(guard, pairs), strict=True):
         ids = ids_of(guard.tokenizer.hf, answered(*pair), generate=True) + guard.tokenizer.encode("\n\n")
         tokens = jnp.array([ids])
-        hidden = forward(guard.model, guard.base, None, tokens, jnp.ones_like(tokens, bool))
-        logits = np.asarray(unembed(guard.model, guard.base, hidden[:, -1]))[0, words]
+        hidden = forward(guard.lm, None, tokens, jnp.ones_like(tokens, bool))
+        logits = np.asarray(unembed(guard.lm, hidden[:, -1]))[0, words]
         assert value == pytest.approx(1 / (1 + np.exp(logits[0] - logits[1])), abs=1e-5)
     assert len(set(own.scores.tolist())) > 10
     quality = own.guard_quality
@@ -71,7 +71,8 @@ def test_the_limit_of_a_pairs_length_leaves_room_for_the_guards_own_request(guar
 
 def test_ids_that_a_model_has_no_row_for_are_refused_by_their_config_key(guarded):
     own = Setting(guarded)
-    small = own.guard._replace(model=Decoder(dataclasses.replace(own.guard.model.config, vocab_size=300)))
+    narrow = Decoder(dataclasses.replace(own.guard.lm.model.config, vocab_size=300))
+    small = own.guard._replace(lm=dataclasses.replace(own.guard.lm, model=narrow))
     with pytest.raises(InputError, match=r"has id \d+, .* a vocab_size of 300; guard.path must be"):
         score(small, [("q", "r")])
     for used in ("corpus", "red_prompts", "requests", "replay", "guard"):

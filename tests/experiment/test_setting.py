@@ -70,7 +70,7 @@ def test_a_guard_that_is_the_base_is_loaded_once(config):
     fields = config.model_dump()
     fields["guard"]["path"] = "tiny"
     made = Setting(ExperimentConfig.model_validate(fields))
-    assert made.untuned_guard.base is made.base
+    assert made.untuned_guard.lm.base is made.base
 
 
 def test_a_limit_of_the_rotary_embedding_is_found_before_the_run(config, tmp_path, monkeypatch):

@@ -54,9 +54,8 @@ every_algorithm = pytest.mark.parametrize(
 @every_algorithm
 def test_one_client_is_centralised_training(name):
     state, _ = play(name, [small.cohort([3])])
-    alone, _ = jax.jit(train, static_argnums=0)(
-        small.MODEL, small.BASE, small.adapter(), take(small.corpus(), small.cohort([3]).rows[0]), RATE
-    )
+    batches = take(small.corpus(), small.cohort([3]).rows[0])
+    alone, _ = jax.jit(train)(small.LM, small.adapter(), batches, RATE)
     small.assert_trees_close(state.adapter, alone)
     assert small.distance(state.adapter, small.adapter()) > 1e-4
 
@@ -111,13 +110,13 @@ def test_scaffold_follows_its_formulas():
     """Two rounds against a plain NumPy-style loop over clients."""
     rounds = [small.cohort([0, 2, 4]), small.cohort([2, 4, 5], seed=1)]
     state, _ = play("scaffold", rounds)
-    trainer = jax.jit(train, static_argnums=0)
+    trainer = jax.jit(train)
     x, server = small.adapter(), trees.zeros_like(small.adapter())
     own = {i: trees.zeros_like(x) for i in range(CLIENTS)}
     for cohort in rounds:
         deltas, changes = [], []
         for i, rows in zip(cohort.client.tolist(), cohort.rows, strict=True):
-            y, _ = trainer(small.MODEL, small.BASE, x, take(small.corpus(), rows), RATE, trees.sub(own[i], server))
+            y, _ = trainer(small.LM, x, take(small.corpus(), rows), RATE, trees.sub(own[i], server))
             deltas.append(trees.sub(y, x))
             new = trees.sub(trees.sub(own[i], server), trees.scale(1 / (3 * RATE), deltas[-1]))
             changes.append((i, new, trees.sub(new, own[i])))
@@ -163,7 +162,7 @@ def test_learning_rate_and_cohort_compile_once(name):
 
 def test_the_wire_carries_only_what_is_listed():
     batches = take(small.corpus(), small.cohort([1]).rows[0])
-    update = local_update(small.MODEL, small.BASE, small.adapter(), batches, jnp.float32(3), RATE)
+    update = local_update(small.LM, small.adapter(), batches, jnp.float32(3), RATE)
     assert ClientUpdate._fields == ("delta", "weight", "metrics")
     assert jax.tree.structure(update.delta) == jax.tree.structure(small.adapter())
     assert set(update.metrics) == {"loss_total", "loss_weight", "diverged"}

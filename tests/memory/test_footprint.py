@@ -12,7 +12,6 @@ from fedjax_rai.cai.revise import Chain, Requests, Talk
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import Examples, Prompts
 from fedjax_rai.evals.choice import _answer_logps
-from fedjax_rai.evals.open_ended import _generate
 from fedjax_rai.experiment.round import federated_round, make_algorithm
 from fedjax_rai.fed.algorithm import RoundBatch
 from fedjax_rai.fed.client import Cohort
@@ -20,10 +19,10 @@ from fedjax_rai.memory import footprint
 from fedjax_rai.memory.plan import Lengths, Sizes, plan
 from fedjax_rai.mesh import make_mesh
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.safety.guard import first_token_score
-from fedjax_rai.train.generate import Answers, Sampling
+from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
 
 NUMBER, COUNT, ENDS = (
     jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((), "float32"), ((), "int32"), ((2,), "int32"))
@@ -138,12 +137,13 @@ def evaluating(shape, phase: str, *, b=16, l=64, new=64) -> tuple[int, Any]:  # 
     known = sizes(shape, **asked)
     need = plan(config_of(shape, eval={"batch_size": b, "max_new_tokens": new}), known).need(phase)
     model: Any = known.model
-    given = model, footprint.loaded(shape), abstract_adapter(shape, model.lora)
+    given: Any = LM(model, footprint.loaded(shape)), abstract_adapter(shape, model.lora)
     if phase == "scoring":
         return need, first_token_score.lower(*given, *prompts(b, l), ENDS)
     if phase == "evaluation, choices":
-        return need, _answer_logps.lower(*given, *corpus(b, l))
-    return need, _generate.lower(*given, *prompts(b, l), keys(b), Sampling(NUMBER), ENDS, new)  # pyright: ignore
+        return need, _answer_logps.lower(*given, corpus(b, l))
+    decoding = Decoding(Sampling(NUMBER), ENDS, new)  # pyright: ignore
+    return need, generate.lower(*given, prompts(b, l), keys(b), decoding)
 
 
 def check(need: int, lowered: Any) -> None:

@@ -61,7 +61,8 @@ def edit_json(path: Path, **changes) -> None:
 
 @partial(jax.jit, static_argnums=0)
 def _logits(model, base, adapter, tokens, segments):
-    return decoder.unembed(model, base, decoder.forward(model, base, adapter, tokens, segments))
+    lm = decoder.LM(model, base)
+    return decoder.unembed(lm, decoder.forward(lm, adapter, tokens, segments))
 
 
 def logits(model, base, adapter, tokens, valid=None) -> np.ndarray:

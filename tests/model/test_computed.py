@@ -20,7 +20,7 @@ from fedjax_rai.fed.algorithm import RoundBatch, fedavg
 from fedjax_rai.model import attention, decoder, families, lora, quantize, weights
 from fedjax_rai.model.architecture import FUSED, LayerKind, plain_rope
 from fedjax_rai.model.attention import Sight
-from fedjax_rai.model.decoder import Decoder, abstract_base, forward_cached, segment_positions
+from fedjax_rai.model.decoder import LM, Decoder, abstract_base, forward_cached, segment_positions
 from fedjax_rai.model.lora import Lora
 from tests import small
 from tests.model.common import MODELS, random_adapter
@@ -62,7 +62,8 @@ def problem(folder: Path) -> tuple[Any, Any, np.ndarray]:
 
 
 def logits(model: Decoder, base, adapter, tokens):
-    return decoder.unembed(model, base, decoder.forward(model, base, adapter, tokens, jnp.asarray(SEGMENTS)))
+    lm = LM(model, base)
+    return decoder.unembed(lm, decoder.forward(lm, adapter, tokens, jnp.asarray(SEGMENTS)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -107,17 +108,15 @@ def test_cached_decoding_is_uncached_xla(folder, implementation):
     prompt, (batch, slots) = 9, tokens.shape
     segments = np.array([[0] * 3 + [1] * 11, [1] * 14, [0] * 7 + [1] * 7])
     positions = np.asarray(segment_positions(jnp.asarray(segments)))
-    plain, model = of(folder), of(folder, attention=implementation)
-    expected = decoder.unembed(
-        plain, base, decoder.forward(plain, base, adapter, jnp.asarray(tokens), jnp.asarray(segments))
-    )
+    plain, other = LM(of(folder), base), LM(of(folder, attention=implementation), base)
+    expected = decoder.unembed(plain, decoder.forward(plain, adapter, jnp.asarray(tokens), jnp.asarray(segments)))
 
     @jax.jit
     def step(tokens, sight, cache, slot):
-        hidden, cache = forward_cached(model, base, adapter, tokens, sight, cache, slot)
-        return decoder.unembed(model, base, hidden), cache
+        hidden, cache = forward_cached(other, adapter, tokens, sight, cache, slot)
+        return decoder.unembed(other, hidden), cache
 
-    cache, start, got = decoder.empty_cache(model.config, batch, slots), 0, []
+    cache, start, got = decoder.empty_cache(other.model.config, batch, slots), 0, []
     for end in [prompt, *range(prompt + 1, slots + 1)]:
         part, written = slice(start, end), np.where(np.arange(slots) < end, segments, 0)
         sight = Sight(*map(jnp.asarray, (segments[:, part], positions[:, part], written, positions)))

@@ -12,8 +12,9 @@ from flax import linen as nn
 from fedjax_rai.model import decoder, lora
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.attention import Sight
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora
+from tests import small
 
 CONFIG = DecoderConfig(
     vocab_size=23,
@@ -48,7 +49,21 @@ def random_adapter(model: Decoder, seed: int = 1):
 
 @partial(jax.jit, static_argnums=0)
 def logits(model, base, adapter, tokens, valid):
-    return decoder.unembed(model, base, decoder.forward(model, base, adapter, tokens, valid))
+    lm = LM(model, base)
+    return decoder.unembed(lm, decoder.forward(lm, adapter, tokens, valid))
+
+
+def test_a_model_is_static_and_its_base_is_traced():
+    """Another base, or the same model made again, compiles nothing; another model does."""
+    first_token = jax.jit(lambda lm: decoder.unembed(lm, decoder.forward(lm, None, TOKENS, VALID)[:, -1]))
+    again = Decoder(replace(CONFIG), MODEL.lora)
+    outputs = [first_token(LM(model, random_base(model))) for model in (MODEL, again)]
+    other_base = jax.tree.map(lambda leaf: 2 * leaf, random_base(MODEL))
+    assert np.abs(first_token(LM(MODEL, other_base)) - outputs[0]).max() > 1e-2
+    np.testing.assert_array_equal(*outputs)
+    assert small.compilations(first_token) == 1
+    first_token(LM(MODEL.copy(config=replace(CONFIG, rms_norm_eps=0.1)), other_base))
+    assert small.compilations(first_token) == 2
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -67,8 +82,8 @@ def test_cached_equals_uncached(adapted):
 
     @jax.jit
     def step(*args):
-        hidden, cache = decoder.forward_cached(MODEL, base, adapter, *args)
-        return decoder.unembed(MODEL, base, hidden), cache
+        hidden, cache = decoder.forward_cached(LM(MODEL, base), adapter, *args)
+        return decoder.unembed(LM(MODEL, base), hidden), cache
 
     cache, start, got = decoder.empty_cache(CONFIG, len(valid), slots), 0, []
     for end in [prompt, *range(prompt + 1, slots + 1)]:
@@ -89,7 +104,7 @@ def test_a_cache_slot_that_is_not_seen_does_not_matter():
     for junk in (0.0, 1e3):
         cache = jax.tree.map(lambda leaf, junk=junk: leaf.at[:, :, 1].set(junk), decoder.empty_cache(CONFIG, 1, 3))
         args = (TOKENS[:1, :1], sight, cache, jnp.array(2))
-        outputs.append(decoder.forward_cached(MODEL, base, None, *args)[0])
+        outputs.append(decoder.forward_cached(LM(MODEL, base), None, *args)[0])
     np.testing.assert_array_equal(*outputs)
 
 
@@ -120,7 +135,7 @@ def test_padding_gives_finite_values_and_gradients():
     base, adapter = random_base(MODEL), random_adapter(MODEL)
 
     def loss(adapter):
-        hidden = decoder.forward(MODEL, base, adapter, TOKENS, VALID)
+        hidden = decoder.forward(LM(MODEL, base), adapter, TOKENS, VALID)
         return jnp.sum(jnp.where(VALID[..., None], hidden, 0) ** 2), hidden
 
     grads, hidden = jax.grad(loss, has_aux=True)(adapter)
@@ -185,7 +200,7 @@ def test_bfloat16_activations_come_close():
     base = random_base(MODEL)
     exact = logits(MODEL, base, None, TOKENS, VALID)
     half = MODEL.copy(config=replace(CONFIG, dtype="bfloat16"))
-    assert decoder.forward(half, base, None, TOKENS, VALID).dtype == jnp.bfloat16
+    assert decoder.forward(LM(half, base), None, TOKENS, VALID).dtype == jnp.bfloat16
     rough = logits(half, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base), None, TOKENS, VALID)
     assert rough.dtype == jnp.float32
     error = (rough - exact)[VALID]

@@ -14,7 +14,7 @@ from fedjax_rai.data.examples import Examples
 from fedjax_rai.errors import InputError
 from fedjax_rai.model import families, lora, peft, weights
 from fedjax_rai.model.architecture import module_name
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM, Decoder, forward, unembed
 from fedjax_rai.model.lora import Lora
 from fedjax_rai.train import step
 from tests.model.common import (
@@ -113,9 +113,8 @@ def test_what_a_layer_has_no_rank_for_stays_zero():
 
 
 def logits_of(model, base, adapter, tokens):
-    from fedjax_rai.model.decoder import forward, unembed
-
-    return unembed(model, base, forward(model, base, adapter, tokens, jnp.ones(tokens.shape, bool)))
+    lm = LM(model, base)
+    return unembed(lm, forward(lm, adapter, tokens, jnp.ones(tokens.shape, bool)))
 
 
 @pytest.mark.parametrize(
@@ -266,12 +265,12 @@ def test_training_follows_pefts(family, torch_and_peft, tmp_path):
         optimizer.step()
         expected.append(out.loss.item())
 
-    model, base = Decoder(config, own), weights.load_base(tmp_path / "base", config)
+    lm = LM(Decoder(config, own), weights.load_base(tmp_path / "base", config))
     state, got = step.start(start), []
     batches = Examples(*(jnp.asarray(column) for column in (tokens, trained, valid.astype(np.int32))))
     for i in range(steps):
         one = jax.tree.map(lambda column, i=i: column[i], batches)
-        state, terms = _update(model, base, state, one, np.float32(rate))
+        state, terms = _update(lm, state, one, np.float32(rate))
         got.append(float(terms.mean()))
     np.testing.assert_allclose(got, expected, atol=1e-3, rtol=0)
     assert max(expected) - min(expected) > 0.05
@@ -281,4 +280,4 @@ def test_training_follows_pefts(family, torch_and_peft, tmp_path):
         np.testing.assert_allclose(tensor, final[name.replace(".weight", ".default.weight")], atol=2e-3, rtol=0)
 
 
-_update = jax.jit(step.update, static_argnums=0)
+_update = jax.jit(step.update)

@@ -197,6 +197,6 @@ def test_the_base_arm_is_the_base(config, settings):
     setting = settings.setdefault("one", Setting(config))
     fresh = Federation(setting, config).init().adapter
     arguments = setting.tokenizer, setting.materials.choices, 64, 8
-    with_fresh, _ = preferred(setting.model, setting.base, fresh, *arguments)
-    np.testing.assert_array_equal(with_fresh, preferred(setting.model, setting.base, None, *arguments)[0])
+    with_fresh, _ = preferred(setting.lm, fresh, *arguments)
+    np.testing.assert_array_equal(with_fresh, preferred(setting.lm, None, *arguments)[0])
     assert lora.size(*setting.shapes) == sum(leaf.size for leaf in jax.tree.leaves(fresh))

@@ -8,21 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rai.data.examples import pad_left
+from fedjax_rai.data.examples import Prompts, pad_left
 from fedjax_rai.model.decoder import forward, unembed
-from fedjax_rai.train.generate import Sampling, append, generate, pick, sample, start, truncated
+from fedjax_rai.train.generate import Decoding, Sampling, append, generate, pick, sample, start, truncated
 from tests import small
 
 END, NEW = 0, 7
 ENDS = jnp.array([END])
 COLD = jnp.float32(0.0)
 FIRM = Sampling(COLD)
+FIRMLY = Decoding(FIRM, ENDS, NEW)
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7, 9, 3]]
 
 
 @partial(jax.jit, static_argnames="new")
 def decode(tokens, valid, keys, temperature, new=NEW):
-    return generate(small.MODEL, small.BASE, small.adapter(), tokens, valid, keys, Sampling(temperature), ENDS, new)
+    decoding = Decoding(Sampling(temperature), ENDS, new)
+    return generate(small.LM, small.adapter(), Prompts(tokens, valid), keys, decoding)
 
 
 draw = jax.jit(pick)
@@ -30,8 +32,8 @@ draw = jax.jit(pick)
 
 @jax.jit
 def next_logits(tokens, valid):
-    hidden = forward(small.MODEL, small.BASE, small.adapter(), tokens, valid)
-    return unembed(small.MODEL, small.BASE, hidden[:, -1])[0]
+    hidden = forward(small.LM, small.adapter(), tokens, valid)
+    return unembed(small.LM, hidden[:, -1])[0]
 
 
 def naive(prompt: list[int], new: int = NEW) -> list[int]:
@@ -79,8 +81,8 @@ def test_any_of_several_ends_stops_and_the_first_closes(close):
     @jax.jit
     def talk(tokens, valid):
         state = start(small.MODEL, 3, tokens.shape[1] + NEW)
-        state = append(small.MODEL, small.BASE, small.adapter(), state, tokens, valid)
-        return sample(small.MODEL, small.BASE, small.adapter(), state, keys(3), FIRM, ends, NEW, close=close)[1]
+        state = append(small.LM, small.adapter(), state, tokens, valid)
+        return sample(small.LM, small.adapter(), state, keys(3), Decoding(FIRM, ends, NEW), close=close)[1]
 
     answers = talk(*batch_of(PROMPTS))
     for said, ended, row in zip(spoken(answers), answers.ended, plain, strict=True):
@@ -116,10 +118,10 @@ def test_a_conversation_goes_on_in_its_cache_as_if_read_afresh(close):
     @jax.jit
     def talk(tokens, valid, more, more_valid):
         state = start(small.MODEL, 3, tokens.shape[1] + more.shape[1] + 2 * NEW)
-        state = append(small.MODEL, small.BASE, small.adapter(), state, tokens, valid)
-        state, first = sample(small.MODEL, small.BASE, small.adapter(), state, keys(3), FIRM, ENDS, NEW, close=close)
-        state = append(small.MODEL, small.BASE, small.adapter(), state, more, more_valid)
-        return first, sample(small.MODEL, small.BASE, small.adapter(), state, keys(3), FIRM, ENDS, NEW)[1]
+        state = append(small.LM, small.adapter(), state, tokens, valid)
+        state, first = sample(small.LM, small.adapter(), state, keys(3), FIRMLY, close=close)
+        state = append(small.LM, small.adapter(), state, more, more_valid)
+        return first, sample(small.LM, small.adapter(), state, keys(3), FIRMLY)[1]
 
     first, second = talk(*batch_of(PROMPTS), *batch_of(requests))
     for prompt, said, request, reply in zip(PROMPTS, spoken(first), requests, spoken(second), strict=True):
@@ -140,11 +142,11 @@ def bounds(temperature=1.0, top_p=None, top_k=None, min_p=None) -> Sampling:
 
 
 def test_no_number_of_the_sampling_compiles_anew():
-    tokens, valid = batch_of(PROMPTS)
-    compiled = jax.jit(lambda s, k: generate(small.MODEL, small.BASE, None, tokens, valid, k, s, ENDS, NEW))
+    prompts = Prompts(*batch_of(PROMPTS))
+    before = small.compilations(generate)
     for i, numbers in enumerate(((0.0, 0.5, 3, 0.0), (0.5, 1.0, 3, 0.1), (1.0, 0.9, 40, 0.9))):
-        compiled(bounds(*numbers), keys(3, seed=i))
-    assert small.compilations(compiled) == 1
+        generate(small.LM, None, prompts, keys(3, seed=i), Decoding(bounds(*numbers), ENDS + i, NEW))
+    assert small.compilations(generate) == before + 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Losses of preference pairs: their laws, and TRL's numbers on one ragged batch (live in test_trl.py)."""
 
 import math
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,7 +10,7 @@ import pytest
 
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.model import families, peft, weights
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.train import losses
 from fedjax_rai.train.losses import PREFERENCES, LogRatios
 from tests import small
@@ -111,13 +110,13 @@ def test_mapped_over_betas_and_pairs_is_one_by_one(name):
 # ---- log p of answers
 
 
-answered = jax.jit(losses.answer_logps, static_argnums=0)
+answered = jax.jit(losses.answer_logps)
 
 
 def test_answers_add_up_to_the_sft_loss():
     batch, adapter = small.corpus(3), small.adapter()
-    logps, tokens = answered(small.MODEL, small.BASE, adapter, *batch)
-    whole = jax.jit(losses.sft, static_argnums=0)(small.MODEL, small.BASE, adapter, *batch)
+    logps, tokens = answered(small.LM, adapter, batch)
+    whole = jax.jit(losses.sft)(small.LM, adapter, batch)
     np.testing.assert_allclose(-logps.sum(), whole.total, rtol=1e-6)
     np.testing.assert_array_equal(tokens, batch.loss_mask.sum(1))
     assert float(whole.weight) == tokens.sum() and len(set(tokens.tolist())) > 1
@@ -126,26 +125,26 @@ def test_answers_add_up_to_the_sft_loss():
 def test_a_first_token_and_a_row_without_answer_count_for_nothing():
     batch = small.corpus(3)
     batch = batch._replace(loss_mask=batch.loss_mask.at[0].set(False).at[1, 0].set(True))
-    logps, tokens = answered(small.MODEL, small.BASE, small.adapter(), *batch)
+    logps, tokens = answered(small.LM, small.adapter(), batch)
     assert logps[0] == tokens[0] == 0
     assert tokens[1] == batch.loss_mask[1].sum() - 1
-    without = answered(small.MODEL, small.BASE, small.adapter(), *small.corpus(3))[0]
+    without = answered(small.LM, small.adapter(), small.corpus(3))[0]
     np.testing.assert_array_equal(logps[1:], without[1:])
 
 
 # ---- with TRL
 
 
-@partial(jax.jit, static_argnums=0)
-def evaluated(model, base, adapter, batch, beta):
+@jax.jit
+def evaluated(lm, adapter, batch, beta):
     """Of every preference loss and of SFT on the chosen answers: (mean, gradient). The reference is the base."""
 
     def means(adapter):
-        (policy, tokens), (reference, _) = (losses.answer_logps(model, base, own, *batch) for own in (adapter, None))
+        (policy, tokens), (reference, _) = (losses.answer_logps(lm, own, batch) for own in (adapter, None))
         pairs = LogRatios(*jnp.split(policy - reference, 2), *jnp.split(tokens, 2))
-        chosen = (jnp.split(column, 2)[0] for column in batch)
+        chosen = Examples(*(jnp.split(column, 2)[0] for column in batch))
         own = {name: loss(pairs, beta).mean() for name, loss in PREFERENCES.items()}
-        own["sft"] = losses.sft(model, base, adapter, *chosen).mean()
+        own["sft"] = losses.sft(lm, adapter, chosen).mean()
         return own, own
 
     gradients, own = jax.jacrev(means, has_aux=True)(adapter)
@@ -160,7 +159,7 @@ def check_reference(base_folder: Path, adapter_folder: Path, expected, scratch: 
     tokens, loss_mask, valid = (jnp.asarray(expected[name]) for name in ("tokens", "loss_mask", "valid"))
     batch = Examples(tokens, loss_mask > 0, valid)
     for beta in (0.1, 0.5):
-        got = evaluated(Decoder(config, lora), base, adapter, batch, jnp.float32(beta))
+        got = evaluated(LM(Decoder(config, lora), base), adapter, batch, jnp.float32(beta))
         for name, (value, gradient) in got.items():
             key = name if name == "sft" else f"{name} {beta}"
             np.testing.assert_allclose(value, expected[key], atol=TOLERANCE, rtol=0, err_msg=key)
