@@ -26,8 +26,8 @@ FLOORS = (
     },
     {"memory": "advice footprint plan"},
     {"experiment": "cost evaluation materials models phase round setting sizes together"},
-    {"runs": "checkpoint conclude conversations export files folder inputs lockstep prepare record report run"},
-    {"studies": "plots results sweep table", "bench": "__main__", "tools": "generate tiny_base"},
+    {"runs": "checkpoint conclude conversations export files folder inputs lockstep prepare record report rows run"},
+    {"studies": "plots results sweep table", "bench": "__main__", "tools": "generate run_folder_reference tiny_base"},
     {"": "cli __main__"},
 )
 # What may know the whole config; everything else is handed the section, or the numbers, that it needs.

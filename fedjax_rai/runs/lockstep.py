@@ -90,7 +90,7 @@ def lockstep(points: Sequence[Federation]) -> list[ServerState]:
             seconds, began = timed(max((own for _, own in ends), key=lambda own: own.cai is not None), began)
             shared = {name: round(value / len(going), 3) for name, value in seconds.items()} | {"together": len(going)}
             rows = [records[i].add(t, *end, shared) for i, end in zip(going, ends, strict=True)]
-            advance(f"loss {rows[0]['train_loss']:.3f}")
+            advance(f"loss {rows[0].train_loss:.3f}")
 
         for t in range(min(done), rounds):
             going = [i for i, rounds_done in enumerate(done) if rounds_done <= t]

@@ -4,9 +4,11 @@
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_rai.experiment.cost import Cost, Spent
+from fedjax_rai.runs import files
 
 
 class Probe(NamedTuple):
@@ -19,14 +21,17 @@ class Probe(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """The CAI phase of a round."""
+    """The CAI phase of a round.
+
+    What makes no pair is counted by the first cause that holds: held out, cut off, empty, equal.
+    """
 
     pairs: int
     """Conversations, or prepared pairs, whose revision may be preferred to its response."""
     cut_off: int
-    """Of those that are no pair: response or revision did not come to its end."""
+    """No pair: response or revision did not come to its end."""
     equal: int
-    """Of those that are no pair and not counted above: response and revision are the same."""
+    """No pair: response and revision are the same."""
     usable: int
     """Revisions (of the control: responses) that may be learnt from: by likelihood whole ones, else pairs."""
     generated_tokens: int
@@ -46,9 +51,9 @@ class Phase(NamedTuple):
     step_tokens: float
     """Tokens that went through the iterations, prompts included, padding not."""
     empty: int | None = None
-    """Of those that are no pair: response or revision is empty. Absent: the pairs are prepared."""
+    """No pair: response or revision is empty. Absent: the pairs are prepared."""
     held_out: int | None = None
-    """Of those that are no pair: the prompt is evaluated. Absent: the pairs are not prepared."""
+    """No pair: the prompt is one that is evaluated. Absent: the pairs are not prepared."""
     revised: float | None = None
     """Share (0 to 1) of the conversations whose revision differs from the response. Absent: the pairs are prepared."""
 
@@ -247,7 +252,7 @@ class Versions(NamedTuple):
     """Kinds of devices that JAX saw, each once."""
     packages: dict[str, str]
     """Versions of the packages that the numbers may depend on; one that is not installed is absent."""
-    files: dict[str, str]
+    files: dict[str, str] = {}
     """Digests of the files that the config names, by key; the run goes on only with the same."""
     model_commit: str | None = None
     """Commit of the base on the hub. Absent: it is not from the hub."""
@@ -258,7 +263,7 @@ class Versions(NamedTuple):
 PARTS = {"probe": Probe, "cai": Phase}  # of a round, whose keys stand among its own behind their name
 
 
-def present(value: NamedTuple) -> dict[str, Any]:
+def present(value: Round | Probe | Phase | Versions) -> dict[str, Any]:
     """The fields of a value that are not absent."""
     return {name: content for name, content in value._asdict().items() if content is not None}
 
@@ -285,3 +290,14 @@ def nested(row: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found["more"][key] = content
     return found
+
+
+def read_rounds(path: Path) -> list[Round]:
+    """The rows of a `metrics.jsonl`, in order; none without the file. InputError where one holds anything else."""
+    found = enumerate(files.read_rows(path), 1)
+    return [files.typed(Round, nested(row), f"{path}, line {line}") for line, row in found]
+
+
+def read_summary(path: Path) -> Summary:
+    """A run's `summary.json`; InputError where it holds anything else."""
+    return files.typed(Summary, files.read_json(path), str(path))

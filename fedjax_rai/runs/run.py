@@ -73,7 +73,7 @@ def train(federation: Federation, folder: Path, siblings: Sequence[ExperimentCon
         done, state = record.restore(federation.init())
         if done:
             terminal.say(f"{folder}: going on after round {done} of {rounds}")
-        if any("cai_iterations" in row for row in record.rows):
+        if any(row.cai for row in record.rounds):
             siblings = ()  # where their ways part lies behind
         with terminal.progress(folder.name, rounds, done) as advance:
             pending, began = None, time.perf_counter()
@@ -84,7 +84,7 @@ def train(federation: Federation, folder: Path, siblings: Sequence[ExperimentCon
                     part(record, config, t, other, outcome, timed(outcome, began)[0])
                 seconds, began = timed(ends[-1][1], began)
                 row = record.add(t, *ends[-1], seconds)
-                advance(f"loss {row['train_loss']:.3f}")
+                advance(f"loss {row.train_loss:.3f}")
 
             for t in range(done, rounds):
                 ends = federation.fork(state, t, [*(own.cai.iterations for own in siblings), iterations])
@@ -106,7 +106,7 @@ def part(
     folder = run_folder(config)
     open_folder(folder, config, record.setting)
     with Record(folder, record.setting) as theirs:
-        theirs.begin_as(record)
+        theirs.copy_rows(record)
         theirs.add(t, state, outcome, seconds)
 
 
