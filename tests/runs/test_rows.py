@@ -48,7 +48,7 @@ def test_what_may_be_absent_or_null_says_when():
         for name, hint in get_type_hints(kind).items():
             line = reference.descriptions(kind)[name]
             said = "Null:" in line or "Absent:" in line
-            assert said == (reference.present(hint) is not hint), f"{kind.__name__}.{name}"
+            assert said == ("None" in str(hint)), f"{kind.__name__}.{name}"
 
 
 def test_the_page_is_up_to_date():
@@ -141,19 +141,19 @@ def test_a_sweeps_costs_are_fields_of_a_summary():
 def test_readers_of_summaries_take_keys_that_there_are(module):
     """Every constant key of `summary[...]`, and of what is taken out of that."""
     tree = ast.parse((ROOT / "fedjax_rai" / f"{module}.py").read_text())
-    paths = {path for node in ast.walk(tree) if (path := path_of(node))}
-    names = {name for name, _, _ in reference.keys(Summary)}
-    assert {".".join(path[1:]) for path in paths if path[0] in ("summary", "s")} <= names
+    paths = [path_of(node) for node in ast.walk(tree)]
+    read = {".".join(path[1:]) for path in paths if len(path) > 1 and path[0] in ("summary", "s")}
+    assert read <= {name for name, _, _ in reference.keys(Summary)}
 
 
-def path_of(node: ast.AST) -> tuple[str, ...] | None:
-    """(name, key, key, ...) of a name with constant keys behind it."""
+def path_of(node: ast.AST) -> tuple[str, ...]:
+    """(name, key, key, ...) of a name with constant keys behind it; () of anything else."""
     if isinstance(node, ast.Name):
         return (node.id,)
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
         before = path_of(node.value)
-        return (*before, node.slice.value) if before else None
-    return None
+        return (*before, node.slice.value) if before else ()
+    return ()
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
