@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_rai.config.files import ONLINE
-from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, outputs
 from fedjax_rai.model.lora import Lora, size
@@ -181,14 +180,14 @@ def cai_cost(count: Parameters, rounds: Sequence[Spent], epoch: Epoch) -> CaiCos
     )
 
 
-def full_epoch(setting: Setting, config: ExperimentConfig) -> Epoch:
+def full_epoch(setting: Setting) -> Epoch:
     """A run's full epoch: each distinct red question of the server's, or each prepared pair."""
-    cai = config.cai
+    cai, materials = setting.config.cai, setting.texts.materials
     if cai.data == ONLINE:
-        questions = len({prompt.query for prompt in setting.materials.red_prompts})
+        questions = len({prompt.query for prompt in materials.red_prompts})
     else:
-        questions = len(setting.prepared.chosen.tokens)
-    return Epoch(questions, cai.prompts, len(setting.materials.benign_prompts), cai.batch_size, cai.iterations)
+        questions = len(setting.texts.prepared.chosen.tokens)
+    return Epoch(questions, cai.prompts, len(materials.benign_prompts), cai.batch_size, cai.iterations)
 
 
 def _total(values: Iterable[float]) -> int:

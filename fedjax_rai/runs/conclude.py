@@ -56,33 +56,33 @@ def summarize(
         seed=config.seed,
         synthetic=synthetic_parts(config),
         adapter_parameters=size(*setting.shapes),
-        truncated_examples=setting.truncated,
+        truncated_examples=setting.texts.truncated,
         diverged_clients=int(sum(row.diverged for row in rounds)),
         guard=guard_quality(setting) if filtering else None,
-        filter=filtered(setting, config) if filtering else None,
+        filter=filtered(setting) if filtering else None,
         seconds=seconds_of(rounds, evaluation_seconds),
-        cost=cost_of(setting, config, rounds),
+        cost=cost_of(setting, rounds),
         critique=critique_of(setting, folder),
     )
 
 
 def guard_quality(setting: Setting) -> GuardQuality:
     """The guard's verdicts on the clients' pairs against their true labels."""
-    found = setting.guard_quality
+    found = setting.guarding.quality
     fitted, released = found["fitted"], found["released"]
     assert released is not None, "a guard is always compared with the model before fitting"
     return GuardQuality(Quality(**fitted) if fitted else None, Quality(**released))
 
 
-def filtered(setting: Setting, config: ExperimentConfig) -> Filtered:
+def filtered(setting: Setting) -> Filtered:
     """What the filter left of all clients' pairs; the harmful share is known to this simulation alone."""
-    pairs = setting.materials.pairs
-    left = [pairs[i] for client_rows in Federation(setting, config).kept for i in client_rows]
+    pairs = setting.texts.materials.pairs
+    left = [pairs[i] for client_rows in Federation(setting).kept for i in client_rows]
     harmful = sum(pair.harmful for pair in left)
     return Filtered(
         kept=len(left),
         dropped=len(pairs) - len(left),
-        without_score=int(np.isnan(setting.scores).sum()),
+        without_score=int(np.isnan(setting.guarding.scores).sum()),
         harmful_share_kept=harmful / len(left) if left else None,
     )
 
@@ -93,7 +93,7 @@ def seconds_of(rounds: Sequence[Round], evaluation: float) -> Seconds:
     return Seconds(cost.seconds(each), round(sum(each), 1), evaluation)
 
 
-def cost_of(setting: Setting, config: ExperimentConfig, rounds: Sequence[Round]) -> Cost:
+def cost_of(setting: Setting, rounds: Sequence[Round]) -> Cost:
     """What the rounds cost, by phase."""
     count = cost.parameters(*setting.shapes)
     probes = [row.probe.seconds for row in rounds if row.probe]
@@ -101,7 +101,7 @@ def cost_of(setting: Setting, config: ExperimentConfig, rounds: Sequence[Round])
     return Cost(
         local=cost.local_cost(count, [row.local_spent for row in rounds]),
         probe=ProbeCost(len(probes), cost.seconds(probes)) if probes else None,
-        cai=cost.cai_cost(count, phases, cost.full_epoch(setting, config)) if phases else None,
+        cai=cost.cai_cost(count, phases, cost.full_epoch(setting)) if phases else None,
     )
 
 

@@ -29,9 +29,12 @@ def read(setting: Setting, said: Said) -> Iterator[Conversation]:
     response, critiques, revisions = (_texts(setting, own) for own in said.chain)
     causes = {name: np.asarray(holds) for name, holds in degenerate(said.chain).items()}
     whole = np.asarray(said.chain.last.ended & ~empty(said.chain.last))
-    names = [principle.name for principle in setting.constitution.principles]
+    names = [principle.name for principle in setting.texts.constitution.principles]
     for i, row in enumerate(said.rows):
-        asked, cause = setting.materials.red_prompts[row], next((name for name in causes if causes[name][i]), None)
+        asked, cause = (
+            setting.texts.materials.red_prompts[row],
+            next((name for name in causes if causes[name][i]), None),
+        )
         principles = [names[p] for p in said.principles[i]]
         texts = response[i], critiques[i], revisions[i]
         yield Conversation(asked.query, asked.category, principles, *texts, bool(whole[i]), cause)
@@ -40,7 +43,7 @@ def read(setting: Setting, said: Said) -> Iterator[Conversation]:
 def _texts(setting: Setting, answers: Answers) -> Any:
     """The text of every answer, nested as `[b]` or `[b, n]`."""
     tokens = np.asarray(answers.tokens)
-    spoken = np.asarray(answers.valid) & ~np.isin(tokens, setting.tokenizer.end_ids)
+    spoken = np.asarray(answers.valid) & ~np.isin(tokens, setting.models.tokenizer.end_ids)
     flat = zip(tokens.reshape(-1, tokens.shape[-1]), spoken.reshape(-1, tokens.shape[-1]), strict=True)
-    texts: Any = np.array([setting.tokenizer.decode(ids[own]).strip() for ids, own in flat], object)
+    texts: Any = np.array([setting.models.tokenizer.decode(ids[own]).strip() for ids, own in flat], object)
     return texts.reshape(tokens.shape[:-1]).tolist()

@@ -27,6 +27,7 @@ from fedjax_rai.cai.revise import Talk
 from fedjax_rai.config.files import ONLINE, digest
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.views import relevant
 from fedjax_rai.data.order import passes
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
@@ -39,7 +40,7 @@ from fedjax_rai.model.peft import WEIGHTS, load_adapter
 from fedjax_rai.runs import conversations, files
 from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.conversations import Conversation
-from fedjax_rai.runs.folder import CONFIG, SUMMARY, began_with, differences, open_folder, pinned
+from fedjax_rai.runs.folder import CONFIG, SUMMARY, began_with, differences, open_folder, pins_of
 from fedjax_rai.runs.inputs import check_inputs, check_unchanged
 from fedjax_rai.text.prompts import ASSISTANT, USER
 
@@ -61,14 +62,7 @@ def prepare(config: ExperimentConfig, out: Path, prompts: int | None = None, ada
     config's own shape, is the policy; without it that is the base. Nothing is written before config, data and model
     have been read. Raises InputError for an `out` that holds anything but this very set.
     """
-    if config.cai.data != ONLINE:
-        raise InputError(f"cai.data = {config.cai.data}: must be {ONLINE!r} to prepare a set")
-    config = config.model_copy(update={"output": str(out), "cai": config.cai.model_copy(update={"enabled": True})})
-    check_inputs([config])
-    check_config(out, config)
-    asked_by = None if adapter is None else adapter_digest(adapter)
-    setting = Setting(pinned(out, config))
-    asked = {"prompts": len(setting.materials.red_prompts) if prompts is None else prompts, "adapter": asked_by}
+    config, setting, asked = read_request(config, out, prompts, adapter)
     if finished(out, asked):
         terminal.say(f"{out}: already finished")
         return out
@@ -81,6 +75,21 @@ def prepare(config: ExperimentConfig, out: Path, prompts: int | None = None, ada
         write_shards(said, out)
     conclude(setting, config, out)
     return out
+
+
+def read_request(
+    config: ExperimentConfig, out: Path, prompts: int | None, adapter: Path | None
+) -> tuple[ExperimentConfig, Setting, dict[str, Any]]:
+    """(the set's config, its setting, what else decides it); writes nothing. Raises InputError as `prepare` does."""
+    if config.cai.data != ONLINE:
+        raise InputError(f"cai.data = {config.cai.data}: must be {ONLINE!r} to prepare a set")
+    config = config.model_copy(update={"output": str(out), "cai": config.cai.model_copy(update={"enabled": True})})
+    check_inputs([config])
+    check_config(out, config)
+    asked_by = None if adapter is None else adapter_digest(adapter)
+    setting = Setting(config, pins=pins_of(began_with(out)))
+    asked = {"prompts": len(setting.texts.materials.red_prompts) if prompts is None else prompts, "adapter": asked_by}
+    return config, setting, asked
 
 
 def adapter_digest(folder: Path) -> str:
@@ -98,8 +107,7 @@ def check_config(out: Path, config: ExperimentConfig) -> None:
     if not (out / SET).is_file():
         raise InputError(f"{out}: exists and is not a prepared set; name another folder")
     if (out / CONFIG).is_file():
-        there = load_config(out / CONFIG).model_dump() | {"output": None}
-        _refuse(out, differences(there, config.model_dump() | {"output": None}))
+        _refuse(out, differences(relevant(load_config(out / CONFIG)), relevant(config)))
         check_unchanged(config, out, began_with(out).get("files", {}))
 
 
@@ -126,7 +134,7 @@ def policy(setting: Setting, folder: Path | None) -> Adapter:
     if changed:
         listed = "\n".join(f"  lora.{key}: {new!r} there, {old!r} in the config" for key, old, new in changed)
         raise InputError(f"--adapter {folder}: is of another shape\n{listed}")
-    return jax.device_put(adapter, replicated(setting.mesh))
+    return jax.device_put(adapter, replicated(setting.models.mesh))
 
 
 class Sayer:
@@ -138,21 +146,21 @@ class Sayer:
     """
 
     def __init__(self, setting: Setting, config: ExperimentConfig, adapter: Adapter, n: int):
-        own, red = config.cai, setting.red_prompts
+        own, red = config.cai, setting.texts.red_prompts
         most = min(own.prompts_per_chunk or own.prompts, SHARD, n)
         # what is held at once is a batch
         self.sized = config.model_copy(
             update={"cai": own.model_copy(update={"prompts_per_chunk": most, "prompts": most})}
         )
         self.setting, self.config, self.adapter, self.n = setting, config, adapter, n
-        self.options = Phase(setting, self.sized).options
+        self.options = Phase(Setting(self.sized, setting)).options
         self.rows = passes(len(red.tokens), n, config.seed)
 
     def check(self) -> None:
         """Read all that is used, so that what is wrong is said before anything is written."""
         advice.announce(self.sized, sizes.saying(self.setting))
-        self.setting.name_unknown_categories()
-        _ = self.setting.tokenizer.closing, self.setting.base
+        self.setting.texts.name_unknown_categories()
+        _ = self.setting.models.tokenizer.closing, self.setting.models.base
 
     def batches(self, shard: int) -> list[np.ndarray]:
         """The numbers of a shard's conversations, in batches."""
@@ -164,7 +172,13 @@ class Sayer:
         setting, filled = self.setting, np.resize(ids, self.options.chunk)
         talk = self.talk(filled)
         chain = converse(
-            setting.model, self.options, setting.base, self.adapter, talk, setting.requests, sampling(self.config.cai)
+            setting.model,
+            self.options,
+            setting.models.base,
+            self.adapter,
+            talk,
+            setting.texts.requests,
+            sampling(self.config.cai),
         )
         said = Said(self.rows[filled], np.asarray(talk.principles), chain)
         told = list(zip(ids.tolist(), conversations.read(setting, said), strict=False))
@@ -177,9 +191,9 @@ class Sayer:
         return talk(self.setting, self.rows[ids], principles, keys)
 
     def _principles(self, i: int) -> np.ndarray:
-        category = self.setting.materials.red_prompts[self.rows[i]].category
+        category = self.setting.texts.materials.red_prompts[self.rows[i]].category
         g = rng.host(self.config.seed, "prepared principles", conversation=i)
-        return draw(self.setting.constitution, [category], self.config.cai.revisions, g)
+        return draw(self.setting.texts.constitution, [category], self.config.cai.revisions, g)
 
 
 def write_shards(said: Sayer, out: Path) -> None:
@@ -189,7 +203,7 @@ def write_shards(said: Sayer, out: Path) -> None:
     total, done = (sum(len(said.batches(shard)) for shard in own) for own in (shards, set(shards) - set(left)))
     if done:
         terminal.say(f"{out}: going on after {len(shards) - len(left)} of {len(shards)} shards")
-    with terminal.progress(out.name, total, done) as advance:
+    with terminal.progress(out.name, total, done, unit="batch") as advance:
         for shard in left:
             began, pairs, dropped, tokens = time.perf_counter(), [], [], 0
             for ids in said.batches(shard):
@@ -234,7 +248,7 @@ def cause(own: Conversation) -> str | None:
 
 def turns(setting: Setting, own: Conversation) -> Iterator[dict[str, str]]:
     """Question, response, then critique and revision by each principle, behind the requests for them."""
-    asks = {principle.name: principle for principle in setting.constitution.principles}
+    asks = {principle.name: principle for principle in setting.texts.constitution.principles}
     texts = [own.prompt, own.response]
     for name, critique, revision in zip(own.principles, own.critiques, own.revisions, strict=True):
         texts += [asks[name].critique, critique, asks[name].revision, revision]
@@ -248,7 +262,7 @@ def conclude(setting: Setting, config: ExperimentConfig, out: Path) -> None:
     spent = files.read_rows(out / PROGRESS)
     summary = {
         "conversations": len(pairs) + len(dropped),
-        "red_prompts": len(setting.materials.red_prompts),
+        "red_prompts": len(setting.texts.materials.red_prompts),
         "pairs": len(pairs),
         "dropped": _counts(own["cause"] for own in dropped),
         "generated_tokens": sum(own["generated_tokens"] for own in spent),

@@ -25,6 +25,7 @@ RUN = {
     "eval.json": "The rates, as under `rates` in summary.json.",
     "answers.jsonl": "A row for each prompt of the evaluation, with all answers to it.",
     "summary.json": "Rates, costs and counts; written last, so that a run that has it is finished.",
+    "run.png": "The picture of the run: loss and safety by round, seconds by phase.",
 }
 TABLE = {
     "table.yaml": "The table's config, which arms and seeds vary.",

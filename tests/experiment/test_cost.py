@@ -113,7 +113,7 @@ def test_a_phase_that_learnt_nothing_saves_nothing():
 def test_a_question_that_stands_twice_is_one(config):
     config = vary(config, cai={"prompts": 10, "batch_size": 3, "iterations": 4, "replay": 5})
     setting = Setting(config)
-    red = setting.materials.red_prompts
+    red = setting.texts.materials.red_prompts
     twice = [red[0], red[0]._replace(query="another"), red[0]]
-    setting.materials = setting.materials._replace(red_prompts=twice)
-    assert cost.full_epoch(setting, config) == Epoch(questions=2, prompts=10, replay=5, batch_size=3, iterations=4)
+    setting.texts.materials = setting.texts.materials._replace(red_prompts=twice)
+    assert cost.full_epoch(setting) == Epoch(questions=2, prompts=10, replay=5, batch_size=3, iterations=4)

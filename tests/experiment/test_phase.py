@@ -9,21 +9,16 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import critique
 from fedjax_rai.experiment.materials import gather
-from fedjax_rai.experiment.round import Federation
-from fedjax_rai.experiment.setting import Setting, fixed
+from fedjax_rai.experiment.round import Federation, play_round
+from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.run import run
 from tests import small
 from tests.tiny_runs import timeless, vary
 
 
-@pytest.fixture(scope="module")
-def settings():
-    return {}
-
-
-def play(config, settings):
-    folder = run(config, settings.setdefault(str(fixed(config)), Setting(config)))
+def play(config, arm):
+    folder = run(config, arm(config))
     return folder, files.read_rows(folder / "metrics.jsonl"), files.read_json(folder / "summary.json")
 
 
@@ -32,22 +27,22 @@ def ran(rows) -> list[bool]:
 
 
 @pytest.mark.parametrize("every", [small.slow(1), 2, small.slow(3), small.slow(4)])
-def test_a_phase_comes_after_every_so_many_rounds(config, settings, every):
-    _, rows, _ = play(vary(config, cai={"every": every}, federated={"rounds": 3}), settings)
+def test_a_phase_comes_after_every_so_many_rounds(config, arm, every):
+    _, rows, _ = play(vary(config, cai={"every": every}, federated={"rounds": 3}), arm)
     assert ran(rows) == [t % every == 0 for t in (1, 2, 3)]
     assert all((row["cai_seconds"] > 0) == own for row, own in zip(rows, ran(rows), strict=True))
 
 
 @pytest.mark.parametrize("safe", [0.25, 0.5, small.slow(0.75)])
-def test_a_trigger_runs_it_only_where_the_probe_is_below(config, settings, monkeypatch, safe):
+def test_a_trigger_runs_it_only_where_the_probe_is_below(config, arm, monkeypatch, safe):
     monkeypatch.setattr(rounds, "probe", lambda *_: safe)
-    _, rows, _ = play(vary(config, cai={"probe": 4, "trigger": 0.5}), settings)
+    _, rows, _ = play(vary(config, cai={"probe": 4, "trigger": 0.5}), arm)
     assert ran(rows) == [safe < 0.5] * 2 and [row["probe_harmless"] for row in rows] == [safe] * 2
 
 
-def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(config, settings):
-    folder, rows, _ = play(vary(config, "probed", cai={"probe": 6, "enabled": False}), settings)
-    plain, others, _ = play(vary(config, "plain", cai={"enabled": False}), settings)
+def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(config, arm):
+    folder, rows, _ = play(vary(config, "probed", cai={"probe": 6, "enabled": False}), arm)
+    plain, others, _ = play(vary(config, "plain", cai={"enabled": False}), arm)
     shares = [row["probe_harmless"] for row in rows]
     assert all(share * 6 == pytest.approx(round(share * 6)) for share in shares)
     name = "adapter/adapter_model.safetensors"
@@ -58,9 +53,9 @@ def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(confi
 def test_more_probe_prompts_than_there_are_is_said_at_once(config):
     config = vary(config, cai={"probe": 3, "trigger": 0.9})
     setting = Setting(config)
-    setting.materials = setting.materials._replace(probe_prompts=["one"])
+    setting.texts.materials = setting.texts.materials._replace(probe_prompts=["one"])
     with pytest.raises(InputError, match="cai.probe = 3: there are only 1"):
-        setting.check(config)
+        setting.check()
 
 
 @pytest.mark.parametrize("probe", [0, 5, 64])
@@ -73,9 +68,9 @@ def test_the_probes_questions_are_distinct_and_nobody_elses(config, probe):
     assert {*made.probe_prompts} <= made.evaluated
 
 
-def test_what_was_said_is_written_down(config, settings):
+def test_what_was_said_is_written_down(config, arm):
     own = vary(config, cai={"revisions": 2, "iterations": 1})
-    folder, rows, summary = play(own, settings)
+    folder, rows, summary = play(own, arm)
     said = files.read_rows(folder / "revisions.jsonl")
     assert [row["round"] for row in said] == [1] * 4 + [2] * 4
     assert all(len(row["principles"]) == len(row["critiques"]) == len(row["revisions"]) == 2 for row in said)
@@ -86,10 +81,10 @@ def test_what_was_said_is_written_down(config, settings):
     assert summary["critique"]["judge"] == "rule" and summary["critique"]["unsafe"] + summary["critique"]["safe"] == 8
 
 
-def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, settings):
+def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm):
     """By hand: four unsafe responses of which one is made safe (one says the same, one nothing, one does not end), and
     three safe ones, of which one is changed and one spoiled."""
-    setting = settings.setdefault("any", Setting(config))
+    setting = arm(config)
     from fedjax_rai.data.tiny_world import unsafe_markers
 
     bad = f"so {unsafe_markers()[0]} it is"
@@ -108,30 +103,30 @@ def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, sett
     assert critique(setting, rows[4:5])["made_safe"] is None
 
 
-def test_a_fork_is_every_count_by_itself(config, settings):
+def test_a_fork_is_every_count_by_itself(config, arm):
     """Snapshots on the way to the largest count are the adapters that the smaller counts lead to."""
-    setting = settings.setdefault("any", Setting(config))
-    federation = Federation(setting, vary(config, cai={"method": "sft+dpo"}))
+    federation = Federation(arm(vary(config, cai={"method": "sft+dpo", "iterations": 3})))
     counts = [0, 1, 3]
-    together = federation.fork(federation.init(), 0, counts)
+    ends, passed = play_round([federation], [federation.init()], 0, counts[:-1])
+    together = [*passed, *ends]
     for count, (state, outcome) in zip(counts, together, strict=True):
-        ((alone, other),) = federation.fork(federation.init(), 0, [count])
+        by_itself = Federation(arm(vary(federation.config, cai={"iterations": count})))
+        (((alone, other),), _) = play_round([by_itself], [federation.init()], 0)
         assert small.distance(state.adapter, alone.adapter) == 0
         assert (outcome.cai is None) == (other.cai is None) == (count == 0)
     assert small.distance(together[1][0].adapter, together[2][0].adapter) > 0
 
 
 @pytest.mark.slow
-def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers(config, settings):
+def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers(config, arm):
     """No phase in the first round: that one is shared, too."""
     own = {n: vary(config, f"{n}", cai={"iterations": n, "every": 2}, federated={"rounds": 3}) for n in (0, 1, 3)}
-    alone = {n: play(vary(one, "alone"), settings) for n, one in own.items()}
-    setting = settings[str(fixed(own[3]))]
-    run(own[3], setting, siblings=[own[0], own[1]])
+    alone = {n: play(vary(one, "alone"), arm) for n, one in own.items()}
+    run(own[3], arm(own[3]), siblings=[own[0], own[1]])
     left = {n: len(files.read_rows(Path(str(own[n].output)) / "metrics.jsonl")) for n in (0, 1)}
     assert left == {0: 2, 1: 2}
     for n, one in own.items():
-        folder, _, _ = play(one, settings)
+        folder, _, _ = play(one, arm)
         for name in ("adapter/adapter_model.safetensors", "answers.jsonl", "revisions.jsonl"):
             assert (folder / name).read_bytes() == (alone[n][0] / name).read_bytes(), (n, name)
         assert timeless(folder) == timeless(alone[n][0])
@@ -144,7 +139,7 @@ def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp
     (tmp_path / "pairs.jsonl").write_text("\n".join(texts) + "\n")
     for method, usable in (("sft", 3), ("dpo", 1)):  # a whole answer is learnt, even if it is preferred to nothing
         own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 6, "method": method})
-        federation = Federation(Setting(own), own)
+        federation = Federation(Setting(own))
         lesson = federation.phase.lesson(federation.init().adapter, 0)
         counts = [int(lesson.metrics[f"cai_{name}"]) for name in ("held_out", "cut_off", "equal", "pairs")]
         assert counts == [1, 3, 1, 1]
