@@ -60,7 +60,7 @@ class Loop:
         if min(self.done):
             terminal.say(f"{folders[0]}: going on after round {min(self.done)} of {self.rounds}")
         name = folders[0].name if len(folders) == 1 else folders[0].parent.name
-        self.advance = stack.enter_context(terminal.progress(name, self.rounds, min(self.done)))
+        self.advance = stack.enter_context(terminal.progress(name, self.rounds, min(self.done), terminal.ROUND))
         self.began = time.perf_counter()
 
     def _have_parted(self) -> bool:
