@@ -26,8 +26,15 @@ FLOORS = (
     },
     {"memory": "advice footprint plan"},
     {"experiment": "cost evaluation guarding materials models phase replay round setting sizes texts together"},
-    {"runs": "checkpoint conclude conversations export files folder inputs lockstep loop prepare record report run"},
-    {"studies": "plots results sweep table", "bench": "__main__", "tools": "config_reference generate tiny_base"},
+    {
+        "runs": "checkpoint conclude conversations export files folder inputs lockstep loop picture prepare record "
+        "report run"
+    },
+    {
+        "studies": "dry_run plots results sweep table",
+        "bench": "__main__",
+        "tools": "config_reference generate tiny_base",
+    },
     {"": "api cli __main__"},
 )
 # What may know the whole config; everything else is handed the section, or the numbers, that it needs.
