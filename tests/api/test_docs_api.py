@@ -1,6 +1,7 @@
 """The snippets of docs/api.md run, one after the other, on a config so small that it takes minutes to compile and
 seconds to run."""
 
+import linecache
 import re
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ def test_the_snippets_do_what_the_page_says(config, tmp_path: Path, monkeypatch:
     (tmp_path / "configs" / "tiny_cpu.yaml").write_text(dump_config(config.model_copy(update={"output": None})))
     found: dict[str, Any] = {}
     for number, snippet in enumerate(SNIPPETS):
-        exec(compile(snippet, f"docs/api.md, snippet {number}", "exec"), found)
+        name = f"docs/api.md, snippet {number}"
+        linecache.cache[name] = (len(snippet), None, snippet.splitlines(keepends=True), name)  # as a notebook does
+        exec(compile(snippet, name, "exec"), found)
     assert repr(found["run"]).startswith("Run('runs/first': 2 rounds, harmless")
     first, same = rai.open_run("runs/first"), rai.open_run("runs/same")
     assert [row["round"] for row in first.metrics] == [1, 2] and first.answers and first.finished
