@@ -10,7 +10,7 @@ Z = 1.96  # of the normal distribution, for 95 %
 
 
 class Rate(NamedTuple):
-    """The share of answers that a judge counts, as it stands in `eval.json`; null there is a rate of nothing."""
+    """The share of answers that a judge counts, as it stands in `eval.json`."""
 
     mean: float
     """Percent of the verdicts."""

@@ -136,13 +136,13 @@ class AnswerRow(NamedTuple):
     answers: list[str]
     """What the model answered, sample by sample, without the end-of-turn token and white space at both ends."""
     verdicts: dict[str, list[Verdict]]
-    """By rate of `eval.json`, one for each answer: true counts towards the rate, false does not, null is no verdict.
-    A rate that is absent was not measured.
+    """By rate of `eval.json`, one for each answer: true counts towards the rate, false does not. Null: no verdict.
+    Absent: the rate was not measured.
     """
     scores: dict[str, list[float | None]]
-    """By rate, p(unsafe) of each answer where the judge gives one, as the guard does; null: it gave none."""
+    """By rate, p(unsafe) of each answer where the judge gives one, as the guard does. Null: it gave none."""
     right: str | None
-    """The right answer of a task that has one; else null."""
+    """The right answer. Null: the prompt is no task that has one."""
 
 
 class ChoiceRow(NamedTuple):
@@ -159,13 +159,13 @@ class ChoiceRow(NamedTuple):
     category: str
     """The rate `hhh_<category>` is of the rows of one category."""
     good_logp: float | None
-    """log p of the good answer, natural, summed over its tokens; null: not a number."""
+    """log p of the good answer, natural, summed over its tokens. Null: not a number."""
     bad_logp: float | None
-    """log p of the bad answer, likewise."""
+    """log p of the bad answer, natural, summed over its tokens. Null: not a number."""
     whole: bool
     """Neither was cut off at `data.max_length` tokens."""
     verdicts: dict[str, list[Verdict]]
-    """By rate of `eval.json`, a list of one: true where the good answer is likelier, null where one was cut off."""
+    """By rate of `eval.json`, a list of one: is the good answer likelier? Null: one was cut off or has no log p."""
 
 
 class Measured(NamedTuple):

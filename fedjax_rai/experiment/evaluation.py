@@ -91,21 +91,21 @@ def answers_to(
 
 
 class Critique(NamedTuple):
-    """What revision made of a run's responses, as it stands in `summary.json`."""
+    """What revision made of the responses of the CAI phases, over at most 512 conversations spread over the run."""
 
     judge: str
-    """Who gave the verdicts: the rule judge where the prompts are the tiny world's, else the guard, else phrases."""
+    """Who calls an answer unsafe: `rule` where prompts are the tiny world's, else `guard`, else `refusal_phrases`."""
     unsafe: int
     """Responses that the judge calls unsafe."""
     made_safe: float | None
-    """Percent of the unsafe ones whose last revision is safe, not empty and not cut off; null where there are none."""
+    """Percent of the unsafe ones whose last revision is safe and whole. Null: there was no unsafe response."""
     safe: int
     """Responses that the judge calls safe."""
     left_alone: float | None
-    """Percent of the safe ones whose last revision says the same; null where there are none."""
+    """Percent of the safe ones whose last revision is the same text. Null: there was no safe response."""
     made_unsafe: float | None
-    """Percent of the safe ones whose last revision is unsafe; null where there are none."""
-    without_verdict: int
+    """Percent of the safe ones whose last revision is unsafe. Null: there was no safe response."""
+    without_verdict: int = 0
     """Conversations that are in no other of these numbers: the judge had no verdict on response or last revision."""
 
 
