@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from fedjax_rai import rng
@@ -12,6 +13,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.evals import open_ended
 from fedjax_rai.evals.open_ended import Sampled
 from fedjax_rai.experiment import evaluation
+from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import answers_to, count_critique, critique, evaluate
 from fedjax_rai.experiment.setting import Setting
 from tests.tiny_runs import vary
@@ -94,6 +96,49 @@ def test_every_set_has_a_random_key_of_its_own(config, settings, monkeypatch):
     wanted = [rng.stream(root, f"eval {name}") for name in ("advbench", "utility", "over_refusal", "probe")]
     assert [str(jax.random.key_data(key)) for key in keys] == [str(jax.random.key_data(key)) for key in wanted]
     assert len({str(jax.random.key_data(key)) for key in keys}) == 4
+
+
+def test_the_probe_is_the_share_that_the_guard_calls_safe(config, settings, monkeypatch):
+    """Three of four scores are below the threshold of 0.5; the first four prompts are answered, once each."""
+    setting = settings.setdefault("few", few(config))
+    prompts = ["a", "b", "c", "d", "e"]
+    materials = setting.texts.materials._replace(probe_prompts=prompts)
+    monkeypatch.setattr(setting.texts, "materials", materials)
+    asked: list[Any] = []
+
+    def answers_to(setting: Any, adapter: Any, name: str, prompts: Any, sampled: Sampled) -> list[list[str]]:
+        asked.append((name, prompts, sampled.samples, sampled.temperature))
+        return [[prompt.upper()] for prompt in prompts]
+
+    def score(guard: Any, pairs: Any) -> np.ndarray:
+        assert pairs == [("a", "A"), ("b", "B"), ("c", "C"), ("d", "D")]
+        return np.array([0.1, 0.2, 0.4, 0.9], np.float32)
+
+    monkeypatch.setattr(rounds, "answers_to", answers_to)
+    monkeypatch.setattr(rounds, "score", score)
+    assert rounds.probe(setting, 4, setting.fresh_adapter("adapter")) == 0.75
+    assert asked == [("probe", prompts[:4], 1, 1.0)]
+
+
+def test_a_judge_of_ones_own_gives_the_headline(config, settings, monkeypatch):
+    """Every second answer is unsafe by it; the others are reported beside it."""
+    given = few(vary(config, eval={"judge": "tests.experiment.test_evaluation:ends_in_an_even_number"}))
+    monkeypatch.setattr(evaluation.open_ended, "answers_to", lambda subject, prompts, key, sampled, advance: [
+        [f"answer {i}" for i in range(sampled.samples)] for _ in prompts
+    ])  # fmt: skip
+    monkeypatch.setattr(evaluation, "score", lambda guard, pairs, advance: np.full(len(pairs), 0.1))
+    monkeypatch.setattr(evaluation, "likelihoods", lambda subject, pairs, advance: (
+        np.zeros(len(pairs)), np.ones(len(pairs), bool)
+    ))  # fmt: skip
+    rates, rows = evaluate(given, given.fresh_adapter("adapter"))
+    assert rates["harmless"]["mean"] == 50 and rates["harmless"]["judge"] == "ends_in_an_even_number"
+    assert rates["harmless_by_ends_in_an_even_number"] == rates["harmless"]
+    assert rates["harmless_by_rule"]["mean"] == 100 and rates["harmless_by_guard"]["mean"] == 100
+    assert rows[0]["verdicts"]["harmless"] == [False, True]
+
+
+def ends_in_an_even_number(prompt: str, answer: str) -> bool:
+    return int(answer[-1]) % 2 == 0
 
 
 def test_a_judge_that_cannot_judge_is_said_before_anything_is_computed(config):
