@@ -27,6 +27,8 @@ _Real = BeforeValidator(_not_a_bool)
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), _Real]
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False), _Real]
 Share = Annotated[float, Field(gt=0, le=1), _Real]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False), _Real]
+Decay = Annotated[float, Field(ge=0, lt=1), _Real]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]  # no shell expands the ~ in key=~/file
@@ -86,7 +88,8 @@ class LoraConfig(Section):
     """The shape of every adapter, in PEFT's terms; its output is scaled by alpha / rank (`rslora`: alpha / sqrt(rank)).
 
     `targets` and `layers` null: all of them. Patterns give modules whose name ends in a regular expression a rank or an
-    alpha of their own.
+    alpha of their own. `dropout` is the share of each adapter's inputs that a client's training zeroes, anew in every
+    local step; nothing else drops any.
     """
 
     rank: Count = 8
@@ -96,6 +99,7 @@ class LoraConfig(Section):
     layers: tuple[Natural, ...] | None = None
     rank_pattern: dict[Pattern, Count] = {}
     alpha_pattern: dict[Pattern, Rate] = {}
+    dropout: Decay = 0.0
 
     @field_validator("targets", "layers")
     @classmethod
@@ -133,15 +137,27 @@ class DataConfig(Section):
 
 
 class FederatedConfig(Section):
-    """`cohort` of `clients` train `local_steps` in each of `rounds`; chunks of them are mapped at once."""
+    """`cohort` of `clients` train `local_steps` in each of `rounds`; chunks of them are mapped at once.
 
-    algorithm: Literal["fedavg", "scaffold"] = "fedavg"
+    Algorithms and aggregators that have numbers have a section of their name. `optimizer` is the clients', of gradients
+    clipped to `clip_norm` (null: not), with `weight_decay` (adam and sgd: added to the gradient; adamw: to the
+    direction). `schedule` leads the learning rate over the rounds from `learning_rate` towards `final_learning_rate`
+    (constant does not read it).
+    """
+
+    algorithm: Literal["fedavg", "scaffold", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = "fedavg"
+    aggregator: Literal["weighted_mean", "median", "trimmed_mean"] = "weighted_mean"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: Weight = 0.0
+    clip_norm: Rate | None = 1.0
     clients: Count = 20
     cohort: Count = 5
     rounds: Natural = 50
     local_steps: Count = 25
     batch_size: Count = 16
     learning_rate: Rate = 2e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    final_learning_rate: Weight = 0.0
     clients_per_chunk: Count = 1
 
     @field_validator("cohort")
@@ -151,6 +167,59 @@ class FederatedConfig(Section):
         if cohort > clients:
             raise ValueError(f"must be at most federated.clients = {clients}: a cohort is drawn without replacement")
         return cohort
+
+    @field_validator("final_learning_rate")
+    @classmethod
+    def _falls(cls, final: float, info: ValidationInfo) -> float:
+        initial = info.data.get("learning_rate", final)
+        if final > initial:
+            raise ValueError(f"must be at most federated.learning_rate = {initial}: schedules fall")
+        return final
+
+
+class FedProxConfig(Section):
+    """FedProx (arXiv 1812.06127): `mu` / 2 times the squared distance from the received adapter joins the loss."""
+
+    mu: Weight = 0.01
+
+
+class FedAvgMConfig(Section):
+    """FedAvgM (arXiv 1909.06335): the server's momentum and learning rate."""
+
+    momentum: Decay = 0.9
+    learning_rate: Rate = 1.0
+
+
+class FedAdamConfig(Section):
+    """FedAdam (arXiv 2003.00295): the server's learning rate, decays of both moments, and `tau`, added to the root."""
+
+    learning_rate: Rate = 1e-2
+    beta1: Decay = 0.9
+    beta2: Decay = 0.99
+    tau: Rate = 1e-3
+
+
+class FedYogiConfig(Section):
+    """FedYogi (arXiv 2003.00295): the server's learning rate, decays of both moments, and `tau`, added to the root."""
+
+    learning_rate: Rate = 1e-2
+    beta1: Decay = 0.9
+    beta2: Decay = 0.99
+    tau: Rate = 1e-3
+
+
+class FedAdagradConfig(Section):
+    """FedAdagrad (arXiv 2003.00295): the server's learning rate, decay of the first moment, and `tau`."""
+
+    learning_rate: Rate = 1e-2
+    beta1: Decay = 0.0
+    tau: Rate = 1e-3
+
+
+class TrimmedMeanConfig(Section):
+    """The trimmed mean (arXiv 1803.01498): of every coordinate, this share of clients is left out at either end."""
+
+    share: Annotated[float, Field(ge=0, lt=0.5), _Real] = 0.1
 
 
 class GuardConfig(Section):
@@ -258,6 +327,12 @@ class ExperimentConfig(Section):
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
     federated: FederatedConfig = FederatedConfig()
+    fedprox: FedProxConfig = FedProxConfig()
+    fedavgm: FedAvgMConfig = FedAvgMConfig()
+    fedadam: FedAdamConfig = FedAdamConfig()
+    fedyogi: FedYogiConfig = FedYogiConfig()
+    fedadagrad: FedAdagradConfig = FedAdagradConfig()
+    trimmed_mean: TrimmedMeanConfig = TrimmedMeanConfig()
     guard: GuardConfig = GuardConfig()
     filter: FilterConfig = FilterConfig()
     cai: CaiConfig = CaiConfig()

@@ -3,42 +3,37 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, lru_cache, partial
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai import rng
-from fedjax_rai.aliases import Adapter, Base, Metrics
+from fedjax_rai.aliases import Adapter, Metrics
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
 from fedjax_rai.experiment.evaluation import ask
 from fedjax_rai.experiment.phase import Phase, Said
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.fed.aggregate import weighted_mean
-from fedjax_rai.fed.algorithm import ALGORITHMS, FedAlgorithm, RoundBatch, ServerState
+from fedjax_rai.fed.algorithm import make_algorithm
+from fedjax_rai.fed.base import FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
-from fedjax_rai.mesh import over_clients, replicated
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.mesh import replicated
+from fedjax_rai.model.decoder import LM
+from fedjax_rai.model.lora import Dropout
 from fedjax_rai.safety.filter import keep
 from fedjax_rai.safety.guard import score
-
-
-@lru_cache
-def make_algorithm(name: str, model: Decoder, clients: int, chunk: int, mesh: jax.sharding.Mesh) -> FedAlgorithm:
-    """The algorithm of that name; a chunk is a multiple of the mesh's clients axis. Cached, so compiled once."""
-    across = mesh.shape["clients"]
-    return ALGORITHMS[name](model, weighted_mean(), clients, -(-chunk // across) * across, over_clients(mesh))
+from fedjax_rai.train.optimizers import learning_rate
 
 
 @partial(jax.jit, static_argnames="algorithm")
 def federated_round(
-    algorithm: FedAlgorithm, state: ServerState, base: Base, batch: RoundBatch
+    algorithm: FedAlgorithm, state: ServerState, lm: LM, batch: RoundBatch
 ) -> tuple[ServerState, Metrics]:
-    return algorithm.round(state, base, batch)
+    return algorithm.round(state, lm, batch)
 
 
 class Outcome(NamedTuple):
@@ -69,10 +64,8 @@ class Federation:
     """Rounds of one arm: a setting, and the arm's own filter, rounds and CAI."""
 
     def __init__(self, setting: Setting, config: ExperimentConfig):
-        fed = config.federated
         self.setting, self.config = setting, config
-        model: Any = setting.model  # hashable, though its type does not say so
-        self.algorithm = make_algorithm(fed.algorithm, model, fed.clients, fed.clients_per_chunk, setting.mesh)
+        self.algorithm = make_algorithm(config.federated, dict(config), setting.mesh)
         self.kept = self._kept_rows()
 
     @cached_property
@@ -126,14 +119,22 @@ class Federation:
     def _local(self, state: ServerState, t: int) -> tuple[ServerState, Outcome]:
         """Local training, aggregation, and the probe if there is one."""
         cohort, tokens = self.cohort(t)
-        batch = RoundBatch(self.setting.corpus, cohort, jnp.float32(self.config.federated.learning_rate))
-        state, metrics = federated_round(self.algorithm, state, self.setting.base, batch)
+        rate = jnp.float32(learning_rate(self.config.federated, t))
+        batch = RoundBatch(self.setting.corpus, cohort, rate, self.dropout(t))
+        state, metrics = federated_round(self.algorithm, state, self.setting.lm, batch)
         done = when_done(metrics)
         metrics["step_tokens"] = tokens
         if self.config.cai.probe:
             metrics["probe_harmless"] = probe(self.setting, self.config.cai.probe, state.adapter)
             return state, Outcome(metrics, done, when_done({}))
         return state, Outcome(metrics, done)
+
+    def dropout(self, t: int) -> Dropout | None:
+        """The dropout of round t, of which each client and local step has its own; None where there is none."""
+        rate = self.config.lora.dropout
+        if not rate:
+            return None
+        return Dropout(self.setting.root, jnp.float32(rate)).at(round=t)
 
     def _due(self, t: int, local: Metrics) -> bool:
         """Whether there is a phase after round t: the last of every `cai.every` rounds, unless the probe is safe."""

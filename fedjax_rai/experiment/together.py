@@ -18,9 +18,10 @@ from fedjax_rai.cai.programs import Conversations, Options, learn, outcome, samp
 from fedjax_rai.cai.revise import Chain
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment.round import Federation, Outcome, probe, when_done
-from fedjax_rai.fed.algorithm import FedAlgorithm, RoundBatch, ServerState
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.fed.base import FedAlgorithm, RoundBatch, ServerState
+from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.train.generate import Sampling
+from fedjax_rai.train.optimizers import learning_rate
 
 BOUNDS = {"top_k", "top_p", "min_p"}  # numbers, too, but a null one is not compiled in
 # Keys that points may differ in and still share their programs.
@@ -41,9 +42,9 @@ def one_round(points: Sequence[Federation], states: Sequence[ServerState], t: in
     """Round t of every point, dispatched."""
     first, setting, cai = points[0], points[0].setting, points[0].config.cai
     cohort, tokens = first.cohort(t)
-    rates = [jnp.float32(point.config.federated.learning_rate) for point in points]
-    batch = RoundBatch(setting.corpus, cohort, rates[0])  # in which every point puts its own
-    trained = federated_rounds(first.algorithm, list(states), setting.base, batch, rates)
+    rates = [jnp.float32(learning_rate(point.config.federated, t)) for point in points]
+    batch = RoundBatch(setting.corpus, cohort, rates[0], first.dropout(t))  # in which every point puts its own rate
+    trained = federated_rounds(first.algorithm, list(states), setting.lm, batch, rates)
     done = when_done(trained[0][1])
     ends = [(state, Outcome(metrics | {"step_tokens": tokens}, done)) for state, metrics in trained]
     if cai.probe:
@@ -66,10 +67,10 @@ def one_round(points: Sequence[Federation], states: Sequence[ServerState], t: in
 
 @partial(jax.jit, static_argnames="algorithm")
 def federated_rounds(
-    algorithm: FedAlgorithm, states: list[ServerState], base: Base, batch: RoundBatch, rates: list[Float[Array, ""]]
+    algorithm: FedAlgorithm, states: list[ServerState], lm: LM, batch: RoundBatch, rates: list[Float[Array, ""]]
 ) -> list[tuple[ServerState, Metrics]]:
     """`round.federated_round` of every point, each with its own learning rate."""
-    return each(lambda state, rate: algorithm.round(state, base, batch._replace(learning_rate=rate)), states, rates)
+    return each(lambda state, rate: algorithm.round(state, lm, batch._replace(learning_rate=rate)), states, rates)
 
 
 @partial(jax.jit, static_argnames=("model", "options"))
