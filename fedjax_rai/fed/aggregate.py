@@ -64,7 +64,7 @@ def _weighted_mean(updates: ClientUpdate, state: PyTree) -> tuple[Adapter, PyTre
 
 def _median(updates: ClientUpdate, state: PyTree) -> tuple[Adapter, PyTree]:
     present = updates.weight > 0
-    return _mean_without(updates.delta, present, (jnp.sum(present) - 1) // 2), state
+    return _mean_without(updates.delta, present, _all_but_the_middle(jnp.sum(present))), state
 
 
 def _trimmed_mean(updates: ClientUpdate, share: Float[Array, ""]) -> tuple[Adapter, PyTree]:
@@ -72,7 +72,12 @@ def _trimmed_mean(updates: ClientUpdate, share: Float[Array, ""]) -> tuple[Adapt
     count = jnp.sum(present)
     # 0.29 of 100 are 29, though float32 has a little less than 0.29
     cut = jnp.floor(share * count + 1e-4).astype(count.dtype)
-    return _mean_without(updates.delta, present, jnp.minimum(cut, (count - 1) // 2)), share
+    return _mean_without(updates.delta, present, jnp.minimum(cut, _all_but_the_middle(count))), share
+
+
+def _all_but_the_middle(count: Int[Array, ""]) -> Int[Array, ""]:
+    """How many of so many values may go at either end if one or, of an even number, two are to be left."""
+    return jnp.maximum(count - 1, 0) // 2
 
 
 def _mean_without(deltas: Adapter, present: Bool[Array, "c"], cut: Int[Array, ""]) -> Adapter:

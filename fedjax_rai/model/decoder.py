@@ -336,7 +336,7 @@ class Decoder(nn.Module):
         rotation = rotations(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)
         scales = {target: jnp.array(self.lora.scales(target, depth), jnp.float32) for target in self.lora.targets}
-        drops = None if dropout is None else dropout.layers(depth)
+        drops = None if dropout is None else dropout.each("layer", depth)
         layers = Layer(jnp.arange(depth), kind, scales, drops)
         (x, cache), _ = self.layers((x, cache), layers, Context(rotation, sight, jnp.asarray(slot)))
         return self.norm(x), cache

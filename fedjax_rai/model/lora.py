@@ -65,10 +65,9 @@ class Dropout(NamedTuple):
         """That of one client, local step or layer, by name."""
         return self._replace(key=rng.stream(self.key, "dropout", **ids))
 
-    def layers(self, depth: int) -> "Dropout":
-        """That of each of `depth` layers, stacked in front."""
-        keys = jax.vmap(lambda layer: self.at(layer=layer).key)(jnp.arange(depth))
-        return Dropout(keys, jnp.broadcast_to(self.rate, (depth,)))
+    def each(self, name: str, count: int) -> "Dropout":
+        """That of each of `count` layers or local steps, stacked in front."""
+        return jax.vmap(lambda place: self.at(**{name: place}))(jnp.arange(count))
 
     def drop(self, x: Array, target: str) -> Array:
         """The input of one target's `a` in one layer."""

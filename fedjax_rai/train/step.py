@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rai.aliases import Adapter, Array, Float, Int
+from fedjax_rai.aliases import Adapter, Array, Float
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.model.lora import Dropout
@@ -89,11 +89,10 @@ def train(
 ) -> tuple[Adapter, losses.Sum]:
     """`k` updates from a fresh optimizer on batches `[k, b, l]`: the trained adapter and the loss of all its tokens."""
 
-    def body(state: TrainState, element: tuple[Examples, Int[Array, ""] | None]) -> tuple[TrainState, losses.Sum]:
-        batch, step = element
-        here = None if dropout is None else dropout.at(step=step)
-        return update(lm, state, batch, learning_rate, trainer, here)
+    def body(state: TrainState, step: tuple[Examples, Dropout | None]) -> tuple[TrainState, losses.Sum]:
+        batch, drops = step
+        return update(lm, state, batch, learning_rate, trainer, drops)
 
-    steps = None if dropout is None else jnp.arange(batches.tokens.shape[0])
-    state, terms = jax.lax.scan(body, start(adapter, trainer), (batches, steps))
+    every_step = None if dropout is None else dropout.each("step", batches.tokens.shape[0])
+    state, terms = jax.lax.scan(body, start(adapter, trainer), (batches, every_step))
     return state.adapter, losses.Sum(jnp.sum(terms.total), jnp.sum(terms.weight))
