@@ -1,6 +1,7 @@
 """LoRA dropout: on the input of every `a`, anew for each client, local step, layer and target; off everywhere else."""
 
 from dataclasses import replace
+from inspect import signature
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ from fedjax_rai.data.packing import batches, plan
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Mapper, Task, local_update
 from fedjax_rai.model import decoder
+from fedjax_rai.model.architecture import FUSED
 from fedjax_rai.model.decoder import LM, Decoder, forward, init_base
 from fedjax_rai.model.lora import Dropout
-from fedjax_rai.train import losses
+from fedjax_rai.model.quantize import QUANTIZATIONS, quantize
+from fedjax_rai.train import generate, losses
 from tests import small
 
 RATE = jnp.float32(3e-2)
@@ -135,18 +138,18 @@ def test_a_round_names_its_clients_and_another_rate_compiles_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantize", ["int8", "nf4"])
-def test_it_meets_quantised_packed_and_recomputed_training(quantize):
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+def test_it_meets_quantised_packed_and_recomputed_training(kind):
     """One step each way: recomputing draws the same masks, and packing and quantising change no shape that matters."""
-    config = replace(small.CONFIG, hidden_size=64, intermediate_size=64, head_dim=32, quantize=quantize)
-    deltas = []
+    plain = replace(small.CONFIG, hidden_size=64, intermediate_size=64, head_dim=32)
+    base, config, deltas = init_base(plain, jax.random.key(0)), replace(plain, quantize=kind), []
+    base["layers"] |= {name: quantize(base["layers"][name], kind) for name in FUSED}
     for remat in ("none", "full"):
         model = Decoder(replace(config, remat=remat), small.LORA)
-        lm = LM(model, init_base(config, jax.random.key(0)))
+        lm = LM(model, base)
         shapes = decoder.abstract_adapter(config, small.LORA)
         adapter = jax.tree.map(lambda leaf: 0.1 * jnp.ones(leaf.shape), shapes)
-        corpus = small.corpus()._replace()
-        wide = jax.tree.map(lambda column: jnp.pad(column, ((0, 0), (0, 15))), corpus)
+        wide = jax.tree.map(lambda column: jnp.pad(column, ((0, 0), (0, 15))), small.corpus())
         lengths = np.asarray(wide.valid.sum(axis=1))
         rows = jnp.asarray(plan(np.asarray(small.cohort([0], batch=6).rows), lengths, 24))[0]
         task = Task(batches(wide, rows), jnp.float32(1), RATE, dropout(0.3))
@@ -157,9 +160,5 @@ def test_it_meets_quantised_packed_and_recomputed_training(quantize):
 
 def test_nothing_else_drops():
     """Scores, reference log-probabilities and sampling have no argument for it."""
-    from inspect import signature
-
-    from fedjax_rai.train import generate
-
     for function in (losses.answer_logps, generate.generate, generate.sample, decoder.forward_cached):
         assert "dropout" not in signature(function).parameters

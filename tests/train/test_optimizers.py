@@ -28,13 +28,14 @@ def test_the_default_by_hand():
 
     (3, 4) has norm 5 and becomes (0.6, 0.8): the first direction is g / (|g| + eps) = (1, 1).
     (-0.3, 0.1) has norm below 1 and stays:
-        m = 0.1 (0.9 (0.6, 0.8) + (-0.3, 0.1)) = (0.024, 0.082);                divided by 1 - 0.81: (0.126316, 0.431579)
-        v = 0.001 (0.999 (0.36, 0.64) + (0.09, 0.01)) = (0.00044964, 0.00064936); by 1 - 0.998001: (0.224932, 0.324842)
+        m = 0.1 (0.9 (0.6, 0.8) + (-0.3, 0.1)) = (0.024, 0.082)
+        v = 0.001 (0.999 (0.36, 0.64) + (0.09, 0.01)) = (0.00044964, 0.00064936)
+    divided by 1 - 0.81 and 1 - 0.998001 these are (0.126316, 0.431579) and (0.224932, 0.324842),
     so the second direction is (0.126316 / 0.474271, 0.431579 / 0.569949) = (0.266337, 0.757224).
     """
     first, second = directions(DEFAULT, [(3.0, 4.0), (-0.3, 0.1)], (10.0, -10.0))
-    np.testing.assert_allclose(first, [1.0, 1.0], rtol=1e-6)
-    np.testing.assert_allclose(second, [0.266337, 0.757224], rtol=1e-5)
+    np.testing.assert_allclose(first, [1.0, 1.0], rtol=3e-5)  # 1 - 0.999 in float32
+    np.testing.assert_allclose(second, [0.266337, 0.757224], rtol=3e-5)
 
 
 def test_epsilon_is_added_to_the_root():
@@ -50,7 +51,7 @@ def test_decay_by_hand():
     assert set(expected) == set(OPTIMIZERS)
     for name, values in expected.items():
         (direction,) = directions(make_optimizer(OPTIMIZERS[name], 0.1, 1.0), gradient, x)
-        np.testing.assert_allclose(direction, values, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(direction, values, atol=3e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(("clip", "expected"), [(None, [3.0, 4.0]), (2.0, [1.2, 1.6]), (7.0, [3.0, 4.0])])
