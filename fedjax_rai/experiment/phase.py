@@ -19,7 +19,6 @@ from fedjax_rai.cai.constitution import draw
 from fedjax_rai.cai.programs import Conversations, Options, learn, outcome, pairing, sampling, train
 from fedjax_rai.cai.revise import Chain, Talk
 from fedjax_rai.config.files import ONLINE
-from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import Prompts, take
 from fedjax_rai.data.order import cycle
 from fedjax_rai.experiment.setting import Setting
@@ -57,45 +56,48 @@ class Lesson(NamedTuple):
 class Phase:
     """The phases of one arm."""
 
-    def __init__(self, setting: Setting, config: ExperimentConfig):
-        own, across = config.cai, setting.mesh.shape["clients"]
+    def __init__(self, setting: Setting):
+        config = setting.config
+        own, across = config.cai, setting.models.mesh.shape["clients"]
         chunk = min(own.prompts_per_chunk or own.prompts, own.prompts)
         self.setting, self.config = setting, config
         self.options = Options(
-            end_ids=setting.tokenizer.end_ids,
+            end_ids=setting.models.tokenizer.end_ids,
             max_new=own.max_new_tokens,
             chunk=-(-chunk // across) * across,
             batch_size=own.batch_size,
             critic_is_policy=own.critic == "policy",
-            same_cache=own.critic == "policy" and own.data == ONLINE and not setting.constitution.few_shot,
+            same_cache=own.critic == "policy" and own.data == ONLINE and not setting.texts.constitution.few_shot,
             train_on_revisions=own.target == "revision",
             objective=METHODS[own.method](own.preference),
             reference_is_base=own.reference == "base",
-            mesh=setting.mesh,
+            mesh=setting.models.mesh,
         )
 
     def lesson(self, adapter: Adapter, t: int) -> Lesson:
         """What the phase of round t trains on, given the adapter that it starts from."""
         setting, source = self.setting, self.source(t)
         pool, metrics, chain = learn(
-            setting.model, self.options, setting.base, adapter, source.pool, sampling(self.config.cai)
+            setting.model, self.options, setting.models.base, adapter, source.pool, sampling(self.config.cai)
         )
         return Lesson(pool, source.metrics | metrics, source.said(chain))
 
     def source(self, t: int) -> Source:
         """That of round t: conversations about `cai.prompts` red prompts, or so many of the prepared pairs."""
         online, g = self.config.cai.data == ONLINE, rng.host(self.config.seed, "red prompts", round=t)
-        everything = (self.setting.red_prompts if online else self.setting.prepared.chosen).tokens
+        everything = (self.setting.texts.red_prompts if online else self.setting.texts.prepared.chosen).tokens
         rows = cycle(np.arange(len(everything)), self.config.cai.prompts, g)
         if not online:
             return self._prepared(rows)
-        return Source(Conversations(self._talk(rows, t), self.setting.requests, self.setting.replay), {}, rows)
+        return Source(
+            Conversations(self._talk(rows, t), self.setting.texts.requests, self.setting.replay.examples), {}, rows
+        )
 
     def _talk(self, rows: np.ndarray, t: int) -> Talk:
         setting, key = self.setting, rng.stream(self.key(t), "chain")
-        categories = [setting.materials.red_prompts[row].category for row in rows]
+        categories = [setting.texts.materials.red_prompts[row].category for row in rows]
         g = rng.host(self.config.seed, "principles", round=t)
-        principles = draw(setting.constitution, categories, self.config.cai.revisions, g)
+        principles = draw(setting.texts.constitution, categories, self.config.cai.revisions, g)
         keys = jax.vmap(lambda row: rng.stream(key, "respond", row=row))(jnp.arange(len(rows)))
         return talk(setting, rows, principles, keys)
 
@@ -105,11 +107,11 @@ class Phase:
         """(adapter, metrics) after each of the ascending iteration counts, by one pass through all of them."""
         setting, done = self.setting, 0
         # laid out as `train` leaves it, so that going on from there is the same program
-        progress = jax.device_put(cai.begin(adapter), replicated(setting.mesh))
+        progress = jax.device_put(cai.begin(adapter), replicated(setting.models.mesh))
         for count in counts:
             progress = train(
-                setting.model, self.options, setting.base, progress, lesson.pool, jnp.int32(done), jnp.int32(count),
-                self.rates, rng.stream(self.key(t), "align"),
+                setting.model, self.options, setting.models.base, progress, lesson.pool, jnp.int32(done),
+                jnp.int32(count), self.rates, rng.stream(self.key(t), "align"),
             )  # fmt: skip
             done = count
             trained, metrics = outcome(adapter, progress, jnp.int32(count))
@@ -117,17 +119,17 @@ class Phase:
 
     @property
     def rates(self) -> Rates:
-        own, mixed = self.config.cai, len(self.setting.replay.tokens)
+        own, mixed = self.config.cai, len(self.setting.replay.examples.tokens)
         return Rates(jnp.float32(own.learning_rate), jnp.float32(own.beta), jnp.float32(mixed / (own.prompts + mixed)))
 
     def _prepared(self, rows: np.ndarray) -> Source:
-        own, objective = self.setting.prepared, self.options.objective
+        own, objective = self.setting.texts.prepared, self.options.objective
         paired, metrics = pairing({name: holds[rows] for name, holds in own.causes.items()})
         usable = own.usable[rows] if objective.likelihood else paired
         chosen, rejected = take(own.chosen, rows), take(own.rejected, rows)
         read = chosen.valid.sum() + rejected.valid.sum() if objective.preference else 0
         metrics |= {"cai_generated_tokens": 0, "cai_read_tokens": read}
-        pool = cai.pool(chosen, rejected, self.setting.replay, jnp.asarray(usable), jnp.asarray(paired))
+        pool = cai.pool(chosen, rejected, self.setting.replay.examples, jnp.asarray(usable), jnp.asarray(paired))
         return Source(pool, metrics, rows)
 
     def key(self, t: int) -> Key[Array, ""]:
@@ -137,5 +139,7 @@ class Phase:
 
 def talk(setting: Setting, rows: np.ndarray, principles: np.ndarray, keys: Key[Array, "b"]) -> Talk:
     """Conversations about those of the red prompts."""
-    prompts, openings = (Prompts(*(c[rows] for c in own)) for own in (setting.red_prompts, setting.openings))
+    prompts, openings = (
+        Prompts(*(c[rows] for c in own)) for own in (setting.texts.red_prompts, setting.texts.openings)
+    )
     return Talk(prompts, openings, jnp.asarray(principles), keys)

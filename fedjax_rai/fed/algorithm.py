@@ -6,6 +6,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 
+from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import FederatedConfig
 from fedjax_rai.fed.aggregate import AGGREGATORS, Aggregator
 from fedjax_rai.fed.base import FedAlgorithm, Row
@@ -32,16 +33,21 @@ def make_algorithm(federated: FederatedConfig, sections: Mapping[str, Any], mesh
 
     A chunk is a multiple of the mesh's clients axis. Configs that differ in numbers of sections give equal algorithms.
     """
-    optimizer = make_optimizer(OPTIMIZERS[federated.optimizer], federated.weight_decay, federated.clip_norm)
-    aggregator: Aggregator = construct(AGGREGATORS[federated.aggregator], sections)()
+    direction = look_up(OPTIMIZERS, federated.optimizer, "federated.optimizer")
+    optimizer = make_optimizer(direction, federated.weight_decay, federated.clip_norm)
+    rule = look_up(AGGREGATORS, federated.aggregator, "federated.aggregator")
+    aggregator: Aggregator = construct(rule, sections)()
     across = mesh.shape["clients"]
     chunk = -(-federated.clients_per_chunk // across) * across
     mapper = Mapper(federated.clients, chunk, over_clients(mesh))
-    return construct(ALGORITHMS[federated.algorithm], sections)(Trainer(optimizer), aggregator, mapper)
+    algorithm = look_up(ALGORITHMS, federated.algorithm, "federated.algorithm")
+    return construct(algorithm, sections)(Trainer(optimizer), aggregator, mapper)
 
 
-def construct(row: Row, sections: Mapping[str, Any]) -> Callable:
-    """A row's constructor, given the numbers of its section."""
+def construct(row: Row | Callable, sections: Mapping[str, Any]) -> Callable:
+    """A row's constructor, given the numbers of its section; the user's own has none."""
+    if not isinstance(row, Row):
+        return row
     if row.section is None:
         return row.constructor
     return partial(row.constructor, **dict(sections[row.section]))

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import optax
 
+from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import FederatedConfig
 
 
@@ -76,5 +77,5 @@ SCHEDULES: dict[str, Callable[[int, int, float, float], float]] = {"constant": c
 
 def learning_rate(federated: FederatedConfig, t: int) -> float:
     """The clients' learning rate in round t, counted from 0, by the schedule of that name."""
-    schedule = SCHEDULES[federated.schedule]
+    schedule = look_up(SCHEDULES, federated.schedule, "federated.schedule")
     return schedule(t, federated.rounds, federated.learning_rate, federated.final_learning_rate)

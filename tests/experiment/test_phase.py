@@ -14,8 +14,8 @@ from fedjax_rai.experiment import cost
 from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import critique
 from fedjax_rai.experiment.materials import gather
-from fedjax_rai.experiment.round import Federation
-from fedjax_rai.experiment.setting import Setting, fixed
+from fedjax_rai.experiment.round import Federation, play_round
+from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.decoder import forward, unembed
 from fedjax_rai.runs import files
 from fedjax_rai.runs.run import run
@@ -23,13 +23,8 @@ from tests import small
 from tests.tiny_runs import timeless, vary
 
 
-@pytest.fixture(scope="module")
-def settings():
-    return {}
-
-
-def play(config, settings):
-    folder = run(config, settings.setdefault(str(fixed(config)), Setting(config)))
+def play(config, arm):
+    folder = run(config, arm(config))
     return folder, files.read_rows(folder / "metrics.jsonl"), files.read_json(folder / "summary.json")
 
 
@@ -38,22 +33,22 @@ def ran(rows) -> list[bool]:
 
 
 @pytest.mark.parametrize("every", [small.slow(1), 2, small.slow(3), small.slow(4)])
-def test_a_phase_comes_after_every_so_many_rounds(config, settings, every):
-    _, rows, _ = play(vary(config, cai={"every": every}, federated={"rounds": 3}), settings)
+def test_a_phase_comes_after_every_so_many_rounds(config, arm, every):
+    _, rows, _ = play(vary(config, cai={"every": every}, federated={"rounds": 3}), arm)
     assert ran(rows) == [t % every == 0 for t in (1, 2, 3)]
     assert all((row["cai_seconds"] > 0) == own for row, own in zip(rows, ran(rows), strict=True))
 
 
 @pytest.mark.parametrize("safe", [0.25, 0.5, small.slow(0.75)])
-def test_a_trigger_runs_it_only_where_the_probe_is_below(config, settings, monkeypatch, safe):
+def test_a_trigger_runs_it_only_where_the_probe_is_below(config, arm, monkeypatch, safe):
     monkeypatch.setattr(rounds, "probe", lambda *_: safe)
-    _, rows, _ = play(vary(config, cai={"probe": 4, "trigger": 0.5}), settings)
+    _, rows, _ = play(vary(config, cai={"probe": 4, "trigger": 0.5}), arm)
     assert ran(rows) == [safe < 0.5] * 2 and [row["probe_harmless"] for row in rows] == [safe] * 2
 
 
-def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(config, settings):
-    folder, rows, _ = play(vary(config, "probed", cai={"probe": 6, "enabled": False}), settings)
-    plain, others, _ = play(vary(config, "plain", cai={"enabled": False}), settings)
+def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(config, arm):
+    folder, rows, _ = play(vary(config, "probed", cai={"probe": 6, "enabled": False}), arm)
+    plain, others, _ = play(vary(config, "plain", cai={"enabled": False}), arm)
     shares = [row["probe_harmless"] for row in rows]
     assert all(share * 6 == pytest.approx(round(share * 6)) for share in shares)
     name = "adapter/adapter_model.safetensors"
@@ -64,9 +59,9 @@ def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(confi
 def test_more_probe_prompts_than_there_are_is_said_at_once(config):
     config = vary(config, cai={"probe": 3, "trigger": 0.9})
     setting = Setting(config)
-    setting.materials = setting.materials._replace(probe_prompts=["one"])
+    setting.texts.materials = setting.texts.materials._replace(probe_prompts=["one"])
     with pytest.raises(InputError, match="cai.probe = 3: there are only 1"):
-        setting.check(config)
+        setting.check()
 
 
 @pytest.mark.parametrize("probe", [0, 5, 64])
@@ -79,9 +74,9 @@ def test_the_probes_questions_are_distinct_and_nobody_elses(config, probe):
     assert {*made.probe_prompts} <= made.evaluated
 
 
-def test_what_was_said_is_written_down(config, settings):
+def test_what_was_said_is_written_down(config, arm):
     own = vary(config, cai={"revisions": 2, "iterations": 1})
-    folder, rows, summary = play(own, settings)
+    folder, rows, summary = play(own, arm)
     said = files.read_rows(folder / "revisions.jsonl")
     assert [row["round"] for row in said] == [1] * 4 + [2] * 4
     assert all(len(row["principles"]) == len(row["critiques"]) == len(row["revisions"]) == 2 for row in said)
@@ -92,10 +87,10 @@ def test_what_was_said_is_written_down(config, settings):
     assert summary["critique"]["judge"] == "rule" and summary["critique"]["unsafe"] + summary["critique"]["safe"] == 8
 
 
-def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, settings):
+def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm):
     """By hand: four unsafe responses of which one is made safe (one says the same, one nothing, one does not end), and
     three safe ones, of which one is changed and one spoiled."""
-    setting = settings.setdefault("any", Setting(config))
+    setting = arm(config)
     from fedjax_rai.data.tiny_world import unsafe_markers
 
     bad = f"so {unsafe_markers()[0]} it is"
@@ -114,38 +109,38 @@ def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, sett
     assert critique(setting, rows[4:5])["made_safe"] is None
 
 
-def test_a_fork_is_every_count_by_itself(config, settings):
+def test_a_fork_is_every_count_by_itself(config, arm):
     """Snapshots on the way to the largest count are the adapters that the smaller counts lead to."""
-    setting = settings.setdefault("any", Setting(config))
-    federation = Federation(setting, vary(config, cai={"method": "sft+dpo"}))
+    federation = Federation(arm(vary(config, cai={"method": "sft+dpo", "iterations": 3})))
     counts = [0, 1, 3]
-    together = federation.fork(federation.init(), 0, counts)
+    ends, passed = play_round([federation], [federation.init()], 0, counts[:-1])
+    together = [*passed, *ends]
     for count, (state, outcome) in zip(counts, together, strict=True):
-        ((alone, other),) = federation.fork(federation.init(), 0, [count])
+        by_itself = Federation(arm(vary(federation.config, cai={"iterations": count})))
+        (((alone, other),), _) = play_round([by_itself], [federation.init()], 0)
         assert small.distance(state.adapter, alone.adapter) == 0
         assert (outcome.cai is None) == (other.cai is None) == (count == 0)
     assert small.distance(together[1][0].adapter, together[2][0].adapter) > 0
 
 
 @pytest.mark.slow
-def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers(config, settings):
+def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers(config, arm):
     """No phase in the first round: that one is shared, too."""
     own = {n: vary(config, f"{n}", cai={"iterations": n, "every": 2}, federated={"rounds": 3}) for n in (0, 1, 3)}
-    alone = {n: play(vary(one, "alone"), settings) for n, one in own.items()}
-    setting = settings[str(fixed(own[3]))]
-    run(own[3], setting, siblings=[own[0], own[1]])
+    alone = {n: play(vary(one, "alone"), arm) for n, one in own.items()}
+    run(own[3], arm(own[3]), siblings=[own[0], own[1]])
     left = {n: len(files.read_rows(Path(str(own[n].output)) / "metrics.jsonl")) for n in (0, 1)}
     assert left == {0: 2, 1: 2}
     for n, one in own.items():
-        folder, _, _ = play(one, settings)
+        folder, _, _ = play(one, arm)
         for name in ("adapter/adapter_model.safetensors", "answers.jsonl", "revisions.jsonl"):
             assert (folder / name).read_bytes() == (alone[n][0] / name).read_bytes(), (n, name)
         assert timeless(folder) == timeless(alone[n][0])
 
 
-def test_flops_are_those_of_the_matrix_products(config, settings):
+def test_flops_are_those_of_the_matrix_products(config, arm):
     """Against XLA's own count of a forward pass, which takes the loop over layers for one layer."""
-    setting = settings.setdefault("any", Setting(config))
+    setting = arm(config)
     tokens, adapter = np.ones((2, 4), np.int32), setting.fresh_adapter("a")
 
     def whole(tokens):
@@ -157,26 +152,25 @@ def test_flops_are_those_of_the_matrix_products(config, settings):
     assert layers == 4 and 1.0 < analysis["flops"] / tokens.size / expected < 1.15, "norms and attention are on top"
 
 
-def test_what_a_full_epoch_would_have_cost(config, settings):
+def test_what_a_full_epoch_would_have_cost(config, arm):
     """Revising all red prompts and training on each once, in place of a few: checked on round numbers."""
-    setting = settings.setdefault("any", Setting(config))
+    setting = arm(config)
     own = vary(config, cai={"prompts": 100, "batch_size": 8, "iterations": 10, "replay": 0})
     setting_rows = [
         {"local_seconds": 1.0, "cai_seconds": 2.0, "trained_tokens": 5, "step_tokens": 9, "cai_iterations": 10,
          "cai_generated_tokens": 300, "cai_read_tokens": 700, "cai_trained_tokens": 40, "cai_step_tokens": 80}
     ] * 2  # fmt: skip
-    bare = Setting(own)
-    bare.__dict__["model"], bare.__dict__["base"] = setting.model, setting.base
-    found = cost.phases(bare, own, setting_rows)
-    everything = len({prompt.query for prompt in bare.materials.red_prompts})
-    assert 300 < everything < len(bare.red_prompts.tokens) == 2000, "questions that stand twice count once"
+    bare = Setting(own, setting)
+    found = cost.phases(bare, setting_rows)
+    everything = len({prompt.query for prompt in bare.texts.materials.red_prompts})
+    assert 300 < everything < len(bare.texts.red_prompts.tokens) == 2000, "questions that stand twice count once"
     generated, step = 2000 * cost.forward_flops(bare), 160 * cost.step_flops(bare)
     full = generated * everything / 100 + step * math.ceil(everything / 8) / 10
     cai: Any = found["cai"]
     assert found["local"] and found["local"]["seconds"] == 2.0 and cai["seconds"] == 4.0 and cai["phases"] == 2
     assert cai["flops"] == generated + step and cai["full_epoch_flops"] == pytest.approx(full)
     assert cai["share_saved"] == pytest.approx(1 - (generated + step) / full)
-    assert cost.phases(bare, own, [{"local_seconds": 1.0, "step_tokens": 1}])["cai"] is None
+    assert cost.phases(bare, [{"local_seconds": 1.0, "step_tokens": 1}])["cai"] is None
 
 
 def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp_path):
@@ -186,7 +180,7 @@ def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp
     (tmp_path / "pairs.jsonl").write_text("\n".join(texts) + "\n")
     for method, usable in (("sft", 3), ("dpo", 1)):  # a whole answer is learnt, even if it is preferred to nothing
         own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 6, "method": method})
-        federation = Federation(Setting(own), own)
+        federation = Federation(Setting(own))
         lesson = federation.phase.lesson(federation.init().adapter, 0)
         counts = [int(lesson.metrics[f"cai_{name}"]) for name in ("held_out", "cut_off", "equal", "pairs")]
         assert counts == [1, 3, 1, 1]

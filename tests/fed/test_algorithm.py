@@ -262,7 +262,7 @@ def test_fedadam_by_hand():
     assert float(step) == pytest.approx(0.579044, abs=1e-5)
 
 
-def test_scaffolds_control_variates_follow_their_formulas():
+def test_scaffold_follows_its_formulas():
     """c_i+ = c_i - c - delta_i / (K lr) of those who took part, c += sum of changes / clients, in two rounds."""
     states = [play("scaffold", ROUNDS[:count])[0] for count in (1, 2)]
     delta = trees.sub(states[0].adapter, small.adapter())

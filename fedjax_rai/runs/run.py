@@ -1,0 +1,60 @@
+"""One run, in one folder: train its rounds, evaluate the final adapter, and be able to go on after any interruption."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedjax_rai import terminal
+from fedjax_rai.aliases import Adapter
+from fedjax_rai.config.load import load_config
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.errors import InputError
+from fedjax_rai.experiment import sizes
+from fedjax_rai.experiment.round import Federation
+from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.memory import advice
+from fedjax_rai.model.peft import load_adapter, save_adapter
+from fedjax_rai.runs.conclude import conclude
+from fedjax_rai.runs.folder import ADAPTER, CONFIG, check_folder, open_folder, pins, run_folder
+from fedjax_rai.runs.inputs import check_inputs
+from fedjax_rai.runs.loop import train
+
+
+def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequence[ExperimentConfig] = ()) -> Path:
+    """The run folder of a config, finished: started, resumed, or found done.
+
+    Nothing is written before config, data and model have been read. `setting`: the config's own, with what it shares
+    with other arms. `siblings` have fewer `cai.iterations`, ascending, and differ in nothing else: on the way their
+    folders are filled up to the end of the first CAI phase, which is all that they share, so that their own runs go on
+    from there.
+    """
+    check_inputs([config])
+    folder = run_folder(config)
+    if check_folder(folder, config):
+        terminal.say(f"{folder}: already finished")
+        return folder
+    setting = setting or Setting(config, pins=pins([config]))
+    advice.announce(config, sizes.sizes(setting))
+    setting.check()
+    open_folder(folder, config, setting)
+    (state,) = train([Federation(setting)], siblings)
+    finish(setting, state.adapter)
+    return folder
+
+
+def finish(setting: Setting, adapter: Adapter) -> None:
+    """What comes after the last round: the adapter is written and evaluated."""
+    config = setting.config
+    folder = run_folder(config)
+    save_adapter(folder / ADAPTER, *setting.shapes, adapter, config.model.path, setting.commits.get("model_commit"))
+    conclude(setting, config, folder, adapter)
+
+
+def evaluate_run(folder: Path) -> None:
+    """Evaluate the adapter of a run folder once more, as its config says; rewrites its evaluation and summary."""
+    if not (folder / CONFIG).is_file() or not (folder / ADAPTER).is_dir():
+        raise InputError(f"{folder}: not a run folder with {CONFIG} and {ADAPTER}/ (is the run finished?)")
+    config = load_config(folder / CONFIG)
+    check_inputs([config])
+    setting = Setting(config, pins=pins([config]))
+    _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
+    conclude(setting, config, folder, adapter)
