@@ -1,5 +1,6 @@
 """The small fake: a two-layer decoder over a few tokens, random but trained by nothing, and data to feed it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -77,7 +78,9 @@ def cohort(
     )
 
 
-def algorithm(name: str, mapper: Mapper, local: Trainer = SGD, **numbers: float) -> FedAlgorithm:
+def algorithm(
+    name: str, mapper: Mapper, local: Trainer = SGD, numbers: Mapping[str, float] | None = None
+) -> FedAlgorithm:
     """The algorithm of that name with the weighted mean; its numbers are the config's defaults, if none are given."""
     sections = dict(ExperimentConfig())
     if numbers:

@@ -211,7 +211,7 @@ class FedProxConfig(Section):
     """FedProx (arXiv 1812.06127): clients are held to the adapter that they received."""
 
     mu: Weight = 0.01
-    """mu / 2 times the squared distance from the received adapter joins the loss."""
+    """Half of it times the squared distance from the received adapter joins the loss."""
 
 
 class FedAvgMConfig(Section):
