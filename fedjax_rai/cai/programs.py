@@ -81,6 +81,7 @@ def collect(
         own = cai.refer(LM(model, base), options.reference(adapter), own, options.batch_size)
         read += [answers.valid, own.responses.valid]
     metrics |= {
+        "cai_usable": usable.sum(),
         "cai_revised": jnp.mean(~causes["equal"]),
         "cai_generated_tokens": sum(answer.valid.sum() for answer in said),
         "cai_read_tokens": sum(tokens.sum() for tokens in read),

@@ -65,7 +65,7 @@ class Loop:
 
     def _have_parted(self) -> bool:
         """Whether the round in which siblings part lies behind: the first CAI phase."""
-        return any("cai_iterations" in row for record in self.records for row in record.rows)
+        return any(row.cai for record in self.records for row in record.rounds)
 
     def play(self, t: int) -> Pending:
         """Round t of all runs that have not done it yet, dispatched."""
@@ -89,7 +89,7 @@ class Loop:
         if len(self.federations) > 1:
             seconds = shared(seconds, len(round.going))
         rows = [self.records[i].add(round.t, *end, seconds) for i, end in zip(round.going, round.ends, strict=True)]
-        self.advance(f"loss {rows[0]['train_loss']:.3f}")
+        self.advance(f"loss {rows[0].train_loss:.3f}")
 
     def _part(self, config: ExperimentConfig, t: int, end: End) -> None:
         """Fill a sibling's folder as if it had run by itself to the end of round t."""
@@ -98,7 +98,7 @@ class Loop:
         seconds, _ = timed(end.outcome, self.began)
         open_folder(folder, config, record.setting)
         with Record(folder, record.setting) as theirs:
-            theirs.begin_as(record)
+            theirs.copy_rows(record)
             theirs.add(t, *end, seconds)
 
 

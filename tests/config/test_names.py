@@ -199,6 +199,16 @@ def test_a_value_that_was_given_elsewhere_is_asked_for() -> None:
         look_up({}, "given:f", "k")
 
 
+def test_functions_that_stand_in_no_file_are_told_apart_by_what_they_do() -> None:
+    def made(text: str):
+        found = {}
+        exec(text, found)
+        return found["f"]
+
+    one, same, other = (made(f"f = lambda x: x + {number}") for number in (1, 1, 2))
+    assert given(one) == given(same) != given(other)
+
+
 def test_values_of_the_users_own_are_told_apart_by_what_they_hold() -> None:
     pairs = [({"a": 1}, {"a": 2}), ((1, "x"), (1, "y")), (functools.partial(max, 1), functools.partial(max, 2))]
     for one, other in pairs:
