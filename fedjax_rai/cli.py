@@ -207,7 +207,7 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="The seed of sampling.")] = 0,
     dtype: Annotated[
-        str, typer.Option(metavar="NAME", show_default=False, help="Of weights: bfloat16 (if not given) or float32.")
+        str, typer.Option(metavar="NAME", show_default=False, help="Compute in bfloat16 (if not given) or float32.")
     ] = "bfloat16",
     raw: Annotated[bool, typer.Option("--raw", help="Take prompts as they are, without the chat template.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print an object a line, with token_ids and text.")] = False,

@@ -17,9 +17,9 @@ FLOORS = (
         "model": "architecture attention decoder families lora peft quantize weights",
     },
     {"data": "examples order packing partition sources tiny_lexicon tiny_world"},
-    {"train": "generate losses step"},
+    {"train": "generate losses optimizers step"},
     {
-        "fed": "aggregate algorithm client",
+        "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution programs revise",
         "evals": "choice judge open_ended rate suite",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fedjax_rai import terminal
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment.round import End, Federation, play_round
-from fedjax_rai.fed.algorithm import ServerState
+from fedjax_rai.fed.base import ServerState
 from fedjax_rai.runs.folder import open_folder, run_folder
 from fedjax_rai.runs.record import Record, timed
 

@@ -20,6 +20,7 @@ from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.lockstep import run_together
 from fedjax_rai.runs.record import METRICS
+from fedjax_rai.runs.rows import read_rounds
 from fedjax_rai.runs.run import run
 from fedjax_rai.studies.plots import plot_sweep
 from fedjax_rai.studies.results import (
@@ -262,6 +263,8 @@ def comparisons(rows: Sequence[Row], title: str) -> list[str]:
 
 def probed(row: Row) -> dict[int, float]:
     """The probe's percentage of safe answers by round, over seeds; empty where there is no probe."""
-    metrics = [[m for m in files.read_rows(own / METRICS) if "probe_harmless" in m] for own in row.folders]
-    each = [{m["round"]: 100 * m["probe_harmless"] for m in own} for own in metrics]
-    return {t: float(np.mean([own[t] for own in each])) for t in each[0]}
+    each = []
+    for folder in row.folders:
+        rounds = read_rounds(folder / METRICS)
+        each.append({done.round: 100 * done.probe.harmless for done in rounds if done.probe})
+    return {t: float(np.mean([shares[t] for shares in each])) for t in each[0]}

@@ -24,12 +24,15 @@ from fedjax_rai.model.attention import ATTENTIONS
 from fedjax_rai.model.quantize import QUANTIZATIONS
 from fedjax_rai.safety.guard import MODEL
 from fedjax_rai.train.losses import PREFERENCES
+from fedjax_rai.train.optimizers import OPTIMIZERS, SCHEDULES
 
 # What the names of every key of this kind mean; a new key must be added, with its table.
 TABLES = {
     "data.partition": PARTITIONS,
     "federated.algorithm": ALGORITHMS,
     "federated.aggregator": AGGREGATORS,
+    "federated.optimizer": OPTIMIZERS,
+    "federated.schedule": SCHEDULES,
     "guard.scorer": [MODEL],
     "eval.judge": [AUTO, *JUDGES],
     "cai.constitution": None,  # a path is allowed, too

@@ -25,10 +25,13 @@ def play(config, arm, **options):
     return folder, (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_run_folder_holds_all_that_the_run_was(config, arm):
+def test_a_run_folder_holds_all_that_the_run_was(config, arm, capsys):
     folder, _ = play(config, arm)
+    rounds = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines() if ": round " in line]
+    assert rounds == ["run: round 1/2", "run: round 2/2"]
     assert {p.name for p in folder.iterdir()} >= {
         "config.yaml", "versions.json", "metrics.jsonl", "adapter", "eval.json", "answers.jsonl", "summary.json",
+        "run.png",
     }  # fmt: skip
     assert [row["round"] for row in timeless(folder)] == [1, 2]
     assert all(np.isfinite(row["train_loss"]) and row["clients"] == 2 for row in timeless(folder))
@@ -45,6 +48,9 @@ def test_a_finished_run_is_left_alone(config, arm):
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
     play(config, arm)
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    (folder / "run.png").unlink()
+    play(config, arm)
+    assert (folder / "run.png").is_file()
 
 
 def test_a_folder_of_another_config_is_refused_and_untouched(config, arm):
