@@ -21,7 +21,7 @@ FLOORS = (
     {
         "fed": "aggregate algorithm client",
         "safety": "filter guard",
-        "cai": "align constitution programs revise",
+        "cai": "align constitution options programs revise",
         "evals": "choice judge open_ended",
     },
     {"memory": "advice footprint plan"},

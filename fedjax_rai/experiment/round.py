@@ -12,11 +12,12 @@ import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Base, Metrics
+from fedjax_rai.cai.revise import Rollout
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
 from fedjax_rai.experiment.evaluation import ask
-from fedjax_rai.experiment.phase import Phase, Said
+from fedjax_rai.experiment.phase import Phase
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.fed.aggregate import weighted_mean
 from fedjax_rai.fed.algorithm import ALGORITHMS, FedAlgorithm, RoundBatch, ServerState
@@ -49,7 +50,7 @@ class Outcome(NamedTuple):
     probe_done: Future[float] | None = None
     cai: Metrics | None = None
     cai_done: Future[float] | None = None
-    said: Said | None = None
+    rollout: Rollout | None = None
 
 
 _CLOCK = ThreadPoolExecutor(1, "clock")
@@ -116,10 +117,11 @@ class Federation:
         if not (counts[-1] and self._due(t, local.local)):
             return [plain for _ in counts]
         trained = [count for count in counts if count]
-        lesson = self.phase.lesson(state.adapter, t)
+        collected = self.phase.collect(state.adapter, t)
         ends = {}
-        for count, (adapter, metrics) in zip(trained, self.phase.align(state.adapter, lesson, t, trained), strict=True):
-            outcome = local._replace(cai=metrics, cai_done=when_done(metrics), said=lesson.said)
+        aligned = self.phase.align(state.adapter, collected, t, trained)
+        for count, (adapter, metrics) in zip(trained, aligned, strict=True):
+            outcome = local._replace(cai=metrics, cai_done=when_done(metrics), rollout=collected.rollout)
             ends[count] = state._replace(adapter=adapter), outcome
         return [ends.get(count, plain) for count in counts]
 

@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rai import rng
-from fedjax_rai.aliases import Adapter, Array, Base, Float, Int, Key, Metrics
-from fedjax_rai.cai.align import Pool, Rates, begin
-from fedjax_rai.cai.programs import Conversations, Options, learn, outcome, sampling, train
-from fedjax_rai.cai.revise import Chain
+from fedjax_rai.aliases import Adapter, Array, Base, Float, Key, Metrics
+from fedjax_rai.cai.align import align, begin
+from fedjax_rai.cai.options import Numbers, Options, make_sampling
+from fedjax_rai.cai.programs import Source, outcome
+from fedjax_rai.cai.revise import Rollout
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment.round import Federation, Outcome, probe, when_done
 from fedjax_rai.fed.algorithm import FedAlgorithm, RoundBatch, ServerState
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.generate import Sampling
 
 BOUNDS = {"top_k", "top_p", "min_p"}  # numbers, too, but a null one is not compiled in
@@ -28,7 +29,7 @@ TRACED: dict[str, set[str]] = {
     "federated": {"learning_rate"},
     "cai": {"iterations", "learning_rate", "beta", "temperature"} | BOUNDS,
 }
-Numbers = tuple[Int[Array, ""], Rates, Sampling]  # of a point: iterations, and what else its phases differ in
+PhaseNumbers = tuple[Numbers, Sampling]  # of a point: all that its phases differ in
 
 
 def but_numbers(config: ExperimentConfig) -> Any:
@@ -52,15 +53,16 @@ def one_round(points: Sequence[Federation], states: Sequence[ServerState], t: in
         ends = [(state, own._replace(probe_done=when_done({}))) for state, own in ends]
     if not (cai.enabled and (t + 1) % cai.every == 0 and any(point.config.cai.iterations for point in points)):
         return ends
-    phase, source, adapters = first.phase, first.phase.source(t), [state.adapter for state, _ in ends]
-    numbers = [(jnp.int32(own.config.cai.iterations), own.phase.rates, sampling(own.config.cai)) for own in points]
-    taught = teach(setting.model, phase.options, setting.base, adapters, numbers, source.pool, phase.key(t))
-    cai_done = when_done(taught[0][1])
-    for i, (adapter, metrics, chain) in enumerate(taught):
+    phase = first.phase
+    source = phase.source(t)
+    adapters = [state.adapter for state, _ in ends]
+    numbers = [(point.phase.numbers, make_sampling(point.config.cai)) for point in points]
+    aligned = align_together(setting.lm, phase.options, adapters, numbers, source, phase.key(t))
+    cai_done = when_done(aligned[0][1])
+    for i, (adapter, metrics, rollout) in enumerate(aligned):
         if points[i].config.cai.iterations:
-            state, own = ends[i]
-            more = own._replace(cai=source.metrics | metrics, cai_done=cai_done, said=source.said(chain))
-            ends[i] = state._replace(adapter=adapter), more
+            state, local = ends[i]
+            ends[i] = state._replace(adapter=adapter), local._replace(cai=metrics, cai_done=cai_done, rollout=rollout)
     return ends
 
 
@@ -72,24 +74,29 @@ def federated_rounds(
     return each(lambda state, rate: algorithm.round(state, base, batch._replace(learning_rate=rate)), states, rates)
 
 
-@partial(jax.jit, static_argnames=("model", "options"))
-def teach(
-    model: Decoder, options: Options, base: Base, adapters: list[Adapter], numbers: list[Numbers],
-    source: Pool | Conversations, key: Key[Array, ""],
-) -> list[tuple[Adapter, Metrics, Chain | None]]:  # fmt: skip
+@partial(jax.jit, static_argnames="options")
+def align_together(
+    lm: LM,
+    options: Options,
+    adapters: list[Adapter],
+    numbers: list[PhaseNumbers],
+    source: Source,
+    key: Key[Array, ""],
+) -> list[tuple[Adapter, Metrics, Rollout | None]]:
     """The CAI phase of every point, as of `phase.Phase`, in one program.
 
     Takes as many iterations as the point with most of them; the others stay as they are when theirs are over.
     """
+    align_key = rng.stream(key, "align")
 
-    def one(adapter: Adapter, own: Numbers) -> tuple[Adapter, Metrics, Chain | None]:
-        (last, rates, drawn), draws = own, rng.stream(key, "align")
-        pool, metrics, said = learn(model, options, base, adapter, source, drawn)
-        progress = train(model, options, base, begin(adapter), pool, 0 * last, last, rates, draws)
-        trained, more = outcome(adapter, progress, last)
-        return trained, metrics | more, said
+    def phase(adapter: Adapter, given: PhaseNumbers) -> tuple[Adapter, Metrics, Rollout | None]:
+        point_numbers, sampling = given
+        collected = source.collect(lm, options, adapter, sampling)
+        progress = align(lm, options, begin(adapter), collected.pool, point_numbers, align_key)
+        aligned, metrics = outcome(adapter, progress)
+        return aligned, collected.metrics | metrics, collected.rollout
 
-    return each(one, adapters, numbers)
+    return each(phase, adapters, numbers)
 
 
 def each(one: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
