@@ -16,7 +16,7 @@ from fedjax_rai.train.generate import Answers
 from fedjax_rai.train.losses import sigmoid
 from tests import small
 
-# With embeddings apart from its kernel of answers: a random decoder whose embeddings are tied repeats what it read last.
+# Embeddings of its own for what it answers: with tied ones a random decoder repeats what it read last.
 MODEL = Decoder(replace(small.CONFIG, tie_word_embeddings=False), small.LORA)
 BASE = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, init_base(MODEL.config, jax.random.key(0)))
 SPEAKER = LM(MODEL, BASE)

@@ -79,16 +79,16 @@ def test_the_probes_questions_are_distinct_and_nobody_elses(config, probe):
     assert {*made.probe_prompts} <= made.evaluated
 
 
-def test_what_was_said_is_written_down(config, settings):
+def test_conversations_are_written_down(config, settings):
     own = vary(config, cai={"revisions": 2, "iterations": 1})
     folder, rows, summary = play(own, settings)
-    said = files.read_rows(folder / "revisions.jsonl")
-    assert [row["round"] for row in said] == [1] * 4 + [2] * 4
-    assert all(len(row["principles"]) == len(row["critiques"]) == len(row["revisions"]) == 2 for row in said)
+    held = files.read_rows(folder / "revisions.jsonl")
+    assert [row["round"] for row in held] == [1] * 4 + [2] * 4
+    assert all(len(row["principles"]) == len(row["critiques"]) == len(row["revisions"]) == 2 for row in held)
     for t, row in enumerate(rows, 1):
         for cause in ("cut_off", "empty", "equal"):
-            assert row[f"cai_{cause}"] == sum(own["degenerate"] == cause for own in said if own["round"] == t)
-        assert row["cai_pairs"] == sum(own["degenerate"] is None for own in said if own["round"] == t)
+            assert row[f"cai_{cause}"] == sum(own["degenerate"] == cause for own in held if own["round"] == t)
+        assert row["cai_pairs"] == sum(own["degenerate"] is None for own in held if own["round"] == t)
     assert summary["critique"]["judge"] == "rule" and summary["critique"]["unsafe"] + summary["critique"]["safe"] == 8
 
 
@@ -187,10 +187,10 @@ def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp
     for method, usable in (("sft", 3), ("dpo", 1)):  # a whole answer is learnt, even if it is preferred to nothing
         own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 6, "method": method})
         federation = Federation(Setting(own), own)
-        lesson = federation.phase.lesson(federation.init().adapter, 0)
-        counts = [int(lesson.metrics[f"cai_{name}"]) for name in ("held_out", "cut_off", "equal", "pairs")]
-        assert counts == [1, 3, 1, 1]
-        assert int(lesson.pool.paired.sum()) == 1 and int(lesson.pool.usable.sum()) == usable
+        collected = federation.phase.collect(federation.init().adapter, 0)
+        counts = [int(collected.metrics[f"cai_{name}"]) for name in ("held_out", "cut_off", "equal", "pairs")]
+        assert counts == [1, 3, 1, 1] and int(collected.metrics["cai_usable"]) == usable
+        assert int(collected.pool.paired.sum()) == 1 and int(collected.pool.usable.sum()) == usable
 
 
 def test_the_control_on_responses_needs_responses(config, tmp_path):

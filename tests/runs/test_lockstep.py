@@ -16,7 +16,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment import sizes
 from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.experiment.together import but_numbers, federated_rounds, one_round, teach
+from fedjax_rai.experiment.together import align_together, but_numbers, federated_rounds, one_round
 from fedjax_rai.memory import advice
 from fedjax_rai.memory.plan import plan
 from fedjax_rai.runs import files, lockstep
@@ -184,7 +184,7 @@ def test_an_exhausted_point_waits_untouched_and_new_numbers_compile_nothing(conf
         return one_round(own, [own[0].init()] * len(own), 0)
 
     first = ends(0, 1, 2)
-    programs = federated_rounds, teach
+    programs = federated_rounds, align_together
     before = [small.compilations(program) for program in programs]
     second = ends(0, 1, 9)
     other = ends(4, 0, 1, learning_rate=5e-3, beta=0.3, temperature=0.3)
