@@ -26,7 +26,7 @@ FLOORS = (
     },
     {"memory": "advice footprint plan"},
     {"experiment": "cost evaluation materials models phase round setting sizes together"},
-    {"runs": "checkpoint conversations export files folder inputs lockstep prepare record report run"},
+    {"runs": "checkpoint conclude conversations export files folder inputs lockstep prepare record report run"},
     {"studies": "plots results sweep table", "bench": "__main__", "tools": "generate tiny_base"},
     {"": "cli __main__"},
 )

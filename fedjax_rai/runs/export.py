@@ -1,0 +1,127 @@
+"""A finished run as a folder that others load: its adapter in PEFT's format, or base and adapter merged."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedjax_rai import terminal
+from fedjax_rai.config.files import ONLINE
+from fedjax_rai.config.load import load_config
+from fedjax_rai.config.schema import ExperimentConfig, is_hub_name
+from fedjax_rai.errors import InputError
+from fedjax_rai.model.families import read_config
+from fedjax_rai.model.peft import load_adapter, save_adapter
+from fedjax_rai.model.weights import save_merged
+from fedjax_rai.runs import files
+from fedjax_rai.runs.folder import ADAPTER, CONFIG, SUMMARY, pinned
+from fedjax_rai.text.hub import resolve
+
+# What AutoTokenizer reads, and what generation stops at.
+_TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
+    "additional_chat_templates",
+)  # fmt: skip
+
+
+def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = None) -> None:
+    """Write the run in `folder` to OUT, with tokenizer, chat template and a model card.
+
+    `merged`: a checkpoint that `AutoModelForCausalLM.from_pretrained` loads, of `dtype` (bfloat16 if not given);
+    otherwise the adapter (float32 if not given). OUT appears whole, or not at all. Raises InputError for a folder that
+    is no finished run, and an OUT that is not empty.
+    """
+    chosen = dtype or ("bfloat16" if merged else "float32")
+    if not (folder / SUMMARY).is_file() or not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: not the folder of a finished run (it has no {SUMMARY}); run it to its end first")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not an empty folder; name another one")
+    config = pinned(folder, load_config(folder / CONFIG))
+    source = resolve(config.model.path, config.model.revision, weights=merged)
+    shape = read_config(source)
+    lora, adapter = load_adapter(folder / ADAPTER, shape)
+    with _whole(out) as part:
+        if merged:
+            terminal.say(f"merging the adapter into {config.model.path}, {chosen}")
+            save_merged(part, source, shape, lora, adapter, chosen)
+            _copy(source, part, (*_TOKENIZER, "generation_config.json"))
+        else:
+            save_adapter(part, shape, lora, adapter, config.model.path, config.model.revision, chosen)
+            _copy(source, part, _TOKENIZER)
+        files.write_text(part / "README.md", card(config, files.read_json(folder / SUMMARY), merged))
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when all is written, and is removed otherwise."""
+    out = out.absolute()
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _copy(source: Path, out: Path, patterns: tuple[str, ...]) -> None:
+    for path in sorted({path for pattern in patterns for path in source.glob(pattern)}):
+        copy = shutil.copytree if path.is_dir() else shutil.copyfile
+        copy(path, out / path.name)
+
+
+def card(config: ExperimentConfig, summary: dict[str, Any], merged: bool) -> str:
+    """The model card: what the adapter was trained on, how, behind which guards, and what was measured."""
+    quantized = "" if config.model.quantize == "none" else f", its kernels in {config.model.quantize} while training"
+    base, synthetic = config.model.path, ", ".join(summary["synthetic"])
+    kind = "A model" if merged else "A LoRA adapter"
+    fed, filters, cai = config.federated, config.filter, config.cai
+    arms = [
+        f"{fed.algorithm}: {fed.rounds} rounds, {fed.cohort} of {fed.clients} clients a round, {fed.local_steps} local "
+        f"steps of {fed.batch_size} examples, learning rate {fed.learning_rate:g}"
+    ]
+    arms.append("each client's guard filter: " + ("on" if filters.enabled and not filters.keep_all else "off"))
+    arms.append(
+        f"constitutional AI ({cai.method}), due every {cai.every} rounds: {cai.iterations} iterations on {cai.prompts} "
+        + ("red prompts" if cai.data == ONLINE else f"pairs of {cai.data}")
+        if cai.enabled and cai.iterations
+        else "constitutional AI: off"
+    )
+    header = [
+        "---",
+        f"library_name: {'transformers' if merged else 'peft'}",
+        *([f"base_model: {base}"] if is_hub_name(base) and not Path(base).exists() else []),
+        "tags: [federated-learning, lora, safety, fedjax-rai]",
+        "---",
+    ]
+    lines = [
+        *header, "", f"# {Path(config.output or 'run').name}", "",
+        f"{kind} trained by federated fine-tuning with `fedjax_rai` on `{base}`"
+        + (f" (revision {config.model.revision})" if config.model.revision else "") + f"{quantized}.",
+    ]  # fmt: skip
+    if synthetic:
+        lines += ["", f"**Synthetic**: {synthetic}. The numbers below say nothing about real models."]
+    lines += ["", "## Training", "", f"* data: `{config.data.train}`, language {config.data.language}"]
+    lines += [f"* {arm}" for arm in arms]
+    patterns = {**config.lora.rank_pattern, **config.lora.alpha_pattern}
+    lines.append(
+        f"* LoRA: rank {config.lora.rank}, alpha {config.lora.alpha:g}" + (f", {patterns}" if patterns else "")
+    )
+    lines += [f"* seed {config.seed}; {summary['cost']['local']['trained_tokens']:,} trained tokens", ""]
+    lines += [
+        "## Results",
+        "",
+        "Percent, with 95 % intervals over prompts.",
+        "",
+        "| rate | mean | interval |",
+        "|---|---|---|",
+    ]
+    for name, rate in summary["rates"].items():
+        shown = f"{rate['mean']:.1f} | [{rate['low']:.1f}, {rate['high']:.1f}]" if rate else "not measured | "
+        lines.append(f"| {name.replace('_', ' ')} | {shown} |")
+    return "\n".join([*lines, ""])

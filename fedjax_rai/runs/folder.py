@@ -1,0 +1,111 @@
+"""A run's folder: whose it is, what it began with, and whether it is finished."""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fedjax_rai.config.files import digests
+from fedjax_rai.config.load import dump_config, load_config
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.errors import InputError
+from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.runs import files
+from fedjax_rai.runs.inputs import check_unchanged
+
+PACKAGES = (
+    "fedjax_rai",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "numpy",
+)
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers of a run depend on besides its config."""
+    import jax
+
+    installed = {}
+    for name in PACKAGES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    devices = sorted({device.device_kind for device in jax.devices()})
+    return {
+        "python": platform.python_version(),
+        "platform": platform.machine(),
+        "devices": devices,
+        "packages": installed,
+    }
+
+
+CONFIG, VERSIONS, ADAPTER = "config.yaml", "versions.json", "adapter"
+EVALUATION, ANSWERS, SUMMARY = "eval.json", "answers.jsonl", "summary.json"
+
+
+def run_folder(config: ExperimentConfig) -> Path:
+    return Path(config.output or "runs/run")
+
+
+def open_folder(folder: Path, config: ExperimentConfig, setting: Setting) -> None:
+    """Create it, with what tells whose it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / CONFIG, dump_config(config))
+    note_versions(folder / VERSIONS, setting.commits | {"files": digests(config)})
+
+
+def check_folder(folder: Path, config: ExperimentConfig) -> bool:
+    """Whether the run is finished. Raises InputError if the folder holds anything but this very run."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"output = {folder}: exists and is not a run folder; name another one")
+    there = load_config(folder / CONFIG).model_dump()
+    changed = differences(there | {"output": None}, config.model_dump() | {"output": None})
+    if changed:
+        listed = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
+        raise InputError(f"output = {folder}: holds a run of another config; name another folder, or undo\n{listed}")
+    check_unchanged(config, folder, began_with(folder).get("files", {}))
+    return (folder / SUMMARY).is_file()
+
+
+def note_versions(path: Path, others: dict[str, Any]) -> None:
+    """A list of the versions that took part: one entry, and another for each time a run was resumed under others.
+
+    `others`: commits of the models that came from the hub, digests of files.
+    """
+    past, now = (files.read_json(path) if path.exists() else []), versions() | others
+    if now not in past:
+        files.write_json(path, [*past, now])
+
+
+def began_with(folder: Path) -> dict[str, Any]:
+    """The versions that the run in a folder began with; nothing where none has."""
+    return files.read_json(folder / VERSIONS)[0] if (folder / VERSIONS).is_file() else {}
+
+
+def pinned(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
+    """The config with the commits that the run in `folder` began with, if any: a branch on the hub may move on."""
+    began = began_with(folder)
+    for name in ("model", "guard"):
+        if commit := began.get(f"{name}_commit"):
+            config = config.model_copy(update={name: getattr(config, name).model_copy(update={"revision": commit})})
+    return config
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) wherever two resolved configs differ."""
+    found = []
+    for key in old:
+        if isinstance(old[key], dict) and old[key].keys() == new[key].keys():
+            found += differences(old[key], new[key], f"{prefix}{key}.")
+        elif old[key] != new[key]:
+            found.append((prefix + key, old[key], new[key]))
+    return found
