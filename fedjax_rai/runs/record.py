@@ -1,4 +1,4 @@
-"""The rounds of a run on disk: a row of metrics each, what was said in CAI phases, and states to go on from."""
+"""The rounds of a run on disk: a row of metrics each, the conversations of CAI phases, and states to go on from."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_rai import terminal
 from fedjax_rai.aliases import PyTree
+from fedjax_rai.experiment.phase import nothing_usable
 from fedjax_rai.experiment.round import Outcome
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import conversations, files
@@ -44,12 +46,14 @@ class Record:
         return files.read_rows(self.folder / METRICS)
 
     def add(self, t: int, state: PyTree, outcome: Outcome, seconds: dict[str, float]) -> dict[str, Any]:
-        """Write round t down: what was said, then the metrics, then the state. Returns the row of metrics."""
+        """Write round t down: its conversations, then the metrics, then the state. Returns the row of metrics."""
         metrics = outcome.local | (outcome.cai or {})
         row = {"round": t + 1} | {name: np.asarray(value).item() for name, value in metrics.items()} | seconds
-        if outcome.said is not None:
-            said = [{"round": t + 1} | own._asdict() for own in conversations.read(self.setting, outcome.said)]
-            files.append_rows(self.folder / REVISIONS, said)
+        if outcome.rollout is not None:
+            read = conversations.read(self.setting, outcome.rollout)
+            files.append_rows(self.folder / REVISIONS, [{"round": t + 1} | row._asdict() for row in read])
+        if warning := nothing_usable(row):
+            terminal.say(warning)
         files.append_row(self.folder / METRICS, row)
         self._checkpoints.save(t + 1, state)
         return row

@@ -46,7 +46,8 @@ def part(rows: int, seed: int) -> Examples:
 def pool(replay: int = REPLAYED, usable: Any = None, paired: Any = None) -> Pool:
     """Revisions, responses and `replay` others; all usable and paired unless other masks are given."""
     masks = [np.ones(REVISIONS, bool) if mask is None else mask for mask in (usable, paired)]
-    return make_pool(part(REVISIONS, 1), part(REVISIONS, 2), small.corpus(replay, 3), *map(jnp.asarray, masks))
+    usable, paired = map(jnp.asarray, masks)
+    return make_pool(part(REVISIONS, 1), part(REVISIONS, 2), small.corpus(replay, 3), usable, paired)
 
 
 def numbers(
