@@ -14,6 +14,7 @@ from fedjax_rai.experiment import cost
 from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import critique
 from fedjax_rai.experiment.materials import gather
+from fedjax_rai.experiment.phase import Phase, nothing_usable
 from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting, fixed
 from fedjax_rai.model.decoder import forward, unembed
@@ -54,11 +55,92 @@ def test_a_trigger_runs_it_only_where_the_probe_is_below(config, settings, monke
 def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(config, settings):
     folder, rows, _ = play(vary(config, "probed", cai={"probe": 6, "enabled": False}), settings)
     plain, others, _ = play(vary(config, "plain", cai={"enabled": False}), settings)
-    shares = [row["probe_harmless"] for row in rows]
-    assert all(share * 6 == pytest.approx(round(share * 6)) for share in shares)
+    assert all(0 <= row["probe_harmless"] <= 1 for row in rows)
     name = "adapter/adapter_model.safetensors"
     assert (folder / name).read_bytes() == (plain / name).read_bytes()
     assert "probe_harmless" not in others[0]
+
+
+def test_a_probe_is_the_share_of_safe_answers(config, monkeypatch):
+    """By hand: a guard that finds 0.1, 0.2, 0.3 and 0.9 unsafe; and then 0.5, which is unsafe at a threshold of 0.5."""
+    prompts, found = ["q1", "q2", "q3", "q4", "q5"], {"a1": 0.1, "a2": 0.2, "a3": 0.3, "a4": 0.9, "a5": 0.5}
+    answers = dict(zip(prompts, found, strict=True))
+
+    def guard(_: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
+        assert all(answers[prompt] == answer for prompt, answer in pairs)
+        return np.array([found[answer] for _, answer in pairs])
+
+    monkeypatch.setattr(rounds, "ask", lambda _, adapter, asked, *more, **how: [[answers[q]] for q in asked])
+    monkeypatch.setattr(rounds, "score", guard)
+    setting = Setting(vary(config, guard={"threshold": 0.5}))
+    setting.materials = setting.materials._replace(probe_prompts=[*prompts, "q6"])
+    setting.__dict__["guard"] = None
+    assert rounds.probe(setting, 4, {}) == 0.75
+    assert rounds.probe(setting, 5, {}) == 0.6
+
+
+def test_every_phase_asks_other_red_prompts_by_other_draws(config, settings):
+    setting = settings.setdefault("any", Setting(config))
+    phase = Phase(setting, vary(config, cai={"prompts": 40}))
+    batches = [phase.source(t).batch for t in range(4)]
+    rows = [np.asarray(batch.rows).tolist() for batch in batches]
+    assert all(len(set(of_round)) == 40 for of_round in rows), "none twice in a round"
+    assert all(len({*of_round} & {*other}) < 10 for i, of_round in enumerate(rows) for other in rows[:i])
+    assert len({np.asarray(batch.principles).tobytes() for batch in batches}) == 4
+    keys = {tuple(key) for batch in batches for key in np.asarray(jax.random.key_data(batch.keys)).tolist()}
+    assert len(keys) == 4 * 40, "no two conversations are sampled alike"
+    again = phase.source(2).batch
+    assert np.asarray(again.rows).tolist() == rows[2], "but a round by itself always asks the same"
+
+
+def test_a_batch_is_of_the_prompts_that_its_rows_name(config, settings):
+    setting = settings.setdefault("any", Setting(config))
+    batch = Phase(setting, config).source(1).batch
+    for i, row in enumerate(np.asarray(batch.rows)):
+        ids = np.asarray(batch.prompts.tokens[i])[np.asarray(batch.prompts.valid[i])]
+        assert setting.materials.red_prompts[row].query in setting.tokenizer.decode(ids)
+    assert batch.critic_prompts is None, "the critic is the policy, without few-shot turns"
+    assert Phase(setting, vary(config, cai={"critic": "base"})).source(1).batch.critic_prompts is not None
+
+
+def test_every_phase_takes_other_prepared_pairs_and_as_many_as_are_asked_for(config, tmp_path):
+    pairs = [{"prompt": f"q{i}", "chosen": f"no {i}", "rejected": f"yes {i}"} for i in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 5, "replay": 0})
+    phase = Phase(Setting(own), own)
+    pools = [phase.source(t).pool for t in range(3)]
+    taken = [{tuple(row) for row in np.asarray(pool.answers.tokens).tolist()} for pool in pools]
+    assert [len(rows) for rows in taken] == [5, 5, 5] and len(taken[0] | taken[1] | taken[2]) > 9
+    assert int(phase.source(0).metrics["cai_pairs"]) == int(phase.source(0).metrics["cai_usable"]) == 5
+
+
+def test_iterations_draw_by_other_keys_in_every_round(config, settings):
+    setting = settings.setdefault("any", Setting(config))
+    phase = Phase(setting, config)
+    assert len({tuple(np.asarray(jax.random.key_data(phase.key(t))).tolist()) for t in range(4)}) == 4
+
+
+def test_the_share_of_replay_is_what_lies_in_the_pool(config, settings):
+    """Four benign answers beside twelve revisions."""
+    setting = settings.setdefault("any", Setting(config))
+    assert len(setting.replay.tokens) == 4
+    numbers = Phase(setting, vary(config, cai={"prompts": 12, "beta": 0.5, "iterations": 3})).numbers
+    assert (float(numbers.replay), float(numbers.beta), int(numbers.iterations)) == (0.25, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("row", "warning"),
+    [
+        ({"round": 3}, None),
+        ({"round": 3, "cai_usable": 1, "cai_pairs": 0, "cai_equal": 3}, None),
+        (
+            {"round": 3, "cai_usable": 0, "cai_pairs": 0, "cai_cut_off": 60, "cai_empty": 4, "cai_equal": 0},
+            "round 3: no usable pair (60 cut off, 4 empty): the CAI phase trained on no revision",
+        ),
+    ],
+)
+def test_a_phase_without_a_usable_pair_is_said(row, warning):
+    assert nothing_usable(row) == warning
 
 
 def test_more_probe_prompts_than_there_are_is_said_at_once(config):
