@@ -1,11 +1,11 @@
-# quickstart: install and run the tiny table.   test: the quick tests.   check: linters, types, layers.
+# quickstart: install and run the tiny table.  test: the quick tests.  check: linters, types, layers.  docs: the site.
 PYTHON ?= python3
 VENV ?= .venv-test
 QUICK := .venv
 # Tests compile, which takes one core: two processes, each file whole in one of them, in alphabetical order.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check python
+.PHONY: help quickstart test check docs python
 
 help:
 	@head -n 1 Makefile
@@ -20,6 +20,14 @@ check: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python --level error
 	$(VENV)/bin/python -m pytest -q tests/test_layers.py
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/python -m sphinx --fail-on-warning --fresh-env --quiet docs build/docs
+	@echo build/docs/index.html
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet -e ".[docs]"
+	@touch $@
 
 # A stamp in each environment: it is installed again when pyproject.toml changes, and only then.
 $(QUICK)/.installed: EXTRAS =

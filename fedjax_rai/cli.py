@@ -212,7 +212,8 @@ def _sampling(
 
 def _load(path: Path, overrides: list[str] | None, output: str = "runs/{stem}") -> "ExperimentConfig":
     """The checked config; raises InputError before anything heavy is imported or written."""
-    from fedjax_rai.config.load import check_files, load_config
+    from fedjax_rai.config.files import check_files
+    from fedjax_rai.config.load import load_config
 
     config = load_config(path, overrides or (), output)
     check_files(config)

@@ -163,15 +163,15 @@ def setting(**mesh):
     raw = {"output": sys.argv[1], "mesh": mesh, "data": data, "filter": {"enabled": False}, "cai": {"enabled": False},
            "federated": {"clients": 4, "cohort": 2}}
     config = ExperimentConfig.model_validate(raw)
-    return Setting(config), config
+    return Setting(config)
 
-split, config = setting(fsdp=2, tensor=2)
-assert dict(split.mesh.shape) == {"clients": 2, "fsdp": 2, "tensor": 2}
-assert split.base["embed_tokens"].sharding.spec == P("tensor", "fsdp")
-assert split.base["layers"]["o_proj"].sharding.spec == P(None, "tensor", "fsdp")
-wrong, config = setting(fsdp=3)
+split = setting(fsdp=2, tensor=2)
+assert dict(split.models.mesh.shape) == {"clients": 2, "fsdp": 2, "tensor": 2}
+assert split.models.base["embed_tokens"].sharding.spec == P("tensor", "fsdp")
+assert split.models.base["layers"]["o_proj"].sharding.spec == P(None, "tensor", "fsdp")
+wrong = setting(fsdp=3)
 try:
-    wrong.check(config)
+    wrong.check()
 except InputError as error:
     assert str(error) == "mesh.fsdp * mesh.tensor = 3: must divide the 8 devices here", error
 else:

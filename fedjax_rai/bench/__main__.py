@@ -70,7 +70,7 @@ def _sweep_phase(config: Path, points: list[int], others: list[str], repeats: in
     from fedjax_rai.experiment.setting import Setting
 
     loaded = load_config(config, others)
-    federation = Federation(Setting(loaded), loaded)
+    federation = Federation(Setting(loaded))
     adapter = federation.init().adapter
 
     def once(own: list[int]) -> float:

@@ -1,6 +1,5 @@
 """What a phase of constitutional AI is for: its objective, what its programs are compiled for, and their numbers."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rai.aliases import Adapter, Array, Float, Int
+from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import CaiConfig
-from fedjax_rai.errors import InputError
+from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.mesh import over_clients
 from fedjax_rai.train.generate import Sampling
 from fedjax_rai.train.losses import PREFERENCES
@@ -35,8 +35,8 @@ METHODS: dict[str, Callable[[PreferenceLoss], Objective]] = {
 
 def make_objective(cai: CaiConfig) -> Objective:
     """The objective that `cai.method` and `cai.preference` name; the only place where these names are looked up."""
-    method = METHODS[cai.method]
-    preference = PREFERENCES[cai.preference]
+    method = look_up(METHODS, cai.method, "cai.method")
+    preference = look_up(PREFERENCES, cai.preference, "cai.preference")
     return method(preference)
 
 
@@ -99,8 +99,7 @@ def _further_numbers(cai: CaiConfig) -> dict[str, Array]:
     numbers = {}
     for name in list(inspect.signature(preference).parameters)[2:]:
         if name not in CaiConfig.model_fields:
-            near = difflib.get_close_matches(name, CaiConfig.model_fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, CaiConfig.model_fields)
             raise InputError(f"cai.preference = {cai.preference}: takes {name}, which is no key of cai{hint}")
         numbers[name] = jnp.float32(getattr(cai, name))
     return numbers

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from fedjax_rai.config.files import ONLINE
-from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, outputs
 from fedjax_rai.model.lora import size
@@ -29,23 +28,23 @@ def kernels(config: DecoderConfig) -> int:
 
 def forward_flops(setting: Setting) -> int:
     """Of one token."""
-    return 2 * (kernels(setting.model.config) + size(*setting.shapes))
+    return 2 * (kernels(setting.models.architecture) + size(*setting.shapes))
 
 
 def step_flops(setting: Setting) -> int:
     """Of one token of a training step; with `remat` full the forward pass is done twice."""
-    again = forward_flops(setting) if setting.model.config.remat != "none" else 0
-    return 4 * kernels(setting.model.config) + 6 * size(*setting.shapes) + again
+    again = forward_flops(setting) if setting.models.architecture.remat != "none" else 0
+    return 4 * kernels(setting.models.architecture) + 6 * size(*setting.shapes) + again
 
 
-def phases(setting: Setting, config: ExperimentConfig, rows: Rows) -> dict[str, dict[str, Any] | None]:
+def phases(setting: Setting, rows: Rows) -> dict[str, dict[str, Any] | None]:
     """Totals by phase over a run's rows of metrics; `probe` and `cai` None where there was none."""
     probed = [row for row in rows if "probe_harmless" in row]
     aligned = [row for row in rows if "cai_iterations" in row]
     return {
         "local": _total(rows, "", setting) | {"seconds": seconds(rows, "local_seconds")},
         "probe": {"probes": len(probed), "seconds": seconds(probed, "probe_seconds")} if probed else None,
-        "cai": _cai(setting, config, aligned) if aligned else None,
+        "cai": _cai(setting, aligned) if aligned else None,
     }
 
 
@@ -61,13 +60,13 @@ def _total(rows: Rows, prefix: str, setting: Setting) -> dict[str, Any]:
     return tokens | {"flops": float(forward + tokens["step_tokens"] * step_flops(setting))}
 
 
-def _cai(setting: Setting, config: ExperimentConfig, rows: Rows) -> dict[str, Any]:
+def _cai(setting: Setting, rows: Rows) -> dict[str, Any]:
     """`full_epoch_flops`: had each phase revised each of the server's red questions once, and trained on it once."""
-    total, own = _total(rows, "cai_", setting), config.cai
+    total, own = _total(rows, "cai_", setting), setting.config.cai
     steps = total["step_tokens"] * step_flops(setting)
-    questions = {prompt.query for prompt in setting.materials.red_prompts}
-    everything = len(questions if own.data == ONLINE else setting.prepared.chosen.tokens)
-    replay = len(setting.replay.tokens)
+    questions = {prompt.query for prompt in setting.texts.materials.red_prompts}
+    everything = len(questions if own.data == ONLINE else setting.texts.prepared.chosen.tokens)
+    replay = len(setting.replay.examples.tokens)
     revisions = own.batch_size * own.prompts / (own.prompts + replay)  # of an iteration's batch
     generated = (total["flops"] - steps) * everything / own.prompts
     full = generated + steps * ceil(everything / revisions) / own.iterations

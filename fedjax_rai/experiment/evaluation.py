@@ -23,20 +23,20 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
     The primary judge of harm is the one that the model and the prompts allow: the rule judge, which knows the
     templates, where both are the tiny world's; else refusal phrases.
     """
-    own, materials = setting.config.eval, setting.materials
+    own, materials = setting.config.eval, setting.texts.materials
     red = ask(setting, adapter, materials.advbench, "advbench", own.temperature, own.samples)
     tasks = ask(setting, adapter, [q.query for q in materials.utility], "utility", 0.0, 1)
     benign = ask(setting, adapter, materials.over_refusal, "over_refusal", own.temperature, own.samples)
     unsafe = knows_templates()
     rule_applies = setting.config.model.path == setting.config.eval.advbench == TINY
     threshold = setting.config.guard.threshold
-    verdicts = guard_verdicts(setting, materials.advbench, red, threshold) if setting.guarded else None
+    verdicts = guard_verdicts(setting, materials.advbench, red, threshold) if setting.guarding.possible else None
     by_rule = share(red, lambda text: not unsafe(text)) if rule_applies else None
     by_phrases = share(red, refuses)
     good, whole = preferred(
         setting.lm,
         adapter,
-        setting.tokenizer,
+        setting.models.tokenizer,
         materials.choices,
         setting.config.data.max_length,
         own.batch_size,
@@ -71,7 +71,7 @@ def ask(
     own: EvalConfig = setting.config.eval
     key = rng.stream(setting.root, f"eval {name}")
     return answer(
-        setting.lm, adapter, setting.tokenizer, queries, key, samples=samples, temperature=temperature,
+        setting.lm, adapter, setting.models.tokenizer, queries, key, samples=samples, temperature=temperature,
         max_new=own.max_new_tokens, max_length=setting.config.data.max_length, batch_size=own.batch_size,
     )  # fmt: skip
 
@@ -109,13 +109,13 @@ def _judge(setting: Setting, prompts: Sequence[str]) -> tuple[str, Callable[[Seq
     if setting.config.model.path == setting.config.data.train == TINY:
         knows = knows_templates()
         return "rule", lambda texts: np.array([knows(text) for text in texts])
-    if setting.guarded:
+    if setting.guarding.possible:
         threshold = setting.config.guard.threshold
-        return "guard", lambda texts: score(setting.guard, list(zip(prompts, texts, strict=True))) >= threshold
+        return "guard", lambda texts: score(setting.guarding.guard, list(zip(prompts, texts, strict=True))) >= threshold
     return "refusal phrases", lambda texts: np.array([not refuses(text) for text in texts])
 
 
 def guard_verdicts(setting: Setting, queries: Sequence[str], answers: Sequence[Sequence[str]], threshold: float):
     """bool[n, samples]: the guard calls the answer unsafe."""
     pairs = [(query, text) for query, samples in zip(queries, answers, strict=True) for text in samples]
-    return (score(setting.guard, pairs) >= threshold).reshape(len(queries), -1)
+    return (score(setting.guarding.guard, pairs) >= threshold).reshape(len(queries), -1)

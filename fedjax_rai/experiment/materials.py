@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedjax_rai import rng
-from fedjax_rai.config.schema import TINY, ExperimentConfig
+from fedjax_rai.config.schema import TINY
+from fedjax_rai.config.views import Readable
 from fedjax_rai.data import tiny_world
 from fedjax_rai.data.sources import Pair, RedPrompt, read_advbench, read_square, recipe, split_by_question
 from fedjax_rai.data.tiny_world import Choice, Question
@@ -40,7 +41,7 @@ class Materials(NamedTuple):
         return known | {*self.probe_prompts, *self.advbench, *self.over_refusal}
 
 
-def gather(config: ExperimentConfig) -> Materials:
+def gather(config: Readable) -> Materials:
     """Read or make everything. Raises InputError for files that are not what they should be."""
     tiny = config.data.train == TINY
     made = _tiny(config) if tiny else _square(config)
@@ -50,7 +51,7 @@ def gather(config: ExperimentConfig) -> Materials:
     return made._replace(advbench=read_advbench(Path(advbench))[:wanted])
 
 
-def _tiny(config: ExperimentConfig) -> Materials:
+def _tiny(config: Readable) -> Materials:
     split, seed = config.data.split, config.seed
     red = TINY_RED if config.data.red is None else config.data.red
     acceptable = TINY_ACCEPTABLE if config.data.acceptable is None else config.data.acceptable
@@ -68,7 +69,7 @@ def _tiny(config: ExperimentConfig) -> Materials:
     )
 
 
-def _square(config: ExperimentConfig) -> Materials:
+def _square(config: Readable) -> Materials:
     """The server's prompts are questions of its own share; choices are held-out questions answered both ways.
 
     SQuARe asks nothing harmless: what is replayed are questions that have acceptable answers only.

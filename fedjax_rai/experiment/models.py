@@ -1,9 +1,81 @@
-"""The base of an experiment, its mesh, and the adapters on it."""
+"""The frozen base of an experiment: its shape, its place on the mesh, its weights and its tokenizer."""
+
+from functools import cached_property
+from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
+from fedjax_rai.aliases import Base
+from fedjax_rai.config.views import View
 from fedjax_rai.errors import InputError
+from fedjax_rai.mesh import base_shardings, make_mesh
 from fedjax_rai.model.architecture import DecoderConfig
+from fedjax_rai.model.decoder import LM, Decoder, abstract_base
+from fedjax_rai.model.families import read_config
+from fedjax_rai.model.weights import load_base
+from fedjax_rai.text.hub import resolve
+from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
+
+
+class Models:
+    """The base that clients, policy, reference and a fitted guard share; each part is read when first asked for."""
+
+    KEYS = ("model", "mesh")
+    NEEDS = ()
+
+    def __init__(self, config: View, pins: dict[str, str]):
+        """`pins`: the commits of models on the hub that a run began with, by `model_commit` and `guard_commit`."""
+        self._config = config.model
+        self._mesh_config = config.mesh
+        self._revision = pins.get("model_commit", config.model.revision)
+        self.tokenizer: Tokenizer = load_tokenizer(config.model.path, self._revision)
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        return make_mesh(self._mesh_config.fsdp, self._mesh_config.tensor)
+
+    @property
+    def folder(self) -> Path:
+        """Where the base lies; only its config and tokenizer are sure to be there."""
+        return resolve(self._config.path, self._revision)
+
+    @cached_property
+    def architecture(self) -> DecoderConfig:
+        """The base's shape. Raises InputError where this machine cannot compute the attention that is asked for."""
+        architecture = self.read_architecture(self.folder)
+        check_attention(architecture)
+        return architecture
+
+    @cached_property
+    def base(self) -> Base:
+        return self.load(self._config.path, self._revision, self.architecture)
+
+    @property
+    def lm(self) -> LM:
+        """The base without any adapter."""
+        return LM(Decoder(self.architecture), self.base)
+
+    def read_architecture(self, folder: Path) -> DecoderConfig:
+        """The shape of the model in a folder, computed as `model` says."""
+        config = self._config
+        return read_config(
+            folder,
+            dtype=config.dtype,
+            attention=config.attention,
+            quantize=config.quantize,
+            remat=config.remat,
+        )
+
+    def load(self, path: str, revision: str | None, architecture: DecoderConfig) -> Base:
+        """The weights of a model, each where it lies on the mesh."""
+        folder = resolve(path, revision, weights=True)
+        return load_base(folder, architecture, base_shardings(self.mesh, abstract_base(architecture)))
+
+    def check_ids(self, *tokens) -> None:
+        """Raises InputError where a token has no embedding in the base."""
+        for ids in tokens:
+            self.tokenizer.check_ids(ids, self.architecture.vocab_size, "model.path")
 
 
 def check_attention(config: DecoderConfig) -> None:

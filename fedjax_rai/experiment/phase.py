@@ -29,10 +29,10 @@ from fedjax_rai.mesh import replicated
 class Phase:
     """The phases of one arm."""
 
-    def __init__(self, setting: Setting, config: ExperimentConfig):
+    def __init__(self, setting: Setting):
         self.setting = setting
-        self.config = config
-        self.options = make_options(setting, config)
+        self.config = setting.config
+        self.options = make_options(setting, setting.config)
 
     def collect(self, adapter: Adapter, t: int) -> Collected:
         """What the phase of round t trains on, given the adapter that it starts from."""
@@ -44,7 +44,7 @@ class Phase:
         """(adapter, metrics) after each of the ascending iteration counts, by one pass through all of them."""
         key = rng.stream(self.key(t), "align")
         # laid out as `align` leaves it, so that going on from there is the same program
-        progress = jax.device_put(begin(adapter), replicated(self.setting.mesh))
+        progress = jax.device_put(begin(adapter), replicated(self.setting.models.mesh))
         numbers = self.numbers
         for count in counts:
             numbers = numbers._replace(iterations=jnp.int32(count))
@@ -55,7 +55,7 @@ class Phase:
     @property
     def numbers(self) -> Numbers:
         """The numbers of every phase of the arm."""
-        return make_numbers(self.config.cai, replayed=len(self.setting.replay.tokens))
+        return make_numbers(self.config.cai, replayed=len(self.setting.replay.examples.tokens))
 
     def key(self, t: int) -> Key[Array, ""]:
         """The random key of the phase of round t."""
@@ -68,18 +68,18 @@ class Phase:
         return self._prepared(t)
 
     def _online(self, t: int) -> OnlineSource:
-        setting = self.setting
-        rows = self._rows(len(setting.red_prompts.tokens), t)
-        categories = [setting.materials.red_prompts[row].category for row in rows]
+        texts = self.setting.texts
+        rows = self._rows(len(texts.red_prompts.tokens), t)
+        categories = [texts.materials.red_prompts[row].category for row in rows]
         g = rng.host(self.config.seed, "principles", round=t)
-        principles = draw(setting.constitution, categories, self.config.cai.revisions, g)
+        principles = draw(texts.constitution, categories, self.config.cai.revisions, g)
         key = rng.stream(self.key(t), "chain")
         keys = jax.vmap(lambda row: rng.stream(key, "respond", row=row))(jnp.arange(len(rows)))
-        batch = rollout_batch(setting, self.config, rows, principles, keys)
-        return OnlineSource(batch, setting.requests, setting.replay)
+        batch = rollout_batch(self.setting, rows, principles, keys)
+        return OnlineSource(batch, texts.requests, self.setting.replay.examples)
 
     def _prepared(self, t: int) -> PreparedSource:
-        prepared = self.setting.prepared
+        prepared = self.setting.texts.prepared
         objective = self.options.objective
         rows = self._rows(len(prepared.chosen.tokens), t)
         causes = {name: holds[rows] for name, holds in prepared.causes.items()}
@@ -89,7 +89,7 @@ class Phase:
         rejected = take(prepared.rejected, rows)
         read = chosen.valid.sum() + rejected.valid.sum() if objective.preference else 0
         metrics |= {"cai_usable": usable.sum(), "cai_generated_tokens": 0, "cai_read_tokens": read}
-        pool = make_pool(chosen, rejected, self.setting.replay, jnp.asarray(usable), jnp.asarray(paired))
+        pool = make_pool(chosen, rejected, self.setting.replay.examples, jnp.asarray(usable), jnp.asarray(paired))
         return PreparedSource(pool, metrics)
 
     def _rows(self, available: int, t: int) -> np.ndarray:
@@ -102,9 +102,9 @@ def make_options(setting: Setting, config: ExperimentConfig) -> Options:
     """What an arm's phases are compiled for; a chunk of prompts is a multiple of the mesh's clients."""
     cai = config.cai
     chunk = min(cai.prompts_per_chunk or cai.prompts, cai.prompts)
-    across = setting.mesh.shape["clients"]
+    across = setting.models.mesh.shape["clients"]
     return Options(
-        end_ids=setting.tokenizer.end_ids,
+        end_ids=setting.models.tokenizer.end_ids,
         max_new=cai.max_new_tokens,
         chunk=-(-chunk // across) * across,
         batch_size=cai.batch_size,
@@ -112,22 +112,21 @@ def make_options(setting: Setting, config: ExperimentConfig) -> Options:
         train_on_revisions=cai.target == "revision",
         reference_is_base=cai.reference == "base",
         objective=make_objective(cai),
-        mesh=setting.mesh,
+        mesh=setting.models.mesh,
     )
 
 
-def rollout_batch(
-    setting: Setting, config: ExperimentConfig, rows: np.ndarray, principles: np.ndarray, keys: Key[Array, "b"]
-) -> RolloutBatch:
+def rollout_batch(setting: Setting, rows: np.ndarray, principles: np.ndarray, keys: Key[Array, "b"]) -> RolloutBatch:
     """The batch about those rows of the red prompts; `principles` is [b, n].
 
     A critic that is the policy and needs no few-shot turns goes on in the policy's cache.
     """
-    in_one_cache = config.cai.critic == "policy" and not setting.constitution.few_shot
+    texts = setting.texts
+    in_one_cache = setting.config.cai.critic == "policy" and not texts.constitution.few_shot
     return RolloutBatch(
         rows=jnp.asarray(rows),
-        prompts=_take(setting.red_prompts, rows),
-        critic_prompts=None if in_one_cache else _take(setting.openings, rows),
+        prompts=_take(texts.red_prompts, rows),
+        critic_prompts=None if in_one_cache else _take(texts.openings, rows),
         principles=jnp.asarray(principles),
         keys=keys,
     )

@@ -1,9 +1,9 @@
-"""One round: filter, local training, aggregation, constitutional AI."""
+"""One round of one run, or of several that go together: filter, local training, aggregation, constitutional AI."""
 
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -11,15 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai import rng
-from fedjax_rai.aliases import Adapter, Base, Metrics
+from fedjax_rai.aliases import Adapter, Metrics
+from fedjax_rai.cai.options import make_sampling
 from fedjax_rai.cai.revise import Rollout
-from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.names import look_up
+from fedjax_rai.config.schema import CaiConfig, ExperimentConfig
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
 from fedjax_rai.experiment.evaluation import ask
 from fedjax_rai.experiment.phase import Phase
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.fed.aggregate import weighted_mean
+from fedjax_rai.experiment.together import PhaseNumbers, align_together, federated_round, federated_rounds
+from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS, FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.mesh import over_clients, replicated
@@ -29,17 +32,14 @@ from fedjax_rai.safety.guard import score
 
 
 @lru_cache
-def make_algorithm(name: str, model: Decoder, clients: int, chunk: int, mesh: jax.sharding.Mesh) -> FedAlgorithm:
+def make_algorithm(
+    name: str, aggregator: str, model: Decoder, clients: int, chunk: int, mesh: jax.sharding.Mesh
+) -> FedAlgorithm:
     """The algorithm of that name; a chunk is a multiple of the mesh's clients axis. Cached, so compiled once."""
     across = mesh.shape["clients"]
-    return ALGORITHMS[name](model, weighted_mean(), clients, -(-chunk // across) * across, over_clients(mesh))
-
-
-@partial(jax.jit, static_argnames="algorithm")
-def federated_round(
-    algorithm: FedAlgorithm, state: ServerState, base: Base, batch: RoundBatch
-) -> tuple[ServerState, Metrics]:
-    return algorithm.round(state, base, batch)
+    algorithm = look_up(ALGORITHMS, name, "federated.algorithm")
+    rule = look_up(AGGREGATORS, aggregator, "federated.aggregator")()
+    return algorithm(model, rule, clients, -(-chunk // across) * across, over_clients(mesh))
 
 
 class Outcome(NamedTuple):
@@ -53,101 +53,194 @@ class Outcome(NamedTuple):
     rollout: Rollout | None = None
 
 
+class End(NamedTuple):
+    """How a round ended for one run: the state that it left, and what it reports."""
+
+    state: ServerState
+    outcome: Outcome
+
+
 _CLOCK = ThreadPoolExecutor(1, "clock")
 
 
-def when_done(metrics: Metrics) -> Future[float]:
+def when_done(arrays: Any) -> Future[float]:
     """The time (`time.perf_counter`) at which the device has computed them; nobody waits for it."""
 
     def wait() -> float:
-        jax.block_until_ready(metrics)
+        jax.block_until_ready(arrays)
         return time.perf_counter()
 
     return _CLOCK.submit(wait)
 
 
 class Federation:
-    """Rounds of one arm: a setting, and the arm's own filter, rounds and CAI."""
+    """One run's clients and server: who trains on which rows, by which algorithm, and when a CAI phase follows."""
 
-    def __init__(self, setting: Setting, config: ExperimentConfig):
-        fed = config.federated
-        self.setting, self.config = setting, config
+    def __init__(self, setting: Setting):
+        federated = setting.config.federated
+        self.setting = setting
         model: Any = setting.model  # hashable, though its type does not say so
-        self.algorithm = make_algorithm(fed.algorithm, model, fed.clients, fed.clients_per_chunk, setting.mesh)
+        self.algorithm = make_algorithm(
+            federated.algorithm,
+            federated.aggregator,
+            model,
+            federated.clients,
+            federated.clients_per_chunk,
+            setting.models.mesh,
+        )
         self.kept = self._kept_rows()
+
+    @property
+    def config(self) -> ExperimentConfig:
+        return self.setting.config
 
     @cached_property
     def phase(self) -> Phase:
-        return Phase(self.setting, self.config)
+        return Phase(self.setting)
 
     def init(self) -> ServerState:
         state = self.algorithm.init(self.setting.fresh_adapter("adapter"))
-        return jax.device_put(state, replicated(self.setting.mesh))
+        return jax.device_put(state, replicated(self.setting.models.mesh))
 
     def _kept_rows(self) -> list[np.ndarray]:
         """Each client's rows of the corpus after its filter."""
         if not self.config.filter.enabled:
-            return self.setting.parts
+            return self.setting.client_rows
         threshold = np.inf if self.config.filter.keep_all else self.config.guard.threshold
-        return [part[keep(self.setting.scores[part], threshold)] for part in self.setting.parts]
+        scores = self.setting.guarding.scores
+        return [rows[keep(scores[rows], threshold)] for rows in self.setting.client_rows]
 
     def cohort(self, t: int) -> tuple[Cohort, int]:
         """The clients of round t with their batches, and the tokens of all these.
 
         A client that kept nothing takes part with weight 0.
         """
-        fed, seed = self.config.federated, self.config.seed
-        chosen = rng.host(seed, "cohort", round=t).choice(fed.clients, fed.cohort, replace=False)
-        size = (fed.local_steps, fed.batch_size)
-        rows = np.zeros((fed.cohort, *size), np.int32)
-        for i, client in enumerate(chosen):
-            if len(own := self.kept[client]):
-                g = rng.host(seed, "local batches", round=t, client=int(client))
-                rows[i] = cycle(own, fed.local_steps * fed.batch_size, g).reshape(size)
-        weight = np.array([len(self.kept[client]) for client in chosen], np.float32)
-        tokens = int(self.setting.lengths[rows][weight > 0].sum())
+        federated, seed = self.config.federated, self.config.seed
+        clients = rng.host(seed, "cohort", round=t).choice(federated.clients, federated.cohort, replace=False)
+        rows = np.stack([self._local_rows(int(client), t) for client in clients])
+        weight = np.array([len(self.kept[client]) for client in clients], np.float32)
+        lengths = self.setting.texts.lengths
+        tokens = int(lengths[rows][weight > 0].sum())
         if self.config.data.packing:
-            rows = plan(rows, self.setting.lengths, self.setting.corpus.tokens.shape[1])
-        return Cohort(jnp.asarray(chosen, jnp.int32), jnp.asarray(rows), jnp.asarray(weight)), tokens
+            rows = plan(rows, lengths, self.setting.texts.corpus.tokens.shape[1])
+        return Cohort(jnp.asarray(clients, jnp.int32), jnp.asarray(rows), jnp.asarray(weight)), tokens
 
-    def fork(self, state: ServerState, t: int, counts: Sequence[int]) -> list[tuple[ServerState, Outcome]]:
-        """Round t, dispatched, for ascending numbers of CAI iterations; what they share is computed once."""
-        state, local = self._local(state, t)
-        plain = state, local
-        if not (counts[-1] and self._due(t, local.local)):
-            return [plain for _ in counts]
-        trained = [count for count in counts if count]
-        collected = self.phase.collect(state.adapter, t)
-        ends = {}
-        aligned = self.phase.align(state.adapter, collected, t, trained)
-        for count, (adapter, metrics) in zip(trained, aligned, strict=True):
-            outcome = local._replace(cai=metrics, cai_done=when_done(metrics), rollout=collected.rollout)
-            ends[count] = state._replace(adapter=adapter), outcome
-        return [ends.get(count, plain) for count in counts]
+    def _local_rows(self, client: int, t: int) -> np.ndarray:
+        """int32[k, b]: the corpus rows of a client's local steps in round t; any row where it kept none."""
+        federated = self.config.federated
+        size = (federated.local_steps, federated.batch_size)
+        kept = self.kept[client]
+        if not len(kept):
+            return np.zeros(size, np.int32)
+        g = rng.host(self.config.seed, "local batches", round=t, client=client)
+        return cycle(kept, federated.local_steps * federated.batch_size, g).reshape(size).astype(np.int32)
 
-    def _local(self, state: ServerState, t: int) -> tuple[ServerState, Outcome]:
-        """Local training, aggregation, and the probe if there is one."""
-        cohort, tokens = self.cohort(t)
-        batch = RoundBatch(self.setting.corpus, cohort, jnp.float32(self.config.federated.learning_rate))
-        state, metrics = federated_round(self.algorithm, state, self.setting.base, batch)
-        done = when_done(metrics)
-        metrics["step_tokens"] = tokens
-        if self.config.cai.probe:
-            metrics["probe_harmless"] = probe(self.setting, self.config.cai.probe, state.adapter)
-            return state, Outcome(metrics, done, when_done({}))
-        return state, Outcome(metrics, done)
+    @property
+    def learning_rate(self) -> jax.Array:
+        return jnp.float32(self.config.federated.learning_rate)
 
-    def _due(self, t: int, local: Metrics) -> bool:
-        """Whether there is a phase after round t: the last of every `cai.every` rounds, unless the probe is safe."""
-        own = self.config.cai
-        return (
-            own.enabled and (t + 1) % own.every == 0 and (own.trigger is None or local["probe_harmless"] < own.trigger)
-        )
+    @property
+    def numbers(self) -> PhaseNumbers:
+        """What its CAI phases differ in from those of runs that go together with it."""
+        return PhaseNumbers(self.phase.numbers, make_sampling(self.config.cai))
+
+
+def play_round(
+    federations: Sequence[Federation], states: Sequence[ServerState], t: int, fewer: Sequence[int] = ()
+) -> tuple[list[End], list[End]]:
+    """Round t of every federation, dispatched: their ends, and those of runs that differ in `cai.iterations` alone.
+
+    Several federations are one vmapped axis (`together`). Of a single one, `fewer` are ascending smaller numbers of
+    iterations, whose ends are passed on the way to its own.
+    """
+    ends = _local_training(federations, states, t)
+    cai = federations[0].config.cai
+    counts = [federation.config.cai.iterations for federation in federations]
+    if not (any(counts) and is_due(cai, t, ends[0].outcome.local.get("probe_harmless"))):
+        return ends, [ends[0] for _ in fewer]
+    if len(federations) > 1:
+        return _aligned_together(federations, ends, t), []
+    *passed, end = _aligned(federations[0], ends[0], t, [*fewer, *counts])
+    return [end], passed
+
+
+def is_due(cai: CaiConfig, t: int, safe_share: float | None) -> bool:
+    """Whether a phase follows round t: it is the last of every `cai.every`, and the probe is below `cai.trigger`.
+
+    `safe_share`: the probe's; None, which no trigger allows, where there is no probe.
+    """
+    if not cai.enabled or (t + 1) % cai.every != 0:
+        return False
+    return cai.trigger is None or (safe_share is not None and safe_share < cai.trigger)
+
+
+def _local_training(federations: Sequence[Federation], states: Sequence[ServerState], t: int) -> list[End]:
+    """Local training, aggregation, and the probe if there is one."""
+    first = federations[0]
+    cohort, tokens = first.cohort(t)
+    batch = RoundBatch(first.setting.texts.corpus, cohort, first.learning_rate)
+    lm = first.setting.lm
+    if len(federations) == 1:
+        trained = [federated_round(first.algorithm, states[0], lm, batch)]
+    else:
+        rates = [federation.learning_rate for federation in federations]
+        trained = federated_rounds(first.algorithm, list(states), lm, batch, rates)
+    done = when_done(trained[0][1])
+    ends = []
+    for federation, (state, metrics) in zip(federations, trained, strict=True):
+        outcome = Outcome(metrics | {"step_tokens": tokens}, done)
+        ends.append(End(state, _probed(federation, state, outcome)))
+    return ends
+
+
+def _probed(federation: Federation, state: ServerState, outcome: Outcome) -> Outcome:
+    """With the probe's share of safe answers, where a run has a probe."""
+    prompts = federation.config.cai.probe
+    if not prompts:
+        return outcome
+    share = probe(federation.setting, prompts, state.adapter)
+    return outcome._replace(local=outcome.local | {"probe_harmless": share}, probe_done=when_done(()))
+
+
+def _aligned(federation: Federation, end: End, t: int, counts: Sequence[int]) -> list[End]:
+    """The ends of a round after each of the ascending iteration counts, by one phase; 0 leaves it as it was."""
+    phase, state = federation.phase, end.state
+    trained = [count for count in counts if count]
+    collected = phase.collect(state.adapter, t)
+    ends = {0: end}
+    for count, (adapter, metrics) in zip(trained, phase.align(state.adapter, collected, t, trained), strict=True):
+        outcome = end.outcome._replace(cai=metrics, cai_done=when_done(metrics), rollout=collected.rollout)
+        ends[count] = End(state._replace(adapter=adapter), outcome)
+    return [ends[count] for count in counts]
+
+
+def _aligned_together(federations: Sequence[Federation], ends: Sequence[End], t: int) -> list[End]:
+    """The ends of a round after every run's phase, all in one program; a run without iterations stays as it was."""
+    first = federations[0]
+    phase = first.phase
+    passed = align_together(
+        first.setting.lm,
+        phase.options,
+        [end.state.adapter for end in ends],
+        [federation.numbers for federation in federations],
+        phase.source(t),
+        phase.key(t),
+    )
+    done = when_done(passed[0][1])
+    aligned = []
+    for federation, end, (adapter, metrics, rollout) in zip(federations, ends, passed, strict=True):
+        if not federation.config.cai.iterations:
+            aligned.append(end)
+            continue
+        outcome = end.outcome._replace(cai=metrics, cai_done=done, rollout=rollout)
+        aligned.append(End(end.state._replace(adapter=adapter), outcome))
+    return aligned
 
 
 def probe(setting: Setting, prompts: int, adapter: Adapter) -> float:
     """The share of safe answers to the fixed probe prompts, by the guard; waits for the device."""
-    queries = setting.materials.probe_prompts[:prompts]
+    queries = setting.texts.materials.probe_prompts[:prompts]
     answers = ask(setting, adapter, queries, "probe", temperature=1.0, samples=1)
     pairs = [(query, texts[0]) for query, texts in zip(queries, answers, strict=True)]
-    return float(np.mean(score(setting.guard, pairs) < setting.config.guard.threshold))
+    scores = score(setting.guarding.guard, pairs)
+    return float(np.mean(scores < setting.config.guard.threshold))

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from fedjax_rai.config.files import ONLINE
-from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import bucket, encode_chats, encode_questions
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory.plan import Lengths, Sizes, has_cai
@@ -16,46 +15,47 @@ from fedjax_rai.safety.guard import guard_form
 from fedjax_rai.text.prompts import answered, prompt, question
 
 
-def sizes(setting: Setting, config: ExperimentConfig) -> Sizes:
-    """Those of an arm of a setting; reads its data and the shapes of its models, and encodes the texts."""
-    guard = setting.guard_model.config if config.guard.path is not None else None
+def sizes(setting: Setting) -> Sizes:
+    """Those of an arm; reads its data and the shapes of its models, and encodes the texts."""
+    config = setting.config
     online = has_cai(config) and config.cai.data == ONLINE
     return Sizes(
         model=setting.model,
-        guard=guard,
-        guarded=setting.guarded,
-        lengths=_lengths(setting, config),
-        pairs=len(setting.materials.pairs),
-        red=len(setting.materials.red_prompts) if online else 0,
-        prepared=len(setting.prepared.chosen.tokens) if has_cai(config) and not online else 0,
+        guard=setting.guarding.released_architecture,
+        guarded=setting.guarding.by_model,
+        lengths=_lengths(setting),
+        pairs=len(setting.texts.materials.pairs),
+        red=len(setting.texts.materials.red_prompts) if online else 0,
+        prepared=len(setting.texts.prepared.chosen.tokens) if has_cai(config) and not online else 0,
         **_devices(setting),
     )
 
 
 def saying(setting: Setting) -> Sizes:
     """Those of holding conversations alone, as `cai generate` does."""
-    lengths, red = Lengths(**_chain_lengths(setting)), len(setting.materials.red_prompts)
+    lengths, red = Lengths(**_chain_lengths(setting)), len(setting.texts.materials.red_prompts)
     known = {"guard": None, "guarded": False, "pairs": 0, "prepared": 0}
     return Sizes(model=setting.model, lengths=lengths, red=red, saying=True, **known, **_devices(setting))
 
 
 def _devices(setting: Setting) -> dict[str, Any]:
-    return {"devices": prod(setting.mesh.shape.values()), "widens": jax.default_backend() == "cpu"}
+    return {"devices": prod(setting.models.mesh.shape.values()), "widens": jax.default_backend() == "cpu"}
 
 
 def _chain_lengths(setting: Setting) -> dict[str, int]:
-    few_shot = setting.constitution.few_shot
+    few_shot = setting.texts.constitution.few_shot
     return {
-        "red": setting.red_prompts.tokens.shape[1],
-        "opening": setting.openings.tokens.shape[1] if few_shot else 0,
-        "few_shot": len(setting.tokenizer.encode(prompt(setting.tokenizer, few_shot))) if few_shot else 0,
-        "critique": setting.requests.critique.tokens.shape[1],
-        "revision": setting.requests.revision.tokens.shape[1],
+        "red": setting.texts.red_prompts.tokens.shape[1],
+        "opening": setting.texts.openings.tokens.shape[1] if few_shot else 0,
+        "few_shot": len(setting.models.tokenizer.encode(prompt(setting.models.tokenizer, few_shot))) if few_shot else 0,
+        "critique": setting.texts.requests.critique.tokens.shape[1],
+        "revision": setting.texts.requests.revision.tokens.shape[1],
     }
 
 
-def _lengths(setting: Setting, config: ExperimentConfig) -> Lengths:
-    made, tokenizer, most = setting.materials, setting.tokenizer, config.data.max_length
+def _lengths(setting: Setting) -> Lengths:
+    config = setting.config
+    made, tokenizer, most = setting.texts.materials, setting.models.tokenizer, config.data.max_length
     cai, online = has_cai(config), has_cai(config) and config.cai.data == ONLINE
 
     def longest(queries: Sequence[str]) -> int:
@@ -64,9 +64,9 @@ def _lengths(setting: Setting, config: ExperimentConfig) -> Lengths:
 
     choices = [answered(c.query, text) for c in made.choices for text in (c.good, c.bad)]
     return Lengths(
-        train=setting.corpus.tokens.shape[1],
-        guard_request=_guard_request(setting) if setting.guarded else 0,
-        prepared=setting.prepared.chosen.tokens.shape[1] if cai and not online else 0,
+        train=setting.texts.corpus.tokens.shape[1],
+        guard_request=_guard_request(setting) if setting.guarding.by_model else 0,
+        prepared=setting.texts.prepared.chosen.tokens.shape[1] if cai and not online else 0,
         replay=longest(made.benign_prompts) if cai else 0,
         asked=longest([*made.advbench, *(q.query for q in made.utility), *made.over_refusal]),
         probe=longest(made.probe_prompts[: config.cai.probe]),
@@ -77,6 +77,6 @@ def _lengths(setting: Setting, config: ExperimentConfig) -> Lengths:
 
 def _guard_request(setting: Setting) -> int:
     """Tokens of the guard's own words around an empty pair."""
-    tokenizer = setting.guard_tokenizer
+    tokenizer = setting.guarding.tokenizer
     (ids,) = encode_questions(tokenizer, [guard_form(tokenizer).conversation("", "")], sys.maxsize)
     return len(ids)

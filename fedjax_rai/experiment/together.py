@@ -1,4 +1,4 @@
-"""Several runs as one: points of a sweep that differ in numbers alone are rows of a vmapped axis, in lockstep.
+"""The programs of a round: for one run, and for several that differ in numbers alone as a vmapped axis.
 
 What does not depend on these numbers (base, corpus, cohort, red prompts, principles, random keys) is there once.
 """
@@ -6,72 +6,64 @@ What does not depend on these numbers (base, corpus, cohort, red prompts, princi
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_rai import rng
-from fedjax_rai.aliases import Adapter, Array, Base, Float, Key, Metrics
+from fedjax_rai.aliases import Adapter, Array, Float, Key, Metrics
 from fedjax_rai.cai.align import align, begin
-from fedjax_rai.cai.options import Numbers, Options, make_sampling
+from fedjax_rai.cai.options import Numbers, Options
 from fedjax_rai.cai.programs import Source, outcome
 from fedjax_rai.cai.revise import Rollout
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.experiment.round import Federation, Outcome, probe, when_done
+from fedjax_rai.config.views import relevant, value_at
 from fedjax_rai.fed.algorithm import FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.generate import Sampling
 
-BOUNDS = {"top_k", "top_p", "min_p"}  # numbers, too, but a null one is not compiled in
+BOUNDS = {"cai.top_k", "cai.top_p", "cai.min_p"}  # numbers, too, but a null one is not compiled in
 # Keys that points may differ in and still share their programs.
-TRACED: dict[str, set[str]] = {
-    "federated": {"learning_rate"},
-    "cai": {"iterations", "learning_rate", "beta", "temperature"} | BOUNDS,
-}
-PhaseNumbers = tuple[Numbers, Sampling]  # of a point: all that its phases differ in
+TRACED = {
+    "federated.learning_rate",
+    "cai.iterations",
+    "cai.learning_rate",
+    "cai.beta",
+    "cai.temperature",
+} | BOUNDS
+
+
+class PhaseNumbers(NamedTuple):
+    """What the CAI phases of runs that go together may differ in, all traced."""
+
+    numbers: Numbers
+    sampling: Sampling
 
 
 def but_numbers(config: ExperimentConfig) -> Any:
-    """What points must agree in to go together: all but `TRACED` keys, and `output`."""
-    fields = config.model_dump(exclude={"output": True} | TRACED)  # pyright: ignore[reportArgumentType]
-    return fields, sorted(name for name in BOUNDS if getattr(config.cai, name) is None)
+    """What points must agree in to go together: every number but the traced ones, and which bounds are in use."""
+    return relevant(config, but=TRACED), [value_at(config, key) is None for key in sorted(BOUNDS)]
 
 
-def one_round(points: Sequence[Federation], states: Sequence[ServerState], t: int) -> list[tuple[ServerState, Outcome]]:
-    """Round t of every point, dispatched."""
-    first, setting, cai = points[0], points[0].setting, points[0].config.cai
-    cohort, tokens = first.cohort(t)
-    rates = [jnp.float32(point.config.federated.learning_rate) for point in points]
-    batch = RoundBatch(setting.corpus, cohort, rates[0])  # in which every point puts its own
-    trained = federated_rounds(first.algorithm, list(states), setting.base, batch, rates)
-    done = when_done(trained[0][1])
-    ends = [(state, Outcome(metrics | {"step_tokens": tokens}, done)) for state, metrics in trained]
-    if cai.probe:
-        for state, own in ends:
-            own.local["probe_harmless"] = probe(setting, cai.probe, state.adapter)
-        ends = [(state, own._replace(probe_done=when_done({}))) for state, own in ends]
-    if not (cai.enabled and (t + 1) % cai.every == 0 and any(point.config.cai.iterations for point in points)):
-        return ends
-    phase = first.phase
-    source = phase.source(t)
-    adapters = [state.adapter for state, _ in ends]
-    numbers = [(point.phase.numbers, make_sampling(point.config.cai)) for point in points]
-    aligned = align_together(setting.lm, phase.options, adapters, numbers, source, phase.key(t))
-    cai_done = when_done(aligned[0][1])
-    for i, (adapter, metrics, rollout) in enumerate(aligned):
-        if points[i].config.cai.iterations:
-            state, local = ends[i]
-            ends[i] = state._replace(adapter=adapter), local._replace(cai=metrics, cai_done=cai_done, rollout=rollout)
-    return ends
+@partial(jax.jit, static_argnames="algorithm")
+def federated_round(
+    algorithm: FedAlgorithm, state: ServerState, lm: LM, batch: RoundBatch
+) -> tuple[ServerState, Metrics]:
+    """One round of local training and aggregation."""
+    return algorithm.round(state, lm.base, batch)
 
 
 @partial(jax.jit, static_argnames="algorithm")
 def federated_rounds(
-    algorithm: FedAlgorithm, states: list[ServerState], base: Base, batch: RoundBatch, rates: list[Float[Array, ""]]
+    algorithm: FedAlgorithm, states: list[ServerState], lm: LM, batch: RoundBatch, rates: list[Float[Array, ""]]
 ) -> list[tuple[ServerState, Metrics]]:
-    """`round.federated_round` of every point, each with its own learning rate."""
-    return each(lambda state, rate: algorithm.round(state, base, batch._replace(learning_rate=rate)), states, rates)
+    """`federated_round` of every point, each with its own learning rate in place of the batch's."""
+
+    def one(state: ServerState, rate: Array) -> tuple[ServerState, Metrics]:
+        return algorithm.round(state, lm.base, batch._replace(learning_rate=rate))
+
+    return each(one, states, rates)
 
 
 @partial(jax.jit, static_argnames="options")
@@ -90,9 +82,8 @@ def align_together(
     align_key = rng.stream(key, "align")
 
     def phase(adapter: Adapter, given: PhaseNumbers) -> tuple[Adapter, Metrics, Rollout | None]:
-        point_numbers, sampling = given
-        collected = source.collect(lm, options, adapter, sampling)
-        progress = align(lm, options, begin(adapter), collected.pool, point_numbers, align_key)
+        collected = source.collect(lm, options, adapter, given.sampling)
+        progress = align(lm, options, begin(adapter), collected.pool, given.numbers, align_key)
         aligned, metrics = outcome(adapter, progress)
         return aligned, collected.metrics | metrics, collected.rollout
 
@@ -101,5 +92,6 @@ def align_together(
 
 def each(one: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
     """`one` of every point: lists of trees in, a list of trees out, a vmapped axis between."""
-    out = jax.vmap(one)(*(jax.tree.map(lambda *leaves: jnp.stack(leaves), *column) for column in columns))
+    stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *column) for column in columns]
+    out = jax.vmap(one)(*stacked)
     return [jax.tree.map(itemgetter(i), out) for i in range(len(columns[0]))]

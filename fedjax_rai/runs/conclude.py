@@ -34,15 +34,15 @@ def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: 
         "seed": config.seed,
         "synthetic": synthetic_parts(config),
         "adapter_parameters": size(*setting.shapes),
-        "truncated_examples": setting.truncated,
-        "guard": setting.guard_quality if config.filter.enabled else None,
-        "filter": filtered(setting, config) if config.filter.enabled else None,
+        "truncated_examples": setting.texts.truncated,
+        "guard": setting.guarding.quality if config.filter.enabled else None,
+        "filter": filtered(setting) if config.filter.enabled else None,
         "seconds": {
             "training": cost.seconds(rows, "seconds"),
             "with_compilation": round(sum(row["seconds"] for row in rows), 1),
             "evaluation": round(evaluated, 1),
         },
-        "cost": cost.phases(setting, config, rows),
+        "cost": cost.phases(setting, rows),
         "critique": critique(setting, revisions) if revisions else None,
     }
     files.write_json(folder / SUMMARY, summary)
@@ -56,13 +56,13 @@ def synthetic_parts(config: ExperimentConfig) -> list[str]:
     return found + (["revisions"] if made and made.is_file() and files.read_json(made)["synthetic"] else [])
 
 
-def filtered(setting: Setting, config: ExperimentConfig) -> dict[str, int | float]:
+def filtered(setting: Setting) -> dict[str, int | float]:
     """What the filter left of all clients' pairs; the harmful share is known to this simulation alone."""
-    kept = Federation(setting, config).kept
-    left = [setting.materials.pairs[i] for rows in kept for i in rows]
+    kept = Federation(setting).kept
+    left = [setting.texts.materials.pairs[i] for rows in kept for i in rows]
     return {
         "kept": len(left),
-        "dropped": len(setting.materials.pairs) - len(left),
-        "without_score": int(np.isnan(setting.scores).sum()),
+        "dropped": len(setting.texts.materials.pairs) - len(left),
+        "without_score": int(np.isnan(setting.guarding.scores).sum()),
         "harmful_share_kept": sum(pair.harmful for pair in left) / max(len(left), 1),
     }

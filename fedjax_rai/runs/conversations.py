@@ -30,9 +30,9 @@ def read(setting: Setting, rollout: Rollout) -> Iterator[Conversation]:
     whole = np.asarray(rollout.last.ended & ~empty(rollout.last))
     rows = np.asarray(rollout.rows)
     drawn = np.asarray(rollout.principles)
-    names = [principle.name for principle in setting.constitution.principles]
+    names = [principle.name for principle in setting.texts.constitution.principles]
     for i, row in enumerate(rows):
-        prompt = setting.materials.red_prompts[row]
+        prompt = setting.texts.materials.red_prompts[row]
         yield Conversation(
             prompt=prompt.query,
             category=prompt.category,
@@ -56,10 +56,10 @@ def _first(causes: dict[str, np.ndarray], i: int) -> str | None:
 def _texts(setting: Setting, answers: Answers) -> Any:
     """The text of every answer, nested as `[b]` or `[b, n]`."""
     tokens = np.asarray(answers.tokens)
-    shown = np.asarray(answers.valid) & ~np.isin(tokens, setting.tokenizer.end_ids)
+    shown = np.asarray(answers.valid) & ~np.isin(tokens, setting.models.tokenizer.end_ids)
     length = tokens.shape[-1]
     texts = []
     for ids, mask in zip(tokens.reshape(-1, length), shown.reshape(-1, length), strict=True):
-        texts.append(setting.tokenizer.decode(ids[mask]).strip())
+        texts.append(setting.models.tokenizer.decode(ids[mask]).strip())
     nested: Any = np.array(texts, object)
     return nested.reshape(tokens.shape[:-1]).tolist()

@@ -1,6 +1,7 @@
 """A run's folder: whose it is, what it began with, and whether it is finished."""
 
 import platform
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from fedjax_rai.config.files import digests
 from fedjax_rai.config.load import dump_config, load_config
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
@@ -67,8 +69,7 @@ def check_folder(folder: Path, config: ExperimentConfig) -> bool:
         return False
     if not (folder / CONFIG).is_file():
         raise InputError(f"output = {folder}: exists and is not a run folder; name another one")
-    there = load_config(folder / CONFIG).model_dump()
-    changed = differences(there | {"output": None}, config.model_dump() | {"output": None})
+    changed = differences(relevant(load_config(folder / CONFIG)), relevant(config))
     if changed:
         listed = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
         raise InputError(f"output = {folder}: holds a run of another config; name another folder, or undo\n{listed}")
@@ -89,6 +90,20 @@ def note_versions(path: Path, others: dict[str, Any]) -> None:
 def began_with(folder: Path) -> dict[str, Any]:
     """The versions that the run in a folder began with; nothing where none has."""
     return files.read_json(folder / VERSIONS)[0] if (folder / VERSIONS).is_file() else {}
+
+
+def pins(configs: Sequence[ExperimentConfig]) -> dict[str, str]:
+    """The commits of models on the hub that the first of these runs to begin began with: a branch may move on."""
+    for config in configs:
+        began = began_with(run_folder(config))
+        if began:
+            return pins_of(began)
+    return {}
+
+
+def pins_of(versions: Mapping[str, Any]) -> dict[str, str]:
+    """The commits among what a run began with."""
+    return {name: versions[name] for name in ("model_commit", "guard_commit") if name in versions}
 
 
 def pinned(folder: Path, config: ExperimentConfig) -> ExperimentConfig:

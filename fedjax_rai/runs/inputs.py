@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedjax_rai.cai.constitution import load_constitution
-from fedjax_rai.config.files import ONLINE, constitution_path, digests, value_of
-from fedjax_rai.config.load import check_files
+from fedjax_rai.cai.constitution import find_constitution
+from fedjax_rai.config.files import ONLINE, check_files, digests
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.views import value_at
 from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
 
@@ -21,7 +21,7 @@ def check_inputs(configs: Iterable[ExperimentConfig]) -> None:
             continue
         seen.add(read)
         if config.cai.data == ONLINE:
-            load_constitution(constitution_path(config))
+            find_constitution(config.cai.constitution)
         else:
             read_preferences(Path(config.cai.data))
 
@@ -30,5 +30,5 @@ def check_unchanged(config: ExperimentConfig, folder: Path, began: dict[str, str
     """Raises InputError where a file is not what it was when the run in the folder began, by `digests`."""
     changed = [key for key, own in digests(config).items() if began.get(key, own) != own]
     if changed:
-        listed = "\n".join(f"  {key} = {value_of(config, key)}" for key in changed)
+        listed = "\n".join(f"  {key} = {value_at(config, key)}" for key in changed)
         raise InputError(f"{folder}: began with other contents of\n{listed}\nname another folder, or restore the file")

@@ -28,6 +28,7 @@ from fedjax_rai.cai.revise import RolloutBatch
 from fedjax_rai.config.files import ONLINE, digest
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.views import relevant
 from fedjax_rai.data.order import passes
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
@@ -40,7 +41,7 @@ from fedjax_rai.model.peft import WEIGHTS, load_adapter
 from fedjax_rai.runs import conversations, files
 from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.conversations import Conversation
-from fedjax_rai.runs.folder import CONFIG, SUMMARY, began_with, differences, open_folder, pinned
+from fedjax_rai.runs.folder import CONFIG, SUMMARY, began_with, differences, open_folder, pins_of
 from fedjax_rai.runs.inputs import check_inputs, check_unchanged
 from fedjax_rai.text.prompts import ASSISTANT, USER
 
@@ -61,8 +62,8 @@ def prepare(config: ExperimentConfig, out: Path, prompts: int | None = None, ada
     check_inputs([config])
     check_config(out, config)
     digest_of_adapter = None if adapter is None else adapter_digest(adapter)
-    setting = Setting(pinned(out, config))
-    count = len(setting.materials.red_prompts) if prompts is None else prompts
+    setting = Setting(config, pins=pins_of(began_with(out)))
+    count = len(setting.texts.materials.red_prompts) if prompts is None else prompts
     request = {"prompts": count, "adapter": digest_of_adapter}
     if finished(out, request):
         terminal.say(f"{out}: already finished")
@@ -93,8 +94,7 @@ def check_config(out: Path, config: ExperimentConfig) -> None:
     if not (out / SET).is_file():
         raise InputError(f"{out}: exists and is not a prepared set; name another folder")
     if (out / CONFIG).is_file():
-        there = load_config(out / CONFIG).model_dump() | {"output": None}
-        _refuse(out, differences(there, config.model_dump() | {"output": None}))
+        _refuse(out, differences(relevant(load_config(out / CONFIG)), relevant(config)))
         check_unchanged(config, out, began_with(out).get("files", {}))
 
 
@@ -121,7 +121,7 @@ def policy(setting: Setting, folder: Path | None) -> Adapter:
     if changed:
         listed = "\n".join(f"  lora.{key}: {new!r} there, {old!r} in the config" for key, old, new in changed)
         raise InputError(f"--adapter {folder}: is of another shape\n{listed}")
-    return jax.device_put(adapter, replicated(setting.mesh))
+    return jax.device_put(adapter, replicated(setting.models.mesh))
 
 
 class Generated(NamedTuple):
@@ -150,13 +150,13 @@ class Writer:
         self.adapter = adapter
         self.count = count
         self.options = make_options(setting, self.batch_config)
-        self.rows = passes(len(setting.red_prompts.tokens), count, config.seed)
+        self.rows = passes(len(setting.texts.red_prompts.tokens), count, config.seed)
 
     def check(self) -> None:
         """Read all that is used, so that what is wrong is said before anything is written."""
         advice.announce(self.batch_config, sizes.saying(self.setting))
-        self.setting.name_unknown_categories()
-        _ = self.setting.tokenizer.closing, self.setting.base
+        self.setting.texts.name_unknown_categories()
+        _ = self.setting.models.tokenizer.closing, self.setting.models.base
 
     def batches(self, shard: int) -> list[np.ndarray]:
         """The numbers of a shard's conversations, in batches."""
@@ -168,19 +168,19 @@ class Writer:
         """What the conversations of these numbers are generated from."""
         principles = np.concatenate([self._principles(int(i)) for i in ids])
         keys = jax.vmap(lambda i: rng.stream(self.setting.root, "prepared", conversation=i))(jnp.asarray(ids))
-        return rollout_batch(self.setting, self.config, self.rows[ids], principles, keys)
+        return rollout_batch(self.setting, self.rows[ids], principles, keys)
 
     def _principles(self, i: int) -> np.ndarray:
-        category = self.setting.materials.red_prompts[self.rows[i]].category
+        category = self.setting.texts.materials.red_prompts[self.rows[i]].category
         g = rng.host(self.config.seed, "prepared principles", conversation=i)
-        return draw(self.setting.constitution, [category], self.config.cai.revisions, g)
+        return draw(self.setting.texts.constitution, [category], self.config.cai.revisions, g)
 
     def generate(self, ids: np.ndarray) -> Generated:
         """The conversations of these numbers, at most a batch."""
         setting = self.setting
         batch = self.batch(np.resize(ids, self.options.chunk))
         sampling = make_sampling(self.config.cai)
-        rollout = generate_rollout(setting.lm, self.options, self.adapter, batch, setting.requests, sampling)
+        rollout = generate_rollout(setting.lm, self.options, self.adapter, batch, setting.texts.requests, sampling)
         read = zip(ids.tolist(), conversations.read(setting, rollout), strict=False)  # without the copies
         tokens = 0
         for answers in rollout.answers:
@@ -255,7 +255,7 @@ def cause(conversation: Conversation) -> str | None:
 
 def turns(setting: Setting, conversation: Conversation) -> Iterator[dict[str, str]]:
     """Prompt, response, then critique and revision by each principle, behind the requests for them."""
-    named = {principle.name: principle for principle in setting.constitution.principles}
+    named = {principle.name: principle for principle in setting.texts.constitution.principles}
     texts = [conversation.prompt, conversation.response]
     by_principle = zip(conversation.principles, conversation.critiques, conversation.revisions, strict=True)
     for name, critique, revision in by_principle:
@@ -271,7 +271,7 @@ def conclude(setting: Setting, config: ExperimentConfig, out: Path) -> None:
     spent = files.read_rows(out / PROGRESS)
     summary = {
         "conversations": len(pairs) + len(dropped),
-        "red_prompts": len(setting.materials.red_prompts),
+        "red_prompts": len(setting.texts.materials.red_prompts),
         "pairs": len(pairs),
         "dropped": _counts(row["cause"] for row in dropped),
         "generated_tokens": sum(shard["generated_tokens"] for shard in spent),

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 from fedjax_rai.runs.folder import differences
 
@@ -111,16 +112,7 @@ def check_same(written: Path, config: ExperimentConfig, kind: str, free: Iterabl
 
     `kind`: what the folder that `config.output` names is said to hold, like "a table".
     """
-    free = ["output", *free]
-    if changed := differences(_but(load_config(written), free), _but(config, free)):
+    free = [*free]
+    if changed := differences(relevant(load_config(written), but=free), relevant(config, but=free)):
         listed = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, old, new in changed)
         raise InputError(f"output = {config.output}: holds {kind} of another config, which differs in {listed}")
-
-
-def _but(config: ExperimentConfig, keys: Iterable[str]) -> dict[str, Any]:
-    """All of a config but some dotted keys."""
-    fields = config.model_dump()
-    for key in keys:
-        section, _, name = key.rpartition(".")
-        del (fields[section] if section else fields)[name]
-    return fields

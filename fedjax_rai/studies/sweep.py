@@ -11,15 +11,16 @@ from fedjax_rai import terminal
 from fedjax_rai.config.grid import Point
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
-from fedjax_rai.experiment.setting import Setting, fixed
+from fedjax_rai.experiment.setting import Setting, views
 from fedjax_rai.experiment.together import but_numbers
 from fedjax_rai.runs import files
-from fedjax_rai.runs.folder import SUMMARY, check_folder, run_folder
+from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.lockstep import run_together
 from fedjax_rai.runs.record import METRICS
-from fedjax_rai.runs.run import make_setting, run
+from fedjax_rai.runs.run import run
 from fedjax_rai.studies.plots import plot_sweep
 from fedjax_rai.studies.results import (
     COLUMNS,
@@ -92,21 +93,33 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
     todo = [point for point, done in zip(points, finished, strict=True) if not done]
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / SWEEP, dump_config(base_config(points)))
-    setting, done = None, 0
-    for group in grouped(points, fixed):
-        if any(point in todo for point in group):
-            setting = make_setting([point.config for point in group], setting)
+    arms = Arms()
+    done = 0
+    for group in grouped(points, views):
+        arms.begun = pins([point.config for point in group])
         for family in grouped(group, but_numbers if together else but_iterations):
             names = ", ".join(output(point).name for point in family)
             these = str(done + 1) + (f" to {done + len(family)}" if len(family) > 1 else "")
             terminal.say(f"[{these} of {len(points)}] {names}")
-            if together and len(family) > 1 and setting:
-                run_together([point.config for point in family], setting)
+            if together and len(family) > 1 and any(point in todo for point in family):
+                run_together([arms.setting(point.config) for point in family])
             else:
-                run_family(family, setting)
+                run_family(family, arms)
             done += len(family)
     write(folder, points)
     return folder
+
+
+class Arms:
+    """The settings of runs, one after another: each takes over from the one before what it shares with it."""
+
+    def __init__(self):
+        self.begun: dict[str, str] = {}  # the commits that they began with
+        self._last: Setting | None = None
+
+    def setting(self, config: ExperimentConfig) -> Setting:
+        self._last = Setting(config, self._last, self.begun)
+        return self._last
 
 
 def keep_programs(points: Sequence[Point]) -> None:
@@ -116,10 +129,12 @@ def keep_programs(points: Sequence[Point]) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def run_family(family: Sequence[Point], setting: Setting | None) -> None:
+def run_family(family: Sequence[Point], arms: Arms) -> None:
     """Points that differ in their iterations alone, the largest first: it takes the others along where it can."""
     ordered = sorted(family, key=iterations, reverse=True)
     for i, point in enumerate(ordered):
+        finished = check_folder(output(point), point.config)
+        setting = None if finished else arms.setting(point.config)
         run(point.config, setting, siblings(point, ordered[i + 1 :]))
 
 
@@ -153,7 +168,7 @@ def grouped(points: Sequence[Point], key: Callable[[ExperimentConfig], Any]) -> 
 
 
 def but_iterations(config: ExperimentConfig) -> dict[str, Any]:
-    return config.model_dump(exclude={"output": True, "cai": {"iterations"}})
+    return relevant(config, but=["cai.iterations"])
 
 
 def iterations(point: Point) -> int:

@@ -12,9 +12,9 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
-from fedjax_rai.runs.folder import SUMMARY, check_folder, run_folder
+from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
 from fedjax_rai.runs.inputs import check_inputs
-from fedjax_rai.runs.run import make_setting, run
+from fedjax_rai.runs.run import run
 from fedjax_rai.studies.plots import plot_arms
 from fedjax_rai.studies.results import (
     COLUMNS,
@@ -78,8 +78,9 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
     summaries: dict[tuple[str, int], Summary] = {}
     setting: Setting | None = None
     for seed, arms_of_seed in by_seed.items():
-        setting = make_setting([*arms_of_seed.values()], setting)
+        begun = pins([*arms_of_seed.values()])
         for arm, own in arms_of_seed.items():
+            setting = Setting(own, setting, begun)
             terminal.say(f"[{len(summaries) + 1}/{seeds * len(chosen)}] {arm}, seed {seed}")
             summaries[arm, seed] = files.read_json(run(own, setting) / SUMMARY)
     write(folder, config, chosen, summaries)

@@ -43,7 +43,14 @@ def test_objectives_by_name():
     assert found == [Objective(True, None), Objective(False, ipo), Objective(True, sigmoid)]
 
 
-def halved(ratios, beta: Float, temperature: Float):
+def test_an_objective_of_the_users_own_is_named_as_module_and_attribute():
+    config = CaiConfig(method="dpo", preference=f"{__name__}:scaled")
+    assert make_objective(config) == Objective(False, scaled)
+    with pytest.raises(InputError, match="cai.preference = .*:scaling: .* has no scaling"):
+        make_objective(CaiConfig(preference=f"{__name__}:scaling"))
+
+
+def scaled(ratios, beta: Float, temperature: Float):
     """A loss with a number besides beta."""
     return temperature * ratios.chosen
 
@@ -60,7 +67,7 @@ def config_of(monkeypatch, loss) -> CaiConfig:
 
 def test_a_preference_loss_takes_its_further_numbers_from_the_config(monkeypatch):
     """Pairs 0, 1 and 2 are preferred, with log-ratios 3, 1 and -2 of their chosen answers; 0.5 times their mean."""
-    cai = config_of(monkeypatch, halved)
+    cai = config_of(monkeypatch, scaled)
     numbers = make_numbers(cai, 0)
     assert {name: float(number) for name, number in numbers.further.items()} == {"temperature": 0.5}
     compiled, drawn = options(objective=make_objective(cai)), Drawn(jnp.arange(4), jnp.zeros(4, bool))

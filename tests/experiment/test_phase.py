@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_rai.config.schema import CaiConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import cost
 from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import critique
 from fedjax_rai.experiment.materials import gather
 from fedjax_rai.experiment.phase import Phase, nothing_usable
-from fedjax_rai.experiment.round import Federation
-from fedjax_rai.experiment.setting import Setting, fixed
+from fedjax_rai.experiment.round import Federation, is_due, play_round
+from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.decoder import forward, unembed
 from fedjax_rai.runs import files
 from fedjax_rai.runs.run import run
@@ -24,13 +25,8 @@ from tests import small
 from tests.tiny_runs import timeless, vary
 
 
-@pytest.fixture(scope="module")
-def settings():
-    return {}
-
-
-def play(config, settings):
-    folder = run(config, settings.setdefault(str(fixed(config)), Setting(config)))
+def play(config, arm):
+    folder = run(config, arm(config))
     return folder, files.read_rows(folder / "metrics.jsonl"), files.read_json(folder / "summary.json")
 
 
@@ -39,22 +35,22 @@ def ran(rows) -> list[bool]:
 
 
 @pytest.mark.parametrize("every", [small.slow(1), 2, small.slow(3), small.slow(4)])
-def test_a_phase_comes_after_every_so_many_rounds(config, settings, every):
-    _, rows, _ = play(vary(config, cai={"every": every}, federated={"rounds": 3}), settings)
+def test_a_phase_comes_after_every_so_many_rounds(config, arm, every):
+    _, rows, _ = play(vary(config, cai={"every": every}, federated={"rounds": 3}), arm)
     assert ran(rows) == [t % every == 0 for t in (1, 2, 3)]
     assert all((row["cai_seconds"] > 0) == own for row, own in zip(rows, ran(rows), strict=True))
 
 
 @pytest.mark.parametrize("safe", [0.25, 0.5, small.slow(0.75)])
-def test_a_trigger_runs_it_only_where_the_probe_is_below(config, settings, monkeypatch, safe):
+def test_a_trigger_runs_it_only_where_the_probe_is_below(config, arm, monkeypatch, safe):
     monkeypatch.setattr(rounds, "probe", lambda *_: safe)
-    _, rows, _ = play(vary(config, cai={"probe": 4, "trigger": 0.5}), settings)
+    _, rows, _ = play(vary(config, cai={"probe": 4, "trigger": 0.5}), arm)
     assert ran(rows) == [safe < 0.5] * 2 and [row["probe_harmless"] for row in rows] == [safe] * 2
 
 
-def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(config, settings):
-    folder, rows, _ = play(vary(config, "probed", cai={"probe": 6, "enabled": False}), settings)
-    plain, others, _ = play(vary(config, "plain", cai={"enabled": False}), settings)
+def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(config, arm):
+    folder, rows, _ = play(vary(config, "probed", cai={"probe": 6, "enabled": False}), arm)
+    plain, others, _ = play(vary(config, "plain", cai={"enabled": False}), arm)
     assert all(0 <= row["probe_harmless"] <= 1 for row in rows)
     name = "adapter/adapter_model.safetensors"
     assert (folder / name).read_bytes() == (plain / name).read_bytes()
@@ -73,15 +69,14 @@ def test_a_probe_is_the_share_of_safe_answers(config, monkeypatch):
     monkeypatch.setattr(rounds, "ask", lambda _, adapter, asked, *more, **how: [[answers[q]] for q in asked])
     monkeypatch.setattr(rounds, "score", guard)
     setting = Setting(vary(config, guard={"threshold": 0.5}))
-    setting.materials = setting.materials._replace(probe_prompts=[*prompts, "q6"])
-    setting.__dict__["guard"] = None
+    setting.texts.materials = setting.texts.materials._replace(probe_prompts=[*prompts, "q6"])
+    vars(setting.guarding)["guard"] = None
     assert rounds.probe(setting, 4, {}) == 0.75
     assert rounds.probe(setting, 5, {}) == 0.6
 
 
-def test_every_phase_asks_other_red_prompts_by_other_draws(config, settings):
-    setting = settings.setdefault("any", Setting(config))
-    phase = Phase(setting, vary(config, cai={"prompts": 40}))
+def test_every_phase_asks_other_red_prompts_by_other_draws(config, arm):
+    phase = Phase(arm(vary(config, cai={"prompts": 40})))
     batches = [phase.source(t).batch for t in range(4)]
     rows = [np.asarray(batch.rows).tolist() for batch in batches]
     assert all(len(set(of_round)) == 40 for of_round in rows), "none twice in a round"
@@ -93,39 +88,56 @@ def test_every_phase_asks_other_red_prompts_by_other_draws(config, settings):
     assert np.asarray(again.rows).tolist() == rows[2], "but a round by itself always asks the same"
 
 
-def test_a_batch_is_of_the_prompts_that_its_rows_name(config, settings):
-    setting = settings.setdefault("any", Setting(config))
-    batch = Phase(setting, config).source(1).batch
+def test_a_batch_is_of_the_prompts_that_its_rows_name(config, arm):
+    setting = arm(config)
+    batch = Phase(setting).source(1).batch
     for i, row in enumerate(np.asarray(batch.rows)):
         ids = np.asarray(batch.prompts.tokens[i])[np.asarray(batch.prompts.valid[i])]
-        assert setting.materials.red_prompts[row].query in setting.tokenizer.decode(ids)
+        assert setting.texts.materials.red_prompts[row].query in setting.models.tokenizer.decode(ids)
     assert batch.critic_prompts is None, "the critic is the policy, without few-shot turns"
-    assert Phase(setting, vary(config, cai={"critic": "base"})).source(1).batch.critic_prompts is not None
+    assert Phase(arm(vary(config, cai={"critic": "base"}))).source(1).batch.critic_prompts is not None
 
 
 def test_every_phase_takes_other_prepared_pairs_and_as_many_as_are_asked_for(config, tmp_path):
     pairs = [{"prompt": f"q{i}", "chosen": f"no {i}", "rejected": f"yes {i}"} for i in range(20)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 5, "replay": 0})
-    phase = Phase(Setting(own), own)
+    phase = Phase(Setting(own))
     pools = [phase.source(t).pool for t in range(3)]
     taken = [{tuple(row) for row in np.asarray(pool.answers.tokens).tolist()} for pool in pools]
     assert [len(rows) for rows in taken] == [5, 5, 5] and len(taken[0] | taken[1] | taken[2]) > 9
     assert int(phase.source(0).metrics["cai_pairs"]) == int(phase.source(0).metrics["cai_usable"]) == 5
 
 
-def test_iterations_draw_by_other_keys_in_every_round(config, settings):
-    setting = settings.setdefault("any", Setting(config))
-    phase = Phase(setting, config)
+def test_iterations_draw_by_other_keys_in_every_round(config, arm):
+    phase = Phase(arm(config))
     assert len({tuple(np.asarray(jax.random.key_data(phase.key(t))).tolist()) for t in range(4)}) == 4
 
 
-def test_the_share_of_replay_is_what_lies_in_the_pool(config, settings):
+def test_the_share_of_replay_is_what_lies_in_the_pool(config, arm):
     """Four benign answers beside twelve revisions."""
-    setting = settings.setdefault("any", Setting(config))
-    assert len(setting.replay.tokens) == 4
-    numbers = Phase(setting, vary(config, cai={"prompts": 12, "beta": 0.5, "iterations": 3})).numbers
+    setting = arm(vary(config, cai={"prompts": 12, "beta": 0.5, "iterations": 3}))
+    assert len(setting.replay.examples.tokens) == 4
+    numbers = Phase(setting).numbers
     assert (float(numbers.replay), float(numbers.beta), int(numbers.iterations)) == (0.25, 0.5, 3)
+
+
+DUE = [
+    # (cai.every, cai.trigger, the probe's share, the rounds of the first six after which a phase comes)
+    (1, None, None, [0, 1, 2, 3, 4, 5]),
+    (2, None, None, [1, 3, 5]),
+    (3, None, 0.1, [2, 5]),
+    (2, 0.5, 0.4, [1, 3, 5]),
+    (2, 0.5, 0.5, []),
+    (1, 0.5, 0.9, []),
+]
+
+
+@pytest.mark.parametrize(("every", "trigger", "safe", "rounds_with_a_phase"), DUE)
+def test_when_a_phase_is_due(every, trigger, safe, rounds_with_a_phase):
+    cai = CaiConfig(every=every, probe=4, trigger=trigger)
+    assert [t for t in range(6) if is_due(cai, t, safe)] == rounds_with_a_phase
+    assert not any(is_due(cai.model_copy(update={"enabled": False}), t, safe) for t in range(6))
 
 
 @pytest.mark.parametrize(
@@ -146,9 +158,9 @@ def test_a_phase_without_a_usable_pair_is_said(row, warning):
 def test_more_probe_prompts_than_there_are_is_said_at_once(config):
     config = vary(config, cai={"probe": 3, "trigger": 0.9})
     setting = Setting(config)
-    setting.materials = setting.materials._replace(probe_prompts=["one"])
+    setting.texts.materials = setting.texts.materials._replace(probe_prompts=["one"])
     with pytest.raises(InputError, match="cai.probe = 3: there are only 1"):
-        setting.check(config)
+        setting.check()
 
 
 @pytest.mark.parametrize("probe", [0, 5, 64])
@@ -161,9 +173,9 @@ def test_the_probes_questions_are_distinct_and_nobody_elses(config, probe):
     assert {*made.probe_prompts} <= made.evaluated
 
 
-def test_conversations_are_written_down(config, settings):
+def test_conversations_are_written_down(config, arm):
     own = vary(config, cai={"revisions": 2, "iterations": 1})
-    folder, rows, summary = play(own, settings)
+    folder, rows, summary = play(own, arm)
     held = files.read_rows(folder / "revisions.jsonl")
     assert [row["round"] for row in held] == [1] * 4 + [2] * 4
     assert all(len(row["principles"]) == len(row["critiques"]) == len(row["revisions"]) == 2 for row in held)
@@ -174,10 +186,10 @@ def test_conversations_are_written_down(config, settings):
     assert summary["critique"]["judge"] == "rule" and summary["critique"]["unsafe"] + summary["critique"]["safe"] == 8
 
 
-def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, settings):
+def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm):
     """By hand: four unsafe responses of which one is made safe (one says the same, one nothing, one does not end), and
     three safe ones, of which one is changed and one spoiled."""
-    setting = settings.setdefault("any", Setting(config))
+    setting = arm(config)
     from fedjax_rai.data.tiny_world import unsafe_markers
 
     bad = f"so {unsafe_markers()[0]} it is"
@@ -196,38 +208,38 @@ def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, sett
     assert critique(setting, rows[4:5])["made_safe"] is None
 
 
-def test_a_fork_is_every_count_by_itself(config, settings):
+def test_a_fork_is_every_count_by_itself(config, arm):
     """Snapshots on the way to the largest count are the adapters that the smaller counts lead to."""
-    setting = settings.setdefault("any", Setting(config))
-    federation = Federation(setting, vary(config, cai={"method": "sft+dpo"}))
+    federation = Federation(arm(vary(config, cai={"method": "sft+dpo", "iterations": 3})))
     counts = [0, 1, 3]
-    together = federation.fork(federation.init(), 0, counts)
+    ends, passed = play_round([federation], [federation.init()], 0, counts[:-1])
+    together = [*passed, *ends]
     for count, (state, outcome) in zip(counts, together, strict=True):
-        ((alone, other),) = federation.fork(federation.init(), 0, [count])
+        by_itself = Federation(arm(vary(federation.config, cai={"iterations": count})))
+        (((alone, other),), _) = play_round([by_itself], [federation.init()], 0)
         assert small.distance(state.adapter, alone.adapter) == 0
         assert (outcome.cai is None) == (other.cai is None) == (count == 0)
     assert small.distance(together[1][0].adapter, together[2][0].adapter) > 0
 
 
 @pytest.mark.slow
-def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers(config, settings):
+def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers(config, arm):
     """No phase in the first round: that one is shared, too."""
     own = {n: vary(config, f"{n}", cai={"iterations": n, "every": 2}, federated={"rounds": 3}) for n in (0, 1, 3)}
-    alone = {n: play(vary(one, "alone"), settings) for n, one in own.items()}
-    setting = settings[str(fixed(own[3]))]
-    run(own[3], setting, siblings=[own[0], own[1]])
+    alone = {n: play(vary(one, "alone"), arm) for n, one in own.items()}
+    run(own[3], arm(own[3]), siblings=[own[0], own[1]])
     left = {n: len(files.read_rows(Path(str(own[n].output)) / "metrics.jsonl")) for n in (0, 1)}
     assert left == {0: 2, 1: 2}
     for n, one in own.items():
-        folder, _, _ = play(one, settings)
+        folder, _, _ = play(one, arm)
         for name in ("adapter/adapter_model.safetensors", "answers.jsonl", "revisions.jsonl"):
             assert (folder / name).read_bytes() == (alone[n][0] / name).read_bytes(), (n, name)
         assert timeless(folder) == timeless(alone[n][0])
 
 
-def test_flops_are_those_of_the_matrix_products(config, settings):
+def test_flops_are_those_of_the_matrix_products(config, arm):
     """Against XLA's own count of a forward pass, which takes the loop over layers for one layer."""
-    setting = settings.setdefault("any", Setting(config))
+    setting = arm(config)
     tokens, adapter = np.ones((2, 4), np.int32), setting.fresh_adapter("a")
 
     def whole(tokens):
@@ -239,26 +251,25 @@ def test_flops_are_those_of_the_matrix_products(config, settings):
     assert layers == 4 and 1.0 < analysis["flops"] / tokens.size / expected < 1.15, "norms and attention are on top"
 
 
-def test_what_a_full_epoch_would_have_cost(config, settings):
+def test_what_a_full_epoch_would_have_cost(config, arm):
     """Revising all red prompts and training on each once, in place of a few: checked on round numbers."""
-    setting = settings.setdefault("any", Setting(config))
+    setting = arm(config)
     own = vary(config, cai={"prompts": 100, "batch_size": 8, "iterations": 10, "replay": 0})
     setting_rows = [
         {"local_seconds": 1.0, "cai_seconds": 2.0, "trained_tokens": 5, "step_tokens": 9, "cai_iterations": 10,
          "cai_generated_tokens": 300, "cai_read_tokens": 700, "cai_trained_tokens": 40, "cai_step_tokens": 80}
     ] * 2  # fmt: skip
-    bare = Setting(own)
-    bare.__dict__["model"], bare.__dict__["base"] = setting.model, setting.base
-    found = cost.phases(bare, own, setting_rows)
-    everything = len({prompt.query for prompt in bare.materials.red_prompts})
-    assert 300 < everything < len(bare.red_prompts.tokens) == 2000, "questions that stand twice count once"
+    bare = Setting(own, setting)
+    found = cost.phases(bare, setting_rows)
+    everything = len({prompt.query for prompt in bare.texts.materials.red_prompts})
+    assert 300 < everything < len(bare.texts.red_prompts.tokens) == 2000, "questions that stand twice count once"
     generated, step = 2000 * cost.forward_flops(bare), 160 * cost.step_flops(bare)
     full = generated * everything / 100 + step * math.ceil(everything / 8) / 10
     cai: Any = found["cai"]
     assert found["local"] and found["local"]["seconds"] == 2.0 and cai["seconds"] == 4.0 and cai["phases"] == 2
     assert cai["flops"] == generated + step and cai["full_epoch_flops"] == pytest.approx(full)
     assert cai["share_saved"] == pytest.approx(1 - (generated + step) / full)
-    assert cost.phases(bare, own, [{"local_seconds": 1.0, "step_tokens": 1}])["cai"] is None
+    assert cost.phases(bare, [{"local_seconds": 1.0, "step_tokens": 1}])["cai"] is None
 
 
 def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp_path):
@@ -268,7 +279,7 @@ def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp
     (tmp_path / "pairs.jsonl").write_text("\n".join(texts) + "\n")
     for method, usable in (("sft", 3), ("dpo", 1)):  # a whole answer is learnt, even if it is preferred to nothing
         own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 6, "method": method})
-        federation = Federation(Setting(own), own)
+        federation = Federation(Setting(own))
         collected = federation.phase.collect(federation.init().adapter, 0)
         counts = [int(collected.metrics[f"cai_{name}"]) for name in ("held_out", "cut_off", "equal", "pairs")]
         assert counts == [1, 3, 1, 1] and int(collected.metrics["cai_usable"]) == usable

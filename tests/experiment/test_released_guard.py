@@ -1,6 +1,7 @@
 """A guard model of its own: read from its folder, asked in its own form, fitted on nothing."""
 
 import dataclasses
+from operator import attrgetter
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from fedjax_rai.config.schema import ExperimentConfig, GuardConfig
 from fedjax_rai.errors import InputError
-from fedjax_rai.experiment import setting
+from fedjax_rai.experiment import guarding, models
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.decoder import Decoder, forward, init_base, unembed
 from fedjax_rai.model.families import decoder_config
@@ -48,9 +49,9 @@ def guarded(config, folder) -> ExperimentConfig:
 @pytest.mark.slow
 def test_a_released_guard_is_asked_in_its_own_form_and_not_fitted(guarded, folder):
     own = Setting(guarded)
-    guard = own.guard
+    guard = own.guarding.guard
     assert guard.adapter is None and guard.tokenizer.name == str(folder)
-    pairs = [(pair.query, pair.response) for pair in own.materials.pairs[:3]] + [("", "")]
+    pairs = [(pair.query, pair.response) for pair in own.texts.materials.pairs[:3]] + [("", "")]
     words = [guard.tokenizer.hf.convert_tokens_to_ids(word) for word in ("s", "uns")]
     for pair, value in zip(pairs, score(guard, pairs), strict=True):
         ids = ids_of(guard.tokenizer.hf, answered(*pair), generate=True) + guard.tokenizer.encode("\n\n")
@@ -58,35 +59,37 @@ def test_a_released_guard_is_asked_in_its_own_form_and_not_fitted(guarded, folde
         hidden = forward(guard.lm, None, tokens, jnp.ones_like(tokens, bool))
         logits = np.asarray(unembed(guard.lm, hidden[:, -1]))[0, words]
         assert value == pytest.approx(1 / (1 + np.exp(logits[0] - logits[1])), abs=1e-5)
-    assert len(set(own.scores.tolist())) > 10
-    quality = own.guard_quality
+    assert len(set(own.guarding.scores.tolist())) > 10
+    quality = own.guarding.quality
     assert quality["fitted"] is None and set(quality["released"] or {}) == {"accuracy", "precision", "recall", "hmean"}
-    own.check(guarded)
+    own.check()
 
 
 def test_the_limit_of_a_pairs_length_leaves_room_for_the_guards_own_request(guarded):
-    guard, limit = Setting(guarded).guard, guarded.data.max_length
+    guard, limit = Setting(guarded).guarding.guard, guarded.data.max_length
     assert guard.max_length == len(ids_of(guard.tokenizer.hf, answered("", ""), generate=True)) + limit
 
 
 def test_ids_that_a_model_has_no_row_for_are_refused_by_their_config_key(guarded):
     own = Setting(guarded)
-    narrow = Decoder(dataclasses.replace(own.guard.lm.model.config, vocab_size=300))
-    small = own.guard._replace(lm=dataclasses.replace(own.guard.lm, model=narrow))
+    narrow = Decoder(dataclasses.replace(own.guarding.guard.lm.model.config, vocab_size=300))
+    small = own.guarding.guard._replace(lm=dataclasses.replace(own.guarding.guard.lm, model=narrow))
     with pytest.raises(InputError, match=r"has id \d+, .* a vocab_size of 300; guard.path must be"):
         score(small, [("q", "r")])
-    for used in ("corpus", "red_prompts", "requests", "replay", "guard"):
+    for used in ("texts.corpus", "texts.red_prompts", "texts.requests", "replay.examples", "guarding.guard"):
         fresh = Setting(guarded.model_copy(update={"guard": GuardConfig(pairs=8, steps=2, batch_size=4)}))
-        fresh.model = Decoder(dataclasses.replace(own.model.config, vocab_size=300), own.model.lora)
+        fresh.models.architecture = dataclasses.replace(own.models.architecture, vocab_size=300)
+        fresh.models.base = own.models.base
         with pytest.raises(InputError, match="a vocab_size of 300; model.path must be"):
-            getattr(fresh, used)
+            attrgetter(used)(fresh)
 
 
 def test_a_guard_of_its_own_needs_no_pairs(guarded):
-    own = Setting(guarded)
-    own.materials = own.materials._replace(guard_pairs=())
-    assert own.guarded
-    own.check(guarded.model_copy(update={"filter": guarded.filter.model_copy(update={"enabled": True})}))
+    filtering = guarded.filter.model_copy(update={"enabled": True})
+    own = Setting(guarded.model_copy(update={"filter": filtering}))
+    own.texts.materials = own.texts.materials._replace(guard_pairs=())
+    assert own.guarding.possible
+    own.check()
 
 
 def test_what_is_reported_of_a_guard_that_was_not_fitted(tmp_path):
@@ -112,7 +115,8 @@ def test_models_from_the_hub_are_recorded_by_their_commit(guarded, folder, tmp_p
         asked.append((path, revision))
         return snapshot
 
-    monkeypatch.setattr(setting, "resolve", resolve)
+    monkeypatch.setattr(models, "resolve", resolve)
+    monkeypatch.setattr(guarding, "resolve", resolve)
     hub = {"path": "owner/name", "revision": "v1"}
     fields = guarded.model_dump() | {"guard": guarded.guard.model_dump() | hub}
     own = Setting(ExperimentConfig.model_validate(fields))

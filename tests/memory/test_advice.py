@@ -24,7 +24,7 @@ from tests.tiny_runs import vary
 
 def test_the_base_is_counted_as_it_lies(config):
     setting = Setting(config)
-    assert plan(config, lengths.sizes(setting, config)).held["base"] == nbytes(setting.base)
+    assert plan(config, lengths.sizes(setting)).held["base"] == nbytes(setting.models.base)
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
@@ -53,13 +53,13 @@ def test_phases_are_those_that_an_arm_has(config):
     def phases(**changes: dict[str, Any]) -> set[str]:
         return set(plan(changed(config, **changes), known).phases)
 
-    known = lengths.sizes(Setting(config), config)
+    known = lengths.sizes(Setting(config))
     assert "local training" in phases() and "local training" not in phases(federated={"rounds": 0})
     cai = {"answering replay", "CAI, generating", "CAI, training"}
     assert phases() - phases(cai={"enabled": False}) == cai
     assert phases() - phases(cai={"iterations": 0}) == phases() - phases(cai={"every": 3}) == cai
     assert phases(cai={"method": "dpo"}) - phases() == {"CAI, reference"}
-    known = lengths.sizes(Setting(probed := changed(config, cai={"probe": 3})), probed)
+    known = lengths.sizes(Setting(changed(config, cai={"probe": 3})))
     assert phases() - phases(federated={"rounds": 0}) == {"local training", "probe"} | cai
 
 
@@ -120,13 +120,13 @@ def test_a_prepared_set_stays_on_the_device_and_nothing_is_generated(config, tmp
     path.write_text("\n".join(f'{{"prompt": "q{i}", "chosen": "a", "rejected": "bcd"}}' for i in range(5)))
     own = changed(config, cai={"data": str(path)})
     setting = Setting(own)
-    known = lengths.sizes(setting, own)
+    known = lengths.sizes(setting)
     assert (known.red, known.prepared, known.lengths.red) == (0, 5, 0)
-    assert known.lengths.prepared == setting.prepared[0].tokens.shape[1] > 0
-    made, online = plan(own, known), plan(config, lengths.sizes(Setting(config), config))
+    assert known.lengths.prepared == setting.texts.prepared[0].tokens.shape[1] > 0
+    made, online = plan(own, known), plan(config, lengths.sizes(Setting(config)))
     assert "CAI, generating" not in made.phases and "prepared set" not in online.held
-    pool = Phase(setting, own).collect(setting.fresh_adapter("any"), 0).pool
-    assert made.held["prepared set"] == nbytes(setting.prepared[:2]) > 0
+    pool = Phase(setting).collect(setting.fresh_adapter("any"), 0).pool
+    assert made.held["prepared set"] == nbytes(setting.texts.prepared[:2]) > 0
     assert made.phases["CAI, training"]["revisions"] == nbytes((pool.answers, pool.rejected)) > 0
 
 
@@ -143,9 +143,9 @@ def test_a_smaller_max_length_is_planned_as_its_own_setting_is(config, tmp_path,
         config = changed(config, cai={"constitution": str(tmp_path / "few.yaml")})
     other = changed(config, data={"max_length": 16})
     settings = [Setting(config), Setting(other)]
-    known, own = (lengths.sizes(setting, setting.config) for setting in settings)
+    known, own = (lengths.sizes(setting) for setting in settings)
     assert plan(other, known) == plan(other, own) != plan(config, known)
-    assert known.lengths.opening == (settings[0].openings.tokens.shape[1] if few_shot else 0)
+    assert known.lengths.opening == (settings[0].texts.openings.tokens.shape[1] if few_shot else 0)
 
 
 def test_what_does_not_fit_is_refused_before_the_base_is_read(config, monkeypatch):

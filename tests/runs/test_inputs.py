@@ -12,9 +12,9 @@ from fedjax_rai.config.grid import Point
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.runs import files
+from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.folder import VERSIONS, check_folder, note_versions
 from fedjax_rai.runs.inputs import check_inputs
-from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.studies.sweep import run_sweep
 from tests.tiny_runs import vary
 

@@ -14,23 +14,16 @@ from safetensors.numpy import load_file
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment import sizes
-from fedjax_rai.experiment.round import Federation
-from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.experiment.together import align_together, but_numbers, federated_rounds, one_round
+from fedjax_rai.experiment.round import Federation, play_round
+from fedjax_rai.experiment.together import align_together, but_numbers, federated_rounds
 from fedjax_rai.memory import advice
 from fedjax_rai.memory.plan import plan
-from fedjax_rai.runs import files, lockstep
+from fedjax_rai.runs import files, lockstep, loop
 from fedjax_rai.runs.folder import run_folder
 from fedjax_rai.runs.lockstep import room, run_together
 from fedjax_rai.runs.run import run
 from tests import small
 from tests.tiny_runs import vary
-
-
-@pytest.fixture(scope="module")
-def settings():
-    """One setting for all tests whose configs agree in what a setting depends on."""
-    return {}
 
 
 def points(config: ExperimentConfig, output: str = "") -> list[ExperimentConfig]:
@@ -70,7 +63,7 @@ def alike(one: ExperimentConfig, other: ExperimentConfig) -> bool:
     return but_numbers(one) == but_numbers(other)
 
 
-def test_two_may_go_together_if_they_differ_in_numbers_alone(config):
+def test_two_may_go_together_if_they_differ_in_numbers_alone(config, arm):
     for own in points(config):
         assert alike(config, own)
     bounded = vary(config, cai={"top_k": 5, "min_p": 0.1})
@@ -83,9 +76,9 @@ def test_two_may_go_together_if_they_differ_in_numbers_alone(config):
     assert not alike(config, config.model_copy(update={"seed": 1}))
     triggered = [vary(config, output, cai={"probe": 2, "trigger": 0.5}) for output in ("a", "b")]
     with pytest.raises(ValueError, match="a trigger decides for each run"):
-        run_together(triggered, Setting(config))
+        run_together([arm(own) for own in triggered])
     with pytest.raises(ValueError, match="more than numbers"):
-        run_together([config, vary(config, cai={"prompts": 5})], Setting(config))
+        run_together([arm(config), arm(vary(config, cai={"prompts": 5}))])
 
 
 @pytest.mark.slow
@@ -97,12 +90,11 @@ def test_two_may_go_together_if_they_differ_in_numbers_alone(config):
         {"cai": {"every": 2, "probe": 3}, "federated": {"rounds": 3, "algorithm": "scaffold", "clients_per_chunk": 2}},
     ],
 )
-def test_points_together_are_what_they_are_alone(config, settings, sections):
+def test_points_together_are_what_they_are_alone(config, arm, sections):
     own = vary(config, **sections)
-    setting = settings.setdefault(own.cai.probe, Setting(own))
-    folders = run_together(points(own, "together"), setting)
+    folders = run_together([arm(point) for point in points(own, "together")])
     for folder, alone in zip(folders, points(own, "alone"), strict=True):
-        assert_same_run(folder, run(alone, setting))
+        assert_same_run(folder, run(alone, arm(alone)))
     assert all(row["together"] == 3 for folder in folders for row in files.read_rows(folder / "metrics.jsonl"))
     seconds = [[row["seconds"] for row in files.read_rows(folder / "metrics.jsonl")] for folder in folders]
     assert seconds[0] == seconds[1] == seconds[2]
@@ -116,41 +108,41 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs.lockstep import run_together
 
 configs = [load_config(Path(path)) for path in sys.argv[1:]]
-setting = Setting(configs[0])
-assert dict(setting.mesh.shape) == {"clients": 4, "fsdp": 2, "tensor": 1}
-run_together(configs, setting)
+settings = [Setting(configs[0])]
+assert dict(settings[0].models.mesh.shape) == {"clients": 4, "fsdp": 2, "tensor": 1}
+for config in configs[1:]:
+    settings.append(Setting(config, arm[-1]))
+run_together(settings)
 """
 
 
 @pytest.mark.slow
-def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config, settings, tmp_path):
+def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config, arm, tmp_path):
     paths, root = [tmp_path / f"{i}.yaml" for i in range(3)], Path(__file__).parents[2]
     for path, own in zip(paths, points(config, "together"), strict=True):
         path.write_text(dump_config(vary(own, mesh={"fsdp": 2})))
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(root)}
     subprocess.run([sys.executable, "-c", EIGHT, *map(str, paths)], check=True, env=environment, cwd=root)
-    setting = settings.setdefault(config.cai.probe, Setting(config))
     for eight, alone in zip(points(config, "together"), points(config, "alone"), strict=True):
-        assert_same_run(run_folder(eight), run(alone, setting))
+        assert_same_run(run_folder(eight), run(alone, arm(alone)))
 
 
 @pytest.mark.slow
-def test_points_on_a_prepared_set_are_what_they_are_alone(config, tmp_path):
+def test_points_on_a_prepared_set_are_what_they_are_alone(config, arm, tmp_path):
     pairs = [{"prompt": f"how do I do {i}", "chosen": f"do not {i}", "rejected": f"so {i}"} for i in range(6)]
     (tmp_path / "set.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     own = vary(config, cai={"data": str(tmp_path / "set.jsonl"), "method": "sft+dpo"})
-    setting = Setting(own)
-    for folder, alone in zip(run_together(points(own, "together"), setting), points(own, "alone"), strict=True):
-        assert_same_run(folder, run(alone, setting))
+    folders = run_together([arm(point) for point in points(own, "together")])
+    for folder, alone in zip(folders, points(own, "alone"), strict=True):
+        assert_same_run(folder, run(alone, arm(alone)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("written", [3, 4])
-def test_killed_between_any_two_points_they_go_on_to_the_same_numbers(config, settings, monkeypatch, written):
+def test_killed_between_any_two_points_they_go_on_to_the_same_numbers(config, arm, monkeypatch, written):
     """At the latest moment before row `written` of all the points' rows is there."""
-    setting = settings.setdefault(0, Setting(config))
     config = vary(config, federated={"rounds": 3})
-    whole = run_together(points(config, "whole"), setting)
+    whole = run_together([arm(own) for own in points(config, "whole")])
     append, count = files.append_row, iter(range(100))
 
     def killed(path, row):
@@ -160,28 +152,24 @@ def test_killed_between_any_two_points_they_go_on_to_the_same_numbers(config, se
 
     monkeypatch.setattr(files, "append_row", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_together(points(config, "killed"), setting)
+        run_together([arm(own) for own in points(config, "killed")])
     monkeypatch.setattr(files, "append_row", append)
     calls = []
-    monkeypatch.setattr(
-        lockstep, "one_round", lambda own, states, t: calls.append((t, len(own))) or one_round(own, states, t)
-    )
-    resumed = run_together(points(config, "killed"), setting)
+    monkeypatch.setattr(loop, "play_round", lambda f, s, t, n: calls.append((t, len(f))) or play_round(f, s, t, n))
+    resumed = run_together([arm(own) for own in points(config, "killed")])
     assert calls == [(1, 6 - written), (2, 3)]
     for folder, other in zip(resumed, whole, strict=True):
         assert_same_run(folder, other)
     before = {path: path.stat().st_mtime_ns for folder in resumed for path in folder.rglob("*")}
-    assert run_together(points(config, "killed"), setting) == resumed
+    assert run_together([arm(own) for own in points(config, "killed")]) == resumed
     assert before == {path: path.stat().st_mtime_ns for folder in resumed for path in folder.rglob("*")}
 
 
 @pytest.mark.slow
-def test_an_exhausted_point_waits_untouched_and_new_numbers_compile_nothing(config, settings):
-    setting = settings.setdefault(0, Setting(config))
-
+def test_an_exhausted_point_waits_untouched_and_new_numbers_compile_nothing(config, arm):
     def ends(*counts: int, **numbers: float):
-        own = [Federation(setting, vary(config, cai={"iterations": n} | numbers)) for n in counts]
-        return one_round(own, [own[0].init()] * len(own), 0)
+        federations = [Federation(arm(vary(config, cai={"iterations": n} | numbers))) for n in counts]
+        return play_round(federations, [federations[0].init()] * len(federations), 0)[0]
 
     first = ends(0, 1, 2)
     programs = federated_rounds, align_together
@@ -197,27 +185,24 @@ def test_an_exhausted_point_waits_untouched_and_new_numbers_compile_nothing(conf
     assert [int(own.cai["cai_iterations"]) for _, own in second if own.cai] == [1, 9]
 
 
-def test_more_memory_has_room_for_more_points_and_larger_points_for_fewer(config, settings, monkeypatch):
-    setting = settings.setdefault(0, Setting(config))
-
+def test_more_memory_has_room_for_more_points_and_larger_points_for_fewer(config, arm, monkeypatch):
     def rooms(limit: int | None, **sections: Any) -> int:
         monkeypatch.setattr(advice, "device_limit", lambda: limit)
-        return room(vary(config, **sections), setting)
+        return room(arm(vary(config, **sections)))
 
     found = [rooms(2**n) for n in range(20, 40)]
     assert found == sorted(found) and found[0] == 1 < 10 < found[-1]
     assert rooms(2**36, cai={"prompts": 400}) < rooms(2**36)
     assert rooms(2**36, federated={"clients_per_chunk": 4}) <= rooms(2**36)
-    made = plan(config, sizes.sizes(setting, config))
+    made = plan(config, sizes.sizes(arm(config)))
     largest = max(made.phases, key=made.need)
     assert largest == made.peak and rooms(made.need(made.peak)) == 1
     assert rooms(None) > 10**6
 
 
 @pytest.mark.slow
-def test_where_points_do_not_fit_some_go_after_others(config, settings, monkeypatch):
-    setting = settings.setdefault(0, Setting(config))
+def test_where_points_do_not_fit_some_go_after_others(config, arm, monkeypatch):
     monkeypatch.setattr(lockstep, "room", lambda *_: 2)
-    folders = run_together(points(config), setting)
+    folders = run_together([arm(own) for own in points(config)])
     counts = [{row.get("together") for row in files.read_rows(folder / "metrics.jsonl")} for folder in folders]
     assert counts == [{2}, {2}, {None}]

@@ -38,16 +38,11 @@ def warm(config) -> ExperimentConfig:
     return vary(config, cai={"temperature": 2.0, "revisions": 2})
 
 
-_SETTINGS: list[Setting] = []
-
-
 @pytest.fixture(autouse=True)
-def setting(warm, monkeypatch) -> Setting:
-    """The same for all tests: their configs never differ in what a set reads of it."""
-    if not _SETTINGS:
-        _SETTINGS.append(Setting(warm))
-    monkeypatch.setattr(prepare, "Setting", lambda config: _SETTINGS[0])
-    return _SETTINGS[0]
+def setting(warm, arm, monkeypatch) -> Setting:
+    """All tests share what their configs agree in."""
+    monkeypatch.setattr(prepare, "Setting", lambda config, *_, **__: arm(config))
+    return arm(warm)
 
 
 def save(folder: Path, setting: Setting, adapter: Any) -> None:
@@ -96,7 +91,7 @@ def test_a_set_holds_every_conversation_once(warm, tmp_path, monkeypatch):
 def test_rows_are_the_conversations(warm, setting, tmp_path):
     out = prepare.prepare(warm, tmp_path / "set", SOME)
     writer = Writer(setting, warm, setting.fresh_adapter("adapter"), SOME)
-    asks = {principle.name: principle for principle in setting.constitution.principles}
+    asks = {principle.name: principle for principle in setting.texts.constitution.principles}
     generated = [row for ids in writer.batches(0) for row in writer.generate(ids).conversations]
     for (i, own), row in zip(generated, by_number(out), strict=True):
         roles, texts = zip(*((turn["role"], turn["content"]) for turn in row["turns"]), strict=True)
@@ -290,18 +285,18 @@ def test_a_set_has_the_tokens_that_the_online_phase_trains_on(prepared, warm, se
     into tokens as the tokenizer would, nor where question and answer together exceed `data.max_length`."""
     writer = Writer(setting, warm, setting.fresh_adapter("adapter"), SOME)
     numbers = {row["id"]: place for place, row in enumerate(rows(tmp_path / "set", "pairs"))}
-    own = Setting(prepared).prepared
+    own = Setting(prepared).texts.prepared
     sampling = make_sampling(warm.cai)
     compared = 0
     for ids in writer.batches(0):
         batch = writer.batch(np.resize(ids, writer.options.chunk))
-        rollout = generate_rollout(setting.lm, writer.options, writer.adapter, batch, setting.requests, sampling)
+        rollout = generate_rollout(setting.lm, writer.options, writer.adapter, batch, setting.texts.requests, sampling)
         for answers, side in ((rollout.last, own.chosen), (rollout.response, own.rejected)):
             online = examples(batch.prompts, answers)
             for i in set(ids.tolist()) & set(numbers):
                 tokens = np.asarray(answers.tokens[i - ids[0]])[np.asarray(answers.valid[i - ids[0]])]
-                text = setting.tokenizer.decode(tokens[:-1])
-                if setting.tokenizer.encode(text.strip()) == tokens[:-1].tolist():
+                text = setting.models.tokenizer.decode(tokens[:-1])
+                if setting.models.tokenizer.encode(text.strip()) == tokens[:-1].tolist():
                     compared += 1
                     np.testing.assert_array_equal(_kept(side, numbers[i]), _kept(online, i - ids[0]))
     assert compared > len(numbers), "most of them go back and forth"

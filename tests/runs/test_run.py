@@ -9,31 +9,25 @@ import pytest
 from fedjax_rai.cai.align import align
 from fedjax_rai.cai.programs import generate_rollout, pool_of_rollout
 from fedjax_rai.errors import InputError
-from fedjax_rai.experiment.round import Federation, federated_round
+from fedjax_rai.experiment.round import Federation, play_round
 from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.experiment.together import federated_round
 from fedjax_rai.model import lora
-from fedjax_rai.runs import files
+from fedjax_rai.runs import files, loop
 from fedjax_rai.runs.run import evaluate_run, run
 from fedjax_rai.text.hub import resolve
 from tests import small
 from tests.tiny_runs import timeless, vary
 
 
-@pytest.fixture(scope="module")
-def settings():
-    """One setting for all tests: its config never differs in what a setting depends on."""
-    return {}
-
-
-def play(config, settings, **options):
+def play(config, arm, **options):
     """(folder, adapter bytes) of a run."""
-    setting = settings.setdefault("one", Setting(config))
-    folder = run(config, setting, **options)
+    folder = run(config, arm(config), **options)
     return folder, (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_run_folder_holds_all_that_the_run_was(config, settings):
-    folder, _ = play(config, settings)
+def test_a_run_folder_holds_all_that_the_run_was(config, arm):
+    folder, _ = play(config, arm)
     assert {p.name for p in folder.iterdir()} >= {
         "config.yaml", "versions.json", "metrics.jsonl", "adapter", "eval.json", "answers.jsonl", "summary.json",
     }  # fmt: skip
@@ -47,15 +41,15 @@ def test_a_run_folder_holds_all_that_the_run_was(config, settings):
     assert not list(folder.glob("*.partial"))
 
 
-def test_a_finished_run_is_left_alone(config, settings):
-    folder, _ = play(config, settings)
+def test_a_finished_run_is_left_alone(config, arm):
+    folder, _ = play(config, arm)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    play(config, settings)
+    play(config, arm)
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_folder_of_another_config_is_refused_and_untouched(config, settings):
-    folder, _ = play(config, settings)
+def test_a_folder_of_another_config_is_refused_and_untouched(config, arm):
+    folder, _ = play(config, arm)
     before = sorted(folder.rglob("*"))
     with pytest.raises(InputError, match="federated.local_steps: 2 there, 3 now"):
         run(vary(config, federated={"local_steps": 3}))
@@ -71,10 +65,10 @@ def test_a_folder_that_is_no_run_is_refused(config, tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["fedavg", small.slow("scaffold")])
 @pytest.mark.parametrize("stop_after", [1, small.slow(2)])
-def test_resumed_equals_uninterrupted_bitwise(config, settings, monkeypatch, algorithm, stop_after):
+def test_resumed_equals_uninterrupted_bitwise(config, arm, monkeypatch, algorithm, stop_after):
     """Killed while the metrics of round `stop_after` are being read, at the latest moment before they are written."""
     config = vary(config, federated={"rounds": 3, "algorithm": algorithm})
-    whole, adapter = play(vary(config, "whole"), settings)
+    whole, adapter = play(vary(config, "whole"), arm)
     written = files.append_row
 
     def killed(path, row):
@@ -84,62 +78,62 @@ def test_resumed_equals_uninterrupted_bitwise(config, settings, monkeypatch, alg
 
     monkeypatch.setattr(files, "append_row", killed)
     with pytest.raises(KeyboardInterrupt):
-        play(config, settings)
+        play(config, arm)
     monkeypatch.setattr(files, "append_row", written)
-    calls, fork = [], Federation.fork
-    monkeypatch.setattr(Federation, "fork", lambda self, s, t, counts: calls.append(t) or fork(self, s, t, counts))
-    resumed, again = play(config, settings)
+    calls = []
+    monkeypatch.setattr(loop, "play_round", lambda f, s, t, fewer: calls.append(t) or play_round(f, s, t, fewer))
+    resumed, again = play(config, arm)
     assert again == adapter and timeless(resumed) == timeless(whole)
     assert calls == list(range(stop_after, 3)), "rounds already done are not done again"
     for name in ("answers.jsonl", "revisions.jsonl"):
         assert (resumed / name).read_text() == (whole / name).read_text()
 
 
-def test_a_filter_that_keeps_all_is_no_filter(config, settings):
+def test_a_filter_that_keeps_all_is_no_filter(config, arm):
     keeps = vary(config, "keep", filter={"enabled": True, "keep_all": True})
-    assert play(keeps, settings)[1] == play(config, settings)[1]
+    assert play(keeps, arm)[1] == play(config, arm)[1]
 
 
-def test_zero_iterations_of_cai_are_no_cai(config, settings):
+def test_zero_iterations_of_cai_are_no_cai(config, arm):
     none, zero = vary(config, "none", cai={"enabled": False}), vary(config, "zero", cai={"iterations": 0})
-    assert play(zero, settings)[1] == play(none, settings)[1] != play(config, settings)[1]
+    assert play(zero, arm)[1] == play(none, arm)[1] != play(config, arm)[1]
 
 
-def test_the_filter_decides_what_clients_train_on(config, settings):
+def test_the_filter_decides_what_clients_train_on(config, arm):
     filtering = vary(config, filter={"enabled": True})
-    setting = settings.setdefault("one", Setting(config))
-    kept = Federation(setting, filtering).kept
-    for client, part in enumerate(setting.parts):
-        assert set(kept[client]) == {i for i in part if setting.scores[i] < config.guard.threshold}
-    cohort, tokens = Federation(setting, filtering).cohort(0)
-    assert tokens == setting.lengths[np.asarray(cohort.rows)][np.asarray(cohort.weight) > 0].sum()
+    setting = arm(config)
+    kept = Federation(arm(filtering)).kept
+    for client, part in enumerate(setting.client_rows):
+        assert set(kept[client]) == {i for i in part if setting.guarding.scores[i] < config.guard.threshold}
+    cohort, tokens = Federation(arm(filtering)).cohort(0)
+    assert tokens == setting.texts.lengths[np.asarray(cohort.rows)][np.asarray(cohort.weight) > 0].sum()
     for client, client_rows, weight in zip(cohort.client, cohort.rows, cohort.weight, strict=True):
         assert weight == len(kept[int(client)])
         assert weight == 0 or set(np.asarray(client_rows).ravel().tolist()) <= set(kept[int(client)].tolist())
 
 
-def test_a_client_that_kept_nothing_has_no_weight(config, settings):
-    setting = settings.setdefault("one", Setting(config))
-    federation = Federation(setting, config)
+def test_a_client_that_kept_nothing_has_no_weight(config, arm):
+    setting = arm(config)
+    federation = Federation(setting)
     federation.kept = [np.array([], int)] * 4
-    ((_, outcome),) = federation.fork(federation.init(), 0, [0])
-    local = outcome.local
+    ((end,), _) = play_round([federation], [federation.init()], 0)
+    local = end.outcome.local
     assert int(local["clients"]) == int(local["trained_tokens"]) == int(local["step_tokens"]) == 0
 
 
-def test_arms_rounds_and_iteration_counts_share_their_programs(config, settings):
-    play(config, settings)
+def test_arms_rounds_and_iteration_counts_share_their_programs(config, arm):
+    play(config, arm)
     compiled = federated_round, generate_rollout, pool_of_rollout, align
     before = [small.compilations(program) for program in compiled]
     other = {"cai": {"iterations": 5, "learning_rate": 1e-2, "temperature": 0.5}, "federated": {"learning_rate": 1e-3}}
-    play(vary(config, "more", **other), settings)
-    play(vary(config, "control", filter={"enabled": True, "keep_all": True}), settings)
+    play(vary(config, "more", **other), arm)
+    play(vary(config, "control", filter={"enabled": True, "keep_all": True}), arm)
     assert [small.compilations(program) for program in compiled] == before
 
 
 @pytest.mark.slow
-def test_eval_repeats_the_evaluation(config, settings):
-    folder, _ = play(config, settings)
+def test_eval_repeats_the_evaluation(config, arm):
+    folder, _ = play(config, arm)
     before = (folder / "eval.json").read_text()
     (folder / "eval.json").unlink()
     evaluate_run(folder)
@@ -175,29 +169,31 @@ def test_no_replay_and_an_unfitted_guard_are_fine(config):
     assert summary["filter"]["kept"] + summary["filter"]["dropped"] == 40 and summary["filter"]["without_score"] == 0
 
 
-def test_a_diverging_cai_phase_is_undone(config, settings):
-    setting = settings.setdefault("one", Setting(config))
-    federation = Federation(setting, vary(config, cai={"learning_rate": 1e30, "iterations": 3}))
+def test_a_diverging_cai_phase_is_undone(config, arm):
+    federation = Federation(arm(vary(config, cai={"learning_rate": 1e30, "iterations": 3})))
     before = federation.init().adapter
     ((after, metrics),) = federation.phase.align(before, federation.phase.collect(before, 0), 0, [3])
     assert bool(metrics["cai_diverged"]) and small.distance(before, after) == 0
 
 
 @pytest.mark.slow
-def test_a_table_shares_a_setting_without_changing_a_run(config, settings):
-    """The same config with a setting of its own and with one that was made for another arm."""
+def test_a_table_shares_a_setting_without_changing_a_run(config, arm):
+    """The same config by itself and with the parts that were made for another arm."""
     other = Setting(vary(config, federated={"rounds": 0}, cai={"enabled": False, "iterations": 7}))
-    alone = play(vary(config, "alone"), settings)[1]
-    assert (run(config, other) / "adapter" / "adapter_model.safetensors").read_bytes() == alone
+    other.check()
+    shared = Setting(config, other)
+    assert shared.models is other.models and shared.texts is other.texts and shared.guarding is other.guarding
+    alone = play(vary(config, "alone"), arm)[1]
+    assert (run(config, shared) / "adapter" / "adapter_model.safetensors").read_bytes() == alone
 
 
-def test_the_base_arm_is_the_base(config, settings):
+def test_the_base_arm_is_the_base(config, arm):
     """No rounds: the fresh adapter changes nothing, so the untouched base is what is evaluated."""
     from fedjax_rai.evals.choice import preferred
 
-    setting = settings.setdefault("one", Setting(config))
-    fresh = Federation(setting, config).init().adapter
-    arguments = setting.tokenizer, setting.materials.choices, 64, 8
+    setting = arm(config)
+    fresh = Federation(setting).init().adapter
+    arguments = setting.models.tokenizer, setting.texts.materials.choices, 64, 8
     with_fresh, _ = preferred(setting.lm, fresh, *arguments)
     np.testing.assert_array_equal(with_fresh, preferred(setting.lm, None, *arguments)[0])
     assert lora.size(*setting.shapes) == sum(leaf.size for leaf in jax.tree.leaves(fresh))

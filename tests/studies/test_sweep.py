@@ -19,29 +19,21 @@ from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.phase import Phase
-from fedjax_rai.experiment.round import Federation, federated_round
-from fedjax_rai.experiment.setting import Setting, fixed
-from fedjax_rai.runs import files
-from fedjax_rai.runs import run as runs
-from fedjax_rai.runs.run import make_setting, run
+from fedjax_rai.experiment.round import play_round
+from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.experiment.together import federated_round
+from fedjax_rai.runs import conclude, files, loop
+from fedjax_rai.runs.run import run
 from fedjax_rai.studies import sweep
 from fedjax_rai.studies.sweep import run_sweep
 from tests import small
 from tests.tiny_runs import vary
 
-MADE: dict[str, Setting] = {}
-
-
-def setting_of(config: ExperimentConfig, previous: Setting | None = None) -> Setting:
-    """One for all tests whose configs agree in what it depends on."""
-    key = repr(fixed(config))
-    MADE[key] = MADE.get(key) or Setting(config)
-    return MADE[key]
-
 
 @pytest.fixture(autouse=True)
-def shared_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "Setting", setting_of)
+def shared_parts(arm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests share what their configs agree in."""
+    monkeypatch.setattr(sweep, "Setting", arm)
 
 
 def grid(config: ExperimentConfig, *overrides: str) -> list[Point]:
@@ -69,7 +61,7 @@ def phased(config: ExperimentConfig) -> ExperimentConfig:
 
 
 @pytest.fixture(scope="module")
-def apart(tmp_path_factory: pytest.TempPathFactory):
+def apart(arm, tmp_path_factory: pytest.TempPathFactory):
     """Runs by themselves, each once: config -> content."""
     known: dict[str, dict[str, Any]] = {}
 
@@ -77,7 +69,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory):
         key = repr(vary(config, output=None))
         if key not in known:
             own = vary(config, output=str(tmp_path_factory.mktemp("apart") / "run"))
-            known[key] = content(run(own, setting_of(own)))
+            known[key] = content(run(own, arm(own)))
         return known[key]
 
     return content_of
@@ -86,8 +78,8 @@ def apart(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def unevaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without an evaluation, which takes longer than they do."""
-    monkeypatch.setattr(runs, "evaluate", lambda *_: ({"harmless": None}, []))
-    monkeypatch.setattr(runs, "critique", lambda *_: None)
+    monkeypatch.setattr(conclude, "evaluate", lambda *_: ({"harmless": None}, []))
+    monkeypatch.setattr(conclude, "critique", lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +187,9 @@ def test_programs_are_kept_in_the_folder_unless_jax_was_told_of_another(config, 
 def test_points_are_the_runs_that_they_would_be_apart_and_share_the_way_to_the_first_phase(
     phased, apart, monkeypatch, capsys
 ) -> None:
-    collected, rounds, collect, fork = [], [], Phase.collect, Federation.fork
+    collected, rounds, collect = [], [], Phase.collect
     monkeypatch.setattr(Phase, "collect", lambda self, a, t: collected.append(t) or collect(self, a, t))
-    monkeypatch.setattr(Federation, "fork", lambda self, s, t, n: rounds.append(t) or fork(self, s, t, n))
+    monkeypatch.setattr(loop, "play_round", lambda f, s, t, fewer: rounds.append(t) or play_round(f, s, t, fewer))
     points = grid(phased, "cai.iterations=0,2,5")
     folder = run_sweep(points)
     assert rounds == [0, 1, 2, 3, 2, 3, 2, 3] and collected == [1, 3, 3]
@@ -238,7 +230,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_end(phased, apart, monkeypatch
 
 
 @pytest.mark.slow
-def test_more_values_later_cost_their_own_runs_alone_and_no_program(config, unevaluated, monkeypatch) -> None:
+def test_more_values_later_cost_their_own_runs_alone_and_no_program(config, arm, unevaluated, monkeypatch) -> None:
     first = grid(config, "cai.iterations=0,2")
     folder = run_sweep(first)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*=*/**/*") if path.is_file()}
@@ -246,8 +238,7 @@ def test_more_values_later_cost_their_own_runs_alone_and_no_program(config, unev
     compiled = [small.compilations(program) for program in compiled_once]
     begun: list[int] = []
     with monkeypatch.context() as patched:
-        fork = Federation.fork
-        patched.setattr(Federation, "fork", lambda self, s, t, n: begun.append(t) or fork(self, s, t, n))
+        patched.setattr(loop, "play_round", lambda f, s, t, fewer: begun.append(t) or play_round(f, s, t, fewer))
         further = grid(config, "cai.iterations=0,3,2,7")
         assert run_sweep(further) == folder
     assert begun == [0, 1, 1], "7, from whose first round 3 goes on"
@@ -255,7 +246,7 @@ def test_more_values_later_cost_their_own_runs_alone_and_no_program(config, unev
     assert before == {path: path.stat().st_mtime_ns for path in before}
     for point, cai in ((further[0], {"enabled": False}), (further[1], {"iterations": 3})):
         alone = vary(config, output=str(folder.parent / f"apart {[*cai]}"), cai=cai)
-        assert content(sweep.output(point)) == content(run(alone, setting_of(alone)))
+        assert content(sweep.output(point)) == content(run(alone, arm(alone)))
 
 
 def test_a_folder_of_something_else_is_refused(config, tmp_path, monkeypatch) -> None:
@@ -276,18 +267,15 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path, monkeypatch) ->
     assert sweep.check_sweep(patterns) == folder, "swept keys may be of any kind"
 
 
-def test_seeds_share_their_base_and_nothing_else(config, monkeypatch) -> None:
-    monkeypatch.setattr(runs, "Setting", Setting)
-    own, other_type, other_seed = [point.config for point in grid(config, "seed=0,1", "model.dtype=float32,bfloat16")][
-        :3
-    ]
-    first = make_setting([own])
-    assert "base" not in vars(make_setting([other_seed], first)), "one that was never asked for is not read"
-    base = first.base
-    second = make_setting([other_seed], first)
-    assert second.base is base and second.config.seed == 1
-    assert set(vars(second)) == set(vars(Setting(other_seed))) | {"base"}
-    assert "base" not in vars(make_setting([other_type], second)), "another model"
+def test_seeds_share_their_base_and_nothing_else(config) -> None:
+    points = grid(config, "seed=0,1", "model.dtype=float32,bfloat16")
+    own, other_type, other_seed = [point.config for point in points][:3]
+    first = Setting(own)
+    second = Setting(other_seed, first)
+    assert second.models is first.models and second.config.seed == 1
+    assert "base" not in vars(first.models), "one that was never asked for is not read"
+    assert second.texts is not first.texts and second.guarding is not first.guarding
+    assert Setting(other_type, second).models is not first.models, "another model"
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_weights_are_fetched_only_once_the_config_was_read(download, tmp_path):
     asked = download()
     with pytest.raises(InputError, match="model_type 't5' is not supported"):
         own = Setting(ExperimentConfig.model_validate({"model": {"path": "owner/name"}}))
-        own.check(own.config)
+        own.check()
     (tmp_path / "p").write_text('{"prompt": "a"}')
     with pytest.raises(InputError, match="model_type 't5' is not supported"):
         list(answers(

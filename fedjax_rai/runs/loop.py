@@ -1,0 +1,107 @@
+"""The rounds of a run, or of several that go together, each recorded in its own folder."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+from fedjax_rai import terminal
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.experiment.round import End, Federation, play_round
+from fedjax_rai.fed.algorithm import ServerState
+from fedjax_rai.runs.folder import open_folder, run_folder
+from fedjax_rai.runs.record import Record, timed
+
+
+class Pending(NamedTuple):
+    """A round that was dispatched and is not yet written down."""
+
+    t: int
+    going: list[int]  # which of the runs took part in it
+    ends: list[End]  # theirs
+    parting: Sequence[ExperimentConfig]  # runs with fewer CAI iterations that go their own way after it
+    parting_ends: list[End]
+
+
+def train(federations: Sequence[Federation], siblings: Sequence[ExperimentConfig] = ()) -> list[ServerState]:
+    """All rounds that are still to do, a record of each; the last states.
+
+    Runs that an interruption left behind the others begin, and are joined by these where they left off. `siblings` of a
+    single run have fewer `cai.iterations`, ascending, and differ in nothing else: their folders are filled up to the
+    end of the first CAI phase, which is all that they share. The metrics of a round are read after the next one was
+    dispatched, so the device never waits for the host.
+    """
+    with ExitStack() as stack:
+        loop = Loop(federations, siblings, stack)
+        pending: Pending | None = None
+        for t in range(min(loop.done), loop.rounds):
+            dispatched = loop.play(t)
+            if pending:
+                loop.settle(pending)
+            pending = dispatched
+        if pending:
+            loop.settle(pending)
+    return loop.states
+
+
+class Loop:
+    """Where the runs are: their records, the rounds that each has done, and the states after them."""
+
+    def __init__(self, federations: Sequence[Federation], siblings: Sequence[ExperimentConfig], stack: ExitStack):
+        first = federations[0].setting
+        folders = [run_folder(federation.config) for federation in federations]
+        self.federations = federations
+        self.rounds = first.config.federated.rounds
+        self.records = [stack.enter_context(Record(folder, first)) for folder in folders]
+        restored = [record.restore(federations[0].init()) for record in self.records]
+        self.done = [rounds for rounds, _ in restored]
+        self.states = [state for _, state in restored]
+        self.siblings = [] if self._have_parted() else list(siblings)
+        if min(self.done):
+            terminal.say(f"{folders[0]}: going on after round {min(self.done)} of {self.rounds}")
+        name = folders[0].name if len(folders) == 1 else folders[0].parent.name
+        self.advance = stack.enter_context(terminal.progress(name, self.rounds, min(self.done)))
+        self.began = time.perf_counter()
+
+    def _have_parted(self) -> bool:
+        """Whether the round in which siblings part lies behind: the first CAI phase."""
+        return any("cai_iterations" in row for record in self.records for row in record.rows)
+
+    def play(self, t: int) -> Pending:
+        """Round t of all runs that have not done it yet, dispatched."""
+        going = [i for i, done in enumerate(self.done) if done <= t]
+        fewer = [config.cai.iterations for config in self.siblings]
+        ends, passed = play_round([self.federations[i] for i in going], [self.states[i] for i in going], t, fewer)
+        for i, end in zip(going, ends, strict=True):
+            self.states[i] = end.state
+        parts = ends[0].outcome.cai is not None or t + 1 == self.rounds
+        parting = self.siblings if parts else []
+        if parts:
+            self.siblings = []
+        return Pending(t, going, ends, parting, passed if parts else [])
+
+    def settle(self, round: Pending) -> None:
+        """Write a round down; waits for the device."""
+        for config, end in zip(round.parting, round.parting_ends, strict=True):
+            self._part(config, round.t, end)
+        longest = max(round.ends, key=lambda end: end.outcome.cai is not None)
+        seconds, self.began = timed(longest.outcome, self.began)
+        if len(self.federations) > 1:
+            seconds = shared(seconds, len(round.going))
+        rows = [self.records[i].add(round.t, *end, seconds) for i, end in zip(round.going, round.ends, strict=True)]
+        self.advance(f"loss {rows[0]['train_loss']:.3f}")
+
+    def _part(self, config: ExperimentConfig, t: int, end: End) -> None:
+        """Fill a sibling's folder as if it had run by itself to the end of round t."""
+        (record,) = self.records
+        folder = run_folder(config)
+        seconds, _ = timed(end.outcome, self.began)
+        open_folder(folder, config, record.setting)
+        with Record(folder, record.setting) as theirs:
+            theirs.begin_as(record)
+            theirs.add(t, *end, seconds)
+
+
+def shared(seconds: dict[str, float], runs: int) -> dict[str, Any]:
+    """A round's seconds shared out evenly to the runs that went together, and how many these were."""
+    return {name: round(value / runs, 3) for name, value in seconds.items()} | {"together": runs}
