@@ -77,25 +77,28 @@ def test_a_probe_is_the_share_of_safe_answers(config, monkeypatch):
 
 def test_every_phase_asks_other_red_prompts_by_other_draws(config, arm):
     phase = Phase(arm(vary(config, cai={"prompts": 40})))
-    batches = [phase.source(t).batch for t in range(4)]
+    sources: Any = [phase.source(t) for t in range(4)]
+    batches = [source.batch for source in sources]
     rows = [np.asarray(batch.rows).tolist() for batch in batches]
     assert all(len(set(of_round)) == 40 for of_round in rows), "none twice in a round"
     assert all(len({*of_round} & {*other}) < 10 for i, of_round in enumerate(rows) for other in rows[:i])
     assert len({np.asarray(batch.principles).tobytes() for batch in batches}) == 4
     keys = {tuple(key) for batch in batches for key in np.asarray(jax.random.key_data(batch.keys)).tolist()}
     assert len(keys) == 4 * 40, "no two conversations are sampled alike"
-    again = phase.source(2).batch
-    assert np.asarray(again.rows).tolist() == rows[2], "but a round by itself always asks the same"
+    again: Any = phase.source(2)
+    assert np.asarray(again.batch.rows).tolist() == rows[2], "but a round by itself always asks the same"
 
 
 def test_a_batch_is_of_the_prompts_that_its_rows_name(config, arm):
     setting = arm(config)
-    batch = Phase(setting).source(1).batch
+    source: Any = Phase(setting).source(1)
+    batch = source.batch
     for i, row in enumerate(np.asarray(batch.rows)):
         ids = np.asarray(batch.prompts.tokens[i])[np.asarray(batch.prompts.valid[i])]
         assert setting.texts.materials.red_prompts[row].query in setting.models.tokenizer.decode(ids)
     assert batch.critic_prompts is None, "the critic is the policy, without few-shot turns"
-    assert Phase(arm(vary(config, cai={"critic": "base"}))).source(1).batch.critic_prompts is not None
+    by_base: Any = Phase(arm(vary(config, cai={"critic": "base"}))).source(1)
+    assert by_base.batch.critic_prompts is not None
 
 
 def test_every_phase_takes_other_prepared_pairs_and_as_many_as_are_asked_for(config, tmp_path):
@@ -103,10 +106,10 @@ def test_every_phase_takes_other_prepared_pairs_and_as_many_as_are_asked_for(con
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 5, "replay": 0})
     phase = Phase(Setting(own))
-    pools = [phase.source(t).pool for t in range(3)]
-    taken = [{tuple(row) for row in np.asarray(pool.answers.tokens).tolist()} for pool in pools]
+    sources: Any = [phase.source(t) for t in range(3)]
+    taken = [{tuple(row) for row in np.asarray(source.pool.answers.tokens).tolist()} for source in sources]
     assert [len(rows) for rows in taken] == [5, 5, 5] and len(taken[0] | taken[1] | taken[2]) > 9
-    assert int(phase.source(0).metrics["cai_pairs"]) == int(phase.source(0).metrics["cai_usable"]) == 5
+    assert int(sources[0].metrics["cai_pairs"]) == int(sources[0].metrics["cai_usable"]) == 5
 
 
 def test_iterations_draw_by_other_keys_in_every_round(config, arm):
