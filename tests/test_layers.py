@@ -17,17 +17,24 @@ FLOORS = (
         "model": "architecture attention decoder families lora peft quantize weights",
     },
     {"data": "examples order packing partition sources tiny_lexicon tiny_world"},
-    {"train": "generate losses step"},
+    {"train": "generate losses optimizers step"},
     {
-        "fed": "aggregate algorithm client",
+        "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution options programs revise",
         "evals": "choice judge open_ended",
     },
     {"memory": "advice footprint plan"},
     {"experiment": "cost evaluation guarding materials models phase replay round setting sizes texts together"},
-    {"runs": "checkpoint conclude conversations export files folder inputs lockstep loop prepare record report run"},
-    {"studies": "plots results sweep table", "bench": "__main__", "tools": "config_reference generate tiny_base"},
+    {
+        "runs": "checkpoint conclude conversations export files folder inputs lockstep loop picture prepare record "
+        "report rows run"
+    },
+    {
+        "studies": "dry_run plots results sweep table",
+        "bench": "__main__",
+        "tools": "config_reference generate run_folder_reference tiny_base",
+    },
     {"": "api cli __main__"},
 )
 # What may know the whole config; everything else is handed the section, or the numbers, that it needs.

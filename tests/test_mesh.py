@@ -10,16 +10,14 @@ import pytest
 
 ROUND = """
 import sys
-import jax, jax.numpy as jnp, numpy as np, optax
+import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
-from fedjax_rai.fed.aggregate import weighted_mean
-from fedjax_rai.fed.algorithm import ALGORITHMS, RoundBatch
+from fedjax_rai.fed.base import RoundBatch
+from fedjax_rai.fed.client import Mapper
 from fedjax_rai.mesh import base_shardings, make_mesh, over_clients, replicated
-from fedjax_rai.model.decoder import abstract_base
-from fedjax_rai.train import step
+from fedjax_rai.model.decoder import LM, abstract_base
 from tests import small
 
-step.optimizer = optax.identity  # Adam blows rounding up
 mesh = make_mesh(fsdp=int(sys.argv[3]))
 across = mesh.shape["clients"]
 base = jax.device_put(small.BASE, base_shardings(mesh, abstract_base(small.CONFIG)))
@@ -33,15 +31,15 @@ def constrain(tree):
         jax.debug.inspect_array_sharding(leaf, callback=seen.append)
     return tree
 
-algorithm = ALGORITHMS[sys.argv[1]](small.MODEL, weighted_mean(), 8, across, constrain)
+algorithm = small.algorithm(sys.argv[1], Mapper(8, across, constrain))
 state = jax.device_put(algorithm.init(small.adapter()), replicated(mesh))
 batch = RoundBatch(small.corpus(), small.cohort([0, 1, 2, 3, 4, 5, 7]), jnp.float32(3e-2))
 for _ in range(2):
-    state, metrics = jax.jit(algorithm.round)(state, base, batch)
+    state, metrics = jax.jit(algorithm.round)(state, LM(small.MODEL, base), batch)
 if across > 1:
     assert seen and all(s.spec[0] == "clients" for s in seen), seen
 # control variates are deltas divided by local steps times learning rate, and so is their rounding
-state = state._replace(controls=jax.tree.map(lambda c: 3 * 3e-2 * c, state.controls))
+state = state._replace(memory=jax.tree.map(lambda c: 3 * 3e-2 * c, state.memory))
 np.savez(sys.argv[2], *map(np.asarray, jax.tree.leaves(state)), loss=np.asarray(metrics["train_loss"]))
 """
 
@@ -51,14 +49,15 @@ import collections, sys
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-import jax, jax.numpy as jnp, numpy as np, optax
+import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P, SingleDeviceSharding
 from fedjax_rai.fed.aggregate import weighted_mean
-from fedjax_rai.fed.algorithm import RoundBatch, fedavg
+from fedjax_rai.fed.base import RoundBatch
+from fedjax_rai.fed.client import Mapper
+from fedjax_rai.fed.fedavg import fedavg
 from fedjax_rai.mesh import base_shardings, make_mesh, over_clients, replicated
 from fedjax_rai.model import decoder, families, weights
 from fedjax_rai.model.lora import Lora, init_adapter
-from fedjax_rai.train import step
 from tests import small
 
 mesh = make_mesh(fsdp=2, tensor=2)
@@ -112,17 +111,16 @@ for folder, kind in (("plain_untied", "none"), ("gemma2", "int8"), ("plain_untie
             assert prod(map(len, places)) == size / 4, (name, places)
         assert times == 1, f"{name}: one part read {times} times"
 
-step.optimizer = optax.identity  # Adam blows rounding up
 model = decoder.Decoder(config, Lora(config.targets, rank=2, alpha=3.0))
 adapter = init_adapter(config, model.lora, jax.random.key(0))
 adapter = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), adapter)
 ends = []
 for base, own in ((one, {}), (eight, {"chunk": 2, "constrain": over_clients(mesh)})):
-    algorithm = fedavg(model, weighted_mean(), 8, **own)
+    algorithm = fedavg(small.SGD, weighted_mean(), Mapper(8, **own))
     state = algorithm.init(adapter)
     state = jax.device_put(state, replicated(mesh)) if own else state
     batch = RoundBatch(small.corpus(), small.cohort([0, 1, 4]), jnp.float32(1e-2))
-    ends.append(jax.jit(algorithm.round)(state, base, batch))
+    ends.append(jax.jit(algorithm.round)(state, decoder.LM(model, base), batch))
 jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-5), *ends)
 assert small.distance(ends[0][0].adapter, adapter) > 1e-3
 """
@@ -180,20 +178,18 @@ else:
 
 REVISED = """
 import sys
-import jax, jax.numpy as jnp, numpy as np, optax
+import jax, jax.numpy as jnp, numpy as np
 from fedjax_rai.cai import options as compiled_for
 from fedjax_rai.cai.align import align, begin
 from fedjax_rai.cai.options import METHODS, Numbers
 from fedjax_rai.cai.programs import OnlineSource, generate_rollout, pool_of_rollout
 from fedjax_rai.cai.revise import RolloutBatch
 from fedjax_rai.mesh import make_mesh, over_clients, replicated
-from fedjax_rai.train import step
 from fedjax_rai.train.generate import Sampling
 from tests import small
 from fedjax_rai.train.losses import sigmoid
 from tests.cai.common import REQUESTS, SPEAKER, on_device, options
 
-step.optimizer = optax.identity  # Adam blows rounding up
 mesh, seen = make_mesh(), {}
 across, stage = mesh.shape["clients"], None
 
@@ -212,7 +208,7 @@ rows = 12  # not divided by the chunk
 prompts = on_device([[1 + row, 3, 5 * row % 23, 7][: 2 + row % 3] for row in range(rows)])
 principles = jnp.arange(rows * 2, dtype=jnp.int32).reshape(rows, 2) % 3
 batch = RolloutBatch(jnp.arange(rows), prompts, None, principles, jax.random.split(jax.random.key(0), rows))
-own = options(mesh=mesh, chunk=8, batch_size=8, objective=METHODS["sft+dpo"](sigmoid))
+own = options(mesh=mesh, chunk=8, batch_size=8, objective=METHODS["sft+dpo"](sigmoid), trainer=small.SGD)
 lm, adapter, replay = jax.device_put((SPEAKER, small.adapter(), small.corpus(4)), replicated(mesh))
 found = {}
 for name, heat in (("greedy", 0.0), ("sampled", 1.0)):
@@ -221,7 +217,7 @@ for name, heat in (("greedy", 0.0), ("sampled", 1.0)):
     pool, metrics = pool_of_rollout(lm, own, adapter, OnlineSource(batch, REQUESTS, replay), rollout)
     stage = "steps"
     numbers = Numbers(jnp.int32(4), jnp.float32(3e-2), jnp.float32(0.3), jnp.float32(0.3), {})
-    end = align(lm, own, begin(adapter), pool, numbers, jax.random.key(1))
+    end = align(lm, own, begin(adapter, small.SGD), pool, numbers, jax.random.key(1))
     assert small.distance(end.state.adapter, adapter) > 1e-3
     parts = {"rollout": rollout, "pool": pool, "metrics": metrics, "end": end}
     for part, tree in parts.items():

@@ -16,7 +16,7 @@ from fedjax_rai.cai.options import Numbers, Options
 from fedjax_rai.data.examples import Examples, take
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.losses import LogRatios, Sum, answer_logps
-from fedjax_rai.train.step import TrainState, descend, start
+from fedjax_rai.train.step import PLAIN, Trainer, TrainState, descend, start
 
 
 class Pool(NamedTuple):
@@ -77,10 +77,10 @@ def with_reference_logps(lm: LM, reference: Adapter | None, pool: Pool, rows: in
     return pool._replace(reference_logps=(logps(chosen), logps(pool.rejected)))
 
 
-def begin(adapter: Adapter) -> Progress:
+def begin(adapter: Adapter, trainer: Trainer = PLAIN) -> Progress:
     """No iteration done yet, from a fresh optimizer."""
     zero = jnp.zeros(())
-    return Progress(start(adapter), jnp.zeros((), jnp.int32), zero, zero, zero, zero)
+    return Progress(start(adapter, trainer), jnp.zeros((), jnp.int32), zero, zero, zero, zero)
 
 
 @partial(jax.jit, static_argnames="options")
@@ -99,7 +99,7 @@ def align(lm: LM, options: Options, progress: Progress, pool: Pool, numbers: Num
         def loss(adapter: Adapter):
             return objective_loss(lm, options, adapter, pool, drawn, numbers)
 
-        state, (value, margin, trained, read) = descend(loss, before.state, numbers.learning_rate)
+        state, (value, margin, trained, read) = descend(loss, before.state, numbers.learning_rate, options.trainer)
         return Progress(state, i + 1, value, margin, before.trained_tokens + trained, before.step_tokens + read)
 
     return jax.lax.fori_loop(progress.iterations, numbers.iterations, iteration, progress)

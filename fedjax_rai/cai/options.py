@@ -14,6 +14,7 @@ from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.mesh import over_clients
 from fedjax_rai.train.generate import Sampling
 from fedjax_rai.train.losses import PREFERENCES
+from fedjax_rai.train.step import PLAIN, Trainer
 
 PreferenceLoss = Callable[..., Float[Array, "n"]]
 """`loss(ratios, beta, ...)` of each pair; whatever else it takes is a number of section `cai`, by the key's name."""
@@ -52,6 +53,7 @@ class Options(NamedTuple):
     reference_is_base: bool  # else the reference is the adapter that the phase starts from
     objective: Objective
     mesh: jax.sharding.Mesh
+    trainer: Trainer = PLAIN  # of the iterations
 
     def critic(self, adapter: Adapter) -> Adapter | None:
         """The critic's adapter, where the phase starts from that one; None is the base."""

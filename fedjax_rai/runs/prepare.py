@@ -56,19 +56,11 @@ def prepare(config: ExperimentConfig, out: Path, prompts: int | None = None, ada
     config's own shape, is the policy; without it that is the base. Nothing is written before config, data and model
     have been read. Raises InputError for an `out` that holds anything but this very set.
     """
-    if config.cai.data != ONLINE:
-        raise InputError(f"cai.data = {config.cai.data}: must be {ONLINE!r} to prepare a set")
-    config = config.model_copy(update={"output": str(out), "cai": config.cai.model_copy(update={"enabled": True})})
-    check_inputs([config])
-    check_config(out, config)
-    digest_of_adapter = None if adapter is None else adapter_digest(adapter)
-    setting = Setting(config, pins=pins_of(began_with(out)))
-    count = len(setting.texts.materials.red_prompts) if prompts is None else prompts
-    request = {"prompts": count, "adapter": digest_of_adapter}
+    config, setting, request = read_request(config, out, prompts, adapter)
     if finished(out, request):
         terminal.say(f"{out}: already finished")
         return out
-    writer = Writer(setting, config, policy(setting, adapter), count)
+    writer = Writer(setting, config, policy(setting, adapter), request["prompts"])
     writer.check()
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / SET, request)
@@ -77,6 +69,21 @@ def prepare(config: ExperimentConfig, out: Path, prompts: int | None = None, ada
         writer.write(out)
     conclude(setting, config, out)
     return out
+
+
+def read_request(
+    config: ExperimentConfig, out: Path, prompts: int | None, adapter: Path | None
+) -> tuple[ExperimentConfig, Setting, dict[str, Any]]:
+    """(the set's config, its setting, what else decides it); writes nothing. Raises InputError as `prepare` does."""
+    if config.cai.data != ONLINE:
+        raise InputError(f"cai.data = {config.cai.data}: must be {ONLINE!r} to prepare a set")
+    config = config.model_copy(update={"output": str(out), "cai": config.cai.model_copy(update={"enabled": True})})
+    check_inputs([config])
+    check_config(out, config)
+    digest_of_adapter = None if adapter is None else adapter_digest(adapter)
+    setting = Setting(config, pins=pins_of(began_with(out)))
+    count = len(setting.texts.materials.red_prompts) if prompts is None else prompts
+    return config, setting, {"prompts": count, "adapter": digest_of_adapter}
 
 
 def adapter_digest(folder: Path) -> str:
@@ -195,7 +202,7 @@ class Writer:
         to_do = sum(len(self.batches(shard)) for shard in left)
         if len(left) < len(shards):
             terminal.say(f"{out}: going on after {len(shards) - len(left)} of {len(shards)} shards")
-        with terminal.progress(out.name, total, total - to_do) as advance:
+        with terminal.progress(out.name, total, total - to_do, unit="batch") as advance:
             for shard in left:
                 self._write_shard(out, shard, advance)
 
