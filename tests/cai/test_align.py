@@ -53,7 +53,7 @@ def pool(replay: int = REPLAYED, usable: Any = None, paired: Any = None) -> Pool
 def numbers(
     iterations: int = 1, learning_rate: float = LEARNING_RATE, beta: float = BETA, replay: float = 0.3
 ) -> Numbers:
-    return Numbers(jnp.int32(iterations), *map(jnp.float32, (learning_rate, replay, beta)), {})
+    return Numbers(jnp.int32(iterations), jnp.float32(learning_rate), jnp.float32(replay), jnp.float32(beta), {})
 
 
 def options_of(method: str, preference: str = "sigmoid", **changes: Any) -> Options:

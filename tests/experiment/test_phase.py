@@ -2,7 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from fedjax_rai.config.schema import CaiConfig
