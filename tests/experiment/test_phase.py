@@ -63,7 +63,7 @@ def test_a_probe_is_the_share_of_safe_answers(config, monkeypatch):
         assert all(answers[prompt] == answer for prompt, answer in pairs)
         return np.array([found[answer] for _, answer in pairs])
 
-    monkeypatch.setattr(rounds, "ask", lambda _, adapter, asked, *more, **how: [[answers[q]] for q in asked])
+    monkeypatch.setattr(rounds, "answers_to", lambda _, adapter, name, asked, how: [[answers[q]] for q in asked])
     monkeypatch.setattr(rounds, "score", guard)
     setting = Setting(vary(config, guard={"threshold": 0.5}))
     setting.texts.materials = setting.texts.materials._replace(probe_prompts=[*prompts, "q6"])
@@ -204,6 +204,7 @@ def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm)
     assert found == {
         "judge": "rule", "unsafe": 4, "made_safe": 25.0, "safe": 3,
         "left_alone": pytest.approx(100 / 3), "made_unsafe": pytest.approx(100 / 3),
+        "without_verdict": 0,
     }  # fmt: skip
     assert critique(setting, rows[4:5])["made_safe"] is None
 
@@ -238,7 +239,7 @@ def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers
 
 
 def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp_path):
-    long, held = "a " * 60, gather(config).choices[0].query
+    long, held = "a " * 60, gather(config).evaluations["hhh"].prompts[0]
     pairs = [("q", "a", "b"), ("q", "a", "a"), ("q", long, "b"), ("q", "a", long), ("q", long, long), (held, "a", "b")]
     texts = [json.dumps({"prompt": q, "chosen": chosen, "rejected": rejected}) for q, chosen, rejected in pairs]
     (tmp_path / "pairs.jsonl").write_text("\n".join(texts) + "\n")
