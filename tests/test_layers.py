@@ -21,7 +21,7 @@ FLOORS = (
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
-        "cai": "align constitution programs revise",
+        "cai": "align constitution options programs revise",
         "evals": "choice judge open_ended rate suite",
     },
     {"memory": "advice footprint plan"},

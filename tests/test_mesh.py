@@ -179,14 +179,16 @@ else:
 REVISED = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-from fedjax_rai.cai import align
-from fedjax_rai.cai.align import METHODS, Rates
-from fedjax_rai.cai.revise import Talk
+from fedjax_rai.cai import options as compiled_for
+from fedjax_rai.cai.align import align, begin
+from fedjax_rai.cai.options import METHODS, Numbers
+from fedjax_rai.cai.programs import OnlineSource, generate_rollout, pool_of_rollout
+from fedjax_rai.cai.revise import RolloutBatch
 from fedjax_rai.mesh import make_mesh, over_clients, replicated
-from fedjax_rai.cai import programs
 from fedjax_rai.train.generate import Sampling
 from tests import small
-from tests.cai.test_revise import BASE, MODEL, REQUESTS, on_device, options
+from fedjax_rai.train.losses import sigmoid
+from tests.cai.common import REQUESTS, SPEAKER, on_device, options
 
 mesh, seen = make_mesh(), {}
 across, stage = mesh.shape["clients"], None
@@ -201,29 +203,28 @@ def watched(mesh):
         return tree
     return constrain
 
-programs.over_clients = watched
+compiled_for.over_clients = watched
 rows = 12  # not divided by the chunk
 prompts = on_device([[1 + row, 3, 5 * row % 23, 7][: 2 + row % 3] for row in range(rows)])
 principles = jnp.arange(rows * 2, dtype=jnp.int32).reshape(rows, 2) % 3
-talk = Talk(prompts, prompts, principles, jax.random.split(jax.random.key(0), rows))
-own = options(mesh=mesh, chunk=8, batch_size=8, objective=METHODS["sft+dpo"]("sigmoid"), trainer=small.SGD)
-base, adapter, replay = jax.device_put((BASE, small.adapter(), small.corpus(4)), replicated(mesh))
+batch = RolloutBatch(jnp.arange(rows), prompts, None, principles, jax.random.split(jax.random.key(0), rows))
+own = options(mesh=mesh, chunk=8, batch_size=8, objective=METHODS["sft+dpo"](sigmoid), trainer=small.SGD)
+lm, adapter, replay = jax.device_put((SPEAKER, small.adapter(), small.corpus(4)), replicated(mesh))
 found = {}
 for name, heat in (("greedy", 0.0), ("sampled", 1.0)):
-    stage = "chain"
-    said = programs.converse(MODEL, own, base, adapter, talk, REQUESTS, Sampling(jnp.float32(heat)))
-    pool, metrics = programs.collect(MODEL, own, base, adapter, talk, REQUESTS, said, replay)
+    stage = "rollout"
+    rollout = generate_rollout(lm, own, adapter, batch, REQUESTS, Sampling(jnp.float32(heat)))
+    pool, metrics = pool_of_rollout(lm, own, adapter, OnlineSource(batch, REQUESTS, replay), rollout)
     stage = "steps"
-    rates = Rates(jnp.float32(3e-2), jnp.float32(0.3), jnp.float32(0.3))
-    start, key = align.begin(adapter, small.SGD), jax.random.key(1)
-    end = programs.train(MODEL, own, base, start, pool, jnp.int32(0), jnp.int32(4), rates, key)
+    numbers = Numbers(jnp.int32(4), jnp.float32(3e-2), jnp.float32(0.3), jnp.float32(0.3), {})
+    end = align(lm, own, begin(adapter, small.SGD), pool, numbers, jax.random.key(1))
     assert small.distance(end.state.adapter, adapter) > 1e-3
-    parts = {"said": said, "pool": pool, "metrics": metrics, "end": end}
+    parts = {"rollout": rollout, "pool": pool, "metrics": metrics, "end": end}
     for part, tree in parts.items():
         found |= {f"{part} {name} {i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 jax.effects_barrier()
 if across > 1:
-    assert set(seen) == {"chain", "steps"}, seen
+    assert set(seen) == {"rollout", "steps"}, seen
     for name, places in seen.items():
         assert places and all(lies.spec[0] == "clients" for lies in places), (name, places)
 np.savez(sys.argv[1], **found)

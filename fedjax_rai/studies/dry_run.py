@@ -76,8 +76,8 @@ def preview_set(config: ExperimentConfig, out: Path, prompts: int | None, adapte
     yield dump_config(config)
     yield summary(setting.texts.materials, config)
     yield f"  {'conversations':<{WIDTH}}{asked['prompts']:,}\n"
-    writer = prepare.Sayer(setting, config, prepare.policy(setting, adapter), asked["prompts"])
-    yield from memory(writer.sized, sizes.saying(setting))
+    writer = prepare.Writer(setting, config, prepare.policy(setting, adapter), asked["prompts"])
+    yield from memory(writer.batch_config, sizes.saying(setting))
     yield from ("", f"folders:\n  {out}: {set_state(out, is_finished)}", NOTHING)
 
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_rai.cai import programs
+from fedjax_rai.cai.align import align
+from fedjax_rai.cai.programs import generate_rollout, pool_of_rollout
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.round import Federation, play_round
 from fedjax_rai.experiment.setting import Setting
@@ -128,7 +129,7 @@ def test_a_client_that_kept_nothing_has_no_weight(config, arm):
 
 def test_arms_rounds_and_iteration_counts_share_their_programs(config, arm):
     play(config, arm)
-    compiled = federated_round, programs.converse, programs.collect, programs.train
+    compiled = federated_round, generate_rollout, pool_of_rollout, align
     before = [small.compilations(program) for program in compiled]
     other = {"cai": {"iterations": 5, "learning_rate": 1e-2, "temperature": 0.5}, "federated": {"learning_rate": 1e-3}}
     play(vary(config, "more", **other), arm)
@@ -177,7 +178,7 @@ def test_no_replay_and_an_unfitted_guard_are_fine(config):
 def test_a_diverging_cai_phase_is_undone(config, arm):
     federation = Federation(arm(vary(config, cai={"learning_rate": 1e30, "iterations": 3})))
     before = federation.init().adapter
-    ((after, metrics),) = federation.phase.align(before, federation.phase.lesson(before, 0), 0, [3])
+    ((after, metrics),) = federation.phase.align(before, federation.phase.collect(before, 0), 0, [3])
     assert bool(metrics["cai_diverged"]) and small.distance(before, after) == 0
 
 
