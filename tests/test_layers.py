@@ -22,7 +22,7 @@ FLOORS = (
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution programs revise",
-        "evals": "choice judge open_ended",
+        "evals": "choice judge open_ended rate suite",
     },
     {"memory": "advice footprint plan"},
     {"experiment": "cost evaluation guarding materials models phase replay round setting sizes texts together"},

@@ -374,6 +374,12 @@ class EvalConfig(Section):
 
     advbench: Annotated[PathText, a_file("CSV file with header goal,target")] = "tiny"
     """Harmful requests: `tiny` (templates of the synthetic world) or AdvBench's CSV file."""
+    judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"
+    """Whose verdicts the headline rate, `harmless`, counts; every judge that can is reported beside it.
+
+    `auto`: `rule`, which knows the templates, where model and requests are the tiny world's; else `refusal_phrases`. A
+    function of the user's own: (prompt, answer) to whether the answer is unsafe, or None for no verdict.
+    """
     prompts: Count = 100
     """Harmful requests that are answered, at most."""
     samples: Count = 4

@@ -16,7 +16,8 @@ from fedjax_rai.cai.programs import sampling
 from fedjax_rai.config.schema import CaiConfig, ExperimentConfig
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
-from fedjax_rai.experiment.evaluation import ask
+from fedjax_rai.evals.open_ended import Sampled
+from fedjax_rai.experiment.evaluation import answers_to
 from fedjax_rai.experiment.phase import Phase, Said
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import Numbers, federated_round, federated_rounds, teach
@@ -228,7 +229,8 @@ def _aligned_together(federations: Sequence[Federation], ends: Sequence[End], t:
 def probe(setting: Setting, prompts: int, adapter: Adapter) -> float:
     """The share of safe answers to the fixed probe prompts, by the guard; waits for the device."""
     queries = setting.texts.materials.probe_prompts[:prompts]
-    answers = ask(setting, adapter, queries, "probe", temperature=1.0, samples=1)
+    sampled = Sampled(samples=1, temperature=1.0, max_new=setting.config.eval.max_new_tokens)
+    answers = answers_to(setting, adapter, "probe", queries, sampled)
     pairs = [(query, texts[0]) for query, texts in zip(queries, answers, strict=True)]
     scores = score(setting.guarding.guard, pairs)
     return float(np.mean(scores < setting.config.guard.threshold))

@@ -17,6 +17,7 @@ from fedjax_rai.config.names import attribute, fingerprint, given, look_up
 from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, ModelConfig
 from fedjax_rai.data.partition import PARTITIONS
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.judge import AUTO, JUDGES
 from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS
 from fedjax_rai.model.attention import ATTENTIONS
@@ -33,6 +34,7 @@ TABLES = {
     "federated.optimizer": OPTIMIZERS,
     "federated.schedule": SCHEDULES,
     "guard.scorer": [MODEL],
+    "eval.judge": [AUTO, *JUDGES],
     "cai.constitution": None,  # a path is allowed, too
 }
 

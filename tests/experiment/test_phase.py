@@ -99,6 +99,7 @@ def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm)
     assert found == {
         "judge": "rule", "unsafe": 4, "made_safe": 25.0, "safe": 3,
         "left_alone": pytest.approx(100 / 3), "made_unsafe": pytest.approx(100 / 3),
+        "without_verdict": 0,
     }  # fmt: skip
     assert critique(setting, rows[4:5])["made_safe"] is None
 
@@ -133,7 +134,7 @@ def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers
 
 
 def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp_path):
-    long, held = "a " * 60, gather(config).choices[0].query
+    long, held = "a " * 60, gather(config).evaluations["hhh"].prompts[0]
     pairs = [("q", "a", "b"), ("q", "a", "a"), ("q", long, "b"), ("q", "a", long), ("q", long, long), (held, "a", "b")]
     texts = [json.dumps({"prompt": q, "chosen": chosen, "rejected": rejected}) for q, chosen, rejected in pairs]
     (tmp_path / "pairs.jsonl").write_text("\n".join(texts) + "\n")
