@@ -42,6 +42,7 @@ def test_the_snippets_do_what_the_page_says(config, tmp_path: Path, monkeypatch:
     for ours, theirs in zip(leaves(first.adapter), leaves(same.adapter), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert any(np.any(leaf != other) for leaf, other in zip(*map(leaves, halves()), strict=True))
+    assert found["run"].config.eval.judge.startswith("given:silence_is_safe_")
     assert same.config.federated.aggregator.startswith("given:each_counts_the_same_")
 
 
