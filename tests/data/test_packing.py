@@ -100,9 +100,7 @@ def test_a_packed_round_is_the_round_unpacked(name):
     assert packed.rows.ndim == 4 and packed.rows.shape[2] < 6
     algorithm = small.algorithm(name, Mapper(4), PLAIN)
     state = algorithm.init(small.adapter())
-    results = [
-        algorithm.round(state, small.LM, RoundBatch(corpus, own, jnp.float32(1e-2))) for own in (cohort, packed)
-    ]
+    results = [algorithm.round(state, small.LM, RoundBatch(corpus, own, jnp.float32(1e-2))) for own in (cohort, packed)]
     small.assert_trees_close(results[1][0], results[0][0], atol=1e-5)
     assert small.distance(results[0][0].adapter, state.adapter) > 1e-3
     np.testing.assert_allclose(results[1][1]["train_loss"], results[0][1]["train_loss"], rtol=1e-5)
