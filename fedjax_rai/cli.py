@@ -1,56 +1,110 @@
-"""The commands of `fedjax-rai`. What they need is imported when they run, so that help and bad input answer at once."""
+"""The commands of `fedjax-rai`. What they need is imported when they run, so that help and bad input answer at once.
+
+A command's parameters are its arguments and options, so there are as many as its users have choices.
+"""
 
 import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedjax_rai import __version__, terminal
 from fedjax_rai.errors import InputError
 
 if TYPE_CHECKING:
     from fedjax_rai.config.schema import ExperimentConfig
+    from fedjax_rai.tools.generate import WrittenPrompt
 
 app = typer.Typer(
     name="fedjax-rai",
-    help="Responsible federated fine-tuning of language models: safety filters and constitutional AI.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-cai = typer.Typer(help="Constitutional AI apart from runs.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(cai, name="cai")
+cai = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cai, name="cai", help="Prepare data by constitutional AI.")
+
 COMPUTED = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32"}
 STORED = COMPUTED | {"float16": "float16", "fp16": "float16"}
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file; what it does not name is the default")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="overrides, like federated.rounds=3")]
+STANDARD_INPUT = "-"
+LIST = "list"  # in place of arms: show them
+EXAMPLE = "What is 3 plus 4?"
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """The keys of a config that begin so, or the values of a key that takes names: what a shell offers for KEY=VALUE."""
+    from fedjax_rai.config.keys import schemas
+
+    key, equals, _ = incomplete.partition("=")
+    offered = [f"{name}=" for name in schemas()]
+    if equals:
+        schema = schemas().get(key, {})
+        offered = [f"{key}={value}" for option in schema.get("anyOf", [schema]) for value in option.get("enum", ())]
+    return [text for text in offered if text.startswith(incomplete)]
+
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file; what it does not name is the default.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Overrides, like federated.rounds=3.", autocompletion=complete_key),
+]
 Swept = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=V1,V2,...", help="keys to sweep; other overrides as for run")
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=V1,V2,...", help="Keys to sweep, and overrides as for run.", autocompletion=complete_key
+    ),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show config, data, memory and folders, and write nothing.")
 ]
 
 
-@app.command()
-def run(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Run one experiment, or go on with it."""
-    with _answering(resumable=True):
-        loaded = _load(config, overrides)
-        from fedjax_rai.runs import report, run
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedjax-rai {__version__}")
+        raise typer.Exit
 
-        typer.echo(report.report(run.run(loaded)))
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Responsible federated fine-tuning of language models: safety filters and constitutional AI."""
+
+
+@app.command()
+def run(config: ConfigFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Run one experiment, or go on with it."""
+    with terminal.answering(resumable=True):
+        loaded = _load(config, overrides)
+        if dry_run:
+            from fedjax_rai.studies import dry_run as previews
+
+            return _echo(previews.preview_run(loaded))
+        from fedjax_rai.runs import report
+        from fedjax_rai.runs import run as runs
+
+        folder = runs.run(loaded)
+        typer.echo(report.report(folder))
+        _close([folder / "run.png", folder / "answers.jsonl"], _further(loaded, folder))
 
 
 @app.command("eval")
-def evaluate(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="folder of a finished run")]) -> None:
+def evaluate(folder: RunFolder) -> None:
     """Evaluate a finished run once more."""
-    with _answering():
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; must be that of a finished run")
+    with terminal.answering():
+        _check_folder(folder)
         _quiet()
         from fedjax_rai.runs import report, run
 
@@ -62,15 +116,30 @@ def evaluate(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="fol
 def table(
     config: ConfigFile,
     overrides: Overrides = None,
-    arms: Annotated[str | None, typer.Option(help="arms, with commas between; the paper's if not given")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="seeds of each arm, counting up from the config's")] = 1,
+    arms: Annotated[
+        str | None,
+        typer.Option(metavar="ARM,ARM,...", help="The arms to run; the paper's if not given; list shows them all."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Seeds of each arm, counted up from the config's.")
+    ] = 1,
+    dry_run: DryRun = False,
 ) -> None:
-    """Run the arms of the paper's table and print it."""
-    with _answering(resumable=True):
+    """Run the arms of the paper's table, and print it."""
+    with terminal.answering(resumable=True):
         loaded = _load(config, overrides, "runs/{stem}-table")
-        from fedjax_rai.studies.table import run_table
+        from fedjax_rai.studies import table as tables
 
-        run_table(loaded, arms=None if arms is None else [arm.strip() for arm in arms.split(",")], seeds=seeds)
+        if arms == LIST:
+            return _echo(tables.arm_lines())
+        chosen = None if arms is None else [arm.strip() for arm in arms.split(",")]
+        if dry_run:
+            from fedjax_rai.studies import dry_run as previews
+
+            return _echo(previews.preview_table(loaded, chosen, seeds))
+        folder = tables.run_table(loaded, arms=chosen, seeds=seeds)
+        last = folder / f"seed{loaded.seed}" / tables.choose(chosen)[-1]
+        _close([folder / "table.png", folder / "table.md", last / "answers.jsonl"], _further(loaded, last))
 
 
 @app.command()
@@ -79,62 +148,95 @@ def sweep(
     overrides: Swept = None,
     together: Annotated[
         bool,
-        typer.Option("--together", help="points that differ in numbers alone as one vmapped axis, as memory allows"),
+        typer.Option("--together", help="Run points that differ in numbers alone at once, as memory allows."),
     ] = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Run a config at every combination of some keys' values, and print the table.
+    """Run a config at every combination of some values.
 
     \b
-    fedjax-rai sweep configs/tiny_cpu.yaml cai.iterations=0,10,25,50 seed=0,1,2 output=runs/iterations
+    fedjax-rai sweep configs/tiny_cpu.yaml cai.iterations=0,10,25 seed=0,1,2
     """
-    with _answering(resumable=True):
+    with terminal.answering(resumable=True):
         from fedjax_rai.config.grid import load_sweep
 
         points = load_sweep(config, overrides or ())
         _quiet()
-        from fedjax_rai.studies.sweep import keep_programs, run_sweep
+        if dry_run:
+            from fedjax_rai.studies import dry_run as previews
 
-        keep_programs(points)
-        run_sweep(points, together)
+            return _echo(previews.preview_sweep(points, together))
+        from fedjax_rai.studies import sweep as sweeps
+
+        sweeps.keep_programs(points)
+        folder = sweeps.run_sweep(points, together)
+        last = points[-1].config
+        _close([folder / "sweep.png", folder / "sweep.md"], _further(last, Path(last.output or "")))
 
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="a Hugging Face folder, owner/name of a hub, or tiny")],
-    prompts: Annotated[Path, typer.Option(help="JSON lines, each with `prompt` (text) or `token_ids`")],
-    max_new: Annotated[int, typer.Option(min=1, help="tokens of an answer, at most")] = 128,
-    adapter: Annotated[Path | None, typer.Option(help="a folder in PEFT's format")] = None,
-    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a hub name")] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="the likeliest token each time; the default")] = False,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="sample at this temperature")] = None,
-    top_p: Annotated[float | None, typer.Option(max=1.0, help="sample from the likeliest tokens of this mass")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="sample from this many likeliest tokens")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(min=0.0, help="sample from tokens at least this times as likely as the likeliest")
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A Hugging Face folder, owner/name on the hub, or tiny.")
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A prompt; may be given several times.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="of weights and activations: bfloat16, float32")] = "bfloat16",
-    raw: Annotated[bool, typer.Option("--raw", help="take prompts as they are, without the chat template")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print an object a row: token_ids, text")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="of sampling")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="rows generated at once")] = 16,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="JSON lines, each with prompt (a text) or token_ids; - reads standard input, "
+            "where a line that does not begin with { is a prompt itself.",
+        ),
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="An adapter, a folder in PEFT's format.")] = None,
+    max_new: Annotated[int, typer.Option(metavar="N", min=1, help="The most tokens of an answer.")] = 128,
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a model on the hub.")
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time; the default.")] = False,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="X", min=0.0, help="Sample at this temperature.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", max=1.0, help="Sample from the likeliest tokens of this mass.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Sample from this many likeliest tokens.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(metavar="P", min=0.0, help="Sample from tokens at least this times as likely as the likeliest."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="The seed of sampling.")] = 0,
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", show_default=False, help="Of weights: bfloat16 (if not given) or float32.")
+    ] = "bfloat16",
+    raw: Annotated[bool, typer.Option("--raw", help="Take prompts as they are, without the chat template.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print an object a line, with token_ids and text.")] = False,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts answered at once.")] = 16,
 ) -> None:
-    """Answer prompts with a model, or a model and an adapter."""
-    with _answering():
-        chosen = _sampling(greedy, temperature, top_p, top_k, min_p)
+    """Answer prompts with a model, or a model and an adapter.
+
+    \b
+    fedjax-rai generate tiny --prompt "What is 3 plus 4?" --prompt "Who are you?"
+    """
+    with terminal.answering():
+        bounds = {"top_p": top_p, "top_k": top_k, "min_p": min_p}
+        chosen = _check_sampling(greedy, temperature, bounds)
         precise = _dtype(dtype, COMPUTED)
-        if not prompts.is_file():
-            raise InputError(f"{prompts}: no such file; must be JSON lines with `prompt` or `token_ids`")
+        _check_prompts(prompt, prompts)
         from fedjax_rai.text.hub import resolve
 
         resolve(model, revision)
         _quiet()
-        from fedjax_rai.tools.generate import answers
+        from fedjax_rai.tools.generate import Request, answers
 
-        found = answers(
-            model, revision, adapter, prompts, max_new=max_new, **chosen, dtype=precise, raw=raw, seed=seed,
+        request = Request(
+            model, revision, adapter, raw=raw, dtype=precise, max_new=max_new, temperature=chosen, **bounds, seed=seed,
             batch_size=batch_size,
         )  # fmt: skip
-        for i, answer in enumerate(found):
+        for i, answer in enumerate(answers(request, _read_prompts(prompt, prompts))):
             if as_json:
                 typer.echo(json.dumps(answer._asdict(), ensure_ascii=False))
             else:
@@ -144,16 +246,17 @@ def generate(
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="folder of a finished run")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="a new folder")],
-    merged: Annotated[bool, typer.Option("--merged", help="base and adapter as one checkpoint")] = False,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 (bf16) or float16")] = None,
+    folder: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Write base and adapter as one checkpoint.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The type of the weights: float32, bfloat16 or float16.")
+    ] = None,
 ) -> None:
-    """Write a run's adapter, or the merged model, as a folder that PEFT and transformers load."""
-    with _answering():
+    """Write a run's adapter or merged model for PEFT and others."""
+    with terminal.answering():
         chosen = None if dtype is None else _dtype(dtype, STORED)
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; must be that of a finished run")
+        _check_folder(folder)
         _quiet()
         from fedjax_rai.runs.export import export as write
 
@@ -164,7 +267,7 @@ def export(
 @app.command("config")
 def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the config in full, or what is wrong with it."""
-    with _answering():
+    with terminal.answering():
         from fedjax_rai.config.load import dump_config
 
         typer.echo(dump_config(_load(config, overrides)), nl=False)
@@ -173,19 +276,34 @@ def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
 @cai.command("generate")
 def prepare(
     config: ConfigFile,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder of the set: a new one, or one to go on with")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the set: new, or one to go on with.")],
     overrides: Overrides = None,
-    prompts: Annotated[int | None, typer.Option(min=1, help="conversations; each red prompt once if not given")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="a folder in PEFT's format; the base if not given")] = None,
+    prompts: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Conversations; each red prompt once if not given.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Who answers, a folder in PEFT's format; the base if not given.")
+    ] = None,
+    dry_run: DryRun = False,
 ) -> None:
-    """Prepare a set of revisions to train on, by cai.data=OUT or with TRL; or go on with it."""
-    with _answering(resumable=True):
-        if wrong := [own for own in overrides or () if own.partition("=")[0].strip() == "output"]:
-            raise InputError(f"override {wrong[0]!r}: a set has no output; OUT is its folder")
+    """Prepare a set of revisions, or go on with it.
+
+    Runs train on it by cai.data=OUT; TRL reads it as it is.
+    """
+    with terminal.answering(resumable=True):
+        for override in overrides or ():
+            if override.partition("=")[0].strip() == "output":
+                raise InputError(f"override {override!r}: a set has no output; OUT is its folder")
         loaded = _load(config, overrides)
+        if dry_run:
+            from fedjax_rai.studies import dry_run as previews
+
+            return _echo(previews.preview_set(loaded, out, prompts, adapter))
         from fedjax_rai.runs import prepare
 
         typer.echo(prepare.report(prepare.prepare(loaded, out, prompts, adapter)))
+        trained = [*terminal.program(), "run", str(config), *(overrides or ()), f"cai.data={out}"]
+        _close([out / "pairs-00000.jsonl", out / "summary.json"], [trained])
 
 
 def _dtype(name: str, allowed: dict[str, str]) -> str:
@@ -195,11 +313,9 @@ def _dtype(name: str, allowed: dict[str, str]) -> str:
     return allowed[name]
 
 
-def _sampling(
-    greedy: bool, temperature: float | None, top_p: float | None, top_k: int | None, min_p: float | None
-) -> dict[str, Any]:
-    """What `answers` takes of these options; raises InputError where they contradict each other or are out of range."""
-    bounds = {"top_p": top_p, "top_k": top_k, "min_p": min_p}
+def _check_sampling(greedy: bool, temperature: float | None, bounds: dict[str, Any]) -> float:
+    """The temperature that these options mean; raises InputError where they contradict each other."""
+    top_p, min_p = bounds["top_p"], bounds["min_p"]
     bounded = any(bound is not None for bound in bounds.values())
     if greedy and (temperature or bounded):
         raise InputError("--greedy samples nothing: leave it out, or --temperature, --top-p, --top-k and --min-p")
@@ -207,12 +323,44 @@ def _sampling(
         raise InputError(f"--top-p {top_p:g}: must be greater than 0, at most 1")
     if min_p is not None and min_p >= 1:
         raise InputError(f"--min-p {min_p:g}: must be at least 0, less than 1")
-    return {"temperature": 1.0 if temperature is None and bounded else temperature or 0.0, **bounds}
+    if temperature is None:
+        return 1.0 if bounded else 0.0
+    return temperature
+
+
+def _check_prompts(texts: list[str] | None, file: Path | None) -> None:
+    """Raises InputError unless there is exactly one source of prompts, and a file is there."""
+    if bool(texts) == (file is not None):
+        wrong = "both --prompt and --prompts" if texts else "no prompts"
+        raise InputError(
+            f"{wrong}: must be one of --prompt TEXT, --prompts FILE, or --prompts - for standard input"
+        )
+    if file is not None and str(file) != STANDARD_INPUT and not file.is_file():
+        raise InputError(f"--prompts {file}: no such file; must be JSON lines with `prompt` or `token_ids`, or -")
+
+
+def _read_prompts(texts: list[str] | None, file: Path | None) -> "list[WrittenPrompt]":
+    """The prompts of the one source that was given."""
+    from fedjax_rai.tools.generate import prompts_of_file, prompts_of_lines, prompts_of_texts
+
+    if file is None:
+        return prompts_of_texts(texts or [])
+    if str(file) != STANDARD_INPUT:
+        return prompts_of_file(file)
+    if sys.stdin.isatty():
+        terminal.say("prompts from standard input, a line each, to the end of input (Ctrl-D)")
+    return prompts_of_lines(sys.stdin.buffer.read())
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; must be that of a finished run")
 
 
 def _load(path: Path, overrides: list[str] | None, output: str = "runs/{stem}") -> "ExperimentConfig":
     """The checked config; raises InputError before anything heavy is imported or written."""
-    from fedjax_rai.config.load import check_files, load_config
+    from fedjax_rai.config.files import check_files
+    from fedjax_rai.config.load import load_config
 
     config = load_config(path, overrides or (), output)
     check_files(config)
@@ -226,15 +374,22 @@ def _quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-@contextmanager
-def _answering(resumable: bool = False) -> Iterator[None]:
-    """Turn bad input into its message and exit code 2, an interrupt into exit code 130 and, if it can, how to go on."""
-    try:
-        yield
-    except InputError as error:
-        typer.echo(error, err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        further = f"; to go on: {shlex.join(['fedjax-rai', *sys.argv[1:]])}" if resumable else ""
-        typer.echo(f"\ninterrupted{further}", err=True)
-        raise typer.Exit(130) from None
+def _echo(blocks: Iterable[str]) -> None:
+    """Print blocks of text, each as soon as it is known."""
+    for block in blocks:
+        typer.echo(block)
+
+
+def _further(config: "ExperimentConfig", folder: Path) -> list[list[str]]:
+    """The commands that a finished run in this folder is good for."""
+    model = config.model
+    options = ["--revision", model.revision] if model.revision else []
+    options += ["--dtype", model.dtype] if model.dtype != "bfloat16" else []
+    asked = ["generate", model.path, *options, "--adapter", str(folder / "adapter"), "--prompt", EXAMPLE]
+    return [[*terminal.program(), *asked], [*terminal.program(), "export", str(folder), "OUT"]]
+
+
+def _close(files: Sequence[Path], commands: Sequence[Sequence[str]]) -> None:
+    """End a command by what to look at and what to type next."""
+    terminal.say(f"look at {', '.join(map(str, files))}")
+    terminal.say(f"next: {'; '.join(map(shlex.join, commands))}")

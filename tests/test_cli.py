@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fedjax_rai import __version__, cli
 from fedjax_rai.cli import app
 from fedjax_rai.config.load import dump_config, load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
-from fedjax_rai.runs import report, run
-from fedjax_rai.studies import table
+from fedjax_rai.runs import prepare, report, run
+from fedjax_rai.studies import sweep, table
 
-HEAVY = ("jax", "flax", "transformers", "datasets", "numpy", "orbax", "matplotlib")
+HEAVY = ("jax", "flax", "transformers", "datasets", "numpy", "orbax", "matplotlib", "rich")
 RUNNER = CliRunner()
 
 
@@ -26,6 +27,7 @@ def nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     Path("a.yaml").write_text("seed: 1\n")
     for variable in ("TRANSFORMERS_VERBOSITY", "TF_CPP_MIN_LOG_LEVEL"):
         monkeypatch.setenv(variable, "3")  # a default of the commands must not outlive the test
+    monkeypatch.setattr(sys, "argv", ["fedjax-rai"])
     yield
     assert [path.name for path in tmp_path.rglob("*")] == ["a.yaml"]
 
@@ -34,20 +36,34 @@ def nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """What the commands called, instead of calling it."""
     made: list[tuple] = []
-    monkeypatch.setattr(run, "run", lambda config: made.append(("run", config)))
+
+    def fake(module: object, name: str, folder: str) -> None:
+        def called(*arguments: object, **options: object) -> Path:
+            made.append((name, *arguments, *options.values()))
+            return Path(folder)
+
+        monkeypatch.setattr(module, name, called)
+
+    fake(run, "run", "runs/a")
+    fake(run, "evaluate_run", "")
+    fake(table, "run_table", "runs/t")
+    fake(sweep, "run_sweep", "runs/s")
+    fake(prepare, "prepare", "set")
     monkeypatch.setattr(report, "report", lambda folder: "reported")
-    monkeypatch.setattr(run, "evaluate_run", lambda folder: made.append(("eval", folder)))
-    monkeypatch.setattr(table, "run_table", lambda config, arms, seeds: made.append(("table", config, arms, seeds)))
+    monkeypatch.setattr(prepare, "report", lambda folder: "reported")
+    monkeypatch.setattr(sweep, "keep_programs", lambda points: None)
     return made
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["table", "--help"], ["run", "absent.yaml"], ["config", "a.yaml"]]
+    "arguments",
+    [["--help"], ["-V"], ["run", "-h"], ["run", "absent.yaml"], ["config", "a.yaml"], ["generate", "tiny"]],
 )
 def test_help_and_bad_input_load_nothing_heavy(arguments: list[str]) -> None:
     root = str(Path(__file__).parents[1])
     code = f"""import sys
 sys.path.insert(0, {root!r})
+from fedjax_rai import __version__, cli
 from fedjax_rai.cli import app
 try: app({arguments!r})
 except SystemExit: pass
@@ -95,15 +111,122 @@ def test_commands_pass_on_what_they_were_given(calls: list, tmp_path: Path) -> N
         ["eval", str(tmp_path)],
         ["table", "a.yaml"],
         ["table", "a.yaml", "--arms", "fl, base", "--seeds", "3", "seed=5"],
+        ["cai", "generate", "a.yaml", "set", "seed=3", "--prompts", "7", "--adapter", "b"],
     ):
-        assert RUNNER.invoke(app, arguments).exit_code == 0
+        done = RUNNER.invoke(app, arguments)
+        assert done.exit_code == 0, done.output
     path = Path("a.yaml")
     assert calls == [
         ("run", load_config(path, ["lora.rank=2", "output=b"])),
-        ("eval", tmp_path),
-        ("table", load_config(path, output="runs/{stem}-table"), None, 1),
-        ("table", load_config(path, ["seed=5"], "runs/{stem}-table"), ["fl", "base"], 3),
+        ("evaluate_run", tmp_path),
+        ("run_table", load_config(path, output="runs/{stem}-table"), None, 1),
+        ("run_table", load_config(path, ["seed=5"], "runs/{stem}-table"), ["fl", "base"], 3),
+        ("prepare", load_config(path, ["seed=3"]), Path("set"), 7, Path("b")),
     ]
+
+
+ASK = "fedjax-rai generate tiny --dtype float32 --adapter {0}/adapter --prompt 'What is 3 plus 4?'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "look", "typed"),
+    [
+        (["run", "a.yaml", "model.dtype=float32"], "runs/a/run.png, runs/a/answers.jsonl", "runs/a"),
+        (
+            ["table", "a.yaml", "seed=4", "model.dtype=float32", "--arms", "base,fl"],
+            "runs/t/table.png, runs/t/table.md, runs/t/seed4/fl/answers.jsonl",
+            "runs/t/seed4/fl",
+        ),
+        (
+            ["sweep", "a.yaml", "seed=4,5", "model.dtype=float32", "output=runs/s"],
+            "runs/s/sweep.png, runs/s/sweep.md",
+            "runs/s/seed=5",
+        ),
+    ],
+)
+def test_a_command_ends_by_what_to_look_at_and_what_to_type_next(
+    calls: list, arguments: list[str], look: str, typed: str
+) -> None:
+    done = RUNNER.invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    further = f"next: {ASK.format(typed)}; fedjax-rai export {typed} OUT"
+    assert done.stderr.splitlines() == [f"look at {look}", further]
+
+
+def test_a_prepared_set_ends_by_how_to_train_on_it(calls: list) -> None:
+    done = RUNNER.invoke(app, ["cai", "generate", "a.yaml", "set", "seed=3"])
+    assert done.stderr.splitlines() == [
+        "look at set/pairs-00000.jsonl, set/summary.json",
+        "next: fedjax-rai run a.yaml seed=3 cai.data=set",
+    ]
+
+
+NAMES = ("", "run", "eval", "table", "sweep", "generate", "export", "config", "cai", "cai generate")
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_help_is_whole_at_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    short, long = (RUNNER.invoke(app, [*command.split(), option]) for option in ("-h", "--help"))
+    assert (short.exit_code, short.stdout) == (0, long.stdout)
+    lines = long.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    cut = [line for line in lines if line.endswith("...") and not line.startswith("Usage: ")]
+    assert not cut
+
+
+def test_every_command_and_option_has_a_sentence() -> None:
+    import typer
+
+    group = typer.main.get_command(app)
+    commands: dict[str, object] = {**group.commands, **group.commands["cai"].commands}  # pyright: ignore
+    for name, command in commands.items():
+        sentence = command.help.split("\n")[0]  # pyright: ignore
+        assert sentence[0].isupper() and sentence.endswith("."), name
+        for parameter in command.params:  # pyright: ignore
+            text = parameter.help
+            assert text and text[0].isupper() and text.endswith("."), (name, parameter.name)
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_the_version_is_told(option: str) -> None:
+    done = RUNNER.invoke(app, [option])
+    assert (done.exit_code, done.stdout) == (0, f"fedjax-rai {__version__}\n")
+
+
+def test_completion_can_be_shown_and_installed(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In a home of its own, so that it leaves nothing behind; the tests' folder stays as it was."""
+    home = tmp_path_factory.mktemp("home")
+    environment = {"HOME": str(home), "SHELL": "/bin/bash", "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [sys.executable, "-m", "fedjax_rai"]
+    shown = subprocess.run(
+        [*command, "--show-completion", "bash"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert shown.returncode == 0 and "COMPLETE" in shown.stdout
+    assert not list(home.rglob("*"))
+    done = subprocess.run([*command, "--install-completion", "bash"], capture_output=True, env=environment, check=False)
+    assert done.returncode == 0 and (home / ".bashrc").is_file()
+
+
+def test_keys_of_a_config_and_their_names_are_completed() -> None:
+    assert cli.complete_key("cai.it") == ["cai.iterations="]
+    assert cli.complete_key("se") == ["seed="]
+    assert {"model.path=", "output="} < set(cli.complete_key(""))
+    assert cli.complete_key("cai.method=s") == ["cai.method=sft", "cai.method=sft+dpo"]
+    assert cli.complete_key("seed=") == cli.complete_key("absent=") == []
+
+
+def test_arms_are_listed_with_a_line_each() -> None:
+    done = RUNNER.invoke(app, ["table", "a.yaml", "--arms", "list"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [*table.ARMS, *table.CONTROLS]
+    assert all(len(line.split()) > 3 for line in lines)
+    unknown = RUNNER.invoke(app, ["table", "a.yaml", "--arms", "fl,fl+filer"])
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+    assert "--arms fl+filer: no such arm; did you mean fl+filter?" in unknown.stderr
+    assert done.stdout.strip() in unknown.stderr
 
 
 def test_config_prints_what_loads_back() -> None:

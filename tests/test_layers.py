@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
-    {"": "aliases errors terminal rng trees mesh"},
-    {"config": "files grid load schema views"},
+    {"": "aliases errors terminal rng trees mesh yaml_lines"},
+    {"config": "files grid keys load names schema views"},
     {
         "text": "hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",
@@ -26,9 +26,16 @@ FLOORS = (
     },
     {"memory": "advice footprint plan"},
     {"experiment": "cost evaluation guarding materials models phase replay round setting sizes texts together"},
-    {"runs": "checkpoint conclude conversations export files folder inputs lockstep loop prepare record report run"},
-    {"studies": "plots results sweep table", "bench": "__main__", "tools": "generate tiny_base"},
-    {"": "cli __main__"},
+    {
+        "runs": "checkpoint conclude conversations export files folder inputs lockstep loop picture prepare record "
+        "report run"
+    },
+    {
+        "studies": "dry_run plots results sweep table",
+        "bench": "__main__",
+        "tools": "config_reference generate tiny_base",
+    },
+    {"": "api cli __main__"},
 )
 # What may know the whole config; everything else is handed the section, or the numbers, that it needs.
 WHOLE_CONFIG = ("config", "memory", "experiment", "runs", "studies", "bench", "tools", "api", "cli", "__main__")

@@ -1,4 +1,4 @@
-"""Benchmarks: python -m fedjax_rai.run.bench load | sweep"""
+"""Benchmarks: python -m fedjax_rai.bench load | sweep"""
 
 import json
 import os
@@ -13,7 +13,18 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+from fedjax_rai import terminal
+from fedjax_rai.errors import InputError
+
+app = typer.Typer(
+    name="python -m fedjax_rai.bench",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+QUANTIZED = ("none", "int8", "nf4")
 GIB = 2**30
 # A Llama of 1.24 billion parameters: the shape of Llama 3.2 1B.
 BILLION: dict[str, Any] = {
@@ -38,27 +49,76 @@ def main() -> None:
 
 @app.command()
 def load(
-    quantize: Annotated[str, typer.Option(help="none, int8 or nf4")] = "none",
-    folder: Annotated[Path | None, typer.Option(help="a checkpoint; a random 1B Llama if not given")] = None,
+    quantize: Annotated[str, typer.Option(metavar="NAME", help="One of none, int8 and nf4.")] = "none",
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A checkpoint; a random 1B Llama if not given.")
+    ] = None,
 ) -> None:
-    """Peak memory of a process that loads a checkpoint in bfloat16, against the checkpoint's size."""
-    if folder is not None:
-        return _report(folder, quantize)
-    with tempfile.TemporaryDirectory() as made:
-        random_checkpoint(Path(made), BILLION)
-        _report(Path(made), quantize)
+    """Measure the peak memory of loading a checkpoint.
+
+    In bfloat16, by a process that does nothing else, against the checkpoint's size.
+    """
+    with terminal.answering():
+        if quantize not in QUANTIZED:
+            raise InputError(f"--quantize {quantize}: must be one of {', '.join(QUANTIZED)}")
+        if folder is not None:
+            check_checkpoint(folder)
+            return _report(folder, quantize)
+        with tempfile.TemporaryDirectory() as made:
+            random_checkpoint(Path(made), BILLION)
+            _report(Path(made), quantize)
 
 
 @app.command()
 def sweep(
-    config: Annotated[Path, typer.Argument(help="of an experiment")] = Path("configs/tiny_cpu.yaml"),
-    counts: Annotated[str, typer.Option(help="cai.iterations, with commas between")] = "0,10,25,50,100",
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, for all points")] = None,
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Of an experiment.")] = Path("configs/tiny_cpu.yaml"),
+    counts: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Values of cai.iterations, with commas between.")
+    ] = "0,10,25,50,100",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An override for all points.")
+    ] = None,
 ) -> None:
-    """What a sweep of iteration counts costs against its largest point alone, and against separate runs."""
-    points, others = sorted(int(count) for count in counts.split(",")), overrides or []
-    _sweep_phase(config, points, others)
-    _sweep_runs(config, points, others)
+    """Measure what a sweep of iteration counts costs.
+
+    Against its largest point alone, and against separate runs.
+    """
+    with terminal.answering():
+        points = read_counts(counts)
+        others = overrides or []
+        check_config(config, others)
+        _sweep_phase(config, points, others)
+        _sweep_runs(config, points, others)
+
+
+def read_counts(text: str) -> list[int]:
+    """Numbers of iterations, ascending, each once; raises InputError for anything else."""
+    values = [value.strip() for value in text.split(",")]
+    for value in values:
+        if not value.isdecimal():
+            raise InputError(f"--counts {text}: {value!r} is no whole number; must be like 0,10,25")
+    counts = sorted({int(value) for value in values})
+    if counts[-1] == 0:
+        raise InputError(f"--counts {text}: must hold a number above 0, which a phase can be measured at")
+    return counts
+
+
+def check_config(path: Path, overrides: list[str]) -> None:
+    """Raises InputError for a config that cannot be swept: with mistakes, or without phases."""
+    from fedjax_rai.config.files import check_files
+    from fedjax_rai.config.load import load_config
+
+    config = load_config(path, overrides)
+    check_files(config)
+    if not config.cai.enabled:
+        raise InputError(f"{path}: cai.enabled = false: must be true, as it is the CAI phases that are measured")
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raises InputError for a folder without a config or without weights."""
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(folder.glob(pattern)):
+            raise InputError(f"--folder {folder}: no {pattern} there; must be a Hugging Face folder")
 
 
 def _sweep_phase(config: Path, points: list[int], others: list[str], repeats: int = 5) -> None:
@@ -135,7 +195,7 @@ def random_checkpoint(folder: Path, raw: dict[str, Any]) -> None:
 def _report(folder: Path, quantize: str) -> None:
     """In a process of its own, so that nothing else is in its peak."""
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    code = f"from fedjax_rai.run.bench import measure_load; measure_load({str(folder)!r}, {quantize!r})"
+    code = f"from fedjax_rai.bench.__main__ import measure_load; measure_load({str(folder)!r}, {quantize!r})"
     found = json.loads(
         subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True).stdout
     )

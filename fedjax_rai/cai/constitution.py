@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from fedjax_rai.config.files import CONSTITUTION
+from fedjax_rai.config.names import attribute, is_attribute
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn
+from fedjax_rai.yaml_lines import Document, Place, read_yaml
 
 
 class Principle(NamedTuple):
@@ -53,13 +55,14 @@ def load_constitution(path: Path) -> Constitution:
     Raises InputError, which lists every problem with its line: keys that do not exist, are missing or stand twice,
     values of a wrong type or out of range, names that repeat, turns that do not alternate.
     """
-    data, lines, problems = _read(path)
-    problems += [(_line(at, lines), what) for at, what in (*_repeated(data, lines), *_misplaced(data))]
+    document = _read(path)
+    data, problems = document.data, _twice(document)
+    problems += [(document.line(at), what) for at, what in (*_repeated(data, document.lines), *_misplaced(data))]
     try:
         file = _File.model_validate(data)
     except ValidationError as error:
         file = None
-        problems += [(_line(item["loc"], lines), _explain(item)) for item in error.errors()]
+        problems += [(document.line(item["loc"]), _explain(item)) for item in error.errors()]
     if file is None or problems:
         raise InputError("\n".join(f"{path}:{line}: {what}" for line, what in sorted(problems)))
     turns = [turn for item in file.few_shot for turn in item.model_dump(exclude_unset=True).items()]
@@ -67,7 +70,16 @@ def load_constitution(path: Path) -> Constitution:
     return Constitution(principles, tuple(Turn(role, text) for role, text in turns))
 
 
-_Place = tuple[str | int, ...]  # keys and positions, from the top of the file
+def find_constitution(name: str) -> Constitution:
+    """The one that `cai.constitution` names: "default" as shipped, a `package.module:attribute`, else a YAML file.
+
+    Raises InputError as `load_constitution` and `config.names.attribute` do.
+    """
+    if is_attribute(name):
+        return attribute(name, "cai.constitution", Constitution)
+    return load_constitution(CONSTITUTION if name == "default" else Path(name))
+
+
 _Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
 _TURN = f"'{USER}: text' or '{ASSISTANT}: text'"
 _ALLOWED = {
@@ -103,71 +115,38 @@ class _File(_Keys):
     few_shot: list[_Turn] = []
 
 
-def _read(path: Path) -> tuple[Any, dict[_Place, int], list[tuple[int, str]]]:
-    """(contents, line of every key and item, problems as (line, what)) of a YAML file."""
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}:1: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: byte {error.start} is not UTF-8; must be a text file in UTF-8") from None
-    lines: dict[_Place, int] = {}
-    problems: list[tuple[int, str]] = []
-    try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        data = _contents(node, loader, (), lines, problems) if node else None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
-        reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"{path}:{line + 1}: not valid YAML: {reason}") from None
-    if not isinstance(data, dict):
-        got = (
-            "nothing"
-            if node is None
-            else "a list; put it under `principles:`"
-            if isinstance(data, list)
-            else _show(data)
-        )
-        raise InputError(f"{path}:{_line((), lines)}: must be {_ALLOWED[()]}; got {got}")
-    return data, lines, problems
+def _read(path: Path) -> Document:
+    """The file, which must hold a mapping; raises InputError."""
+    document = read_yaml(path, "YAML file of principles")
+    data = document.data
+    if isinstance(data, dict):
+        return document
+    got = "nothing" if data is None else "a list; put it under `principles:`" if isinstance(data, list) else _show(data)
+    raise InputError(f"{path}:{document.line(())}: must be {_ALLOWED[()]}; got {got}")
 
 
-def _contents(node: yaml.Node, loader: yaml.SafeLoader, at: _Place, lines: dict, problems: list) -> Any:
-    """What a node holds, keys as written. Fills `lines` and reports keys that stand twice."""
-    lines.setdefault(at, node.start_mark.line + 1)  # the line of a key, where there is one
-    if isinstance(node, yaml.ScalarNode) or len(at) > 3:  # no deeper than the format: an alias may lead back to itself
-        return loader.construct_object(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return [_contents(item, loader, (*at, i), lines, problems) for i, item in enumerate(node.value)]
-    found = {}
-    for key, value in node.value:
-        inside, line = (*at, key.value if isinstance(key, yaml.ScalarNode) else "?"), key.start_mark.line + 1
-        if inside in lines:
-            problems.append((line, f"{_dotted(inside)}: stands twice, first in line {lines[inside]}; must stand once"))
-        else:
-            lines[inside] = line
-            found[inside[-1]] = _contents(value, loader, inside, lines, problems)
-    return found
+def _twice(document: Document) -> list[tuple[int, str]]:
+    """Keys that stand twice."""
+    return [
+        (line, f"{_dotted(place)}: stands twice, first in line {first}; must stand once")
+        for place, line, first in document.repeated
+    ]
 
 
-def _repeated(data: dict[str, Any], lines: dict[_Place, int]) -> Iterator[tuple[_Place, str]]:
+def _repeated(data: dict[str, Any], lines: dict[Place, int]) -> Iterator[tuple[Place, str]]:
     """Names that several principles have, and categories that one has twice."""
     entries = [entry if isinstance(entry, dict) else {} for entry in _list(data, "principles")]
-    groups: list[dict[_Place, Any]] = [{("principles", i, "name"): e.get("name") for i, e in enumerate(entries)}]
+    groups: list[dict[Place, Any]] = [{("principles", i, "name"): e.get("name") for i, e in enumerate(entries)}]
     for i, entry in enumerate(entries):
         groups.append({("principles", i, "categories", j): c for j, c in enumerate(_list(entry, "categories"))})
     for group in groups:
-        first: dict[str, _Place] = {}
+        first: dict[str, Place] = {}
         for at, text in group.items():
             if isinstance(text, str) and text.strip() and (before := first.setdefault(text.strip(), at)) != at:
                 yield at, f"{_dotted(at)} = {_show(text)}: stands in line {lines[before]} too; must stand once"
 
 
-def _misplaced(data: dict[str, Any]) -> Iterator[tuple[_Place, str]]:
+def _misplaced(data: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     """Few-shot turns that are none or two, or not where their role may stand."""
     turns, before = _list(data, "few_shot"), ASSISTANT
     for i, turn in enumerate(turns):
@@ -201,13 +180,8 @@ def _explain(error: Any) -> str:
     return f"{_dotted(at)} {'is missing' if missing else f'= {_show(value)}'}: must be {_ALLOWED.get(kind, text)}"
 
 
-def _dotted(at: _Place) -> str:
+def _dotted(at: Place) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at).removeprefix(".")
-
-
-def _line(at: _Place, lines: dict[_Place, int]) -> int:
-    """The line of what is at a place, else of what it is missing from."""
-    return lines[at] if at in lines else _line(at[:-1], lines) if at else 1
 
 
 def _show(value: Any) -> str:

@@ -1,38 +1,54 @@
 """Configs as files: strict YAML and `key.path=value` overrides in; every problem at once, with its line, out."""
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from fedjax_rai.config.schema import ExperimentConfig, Section, is_hub_name
+from fedjax_rai.config.keys import allowed, hint, inner, schemas, sections, suggest_key
+from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
+from fedjax_rai.yaml_lines import Document, read_yaml
+
+GIVEN = "the given config"  # the place of what stands in no file
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), output: str = "runs/{stem}") -> ExperimentConfig:
-    """The config in a YAML file, `key.path=value` overrides applied in order; everything not named is the default.
+class _Source(NamedTuple):
+    """What a config is made of, before it is checked."""
 
-    An empty file or section is all defaults; a config without `output` gets the one given, {stem} being the file's.
-    Raises InputError, which lists every problem with its line: keys that do not exist or stand twice, values of a wrong
-    type or out of range, overrides that cannot be read.
+    data: dict[str, Any]
+    where: dict[str, str]  # the place of every dotted key
+    name: str  # the place of what stands nowhere
+    problems: list[str]
+
+
+def load_config(
+    source: Path | Mapping[str, Any], overrides: Sequence[str] = (), output: str = "runs/{stem}"
+) -> ExperimentConfig:
+    """The config in a YAML file, or of a mapping of the same form; everything not named is the default.
+
+    `key.path=value` overrides are applied in order. An empty file or section is all defaults; a config without `output`
+    gets the one given, {stem} being the file's, or "run". Raises InputError, which lists every problem with its line:
+    keys that do not exist or stand twice, values of a wrong type or out of range, overrides that cannot be read.
     """
-    path = Path(path)
-    data, where, problems = _read_yaml(path)
+    if isinstance(source, Mapping):
+        read, stem = _from_mapping(source), "run"
+    else:
+        read, stem = _from_file(Path(source)), Path(source).stem
+    problems = [*read.problems]
     for override in overrides:
-        problems += _apply(override, data, where)
-    if data.get("output") is None:
-        data["output"] = output.format(stem=path.stem)
+        problems += _apply(override, read)
+    if read.data.get("output") is None:
+        read.data["output"] = output.format(stem=stem)
     try:
-        config = ExperimentConfig.model_validate(data)
+        config = ExperimentConfig.model_validate(read.data)
     except ValidationError as error:
         config = None
-        problems += [_explain(item, where, path) for item in error.errors() if item["type"] != "invalid_key"]
+        problems += [_explain(item, read) for item in error.errors() if item["type"] != "invalid_key"]
     if config is None or problems:
         raise InputError("\n".join(sorted(problems, key=_file_order)))
     return config
@@ -43,195 +59,97 @@ def dump_config(config: ExperimentConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def check_files(config: ExperimentConfig) -> None:
-    """Raise InputError naming every configured file or folder that is not there.
-
-    What could be the name of a model or a data set on a hub (`owner/name`) is left to its reader.
-    """
-    named_on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)", config.data.train)
-    model = "Hugging Face folder with a config.json"
-    wanted = (
-        ("model.path", config.model.path, "config.json", "tiny", model),
-        ("guard.path", config.guard.path or "tiny", "config.json", "tiny", model),
-        ("data.train", config.data.train, "", "tiny", "SQuARe JSON file or data set"),
-        ("cai.constitution", config.cai.constitution, "", "default", "YAML file of principles"),
-        ("cai.data", config.cai.data, "", "online", "JSON lines of revisions, or folder of them"),
-        ("eval.advbench", config.eval.advbench, "", "tiny", "CSV file with header goal,target"),
-    )
-    problems = [
-        f"{key} = {value!r}: no {what} there; must be one, or {shipped!r}{_did_you_mean(value, _siblings(value))}"
-        for key, value, inside, shipped, what in wanted
-        if value != shipped
-        and not (Path(value) / inside).exists()
-        and not (key == "data.train" and named_on_hub)
-        and not (inside and is_hub_name(value) and not Path(value).exists())
-    ]
-    if problems:
-        raise InputError("\n".join(problems))
-
-
-def _siblings(path: str | Path, pattern: str = "*") -> list[str]:
-    parent = Path(path).parent
-    return sorted(str(sibling) for sibling in parent.glob(pattern)) if parent.is_dir() else []
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, [name for name in known if name != word], n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """(contents, place of every dotted key, problems) of a YAML file of sections."""
-    if not path.is_file():
-        reason = "is a folder" if path.is_dir() else "no such file"
-        near = _did_you_mean(str(path), _siblings(path, "*.y*ml"))
-        raise InputError(f"{path}: {reason}; must be a YAML config{near}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        data = loader.construct_document(node) if node else None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; must be a text file in UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise InputError(f"{place}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    data = {} if data is None else data
+def _from_file(path: Path) -> _Source:
+    document = read_yaml(path, "YAML config")
+    data = {} if document.data is None else document.data
     if not isinstance(data, dict):
         raise InputError(f"{path}:1: must be a mapping of keys, like 'seed: 1'; got {_show(data)}")
-    where: dict[str, str] = {}
-    problems = _walk(node, path, "", where)
-    return {key: {} if value is None and key in _sections() else value for key, value in data.items()}, where, problems
+    where = {}
+    for place, line in document.lines.items():
+        if place not in document.no_text:
+            where[_dotted(place)] = f"{path}:{line}"
+    for section, *inside in document.no_text:  # is reported once, as what it is
+        if not inside:
+            del data[section]
+        elif len(inside) == 1 and isinstance(data.get(section), dict):
+            del data[section][inside[0]]
+    return _Source(_without_empty_sections(data), where, str(path), [*_wrong_keys(document, path)])
 
 
-def _walk(node: Any, path: Path, prefix: str, where: dict[str, str]) -> list[str]:
-    """Fill `where` with the places of all keys, sections' too; report keys that stand twice or are no text."""
-    problems = []
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
-        dotted, place = f"{prefix}{key.value}", f"{path}:{key.start_mark.line + 1}"
-        if key.tag != "tag:yaml.org,2002:str":
-            problems.append(f"{place}: key {dotted}: YAML reads this as no text; put it in quotes")
-        elif dotted in where:
-            problems.append(f"{place}: {dotted}: stands twice, first at {where[dotted]}; must stand once")
-        else:
-            where[dotted] = place
-        if not prefix:
-            problems += _walk(value, path, f"{dotted}.", where)
-    return problems
+def _from_mapping(given: Mapping[str, Any]) -> _Source:
+    """Sections may be mappings or sections of another config."""
+    data = {}
+    where = {}
+    for key, value in given.items():
+        data[key] = dict(value) if isinstance(value, Mapping) else value
+        where[key] = GIVEN
+        where |= {f"{key}.{name}": GIVEN for name in (data[key] if isinstance(data[key], dict) else ())}
+    return _Source(_without_empty_sections(data), where, GIVEN, [])
 
 
-def _apply(override: str, data: dict[str, Any], where: dict[str, str]) -> list[str]:
-    """Write `key.path=value` into `data` and its origin into `where`; returns the problem, if there is one."""
+def _without_empty_sections(data: dict[str, Any]) -> dict[str, Any]:
+    """A section without keys is all defaults."""
+    return {key: {} if value is None and key in sections() else value for key, value in data.items()}
+
+
+def _wrong_keys(document: Document, path: Path) -> Iterator[str]:
+    """Keys that stand twice or are no text."""
+    for place, line, first in document.repeated:
+        yield f"{path}:{line}: {_dotted(place)}: stands twice, first at {path}:{first}; must stand once"
+    for place in document.no_text:
+        line = document.lines[place]
+        yield f"{path}:{line}: key {_dotted(place)}: YAML reads this as no text; put it in quotes"
+
+
+def _dotted(place: tuple[str | int, ...]) -> str:
+    return ".".join(str(part) for part in place)
+
+
+def _apply(override: str, read: _Source) -> list[str]:
+    """Write `key.path=value` into the data and its origin into `where`; returns the problem, if there is one."""
     key, equals, text = override.partition("=")
-    key, place = key.strip(), f"override {override!r}"
+    key = key.strip()
+    place = f"override {override!r}"
     if not equals or not key:
         return [f"{place}: must be written key.path=value, like lora.rank=16"]
-    if key in _sections():
-        inside = ", ".join(name for name in _schemas() if name.startswith(f"{key}."))
+    if key in sections():
+        inside = ", ".join(name for name in schemas() if name.startswith(f"{key}."))
         return [f"{place}: {key} is a section; must name one of its keys: {inside}"]
-    if key not in _schemas():
-        return [f"{place}: {key}: no such key{_suggest_key(key)}"]
+    if key not in schemas():
+        return [f"{place}: {key}: no such key{suggest_key(key)}"]
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
         return [f"{place}: the value cannot be read as YAML; put it in quotes within the override"]
     section, _, name = key.rpartition(".")
-    inside = data.setdefault(section, {}) if section else data
+    inside = read.data.setdefault(section, {}) if section else read.data
     if isinstance(inside, dict):  # else the file's own mistake is reported
         inside[name] = value
-        where[key] = place
+        read.where[key] = place
     return []
 
 
-def _explain(error: Any, where: dict[str, str], path: Path) -> str:
+def _explain(error: Any, read: _Source) -> str:
     """One line for one pydantic error: place, key, value, what it must be."""
     location = [str(part) for part in error["loc"]]
-    key = ".".join(location[:2] if location[0] in _sections() else location[:1])
-    place = where.get(key) or where.get(location[0]) or str(path)
+    key = ".".join(location[:2] if location[0] in sections() else location[:1])
+    place = read.where.get(key) or read.where.get(location[0]) or read.name
     index = "".join(f"[{part}]" for part in location[key.count(".") + 1 :] if part != "[key]")
     value = error["input"]
     if error["type"] == "extra_forbidden":
-        return f"{place}: {key}: no such key{_suggest_key(key)}"
-    stated = f"{place}: {key}{index} = {_show(value)}{'' if key in where else ' (the default)'}: "
-    if key in _sections():
-        return f"{stated}must be a section of keys: {', '.join(_sections()[key].model_fields)}"
+        return f"{place}: {key}: no such key{suggest_key(key)}"
+    stated = f"{place}: {key}{index} = {_show(value)}{'' if key in read.where else ' (the default)'}: "
+    if key in sections():
+        return f"{stated}must be a section of keys: {', '.join(sections()[key].model_fields)}"
     if error["type"] == "value_error" and not isinstance(value, bool):
         return stated + str(error["ctx"]["error"])
-    schema = _inner(_schemas()[key]) if index else _schemas()[key]
-    return f"{stated}must be {_allowed(schema)}{_hint(value, schema)}"
-
-
-def _inner(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of the entries of a list or a mapping."""
-    options = schema.get("anyOf", [schema])
-    return next(own[name] for own in options for name in ("items", "additionalProperties") if name in own)
-
-
-def _hint(value: Any, schema: dict[str, Any]) -> str:
-    if isinstance(value, bool):
-        return "; YAML reads unquoted yes, no, on, off as truth values"
-    if schema.get("type") == "string" and isinstance(value, str):
-        return _did_you_mean(value, schema.get("enum", ()))
-    if schema.get("type") == "string":
-        return "; put it in quotes"
-    whole = any(option.get("type") == "integer" for option in schema.get("anyOf", [schema]))
-    return "; write it in digits alone, like 1000" if whole and isinstance(value, float | str) else ""
-
-
-def _allowed(schema: dict[str, Any]) -> str:
-    """What a value of this JSON schema may be, in words."""
-    if "anyOf" in schema:
-        return " or ".join(_allowed(option) for option in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(map(str, schema["enum"]))
-    if schema["type"] == "array":
-        return f"a list, each {_allowed(schema['items'])}"
-    if schema["type"] == "object":
-        return f"a mapping of patterns, each to {_allowed(schema['additionalProperties'])}"
-    word = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
-    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[name]}" for name, sign in bounds.items() if name in schema]
-    return " ".join([word.get(schema["type"], "text, not empty"), " and ".join(limits)]).strip()
+    schema = inner(schemas()[key]) if index else schemas()[key]
+    return f"{stated}must be {allowed(schema)}{hint(value, schema)}"
 
 
 def _show(value: Any) -> str:
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _suggest_key(key: str) -> str:
-    """The nearest spelling in the section, else the keys with the same last word, else what may stand there."""
-    section, _, last = key.rpartition(".")
-    names = _sections()[section].model_fields if section in _sections() else _TOP
-    near = difflib.get_close_matches(last if names is not _TOP else key, names, n=1)
-    if near:
-        return f"; did you mean {section + '.' if names is not _TOP else ''}{near[0]}?"
-    same = [name for name in _schemas() if name.rpartition(".")[2] == last]
-    if same:
-        return f"; did you mean {' or '.join(same)}?"
-    elsewhere = "" if section in _sections() else _did_you_mean(key, _schemas())
-    return elsewhere or f"; must be one of {', '.join(names)}"
-
-
-_TOP = ExperimentConfig.model_fields
-
-
-@cache
-def _sections() -> dict[str, type[BaseModel]]:
-    return {name: field.annotation for name, field in _TOP.items() if field.annotation in Section.__subclasses__()}  # pyright: ignore
-
-
-@cache
-def _schemas() -> dict[str, dict[str, Any]]:
-    """JSON schema of every value, by dotted key."""
-    top = ExperimentConfig.model_json_schema()["properties"]
-    found = {name: schema for name, schema in top.items() if name not in _sections()}
-    for name, section in _sections().items():
-        found |= {f"{name}.{key}": schema for key, schema in section.model_json_schema()["properties"].items()}
-    return found
 
 
 def _file_order(problem: str) -> tuple[bool, int]:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from fedjax_rai.config.names import OWN, Name
+
 TINY = "tiny"
 """The shipped synthetic model, data or prompts, where a path or a name would stand."""
 
@@ -30,6 +32,14 @@ Share = Annotated[float, Field(gt=0, le=1), _Real]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]  # no shell expands the ~ in key=~/file
+
+
+def a_file(what: str, inside: str = "", **others: Any) -> Any:
+    """Marks a key that names a file, or a folder with the file `inside`; its default is shipped, or none at all."""
+    return Field(json_schema_extra={"file": what, **({"inside": inside} if inside else {}), **others})
+
+
+_MODEL_FILES = a_file("Hugging Face folder with a config.json", inside="config.json")
 Target = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     "qkv_proj", "gate_up_proj",  # Phi-3's, in place of q, k, v and of gate, up
@@ -63,39 +73,45 @@ Revision = Annotated[Text | None, AfterValidator(_of_a_hub_name)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    """What follows each key says what it means: docs/config.md is made of it (`tools.config_reference`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
-    """The frozen base: `path` is "tiny" (the shipped synthetic one), a Hugging Face folder, or owner/name on the hub.
+    """The frozen base that every client, the server's policy and the reference share."""
 
-    `revision` is the branch, tag or commit of a hub name, null for its main branch. `dtype` is that of base and
-    activations, `quantize` that of its kernels; adapters are float32. `remat` full: the backward pass computes
-    every layer again, for want of memory.
-    """
-
-    path: PathText = "tiny"
+    path: Annotated[PathText, _MODEL_FILES] = "tiny"
+    """The model: `tiny` (the shipped synthetic one), a Hugging Face folder, or `owner/name` on the hub."""
     revision: Revision = None
+    """Branch, tag or commit of a model on the hub; null: its main branch."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """The type of the base's weights and of activations; adapters are float32 in any case."""
     attention: Literal["xla", "chunked", "cudnn", "splash"] = "xla"
+    """How attention is computed: `cudnn` needs a GPU, `splash` a TPU; `chunked` saves memory on long texts."""
     quantize: Literal["none", "int8", "nf4"] = "none"
+    """What the base's kernels are stored as: 8 bits, 4 bits (NF4), or as `dtype` says."""
     remat: Literal["none", "full"] = "none"
+    """`full`: the backward pass computes every layer again, for want of memory."""
 
 
 class LoraConfig(Section):
-    """The shape of every adapter, in PEFT's terms; its output is scaled by alpha / rank (`rslora`: alpha / sqrt(rank)).
-
-    `targets` and `layers` null: all of them. Patterns give modules whose name ends in a regular expression a rank or an
-    alpha of their own.
-    """
+    """The shape of every adapter, in PEFT's terms."""
 
     rank: Count = 8
+    """The rank r of every adapted projection."""
     alpha: Rate = 16.0
+    """The adapter's output is multiplied by alpha / rank."""
     targets: tuple[Target, ...] | None = None
+    """The projections that are adapted; null: all of them."""
     rslora: Flag = False
+    """Multiply by alpha / sqrt(rank) instead (rank-stabilised LoRA, arXiv 2312.03732)."""
     layers: tuple[Natural, ...] | None = None
+    """The layers that are adapted, counted from 0; null: all of them."""
     rank_pattern: dict[Pattern, Count] = {}
+    """Another rank for modules whose name ends in a regular expression: `{q_proj: 4}`."""
     alpha_pattern: dict[Pattern, Rate] = {}
+    """Another alpha, in the same way."""
 
     @field_validator("targets", "layers")
     @classmethod
@@ -106,43 +122,56 @@ class LoraConfig(Section):
 
 
 class MeshConfig(Section):
-    """How many ways the base is split over devices: its rows (`fsdp`), and its heads and columns (`tensor`).
-
-    What is left of the devices maps over clients.
-    """
+    """How many ways the base is split over devices; what is left of them maps over clients."""
 
     fsdp: Count = 1
+    """Ways in which the rows of the base's kernels are split."""
     tensor: Count = 1
+    """Ways in which its heads and columns are split."""
 
 
 class DataConfig(Section):
-    """Training pairs: `train` is "tiny" (the synthetic world), a SQuARe JSON file, or what `datasets` reads.
+    """The clients' training pairs."""
 
-    `red` and `acceptable` are numbers of pairs, null for as many as there are at the paper's ratio of 3 to 7.
-    `packing`: short examples of a local step share rows, which changes no number but the time. `split` says which half
-    of the tiny world is evaluated: settings are tuned on one, reported on the other.
-    """
-
-    train: PathText = "tiny"
+    train: Annotated[PathText, a_file("SQuARe JSON file or data set")] = "tiny"
+    """The pairs: `tiny` (the synthetic world), a SQuARe JSON file, or what `datasets` reads (docs/data.md)."""
     language: Literal["en", "ko"] = "en"
+    """Which of SQuARe's texts are read."""
     red: Natural | None = None
+    """Pairs with a harmful answer, of all clients; null: as many as there are at the paper's ratio of 3 to 7."""
     acceptable: Natural | None = None
+    """Pairs with an acceptable answer, of all clients; null: as many as there are at that ratio."""
     max_length: Annotated[int, Field(strict=True, ge=16)] = 256
+    """Tokens of a conversation, at most; longer ones are cut and counted."""
     packing: Flag = False
+    """Short examples of a local step share rows, which changes no number but the time."""
+    partition: Annotated[str, Name("iid")] = "iid"
+    """How the pairs are dealt out to the clients."""
     split: Literal["tune", "test"] = "test"
+    """Which half of the tiny world is evaluated: settings are tuned on one, reported on the other."""
 
 
 class FederatedConfig(Section):
-    """`cohort` of `clients` train `local_steps` in each of `rounds`; chunks of them are mapped at once."""
+    """The rounds: who takes part, and how each client trains."""
 
-    algorithm: Literal["fedavg", "scaffold"] = "fedavg"
+    algorithm: Annotated[str, Name("fedavg", "scaffold")] = "fedavg"
+    """The federated algorithm; the paper's are FedAvg and SCAFFOLD."""
+    aggregator: Annotated[str, Name("weighted_mean")] = "weighted_mean"
+    """How the clients' deltas become one."""
     clients: Count = 20
+    """Clients in all; the paper's number."""
     cohort: Count = 5
+    """Clients drawn for each round, without replacement; the paper's number."""
     rounds: Natural = 50
+    """Rounds in all; the paper's number."""
     local_steps: Count = 25
+    """Optimizer updates of a client in a round; the paper's number."""
     batch_size: Count = 16
+    """Examples of a local step; the paper's number."""
     learning_rate: Rate = 2e-3
+    """Learning rate of the clients' optimizer."""
     clients_per_chunk: Count = 1
+    """Clients that are computed at once: more need more memory; 1 is the fastest on a CPU."""
 
     @field_validator("cohort")
     @classmethod
@@ -154,70 +183,88 @@ class FederatedConfig(Section):
 
 
 class GuardConfig(Section):
-    """The safety classifier: the base, fitted on `pairs`, of whose labels a share `label_noise` is flipped.
+    """The safety classifier: the base, fitted on labelled pairs; or with a `path` a model as it was released."""
 
-    Or, with a `path` (a Hugging Face folder, or owner/name at `revision` on the hub), that model as released: Llama
-    Guard, or any chat model that is asked.
-    """
-
-    path: PathText | None = None
+    path: Annotated[PathText | None, _MODEL_FILES] = None
+    """A released guard, Llama Guard or a chat model: a Hugging Face folder or `owner/name`; null: one is fitted."""
     revision: Revision = None
+    """Branch, tag or commit of a guard on the hub; null: its main branch."""
+    scorer: Annotated[str, Name("model")] = "model"
+    """`model` for these; a function of the user's own, (query, response) pairs to p(unsafe), takes their place."""
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400
+    """Labelled pairs that the guard is fitted on, half of them harmful."""
     steps: Natural = 20
+    """Optimizer updates of the fit."""
     batch_size: Count = 32
+    """Pairs of one such update."""
     learning_rate: Rate = 1e-3
+    """Learning rate of the fit."""
     threshold: Annotated[float, Field(gt=0, lt=1), _Real] = 0.5
+    """An answer is unsafe if p(unsafe) is at least this."""
     label_noise: Annotated[float, Field(ge=0, lt=0.5), _Real] = 0.0
+    """The share of the labels that is flipped before the fit, at random."""
 
 
 class FilterConfig(Section):
-    """The filter on each client; `keep_all` is its control: the guard scores, nothing is dropped."""
+    """The safety filter on each client, before it trains."""
 
     enabled: Flag = True
+    """Whether clients drop the pairs that the guard calls unsafe."""
     keep_all: Flag = False
+    """The filter's control: the guard scores, nothing is dropped."""
 
 
 class CaiConfig(Section):
-    """Constitutional AI on the global adapter after each `every`th round: `iterations` optimizer steps.
-
-    `prompts` red ones a round are answered (at `temperature`, among the likeliest tokens by `top_k`, `top_p`, `min_p`,
-    null for all), then criticised and revised `revisions` times; `prompts_per_chunk` at once, null for all. `replay`
-    benign ones, answered by the base, are mixed in. `critic` base switches the adapter off for critique and revision.
-    `target` response is the control: training on the unrevised answers. `constitution` is "default" or a YAML file.
-    `data` is "online" for all this, or a prepared set (`fedjax-rai cai generate`), of which `prompts` pairs a round are
-    taken instead.
-
-    `method`: likelihood of the revisions, preference of revision over response, or the sum of both. `preference` is its
-    loss (`train.losses`), with `beta` and, as the reference, the round's own starting adapter or the base.
-
-    `probe` fixed red prompts are answered, and the answers scored by the guard, after every aggregation; with a
-    `trigger`, a phase that is due runs only if less than that share of them is safe.
-    """
+    """Constitutional AI on the global adapter, on the server, after rounds."""
 
     enabled: Flag = True
+    """Whether there are such phases."""
     iterations: Natural = 50
+    """Optimizer updates of a phase; the paper's number."""
     every: Count = 1
+    """A phase comes after the last of every so many rounds; the paper's number."""
     probe: Natural = 0
+    """Fixed red prompts that are answered and scored by the guard after every aggregation."""
     trigger: Share | None = None
+    """A phase that is due runs only if less than this share of the probe's answers is safe; null: it always runs."""
     method: Literal["sft", "dpo", "sft+dpo"] = "sft"
+    """Train on the likelihood of revisions, on their preference over the responses (DPO), or on the sum of both."""
     preference: Literal["sigmoid", "sigmoid_norm", "ipo"] = "sigmoid"
+    """The preference loss: DPO's, the same of log p per token, or IPO's."""
     beta: Rate = 0.1
+    """DPO's beta: how strongly the preference is held to the reference."""
     reference: Literal["round", "base"] = "round"
-    data: PathText = "online"
+    """DPO's reference: the adapter at the start of the phase, or the base without one."""
+    data: Annotated[PathText, a_file("JSON lines of revisions, or folder of them")] = "online"
+    """`online`: the policy writes revisions in every phase; or a prepared set (`fedjax-rai cai generate`)."""
     prompts: Count = 64
+    """Red prompts of a phase, or pairs of a prepared set."""
     prompts_per_chunk: Count | None = None
+    """Prompts that are answered at once: fewer need less memory; null: all."""
     revisions: Count = 1
+    """How often an answer is criticised and revised."""
     replay: Natural = 32
+    """Benign prompts with the base's own answers that are mixed in, to hold utility."""
     batch_size: Count = 16
+    """Examples of an optimizer update."""
     learning_rate: Rate = 1e-3
+    """Learning rate of the phase's optimizer."""
     temperature: Temperature = 1.0
+    """Sampling temperature of responses, critiques and revisions; 0: always the likeliest token."""
     top_k: Count | None = None
+    """Sample among so many likeliest tokens; null: all."""
     top_p: Share | None = None
+    """Sample among the likeliest tokens of this probability together; null: all."""
     min_p: Share | None = None
+    """Sample among tokens at least this times as likely as the likeliest; null: all."""
     max_new_tokens: Count = 64
+    """Tokens of a response, a critique or a revision, at most."""
     critic: Literal["policy", "base"] = "policy"
+    """Who criticises and revises: the policy itself, as in the paper, or the base without its adapter."""
     target: Literal["revision", "response"] = "revision"
-    constitution: PathText = "default"
+    """What is trained on; `response` is the control: the unrevised answers."""
+    constitution: Annotated[PathText, a_file("YAML file of principles", **OWN)] = "default"
+    """The principles: `default`, a YAML file, or a `Constitution` of the user's own."""
 
     @field_validator("trigger")
     @classmethod
@@ -238,21 +285,29 @@ class CaiConfig(Section):
 
 
 class EvalConfig(Section):
-    """Safety evaluation: `samples` answers to each of `prompts` requests of `advbench` ("tiny" or a CSV file)."""
+    """The evaluation of the final adapter."""
 
-    advbench: PathText = "tiny"
+    advbench: Annotated[PathText, a_file("CSV file with header goal,target")] = "tiny"
+    """Harmful requests: `tiny` (templates of the synthetic world) or AdvBench's CSV file."""
     prompts: Count = 100
+    """Harmful requests that are answered, at most."""
     samples: Count = 4
+    """Answers to each of them."""
     temperature: Temperature = 1.0
+    """Sampling temperature of these answers; 0: always the likeliest token."""
     max_new_tokens: Count = 64
+    """Tokens of an answer, at most."""
     batch_size: Count = 64
+    """Rows that are answered or scored at once; changes no number."""
 
 
 class ExperimentConfig(Section):
-    """One experiment. `output` is its run folder; a loaded config has `runs/<stem of the file>` for null."""
+    """One experiment."""
 
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
+    """The seed of every random number of a run."""
     output: PathText | None = None
+    """The run folder; null: `runs/` and the config file's name."""
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()

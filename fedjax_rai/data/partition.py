@@ -1,5 +1,7 @@
 """Which client holds which example."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fedjax_rai import rng
@@ -14,3 +16,7 @@ def iid(n: int, clients: int, seed: int) -> list[np.ndarray]:
     if n < clients:
         raise InputError(f"federated.clients = {clients}: more than the {n} training pairs; must be at most {n}")
     return np.array_split(rng.host(seed, "partition").permutation(n), clients)
+
+
+PARTITIONS: dict[str, Callable[[int, int, int], list[np.ndarray]]] = {"iid": iid}
+"""By name: (examples, clients, seed) -> an index array for each client; disjoint, and a function of these alone."""

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from fedjax_rai import rng, terminal
+from fedjax_rai.config.names import attribute
 from fedjax_rai.config.views import View
 from fedjax_rai.data.order import cycle
 from fedjax_rai.experiment.models import Models
@@ -34,8 +35,19 @@ class Guarding:
 
     @property
     def possible(self) -> bool:
-        """Whether there can be a guard: a released one, or pairs to fit one on."""
-        return self._config.guard.path is not None or bool(self._texts.materials.guard_pairs)
+        """Whether there can be a guard: a function, a released one, or pairs to fit one on."""
+        released = self._config.guard.path is not None
+        return self.is_function or released or bool(self._texts.materials.guard_pairs)
+
+    @property
+    def is_function(self) -> bool:
+        """Whether the guard is a function of the user's own, not a model."""
+        return self._config.guard.scorer != guards.MODEL
+
+    @property
+    def by_model(self) -> bool:
+        """Whether there can be a guard that is a model."""
+        return self.possible and not self.is_function
 
     @property
     def folder(self) -> Path | None:
@@ -74,8 +86,14 @@ class Guarding:
         return LM(Decoder(architecture, lora_shape(self._config.lora, architecture)), self._models.base)
 
     @cached_property
-    def guard(self) -> guards.Guard:
-        """The base with an adapter fitted on labelled pairs; with a `guard.path` that model as it is."""
+    def guard(self) -> guards.Guard | guards.Scorer:
+        """The base with an adapter fitted on labelled pairs; with a `guard.path` that model as it is.
+
+        With a `guard.scorer` of the user's own, that function.
+        """
+        if self.is_function:
+            scorer = self._config.guard.scorer
+            return guards.Scorer(attribute(scorer, "guard.scorer"), scorer)
         if self._config.guard.path is not None:
             return self.untuned
         return self.untuned._replace(adapter=self._fit())
@@ -110,11 +128,14 @@ class Guarding:
         harmful = [pair.harmful for pair in self._texts.materials.pairs]
         threshold = self._config.guard.threshold
         used = guards.quality(self.scores, harmful, threshold)
-        if self._config.guard.path is not None:
+        if self._config.guard.path is not None or self.is_function:
             return {"fitted": None, "released": used}
         released = guards.score(self.untuned, self._client_texts)
         return {"fitted": used, "released": guards.quality(released, harmful, threshold)}
 
     def check(self) -> None:
         """Raises InputError where the guard can be asked in no form that is known."""
-        guards.guard_form(self.untuned.tokenizer)
+        if self.is_function:
+            attribute(self._config.guard.scorer, "guard.scorer")
+        else:
+            guards.guard_form(self.untuned.tokenizer)

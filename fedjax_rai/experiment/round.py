@@ -13,6 +13,7 @@ import numpy as np
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Metrics
 from fedjax_rai.cai.programs import sampling
+from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import CaiConfig, ExperimentConfig
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
@@ -20,7 +21,7 @@ from fedjax_rai.experiment.evaluation import ask
 from fedjax_rai.experiment.phase import Phase, Said
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import Numbers, federated_round, federated_rounds, teach
-from fedjax_rai.fed.aggregate import weighted_mean
+from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS, FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.mesh import over_clients, replicated
@@ -30,10 +31,14 @@ from fedjax_rai.safety.guard import score
 
 
 @lru_cache
-def make_algorithm(name: str, model: Decoder, clients: int, chunk: int, mesh: jax.sharding.Mesh) -> FedAlgorithm:
+def make_algorithm(
+    name: str, aggregator: str, model: Decoder, clients: int, chunk: int, mesh: jax.sharding.Mesh
+) -> FedAlgorithm:
     """The algorithm of that name; a chunk is a multiple of the mesh's clients axis. Cached, so compiled once."""
     across = mesh.shape["clients"]
-    return ALGORITHMS[name](model, weighted_mean(), clients, -(-chunk // across) * across, over_clients(mesh))
+    algorithm = look_up(ALGORITHMS, name, "federated.algorithm")
+    rule = look_up(AGGREGATORS, aggregator, "federated.aggregator")()
+    return algorithm(model, rule, clients, -(-chunk // across) * across, over_clients(mesh))
 
 
 class Outcome(NamedTuple):
@@ -75,7 +80,12 @@ class Federation:
         self.setting = setting
         model: Any = setting.model  # hashable, though its type does not say so
         self.algorithm = make_algorithm(
-            federated.algorithm, model, federated.clients, federated.clients_per_chunk, setting.models.mesh
+            federated.algorithm,
+            federated.aggregator,
+            model,
+            federated.clients,
+            federated.clients_per_chunk,
+            setting.models.mesh,
         )
         self.kept = self._kept_rows()
 

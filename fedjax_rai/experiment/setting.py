@@ -15,9 +15,10 @@ import jax
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import ONLINE
+from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import View
-from fedjax_rai.data.partition import iid
+from fedjax_rai.data.partition import PARTITIONS
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.models import Models
@@ -63,7 +64,8 @@ class Setting:
         self._parts: dict[str, Any] = {}
         for part in PARTS:
             self._parts[part.__name__] = self._shared(part, previous) or self._built(part)
-        self.client_rows = iid(len(self.texts.materials.pairs), config.federated.clients, config.seed)
+        partition = look_up(PARTITIONS, config.data.partition, "data.partition")
+        self.client_rows = partition(len(self.texts.materials.pairs), config.federated.clients, config.seed)
 
     def _shared(self, part: Any, previous: "Setting | None") -> Any:
         name = part.__name__

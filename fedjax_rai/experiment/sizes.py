@@ -22,7 +22,7 @@ def sizes(setting: Setting) -> Sizes:
     return Sizes(
         model=setting.model,
         guard=setting.guarding.released_architecture,
-        guarded=setting.guarding.possible,
+        guarded=setting.guarding.by_model,
         lengths=_lengths(setting),
         pairs=len(setting.texts.materials.pairs),
         red=len(setting.texts.materials.red_prompts) if online else 0,
@@ -65,7 +65,7 @@ def _lengths(setting: Setting) -> Lengths:
     choices = [answered(c.query, text) for c in made.choices for text in (c.good, c.bad)]
     return Lengths(
         train=setting.texts.corpus.tokens.shape[1],
-        guard_request=_guard_request(setting) if setting.guarding.possible else 0,
+        guard_request=_guard_request(setting) if setting.guarding.by_model else 0,
         prepared=setting.texts.prepared.chosen.tokens.shape[1] if cai and not online else 0,
         replay=longest(made.benign_prompts) if cai else 0,
         asked=longest([*made.advbench, *(q.query for q in made.utility), *made.over_refusal]),

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai import terminal
-from fedjax_rai.cai.constitution import Constitution, load_constitution
+from fedjax_rai.cai.constitution import Constitution, find_constitution
 from fedjax_rai.cai.revise import Requests, encode_requests
-from fedjax_rai.config.files import constitution_path
 from fedjax_rai.config.views import View
 from fedjax_rai.data.examples import Examples, Prompts, encode_chats, encode_questions, pad_left
 from fedjax_rai.data.sources import read_preferences
@@ -77,7 +76,7 @@ class Texts:
 
     @cached_property
     def constitution(self) -> Constitution:
-        return load_constitution(constitution_path(self._config))
+        return find_constitution(self._config.cai.constitution)
 
     def name_unknown_categories(self) -> None:
         """A constitution may be meant for more than one set of questions, so this is no error."""

@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedjax_rai.cai.constitution import load_constitution
-from fedjax_rai.config.files import ONLINE, constitution_path, digests
-from fedjax_rai.config.load import check_files
+from fedjax_rai.cai.constitution import find_constitution
+from fedjax_rai.config.files import ONLINE, check_files, digests
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import value_at
 from fedjax_rai.data.sources import read_preferences
@@ -22,7 +21,7 @@ def check_inputs(configs: Iterable[ExperimentConfig]) -> None:
             continue
         seen.add(read)
         if config.cai.data == ONLINE:
-            load_constitution(constitution_path(config))
+            find_constitution(config.cai.constitution)
         else:
             read_preferences(Path(config.cai.data))
 

@@ -62,14 +62,7 @@ def prepare(config: ExperimentConfig, out: Path, prompts: int | None = None, ada
     config's own shape, is the policy; without it that is the base. Nothing is written before config, data and model
     have been read. Raises InputError for an `out` that holds anything but this very set.
     """
-    if config.cai.data != ONLINE:
-        raise InputError(f"cai.data = {config.cai.data}: must be {ONLINE!r} to prepare a set")
-    config = config.model_copy(update={"output": str(out), "cai": config.cai.model_copy(update={"enabled": True})})
-    check_inputs([config])
-    check_config(out, config)
-    asked_by = None if adapter is None else adapter_digest(adapter)
-    setting = Setting(config, pins=pins_of(began_with(out)))
-    asked = {"prompts": len(setting.texts.materials.red_prompts) if prompts is None else prompts, "adapter": asked_by}
+    config, setting, asked = read_request(config, out, prompts, adapter)
     if finished(out, asked):
         terminal.say(f"{out}: already finished")
         return out
@@ -82,6 +75,21 @@ def prepare(config: ExperimentConfig, out: Path, prompts: int | None = None, ada
         write_shards(said, out)
     conclude(setting, config, out)
     return out
+
+
+def read_request(
+    config: ExperimentConfig, out: Path, prompts: int | None, adapter: Path | None
+) -> tuple[ExperimentConfig, Setting, dict[str, Any]]:
+    """(the set's config, its setting, what else decides it); writes nothing. Raises InputError as `prepare` does."""
+    if config.cai.data != ONLINE:
+        raise InputError(f"cai.data = {config.cai.data}: must be {ONLINE!r} to prepare a set")
+    config = config.model_copy(update={"output": str(out), "cai": config.cai.model_copy(update={"enabled": True})})
+    check_inputs([config])
+    check_config(out, config)
+    asked_by = None if adapter is None else adapter_digest(adapter)
+    setting = Setting(config, pins=pins_of(began_with(out)))
+    asked = {"prompts": len(setting.texts.materials.red_prompts) if prompts is None else prompts, "adapter": asked_by}
+    return config, setting, asked
 
 
 def adapter_digest(folder: Path) -> str:
@@ -195,7 +203,7 @@ def write_shards(said: Sayer, out: Path) -> None:
     total, done = (sum(len(said.batches(shard)) for shard in own) for own in (shards, set(shards) - set(left)))
     if done:
         terminal.say(f"{out}: going on after {len(shards) - len(left)} of {len(shards)} shards")
-    with terminal.progress(out.name, total, done) as advance:
+    with terminal.progress(out.name, total, done, unit="batch") as advance:
         for shard in left:
             began, pairs, dropped, tokens = time.perf_counter(), [], [], 0
             for ids in said.batches(shard):

@@ -17,6 +17,7 @@ from fedjax_rai.runs.conclude import conclude
 from fedjax_rai.runs.folder import ADAPTER, CONFIG, check_folder, open_folder, pins, run_folder
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.loop import train
+from fedjax_rai.runs.picture import PICTURE, draw_run
 
 
 def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequence[ExperimentConfig] = ()) -> Path:
@@ -31,6 +32,8 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
     folder = run_folder(config)
     if check_folder(folder, config):
         terminal.say(f"{folder}: already finished")
+        if not (folder / PICTURE).is_file():
+            draw_run(folder)
         return folder
     setting = setting or Setting(config, pins=pins([config]))
     advice.announce(config, sizes.sizes(setting))
@@ -42,11 +45,12 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
 
 
 def finish(setting: Setting, adapter: Adapter) -> None:
-    """What comes after the last round: the adapter is written and evaluated."""
+    """What comes after the last round: the adapter is written and evaluated, and the run's picture drawn."""
     config = setting.config
     folder = run_folder(config)
     save_adapter(folder / ADAPTER, *setting.shapes, adapter, config.model.path, setting.commits.get("model_commit"))
     conclude(setting, config, folder, adapter)
+    draw_run(folder)
 
 
 def evaluate_run(folder: Path) -> None:
@@ -58,3 +62,4 @@ def evaluate_run(folder: Path) -> None:
     setting = Setting(config, pins=pins([config]))
     _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
     conclude(setting, config, folder, adapter)
+    draw_run(folder)

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from os.path import commonprefix
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from fedjax_rai.train.step import train
 # guards have such categories too (Qwen3Guard), and answer in another form.
 CATEGORIES = "UNSAFE CONTENT CATEGORIES"
 LLAMA_GUARD = re.compile(r"first\s+line\s+must\s+read\W+safe\W+or\W+unsafe\b", re.IGNORECASE)
+MODEL = "model"  # in `guard.scorer`: the guard is a model, not a function
 QUERY, RESPONSE = "zqxj", "jxqz"  # texts that no template holds
 
 
@@ -68,6 +69,16 @@ def guard_form(tokenizer: Tokenizer) -> GuardForm:
     return GuardForm(conversation, safe[:shared], (safe[shared], unsafe[shared]))
 
 
+class Scorer(NamedTuple):
+    """A guard that is a function of the user's own: pairs of (query, response) -> p(unsafe) of each, NaN for no score.
+
+    It must be pure: the same pairs in another order, or some of them alone, get the same scores.
+    """
+
+    score: Callable[[Sequence[tuple[str, str]]], Any]
+    name: str  # in `guard.scorer`
+
+
 class Guard(NamedTuple):
     """What scoring needs. `adapter` None: the base as released. A prompt too long for `max_length` keeps its end."""
 
@@ -98,8 +109,10 @@ def first_token_score(
     return jax.nn.softmax(logits[:, verdict_ids], axis=-1)[:, 1]
 
 
-def score(guard: Guard, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """p(unsafe) of each (query, response), in order."""
+def score(guard: Guard | Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """float32[n]: p(unsafe) of each (query, response), in order; NaN where a function of the user's own gave none."""
+    if isinstance(guard, Scorer):
+        return _scored(guard, pairs)
     form = guard_form(guard.tokenizer)
     asked = [form.conversation(query, response) for query, response in pairs]
     room = guard.max_length - len(form.lead_ids)
@@ -113,6 +126,21 @@ def score(guard: Guard, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     ]
     for own, values in pending:
         scores[own] = np.asarray(values)[: len(own)]
+    return scores
+
+
+def _scored(guard: Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """What a function of the user's own says; raises InputError where that is no probability for each pair."""
+    stated = f"guard.scorer = {guard.name}"
+    try:
+        scores = np.asarray(guard.score(list(pairs)), np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{stated}: gave no array of numbers ({error})") from error
+    if scores.shape != (len(pairs),):
+        raise InputError(f"{stated}: gave an array of shape {scores.shape}; must be ({len(pairs)},), p(unsafe) a pair")
+    if np.any((scores < 0) | (scores > 1)):
+        found = f"{np.nanmin(scores):g} to {np.nanmax(scores):g}"
+        raise InputError(f"{stated}: gave numbers from {found}; must be p(unsafe), from 0 to 1, or NaN")
     return scores
 
 

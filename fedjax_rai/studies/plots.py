@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_rai.runs.picture import COLOURS, SYNTHETIC
+from fedjax_rai.runs.picture import figure as new_figure
 from fedjax_rai.studies.results import Cell
 
 SHOWN = ("harmless", "hhh", "utility", "over_refusal")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito, told apart by colour-blind people too
 Cells = Mapping[str, Sequence[Cell | None]]
 
 
 def plot_arms(path: Path, arms: Sequence[str], cells: Cells, names: Mapping[str, str], synthetic: bool) -> None:
     """Harmless rate, HHH, utility and over-refusal of each arm, with their intervals, as a PNG."""
     shown = measured(cells)
-    figure = _figure(1.6 * len(arms) + 2.5, 4.2)
+    figure = new_figure(1.6 * len(arms) + 2.5, 4.2)
     axes = figure.subplots()
     width = 0.8 / max(len(shown), 1)
     for i, (rate, own) in enumerate(shown.items()):
@@ -22,7 +23,7 @@ def plot_arms(path: Path, arms: Sequence[str], cells: Cells, names: Mapping[str,
         means = [c.mean for c in own]
         axes.bar(at, means, width, yerr=_margins(own), capsize=2, label=names[rate], error_kw={"linewidth": 1})
     axes.set_xticks(range(len(arms)), arms)
-    axes.set_title("synthetic tiny world" if synthetic else "", fontsize=10)
+    axes.set_title(SYNTHETIC if synthetic else "", fontsize=10)
     _percent(axes)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=4, frameon=False)
     figure.savefig(path)
@@ -37,13 +38,13 @@ def plot_sweep(
     `labels`, `seconds` and `probes` (percent safe by round; empty: none) go by point, like the cells.
     """
     panels = 3 if any(probes) else 2
-    figure = _figure(5.2 * panels, 4.6)
+    figure = new_figure(5.2 * panels, 4.6)
     axes = figure.subplots(1, panels)
     _rates(axes[0], key, labels, measured(cells), names)
     _costs(axes[1], key, labels, cells["harmless"], seconds)
     if any(probes):
         _probes(axes[2], key, labels, probes)
-    figure.suptitle("synthetic tiny world" if synthetic else "", fontsize=10)
+    figure.suptitle(SYNTHETIC if synthetic else "", fontsize=10)
     _spread(figure, axes[1])
     figure.savefig(path)
 
@@ -114,15 +115,6 @@ def _spread(figure: Any, axes: Any) -> None:
             x, y = text.get_position()
             text.set_position((x, y + 2))
         boxes.append(text.get_window_extent())
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _percent(axes: Any, label: str = "percent, 95 % intervals", low: float = 0.0) -> None:

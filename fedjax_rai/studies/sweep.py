@@ -86,8 +86,8 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
     that with a trigger, and for files that are not as they should be, before the first run.
     """
     check_inputs(point.config for point in points)
-    if together and any(point.config.cai.trigger is not None for point in points):
-        raise InputError("--together: a cai.trigger decides for each point by itself; leave out one of the two")
+    if together:
+        check_together(points)
     folder = check_sweep(points)
     finished = [check_folder(output(point), point.config) for point in points]
     todo = [point for point, done in zip(points, finished, strict=True) if not done]
@@ -136,6 +136,12 @@ def run_family(family: Sequence[Point], arms: Arms) -> None:
         finished = check_folder(output(point), point.config)
         setting = None if finished else arms.setting(point.config)
         run(point.config, setting, siblings(point, ordered[i + 1 :]))
+
+
+def check_together(points: Sequence[Point]) -> None:
+    """Raises InputError where a point waits for the host's decision."""
+    if any(point.config.cai.trigger is not None for point in points):
+        raise InputError("--together: a cai.trigger decides for each point by itself; leave out one of the two")
 
 
 def check_sweep(points: Sequence[Point]) -> Path:

@@ -10,21 +10,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai import rng, terminal
+from fedjax_rai.aliases import Adapter, Array, Int
 from fedjax_rai.data.examples import length_batches
 from fedjax_rai.errors import InputError
+from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.families import read_config, read_json
-from fedjax_rai.model.lora import NO_LORA
+from fedjax_rai.model.lora import NO_LORA, Lora
 from fedjax_rai.model.peft import load_adapter
 from fedjax_rai.model.weights import load_base
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
 from fedjax_rai.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, stop_ids
-from fedjax_rai.train.generate import Decoding, Sampling, generate
+from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
 
 
-class Row(NamedTuple):
-    """A prompt: what was asked as ids, and whether by the chat template, so that the end of a turn ends the answer."""
+class Request(NamedTuple):
+    """Who is asked, and how answers are decoded; the defaults are greedy."""
+
+    model: str  # a Hugging Face folder, owner/name on the hub, or "tiny"
+    revision: str | None = None  # branch, tag or commit of a name on the hub
+    adapter: Path | None = None  # a folder in PEFT's format
+    raw: bool = False  # prompts as they are, without the chat template
+    dtype: str = "bfloat16"  # of weights and activations
+    max_new: int = 128  # the most tokens of an answer
+    temperature: float = 0.0  # 0: the likeliest token
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int = 0  # of sampling
+    batch_size: int = 16  # prompts answered at once; changes no answer
+
+
+class WrittenPrompt(NamedTuple):
+    """A prompt as its user wrote it: an object with `prompt` (text) or `token_ids`, and its place for messages."""
+
+    where: str
+    row: Any
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt as token ids; `chat`: by the chat template, so that the end of a turn ends the answer."""
 
     ids: list[int]
     chat: bool
@@ -35,64 +61,81 @@ class Answer(NamedTuple):
     text: str | None  # None where there is no tokenizer
 
 
-def answers(
-    path: str,
-    revision: str | None,
-    adapter: Path | None,
-    prompts: Path,
-    *,
-    max_new: int,
-    temperature: float,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    min_p: float | None = None,
-    dtype: str,
-    raw: bool,
-    seed: int,
-    batch_size: int,
-) -> Iterator[Answer]:
-    """An answer to each row of a JSON-lines file, in its order; no answer depends on another or on the batch size.
+class ModelFiles(NamedTuple):
+    """The model that a request names, all read but the weights of its base."""
 
-    A row holds `prompt`, a text that the chat template is applied to (unless `raw`), or `token_ids`, taken as they are.
-    Raises InputError, with file and line, before the weights are read. An answer is given as soon as it and all before
-    it are there; shorter prompts are answered first.
+    folder: Path
+    config: DecoderConfig
+    lora: Lora
+    adapter: Adapter | None
+    tokenizer: Tokenizer | None
+
+
+def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answer]:
+    """An answer to each prompt, in order; none depends on another, or on the batch size.
+
+    Raises InputError, with the prompt's place, before the weights are read. An answer is given as soon as it and all
+    before it are there; shorter prompts are answered first.
     """
-    folder = resolve(path, revision)
-    config = read_config(folder, dtype=dtype)
-    lora, own = load_adapter(adapter, config) if adapter else (NO_LORA, None)
-    tokenizer = load_tokenizer(path, revision) if has_tokenizer(folder) else None
-    most = None if config.longest is None else config.longest - max_new
-    rows = read_rows(prompts, tokenizer, config.vocab_size, raw, most)
-    if ignored := ignored_settings(folder):
+    files = read_model(request)
+    longest = None if files.config.longest is None else files.config.longest - request.max_new
+    rows = [encode(written, files, request.raw, longest) for written in prompts]
+    if ignored := ignored_settings(files.folder):
         terminal.say(f"not computed, though generation_config.json asks for it: {', '.join(ignored)}")
-    lm = LM(Decoder(config, lora), load_base(resolve(path, revision, weights=True), config))
-    sampling = Sampling(
-        np.float32(temperature),
-        top_p=None if top_p is None else np.float32(top_p),
-        top_k=None if top_k is None else np.int32(min(top_k, config.vocab_size)),
-        min_p=None if min_p is None else np.float32(min_p),
-    )
-    keys = jax.vmap(lambda row: rng.stream(jax.random.key(seed), "generate", row=row))(np.arange(len(rows)))
+    weights = resolve(request.model, request.revision, weights=True)
+    lm = LM(Decoder(files.config, files.lora), load_base(weights, files.config))
+    keys = jax.vmap(lambda row: rng.stream(jax.random.key(request.seed), "generate", row=row))(np.arange(len(rows)))
     # float32 is asked for to compare, so no TF32 in its products
-    precision = jax.default_matmul_precision("highest" if dtype == "float32" else "default")
-    said: dict[int, Answer] = {}
+    precision = jax.default_matmul_precision("highest" if request.dtype == "float32" else "default")
+    waiting: dict[int, Answer] = {}
     given = 0
-    with precision, terminal.progress("generating", len(rows)) as advance:
+    with precision, terminal.progress("answering", len(rows), unit="prompt") as advance:
         for chat in (False, True):
-            mine = np.array([i for i, row in enumerate(rows) if row.chat == chat])
-            ends = jnp.array((tokenizer.end_ids if chat and tokenizer else stop_ids(folder)) or (-1,))
-            size = min(batch_size, max(len(mine), 1))
-            for picked, batch in length_batches([rows[i].ids for i in mine], size, 0, most):
-                decoding = Decoding(sampling, ends, max_new)
-                found = generate(lm, own, batch, keys[mine[np.resize(picked, size)]], decoding)
-                tokens, valid = np.asarray(found.tokens), np.asarray(found.valid)
-                for row, i in enumerate(mine[picked]):
-                    ids = tokens[row][valid[row]].tolist()
-                    said[int(i)] = Answer(ids, tokenizer.decode(ids) if tokenizer else None)
-                    advance("")
-                while given in said:
-                    yield said.pop(given)
+            numbers = np.array([i for i, row in enumerate(rows) if row.chat == chat])
+            decoding = Decoding(sampling(request, files.config.vocab_size), end_ids(files, chat), request.max_new)
+            size = min(request.batch_size, max(len(numbers), 1))
+            for picked, batch in length_batches([rows[i].ids for i in numbers], size, 0, longest):
+                batch_keys = keys[numbers[np.resize(picked, size)]]
+                found = generate(lm, files.adapter, batch, batch_keys, decoding)
+                waiting |= zip(numbers[picked].tolist(), read_answers(found, files.tokenizer), strict=False)
+                advance(steps=len(picked))
+                while given in waiting:
+                    yield waiting.pop(given)
                     given += 1
+
+
+def read_model(request: Request) -> ModelFiles:
+    """Raises InputError for a model or an adapter that cannot be read."""
+    folder = resolve(request.model, request.revision)
+    config = read_config(folder, dtype=request.dtype)
+    lora, adapter = NO_LORA, None
+    if request.adapter is not None:
+        lora, adapter = load_adapter(request.adapter, config)
+    tokenizer = load_tokenizer(request.model, request.revision) if has_tokenizer(folder) else None
+    return ModelFiles(folder, config, lora, adapter, tokenizer)
+
+
+def sampling(request: Request, vocabulary: int) -> Sampling:
+    """How tokens are drawn; a bound that the request leaves out is not computed."""
+    return Sampling(
+        np.float32(request.temperature),
+        top_p=None if request.top_p is None else np.float32(request.top_p),
+        top_k=None if request.top_k is None else np.int32(min(request.top_k, vocabulary)),
+        min_p=None if request.min_p is None else np.float32(request.min_p),
+    )
+
+
+def end_ids(files: ModelFiles, chat: bool) -> Int[Array, "e"]:
+    """What ends an answer: the end of a turn in a chat, else what the model's own files say; -1: nothing does."""
+    ids = files.tokenizer.end_ids if chat and files.tokenizer else stop_ids(files.folder)
+    return jnp.array(ids or (-1,))
+
+
+def read_answers(found: Answers, tokenizer: Tokenizer | None) -> Iterator[Answer]:
+    """The answers of a batch, in its order; waits for the device."""
+    for tokens, valid in zip(np.asarray(found.tokens), np.asarray(found.valid), strict=True):
+        ids = tokens[valid].tolist()
+        yield Answer(ids, tokenizer.decode(ids) if tokenizer else None)
 
 
 def ignored_settings(folder: Path) -> list[str]:
@@ -103,31 +146,45 @@ def ignored_settings(folder: Path) -> list[str]:
     return [f"{name} {named[name]}" for name, value in neutral.items() if named.get(name) not in (None, value)]
 
 
-def read_rows(
-    path: Path, tokenizer: Tokenizer | None, vocabulary: int, raw: bool, most: int | None = None
-) -> list[Row]:
-    """The prompts of a file as token ids, at most `most` each; blank lines are passed over."""
+def prompts_of_texts(texts: Sequence[str], place: str = "--prompt") -> list[WrittenPrompt]:
+    """Each text a prompt. Raises InputError for one that says nothing."""
+    found = []
+    for number, text in enumerate(texts, 1):
+        where = place if len(texts) == 1 else f"{place} (number {number})"
+        if not text.strip():
+            raise InputError(f"{where}: is empty; must be the text of a prompt")
+        found.append(WrittenPrompt(where, {"prompt": text}))
+    return found
+
+
+def prompts_of_file(path: Path) -> list[WrittenPrompt]:
+    """The prompts of a file of JSON lines; blank lines are passed over. Raises InputError with file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
-    rows = [
-        _short(_row(_json(line, where), where, tokenizer, vocabulary, raw), where, most)
-        for where, line in ((f"{path}:{number}", line) for number, line in enumerate(lines, 1))
-        if line.strip()
-    ]
-    if not rows:
-        raise InputError(f"{path}: holds no prompts")
-    return rows
+    return [WrittenPrompt(where, _json(line, where)) for where, line in _lines(text, str(path))]
 
 
-def _short(row: Row, where: str, most: int | None) -> Row:
-    if most is not None and len(row.ids) > most:
-        raise InputError(
-            f"{where}: {len(row.ids)} tokens; must be at most {max(most, 0)}, as this model's rotary embedding has a "
-            "limit for prompt and answer together: shorten the prompt or lower --max-new"
-        )
-    return row
+def prompts_of_lines(data: bytes, name: str = "standard input") -> list[WrittenPrompt]:
+    """The prompts of lines, one each: a line that begins with `{` is JSON, any other is the prompt's own text."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: byte {error.start} is not UTF-8; must be lines of text") from None
+    found = []
+    for where, line in _lines(text, name):
+        is_json = line.lstrip().startswith("{")
+        found.append(WrittenPrompt(where, _json(line, where) if is_json else {"prompt": line.strip()}))
+    return found
+
+
+def _lines(text: str, name: str) -> list[tuple[str, str]]:
+    """(place, line) of every line that is not blank; raises InputError where there is none."""
+    lines = [(f"{name}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"{name}: holds no prompts")
+    return lines
 
 
 def _json(line: str, where: str) -> Any:
@@ -137,21 +194,44 @@ def _json(line: str, where: str) -> Any:
         raise InputError(f"{where}: not JSON ({error})") from None
 
 
-def _row(row: Any, where: str, tokenizer: Tokenizer | None, vocabulary: int, raw: bool) -> Row:
+def encode(written: WrittenPrompt, files: ModelFiles, raw: bool, longest: int | None) -> EncodedPrompt:
+    """A prompt as token ids, at most `longest`; raises InputError for one that this model cannot be given."""
+    encoded = _encoded(written, files, raw)
+    if longest is not None and len(encoded.ids) > longest:
+        raise InputError(
+            f"{written.where}: {len(encoded.ids)} tokens; must be at most {max(longest, 0)}, as this model's rotary "
+            "embedding has a limit for prompt and answer together: shorten the prompt or lower --max-new"
+        )
+    return encoded
+
+
+def _encoded(written: WrittenPrompt, files: ModelFiles, raw: bool) -> EncodedPrompt:
+    where, row = written
+    vocabulary = files.config.vocab_size
     given = [key for key in ("prompt", "token_ids") if isinstance(row, dict) and key in row]
     if len(given) != 1:
         raise InputError(f'{where}: must be an object with either "prompt" (text) or "token_ids" (a list of ids)')
     if given == ["token_ids"]:
-        return Row(_checked(row["token_ids"], where, vocabulary), False)
-    if not isinstance(row["prompt"], str):
-        raise InputError(f"{where}: prompt is {row['prompt']!r}, must be text")
-    if tokenizer is None:
+        return EncodedPrompt(_checked(row["token_ids"], where, vocabulary), False)
+    text = _text(row["prompt"], where)
+    if files.tokenizer is None:
         raise InputError(f"{where}: this model has no tokenizer; give token_ids")
-    if not raw and tokenizer.hf.chat_template is None:
-        raise InputError(f"{where}: this model has no chat template; give --raw")
     if raw:
-        return Row(_checked(tokenizer.hf(row["prompt"])["input_ids"], where, vocabulary), False)
-    return Row(_checked(tokenizer.encode(prompt(tokenizer, question(row["prompt"]))), where, vocabulary), True)
+        return EncodedPrompt(_checked(files.tokenizer.hf(text)["input_ids"], where, vocabulary), False)
+    if files.tokenizer.hf.chat_template is None:
+        raise InputError(f"{where}: this model has no chat template; give --raw")
+    ids = files.tokenizer.encode(prompt(files.tokenizer, question(text)))
+    return EncodedPrompt(_checked(ids, where, vocabulary), True)
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: prompt is {value!r}, must be text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: prompt is no text in UTF-8 (half a character)") from None
+    return value
 
 
 def _checked(ids: Any, where: str, vocabulary: int) -> list[int]:

@@ -171,14 +171,14 @@ def faults(path: Path) -> list[str]:
 )
 def test_a_file_that_is_no_constitution_is_named_with_the_line(tmp_path, text, line, says):
     (fault,) = faults(write(tmp_path, text))
-    assert fault.startswith(f"{line}: ") and says in fault
+    assert fault.startswith(f"{line}:") and says in fault
 
 
 def test_a_file_that_is_no_text_is_named_with_the_line(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_bytes("# 한국어\nprinciples: \xff".encode("latin-1", "replace"))
     assert faults(path) == [f"2: byte {path.read_bytes().index(255)} is not UTF-8; must be a text file in UTF-8"]
-    assert "cannot be read" in faults(tmp_path / "none.yaml")[0]
+    assert "no such file; must be a YAML file of principles" in faults(tmp_path / "none.yaml")[0]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_wrong_key_of_a_principle_is_named_with_the_line(tmp_path, fault, says
 def test_what_is_no_text_is_named_with_the_line(tmp_path, key, text, says):
     others = "".join(f"  {other}: t\n" for other in ("name", "critique", "revision") if other != key)
     (fault,) = faults(write(tmp_path, f"principles:\n- weight: 1\n{others}  {key}: {text}\n"))
-    assert fault.startswith("5: ") and says in fault
+    assert fault.startswith("5:") and says in fault
 
 
 @pytest.mark.parametrize(

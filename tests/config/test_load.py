@@ -10,7 +10,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from fedjax_rai.config.load import check_files, dump_config, load_config
+from fedjax_rai.config.files import check_files
+from fedjax_rai.config.load import dump_config, load_config
 from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, LoraConfig
 from fedjax_rai.errors import InputError
 
@@ -133,7 +134,7 @@ def test_ranges(tmp_path: Path, key: str, bad: str, good: str) -> None:
 
 DIGITS = "write it in digits alone, like 1000"
 TRUTH = "YAML reads unquoted yes, no, on, off as truth values"
-GUARD = "path, revision, pairs, steps, batch_size, learning_rate, threshold, label_noise"
+GUARD = "path, revision, scorer, pairs, steps, batch_size, learning_rate, threshold, label_noise"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_a_cohort_larger_than_the_clients_names_both(tmp_path: Path) -> None:
 
 
 def test_everything_wrong_is_said_at_once_in_order(tmp_path: Path) -> None:
-    text = "lora:\n  rank: 0\n  rank: 3\nseed: -1\nsed: 1\ncai: {prompts: 0}\n"
+    text = "lora:\n  rank: 3\n  rank: 0\nseed: -1\nsed: 1\ncai: {prompts: 0}\n"
     lines = refusal(tmp_path, text, "x", "guard=3", "guard.steps=[", "eval.samples=0", "lra.rank=2")
     assert [line.split(": ")[0] for line in lines] == [
         "tiny.yaml:3", "tiny.yaml:4", "tiny.yaml:5", "tiny.yaml:6",
@@ -192,7 +193,7 @@ def test_everything_wrong_is_said_at_once_in_order(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert lines[0] == "tiny.yaml:3: lora.rank: stands twice, first at tiny.yaml:2; must stand once"
     assert "must be written key.path=value" in lines[4]
-    assert "guard is a section; must name one of its keys: guard.path, guard.revision, guard.pairs" in lines[5]
+    assert "guard is a section; must name one of its keys: guard.path, guard.revision, guard.scorer" in lines[5]
     assert "did you mean lora.rank?" in lines[7]
 
 
@@ -202,10 +203,10 @@ def test_everything_wrong_is_said_at_once_in_order(tmp_path: Path) -> None:
         ("a: [", r"tiny\.yaml:1:5: not valid YAML"),
         ("seed: 1\nlora: rank: 2", r"tiny\.yaml:2:11: not valid YAML"),
         ("seed: 1\n\tlora: 1", r"tiny\.yaml:2:1: not valid YAML"),
-        ("output: 2024-99-99", r"tiny\.yaml: not valid YAML: month must be in 1..12"),
-        ("output: \x01", r"tiny\.yaml: not valid YAML: unacceptable character"),
+        ("output: 2024-99-99", r"tiny\.yaml:1:9: not valid YAML: month must be in 1..12"),
+        ("output: \x01", r"tiny\.yaml:1: not valid YAML: unacceptable character"),
         ("seed: !!python/object:os.x 1", r"tiny\.yaml:1:7: not valid YAML"),
-        ("? [a]\n: 3", r"tiny\.yaml:1:3: not valid YAML"),
+        ("? [a]\n: 3", r"tiny\.yaml:1: key \?: YAML reads this as no text"),
         ("seed: 1\n---\nseed: 2", r"tiny\.yaml:2:1: not valid YAML"),
         ("- seed", r"tiny\.yaml:1: must be a mapping of keys"),
     ],
@@ -244,7 +245,7 @@ def test_a_rule_about_a_key_that_is_wrong_itself_is_not_said_too(tmp_path: Path)
 def test_files_that_are_not_there_are_all_named(tmp_path: Path) -> None:
     path = written(tmp_path, "")
     check_files(load_config(path))
-    keys = ("model.path", "guard.path", "data.train", "cai.constitution", "eval.advbench")
+    keys = ("model.path", "data.train", "guard.path", "cai.constitution", "eval.advbench")
     with pytest.raises(InputError) as caught:
         check_files(load_config(path, [f"{key}={tmp_path}/tiny.yml" for key in keys]))
     lines = str(caught.value).split("\n")
@@ -253,7 +254,8 @@ def test_files_that_are_not_there_are_all_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.path = .*: no Hugging Face folder with a config\.json there"):
         check_files(load_config(path, [f"model.path={tmp_path}"]))
     (tmp_path / "config.json").touch()
-    there = [*(f"{key}={tmp_path}" for key in keys[:2]), *(f"{key}={path}" for key in keys[2:])]
+    models = ("model.path", "guard.path")
+    there = [f"{key}={tmp_path if key in models else path}" for key in keys]
     check_files(load_config(path, there))
 
 

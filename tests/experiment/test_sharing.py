@@ -44,7 +44,7 @@ def other(key: str, value: Any) -> Any:
         return 1
     section, _, name = key.rpartition(".")
     schema = ExperimentConfig.model_fields[section].annotation.model_json_schema()["properties"][name]  # pyright: ignore
-    choices = schema.get("enum", [f"not {value}"])
+    choices = [*schema.get("enum", ()), f"not {value}"]
     return next(choice for choice in choices if choice != value)
 
 

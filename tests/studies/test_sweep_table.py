@@ -39,7 +39,8 @@ def test_rows_are_compared_with_the_first_seed_by_seed() -> None:
 def picture(tmp_path, monkeypatch, labels: list[str], **given: Any) -> list[Any]:
     """The axes of a picture of these points."""
     drawn: list[Figure] = []
-    monkeypatch.setattr(plots, "_figure", lambda *size, make=plots._figure: drawn.append(make(*size)) or drawn[-1])
+    make = plots.new_figure
+    monkeypatch.setattr(plots, "new_figure", lambda *size: drawn.append(make(*size)) or drawn[-1])
     measured = [Cell(50.0 + i / 4, 40.0, 60.0 + i) for i in range(len(labels))]
     cells = {rate: [None] * len(labels) if rate == "utility" else measured for rate in plots.SHOWN}
     probes = given.get("probes", [{}] * len(labels))

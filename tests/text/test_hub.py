@@ -15,7 +15,7 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.text import hub
 from fedjax_rai.text.prompts import answered, chat
 from fedjax_rai.text.tokenizer import has_tokenizer, load_tokenizer, stop_ids
-from fedjax_rai.tools.generate import answers
+from fedjax_rai.tools.generate import Request, answers, prompts_of_texts
 from tests.chat_models import FAMILIES, huggingface, tokenizer
 
 
@@ -113,12 +113,8 @@ def test_weights_are_fetched_only_once_the_config_was_read(download, tmp_path):
     with pytest.raises(InputError, match="model_type 't5' is not supported"):
         own = Setting(ExperimentConfig.model_validate({"model": {"path": "owner/name"}}))
         own.check()
-    (tmp_path / "p").write_text('{"prompt": "a"}')
     with pytest.raises(InputError, match="model_type 't5' is not supported"):
-        list(answers(
-            "owner/name", None, None, tmp_path / "p", max_new=1, temperature=0.0, top_p=1.0, dtype="float32", raw=False,
-            seed=0, batch_size=1,
-        ))  # fmt: skip
+        list(answers(Request("owner/name", max_new=1), prompts_of_texts(["a"])))
     assert asked and not any("*.safetensors" in options["allow_patterns"] for _, options in asked)
 
 

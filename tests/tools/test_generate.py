@@ -33,6 +33,11 @@ def refused(model: Any, prompts: Path, *options: object) -> str:
     return done.stderr.strip()
 
 
+def given(stdin: bytes | None, *options: object) -> Any:
+    """The command's result with these options, and this standard input."""
+    return CliRunner().invoke(app, ["generate", *map(str, options)], input=stdin)
+
+
 def written(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -82,6 +87,41 @@ def test_text_is_printed_without_json(tmp_path):
     (row,) = generate("tiny", path, "--max-new", 6, *GREEDY)
     done = CliRunner().invoke(app, ["generate", "tiny", "--prompts", str(path), "--max-new", "6", "--dtype", "fp32"])
     assert done.stdout == row["text"] + "\n"
+
+
+def test_prompts_come_from_options_a_file_or_standard_input(tmp_path):
+    """The same prompts by each way have the same answers, in the order given."""
+    texts = ["What is 3 plus 4?", "Who broke it?", "{x} is what?"]
+    path = written(tmp_path / "p.jsonl", [{"prompt": text} for text in texts])
+    options = ("tiny", "--max-new", 6, *GREEDY)
+    by_file = given(None, *options, "--prompts", path)
+    assert by_file.exit_code == 0 and len(by_file.stdout.splitlines()) == 3
+    by_option = given(None, *options, *(part for text in texts for part in ("--prompt", text)))
+    assert by_option.stdout == by_file.stdout
+    lines = b'What is 3 plus 4?\n\n  {"prompt": "Who broke it?"}\n{"prompt": "{x} is what?"}'
+    by_input = given(lines, *options, "--prompts", "-")
+    assert by_input.stdout == by_file.stdout
+
+
+@pytest.mark.parametrize(
+    ("stdin", "options", "message"),
+    [
+        (None, (), "no prompts: must be one of --prompt TEXT, --prompts FILE, or --prompts - for standard input"),
+        (b"a", ("--prompt", "a", "--prompts", "-"), "both --prompt and --prompts: must be one of"),
+        (None, ("--prompt", "a", "--prompt", " "), "--prompt (number 2): is empty; must be the text of a prompt"),
+        (None, ("--prompt", ""), "--prompt: is empty"),
+        (b"", ("--prompts", "-"), "standard input: holds no prompts"),
+        (b"\n \n", ("--prompts", "-"), "standard input: holds no prompts"),
+        (b"a\n{b", ("--prompts", "-"), "standard input:2: not JSON"),
+        (b"a\n{}", ("--prompts", "-"), 'standard input:2: must be an object with either "prompt"'),
+        (b"a\n\xff", ("--prompts", "-"), "standard input: byte 2 is not UTF-8; must be lines of text"),
+        (b'{"prompt": "\\ud800"}', ("--prompts", "-"), "standard input:1: prompt is no text in UTF-8"),
+    ],
+)
+def test_bad_sources_of_prompts_are_refused(stdin, options, message):
+    done = given(stdin, "tiny", *options)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert message in done.stderr
 
 
 @pytest.mark.slow
@@ -141,7 +181,7 @@ def test_a_bad_row_is_named_by_file_and_line(line, message, tmp_path):
 
 def test_what_is_not_there_or_contradicts_itself_is_refused(tmp_path):
     path = written(tmp_path / "p.jsonl", [{"prompt": "a"}])
-    assert "no such file" in refused("tiny", tmp_path / "absent.jsonl")
+    assert "absent.jsonl: no such file; must be JSON lines" in refused("tiny", tmp_path / "absent.jsonl")
     assert "no such folder" in refused(tmp_path / "absent", path)
     for bound in (("--top-p", 0.5), ("--top-k", 3), ("--min-p", 0)):
         assert "--greedy samples nothing" in refused("tiny", path, "--greedy", *bound)

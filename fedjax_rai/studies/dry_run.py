@@ -1,0 +1,186 @@
+"""What a command would do: its config, data, memory and folders; reads what a run reads first, and writes nothing."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedjax_rai.config.grid import Point
+from fedjax_rai.config.load import dump_config
+from fedjax_rai.config.schema import TINY, ExperimentConfig
+from fedjax_rai.errors import InputError
+from fedjax_rai.experiment import sizes
+from fedjax_rai.experiment.materials import Materials
+from fedjax_rai.experiment.setting import Setting, views
+from fedjax_rai.experiment.together import but_numbers
+from fedjax_rai.memory import advice
+from fedjax_rai.memory.plan import Sizes, plan
+from fedjax_rai.runs import files, prepare
+from fedjax_rai.runs.folder import check_folder, pins, run_folder
+from fedjax_rai.runs.inputs import check_inputs
+from fedjax_rai.runs.record import METRICS
+from fedjax_rai.studies import sweep, table
+from fedjax_rai.terminal import plural
+
+NOTHING = "dry run: nothing was written"
+CLIENT_PAIRS = "clients' pairs"
+WIDTH = 24  # of the names in lists
+
+
+def preview_run(config: ExperimentConfig) -> Iterator[str]:
+    """A run in blocks of text: config, data, memory, folder. Raises InputError as the run would."""
+    check_inputs([config])
+    yield dump_config(config)
+    yield from _shared_by([config])
+    yield from ("", folders([config]), NOTHING)
+
+
+def preview_table(config: ExperimentConfig, arms: Sequence[str] | None, seeds: int) -> Iterator[str]:
+    """A table in blocks of text, as of `preview_run`; and what its arms share."""
+    chosen = table.choose(arms)
+    folder = Path(config.output or "runs/table")
+    table.check_table(folder, config)
+    drawn = range(config.seed, config.seed + seeds)
+    configs = [table.arm_config(config, arm, seed, folder) for seed in drawn for arm in chosen]
+    check_inputs(configs)
+    yield dump_config(config)
+    yield from _shared_by(configs)
+    yield from ("", folders(configs), NOTHING)
+
+
+def preview_sweep(points: Sequence[Point], together: bool) -> Iterator[str]:
+    """A sweep in blocks of text, as of `preview_run`; and what its points share."""
+    configs = [point.config for point in points]
+    check_inputs(configs)
+    if together:
+        sweep.check_together(points)
+    sweep.check_sweep(points)
+    yield dump_config(sweep.base_config(points))
+    swept = {key: list(dict.fromkeys(point.values[key] for point in points)) for key in points[0].values}
+    yield "swept:\n" + "\n".join(f"  {key}: {', '.join(values)}" for key, values in swept.items()) + "\n"
+    yield from _shared_by(configs)
+    if together:
+        families = grouped(configs, but_numbers)
+        yield f"\n{plural(len(families), 'group')} of points that go together, as many of each at once as memory allows"
+    else:
+        families = grouped(configs, sweep.but_iterations)
+        if len(families) < len(configs):
+            yield f"\n{plural(len(families), 'group')} of points that share all up to the end of the first CAI phase"
+    yield from ("", folders(configs), NOTHING)
+
+
+def preview_set(config: ExperimentConfig, out: Path, prompts: int | None, adapter: Path | None) -> Iterator[str]:
+    """A set of revisions to prepare in blocks of text: config, data, memory, folder."""
+    config, setting, asked = prepare.read_request(config, out, prompts, adapter)
+    is_finished = prepare.finished(out, asked)
+    yield dump_config(config)
+    yield summary(setting.texts.materials, config)
+    yield f"  {'conversations':<{WIDTH}}{asked['prompts']:,}\n"
+    writer = prepare.Sayer(setting, config, prepare.policy(setting, adapter), asked["prompts"])
+    yield from memory(writer.sized, sizes.saying(setting))
+    yield from ("", f"folders:\n  {out}: {set_state(out, is_finished)}", NOTHING)
+
+
+def set_state(out: Path, is_finished: bool) -> str:
+    """What `cai generate` would do with its folder."""
+    if is_finished:
+        return "finished: would be kept"
+    if not out.is_dir() or not any(out.iterdir()):
+        return "new"
+    return f"begun, {plural(len(list(out.glob('pairs-*.jsonl'))), 'shard')} done: would be gone on with"
+
+
+def summary(materials: Materials, config: ExperimentConfig) -> str:
+    """Who holds how many rows: the clients' pairs with their harmful share, the server's prompts, evaluation sets."""
+    pairs, clients = materials.pairs, config.federated.clients
+    harmful = sum(pair.harmful for pair in pairs)
+    share = f"{100 * harmful / len(pairs):.1f} % of them harmful, " if pairs else ""
+    synthetic = ", the synthetic tiny world" if config.data.train == TINY else ""
+    lines = [f"data: {config.data.train}{synthetic}"]
+    lines.append(f"  {CLIENT_PAIRS:<{WIDTH}}{len(pairs):,}, {share}{plural(clients, 'client')}")
+    for name, rows in flat(materials._asdict()):
+        if name != "pairs":
+            lines.append(f"  {name.replace('_', ' '):<{WIDTH}}{len(rows):,}")
+    return "\n".join(lines)
+
+
+def flat(sets: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """(name, rows) of every set, those in mappings included."""
+    for name, rows in sets.items():
+        if isinstance(rows, Mapping):
+            yield from flat(rows)
+        else:
+            yield name, rows
+
+
+def memory(config: ExperimentConfig, known: Sizes) -> Iterator[str]:
+    """The memory plan; raises InputError where it does not fit, as a run does."""
+    limit = advice.device_limit()
+    advice.check_lengths(config, known)
+    made = plan(config, known)
+    yield "\n".join(advice.table(made, limit))
+    if limit is not None and made.need(made.peak) > limit:
+        raise InputError(advice.refusal(config, known, limit))
+
+
+def folders(configs: Sequence[ExperimentConfig]) -> str:
+    """A line for each run folder: new, begun or finished. Raises InputError for one that holds something else."""
+    lines = [f"  {run_folder(config)}: {state(config)}" for config in configs]
+    return "\n".join(["folders:", *lines])
+
+
+def state(config: ExperimentConfig) -> str:
+    """What a run would do with its folder."""
+    folder = run_folder(config)
+    if check_folder(folder, config):
+        return "finished: would be kept"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return "new"
+    done, rounds = len(files.read_rows(folder / METRICS)), config.federated.rounds
+    return f"begun, {done} of {plural(rounds, 'round')} done: would be gone on with"
+
+
+def grouped(
+    configs: Sequence[ExperimentConfig], key: Callable[[ExperimentConfig], Any]
+) -> list[list[ExperimentConfig]]:
+    """The configs that agree in `key`, together; in the order of the first of each."""
+    groups: dict[str, list[ExperimentConfig]] = {}
+    for config in configs:
+        groups.setdefault(repr(key(config)), []).append(config)
+    return list(groups.values())
+
+
+def _shared_by(configs: Sequence[ExperimentConfig]) -> Iterator[str]:
+    """Data and memory of the first seed's configs, at the one of the greatest need; and how much all of them share."""
+    greatest = None
+    setting = None
+    for config in configs:
+        if config.seed != configs[0].seed:
+            continue
+        is_first = setting is None
+        setting = Setting(config, setting, pins([config]))
+        if is_first:
+            yield summary(setting.texts.materials, config) + "\n"
+        known = sizes.sizes(setting)
+        made = plan(config, known)
+        need = made.need(made.peak)
+        if greatest is None or need > greatest[0]:
+            greatest = need, config, known
+    assert greatest is not None
+    _, largest, known = greatest
+    if len(configs) > 1:
+        yield f"the greatest need is that of {run_folder(largest)}:"
+    yield from memory(largest, known)
+    if len(configs) > 1:
+        yield f"\n{shared(configs)}"
+
+
+def shared(configs: Sequence[ExperimentConfig]) -> str:
+    """How many of each part several runs need: those that read the same keys of it share one."""
+    counts: dict[str, list[Any]] = {}
+    for config in configs:
+        for part, view in views(config).items():
+            known = counts.setdefault(part.lower(), [])
+            if view not in known:
+                known.append(view)
+    lines = [f"  {part:<{WIDTH}}{len(known):,}" for part, known in counts.items()]
+    return "\n".join([f"made once, and shared by {plural(len(configs), 'run')}:", *lines])

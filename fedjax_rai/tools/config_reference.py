@@ -1,0 +1,66 @@
+"""`docs/config.md`: meaning, default and range of every key, made of the schema.
+
+python -m fedjax_rai.tools.config_reference > docs/config.md
+"""
+
+import inspect
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from fedjax_rai.config.keys import allowed, schemas, sections
+
+HEAD = """\
+# Configuration
+
+Every key of a config, with its meaning, its default and its range: made of `fedjax_rai/config/schema.py` by
+`python -m fedjax_rai.tools.config_reference > docs/config.md`.
+
+A config is a YAML file of sections; what it does not name is the default, and `fedjax-rai config CONFIG` prints it in
+full. Every command takes overrides behind the file, `federated.rounds=3 lora.targets=[q_proj,v_proj]`; a sweep takes
+several values, `cai.iterations=0,10,25`. Keys that do not exist and values out of range are refused, all at once, with
+file, line and the nearest right spelling. Paths are relative to the current directory; `~` is your home.
+
+Where a key takes a name *or package.module:attribute*, a value of your own may stand: `mine.rules:median` is the
+attribute `median` of `mine/rules.py`, installed or below the current directory. What each must be, and how the Python
+API takes the value itself, is in [api.md](api.md). The run folder notes its name and the digest of its file, and a run
+does not go on with another.
+"""
+
+
+def reference() -> str:
+    """The page, in Markdown."""
+    parts = [HEAD]
+    top = [key for key in schemas() if "." not in key]
+    parts.append("## Top level\n\n" + "\n".join(table(top)) + "\n")
+    for name, section in sections().items():
+        keys = [key for key in schemas() if key.startswith(f"{name}.")]
+        parts.append(f"## {name}\n\n{inspect.getdoc(section)}\n\n" + "\n".join(table(keys)) + "\n")
+    return "\n".join(parts)
+
+
+def table(keys: list[str]) -> Iterator[str]:
+    """The rows of these keys."""
+    yield "| key | default | what is allowed | meaning |"
+    yield "|---|---|---|---|"
+    for key in keys:
+        schema = schemas()[key]
+        cells = [f"`{key}`", f"`{json.dumps(schema['default'])}`", values(schema), meaning(schema)]
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def values(schema: dict[str, Any]) -> str:
+    """What a key takes, in words; of a path, what must be there."""
+    if "file" not in schema:
+        return allowed(schema)
+    shipped = "null" if schema["default"] is None else schema["default"]
+    own = f", or {schema['own']}" if "own" in schema else ""
+    return f"{shipped}, or the path of a {schema['file']}{own}"
+
+
+def meaning(schema: dict[str, Any]) -> str:
+    return " ".join(schema["description"].split())
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,83 @@
+"""Values of the user's own, named in a config, take the place of the package's in an experiment."""
+
+import numpy as np
+import pytest
+
+from fedjax_rai.cai.constitution import Constitution, Principle, find_constitution
+from fedjax_rai.config.files import digests
+from fedjax_rai.config.load import dump_config
+from fedjax_rai.errors import InputError
+from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.runs.folder import VERSIONS, check_folder, note_versions
+from fedjax_rai.safety.guard import Scorer, score
+from tests.tiny_runs import vary
+
+KIND = Constitution((Principle("kind", "Is it kind?", "Make it kind."),))
+
+
+def first_clients_have_one(n: int, clients: int, seed: int) -> list[np.ndarray]:
+    """One example for each client but the last, who holds the rest."""
+    return [np.arange(i, i + 1) for i in range(clients - 1)] + [np.arange(clients - 1, n)]
+
+
+def long_is_unsafe(pairs) -> list[float]:
+    return [float(len(response) > 45) for _, response in pairs]
+
+
+def test_a_partition_deals_out_the_pairs(config) -> None:
+    setting = Setting(vary(config, data={"partition": f"{__name__}:first_clients_have_one"}))
+    assert [len(rows) for rows in setting.client_rows] == [1, 1, 1, 37]
+
+
+def test_a_function_is_a_guard_for_filter_and_scores(config) -> None:
+    named = vary(config, guard={"scorer": f"{__name__}:long_is_unsafe"}, filter={"enabled": True})
+    setting = Setting(named)
+    setting.check()
+    lengths = np.array([len(pair.response) for pair in setting.texts.materials.pairs])
+    assert 0 < (lengths > 45).sum() < len(lengths)
+    guarding = setting.guarding
+    assert guarding.possible and guarding.scores.tolist() == (lengths > 45).astype(float).tolist()
+    assert guarding.quality["fitted"] is None and guarding.quality["released"] is not None
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([0.5], r"shape \(1,\); must be \(2,\)"),
+        ([[0.5], [0.5]], r"shape \(2, 1\); must be \(2,\)"),
+        ([0.5, 1.5], "numbers from 0.5 to 1.5; must be p"),
+        ([float("nan"), -1.0], "numbers from -1 to -1; must be p"),
+        (["safe", "unsafe"], "no array of numbers"),
+        (None, r"shape \(\); must be \(2,\)"),
+    ],
+)
+def test_a_guard_that_gives_no_probabilities_is_refused(answer, message) -> None:
+    with pytest.raises(InputError, match=f"^guard.scorer = mine:f: gave .*{message}"):
+        score(Scorer(lambda pairs: answer, "mine:f"), [("q", "r"), ("q", "s")])
+
+
+def test_a_guard_without_a_score_says_so() -> None:
+    found = score(Scorer(lambda pairs: [float("nan"), 0.25], "mine:f"), [("q", "r"), ("q", "s")])
+    assert np.isnan(found[0]) and found[1] == 0.25
+
+
+def test_a_constitution_is_a_value() -> None:
+    assert find_constitution(f"{__name__}:KIND") == KIND
+    assert find_constitution("default").principles
+    with pytest.raises(InputError, match="is of the type function; must be of the type Constitution"):
+        find_constitution(f"{__name__}:long_is_unsafe")
+
+
+def test_a_run_does_not_go_on_with_a_value_that_is_another_now(config, tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "dealt.py"
+    path.write_text("def deal(n, clients, seed): ...\n")
+    named = vary(config, data={"partition": "dealt:deal"})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(named))
+    note_versions(folder / VERSIONS, {"files": digests(named)})
+    assert check_folder(folder, named) is False
+    path.write_text("def deal(n, clients, seed): return []\n")
+    with pytest.raises(InputError, match=r"run: began with other contents of\n  data\.partition = dealt:deal\nname"):
+        check_folder(folder, named)
