@@ -17,12 +17,12 @@ from fedjax_rai.fed.algorithm import RoundBatch
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.memory import footprint
 from fedjax_rai.memory.plan import Lengths, Sizes, plan
-from fedjax_rai.mesh import make_mesh
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
+from tests import small
 
 NUMBER, COUNT, ENDS = (
     jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((), "float32"), ((), "int32"), ((2,), "int32"))
@@ -78,7 +78,7 @@ def config_of(shape: DecoderConfig, rank: int = 8, **sections: Any) -> Experimen
 def training(shape, *, clients=1, cohort=1, b=4, l=256, rank=8, algorithm="fedavg") -> tuple[int, Any]:  # noqa: E741
     own = {"clients": 8, "cohort": cohort, "rounds": 1, "batch_size": b, "clients_per_chunk": clients}
     config, known = config_of(shape, rank, federated=own | {"algorithm": algorithm}), sizes(shape, rank, train=l)
-    made: Any = make_algorithm(algorithm, known.model, 8, clients, make_mesh())  # pyright: ignore
+    made: Any = make_algorithm(algorithm, known.model, 8, clients, small.mesh(1))  # pyright: ignore
     state = jax.eval_shape(made.init, abstract_adapter(shape, known.model.lora))
     who = Cohort(ints(cohort), ints(cohort, 2, b), jax.ShapeDtypeStruct((cohort,), jnp.float32))  # pyright: ignore
     lowered = federated_round.lower(made, state, footprint.loaded(shape), RoundBatch(corpus(64, l), who, NUMBER))  # pyright: ignore
@@ -91,7 +91,7 @@ def options(config: ExperimentConfig, few_shot: bool = False) -> Options:
         end_ids=(1, 2), max_new=own.max_new_tokens, chunk=own.prompts_per_chunk or own.prompts,
         batch_size=own.batch_size, critic_is_policy=own.critic == "policy",
         same_cache=own.critic == "policy" and not few_shot, train_on_revisions=True,
-        objective=METHODS[own.method](own.preference), reference_is_base=False, mesh=make_mesh(),
+        objective=METHODS[own.method](own.preference), reference_is_base=False, mesh=small.mesh(1),
     )  # fmt: skip
 
 

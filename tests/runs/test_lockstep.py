@@ -1,9 +1,6 @@
 """Points of a sweep as rows of one vmapped axis: each is what it is by itself."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,8 @@ from fedjax_rai.runs.folder import run_folder
 from fedjax_rai.runs.lockstep import room, run_together
 from fedjax_rai.runs.run import run
 from tests import small
-from tests.tiny_runs import vary
+from tests.processes import succeed
+from tests.tiny_runs import after_rows, dies_when, vary
 
 
 def points(config: ExperimentConfig, output: str = "") -> list[ExperimentConfig]:
@@ -100,29 +98,12 @@ def test_points_together_are_what_they_are_alone(config, arm, sections):
     assert seconds[0] == seconds[1] == seconds[2]
 
 
-EIGHT = """
-import sys
-from pathlib import Path
-from fedjax_rai.config.load import load_config
-from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.runs.lockstep import run_together
-
-configs = [load_config(Path(path)) for path in sys.argv[1:]]
-settings = [Setting(configs[0])]
-assert dict(settings[0].models.mesh.shape) == {"clients": 4, "fsdp": 2, "tensor": 1}
-for config in configs[1:]:
-    settings.append(Setting(config, arm[-1]))
-run_together(settings)
-"""
-
-
 @pytest.mark.slow
 def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config, arm, tmp_path):
-    paths, root = [tmp_path / f"{i}.yaml" for i in range(3)], Path(__file__).parents[2]
+    paths = [tmp_path / f"{i}.yaml" for i in range(3)]
     for path, own in zip(paths, points(config, "together"), strict=True):
         path.write_text(dump_config(vary(own, mesh={"fsdp": 2})))
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(root)}
-    subprocess.run([sys.executable, "-c", EIGHT, *map(str, paths)], check=True, env=environment, cwd=root)
+    succeed("points_together", *paths, devices=8)
     for eight, alone in zip(points(config, "together"), points(config, "alone"), strict=True):
         assert_same_run(run_folder(eight), run(alone, arm(alone)))
 
@@ -143,17 +124,8 @@ def test_killed_between_any_two_points_they_go_on_to_the_same_numbers(config, ar
     """At the latest moment before row `written` of all the points' rows is there."""
     config = vary(config, federated={"rounds": 3})
     whole = run_together([arm(own) for own in points(config, "whole")])
-    append, count = files.append_row, iter(range(100))
-
-    def killed(path, row):
-        if next(count) == written:
-            raise KeyboardInterrupt
-        append(path, row)
-
-    monkeypatch.setattr(files, "append_row", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with dies_when(after_rows(written)):
         run_together([arm(own) for own in points(config, "killed")])
-    monkeypatch.setattr(files, "append_row", append)
     calls = []
     monkeypatch.setattr(loop, "play_round", lambda f, s, t, n: calls.append((t, len(f))) or play_round(f, s, t, n))
     resumed = run_together([arm(own) for own in points(config, "killed")])
