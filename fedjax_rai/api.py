@@ -157,21 +157,27 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> ExperimentConf
 
     What is not named is the default. Raises InputError, which lists every problem.
     """
-    return _load(source, overrides, "runs/{stem}")
+    return _load(source, overrides, "runs/{stem}", None)
 
 
-def run(config: Source, **values: Any) -> Run:
-    """The run of a config, finished: started, resumed, or found done in the folder that `output` names.
+def run(config: Source, output: str | Path | None = None, **values: Any) -> Run:
+    """The run of a config, finished: started, resumed, or found done in its folder, which is `output` if given.
 
     Values: `algorithm`, `aggregator`, `partition`, `guard`, `constitution`, `judge`, each what docs/api.md says. A run
     that began with another value is refused. Raises InputError for what is wrong with config, files or values.
     """
     from fedjax_rai.runs import run as runs
 
-    return Run(runs.run(with_values(_load(config, (), "runs/{stem}"), values)))
+    return Run(runs.run(with_values(_load(config, (), "runs/{stem}", output), values)))
 
 
-def table(config: Source, arms: Sequence[str] | None = None, seeds: int = 1, **values: Any) -> Table:
+def table(
+    config: Source,
+    arms: Sequence[str] | None = None,
+    seeds: int = 1,
+    output: str | Path | None = None,
+    **values: Any,
+) -> Table:
     """The paper's table: every arm (the paper's if none are named) with `seeds` seeds; written, printed and returned.
 
     Values are those of `run`, in every arm. Finished runs are kept. Raises InputError as `run` does, and for an unknown
@@ -179,10 +185,16 @@ def table(config: Source, arms: Sequence[str] | None = None, seeds: int = 1, **v
     """
     from fedjax_rai.studies.table import run_table
 
-    return Table(run_table(with_values(_load(config, (), "runs/{stem}-table"), values), arms, seeds))
+    return Table(run_table(with_values(_load(config, (), "runs/{stem}-table", output), values), arms, seeds))
 
 
-def sweep(config: Source, swept: Mapping[str, Sequence[Any]], together: bool = False, **values: Any) -> Sweep:
+def sweep(
+    config: Source,
+    swept: Mapping[str, Sequence[Any]],
+    together: bool = False,
+    output: str | Path | None = None,
+    **values: Any,
+) -> Sweep:
     """A run for every combination of some keys' values, `{"cai.iterations": [0, 10]}`; written, printed and returned.
 
     `together`: points that differ in numbers alone are one vmapped axis, as memory allows. Values are those of `run`,
@@ -192,7 +204,7 @@ def sweep(config: Source, swept: Mapping[str, Sequence[Any]], together: bool = F
     from fedjax_rai.studies.sweep import run_sweep
 
     def point(overrides: Sequence[str]) -> ExperimentConfig:
-        return with_values(_load(config, overrides, "runs/{stem}-sweep"), values)
+        return with_values(_load(config, overrides, "runs/{stem}-sweep", output), values)
 
     texts = {key: _texts(key, each) for key, each in swept.items()}
     return Sweep(run_sweep(grid.combine(point, texts), together))
@@ -269,10 +281,12 @@ def _named(value: Any) -> Any:
     return value if plain else given(value)
 
 
-def _load(source: Source, overrides: Sequence[str], output: str) -> ExperimentConfig:
+def _load(source: Source, overrides: Sequence[str], default: str, output: str | Path | None) -> ExperimentConfig:
+    """The config of a source, with another output if one is given."""
     if isinstance(source, ExperimentConfig):
         source = source.model_dump()
-    return load.load_config(source if isinstance(source, Mapping) else Path(source), overrides, output)
+    config = load.load_config(source if isinstance(source, Mapping) else Path(source), overrides, default)
+    return config if output is None else config.model_copy(update={"output": str(output)})
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:

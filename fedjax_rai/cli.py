@@ -38,7 +38,7 @@ EXAMPLE = "What is 3 plus 4?"
 
 
 def complete_key(incomplete: str) -> list[str]:
-    """The keys of a config that begin so, or the values of a key that takes names: what a shell offers for KEY=VALUE."""
+    """What a shell offers for KEY=VALUE: the keys of a config that begin so, or the names that a key may take."""
     from fedjax_rai.config.keys import schemas
 
     key, equals, _ = incomplete.partition("=")

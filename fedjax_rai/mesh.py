@@ -1,6 +1,7 @@
 """The device mesh, and which logical axis lies along which of its axes. Axis types are always Auto."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import jax
 from flax import linen as nn
@@ -41,7 +42,8 @@ def _even(leaf: jax.ShapeDtypeStruct, lie: NamedSharding) -> NamedSharding:
     return NamedSharding(lie.mesh, P(*axes))
 
 
-def over_clients(mesh: Mesh) -> Callable[[PyTree], PyTree]:
+@lru_cache  # one function for one mesh, which compiled programs are found by
+def over_clients(mesh: Mesh | AbstractMesh) -> Callable[[PyTree], PyTree]:
     """Constrains the leading axis of every leaf to the mesh's clients; the other axes are left to the compiler."""
     if mesh.shape["clients"] == 1:
         return lambda tree: tree

@@ -46,7 +46,7 @@ def silent(note: str = "", steps: int = 1) -> None:
 
 
 @contextmanager
-def progress(description: str, total: int | None, done: int = 0, unit: str = ROUND) -> Iterator[Advance]:
+def progress(description: str, total: int | None, done: int = 0, unit: str = "step") -> Iterator[Advance]:
     """Progress over `total` steps, `done` of them before now, with time left; yields `advance(note, steps)`.
 
     `unit`: what a step is, in the singular. `total` None: what cannot be counted. Without a terminal there is a line a

@@ -45,9 +45,14 @@ def weighted_mean(x: PyTree, weight: Float[Array, "c"]) -> PyTree:
     return jax.tree.map(mean, x)
 
 
+def squared_norm(x: PyTree) -> Float[Array, ""]:
+    """Sum of the squares of all leaves, in float32."""
+    return jnp.asarray(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(x)))
+
+
 def norm(x: PyTree) -> Float[Array, ""]:
     """Euclidean norm of all leaves taken as one vector, in float32."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(x)))
+    return jnp.sqrt(squared_norm(x))
 
 
 def all_finite(x: PyTree) -> Array:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -19,8 +18,8 @@ from fedjax_rai.cai import align, programs
 from fedjax_rai.cai.align import METHODS, Rates
 from fedjax_rai.cai.revise import Talk
 from fedjax_rai.data.examples import Prompts, pad_left
-from fedjax_rai.fed.aggregate import weighted_mean
-from fedjax_rai.fed.algorithm import ALGORITHMS, RoundBatch
+from fedjax_rai.fed.base import RoundBatch
+from fedjax_rai.fed.client import Mapper
 from fedjax_rai.mesh import base_shardings, over_clients, replicated
 from fedjax_rai.model.decoder import LM, abstract_base
 from fedjax_rai.safety.guard import first_token_score
@@ -94,19 +93,19 @@ def rounds(mesh: Mesh, name: str) -> Rounds:
     """Two rounds of seven clients of eight, as many at once as the mesh has places for."""
     across = mesh.shape["clients"]
     lm, watch = placed_base(mesh), Watch()
-    algorithm = ALGORITHMS[name](small.MODEL, weighted_mean(), 8, across, watch(mesh))
+    algorithm = small.algorithm(name, Mapper(8, across, watch(mesh)))
     batch = RoundBatch(small.corpus(), small.cohort([0, 1, 2, 3, 4, 5, 7]), jnp.float32(RATE))
     state, batch = jax.device_put((algorithm.init(small.adapter()), batch), replicated(mesh))
-    program = jax.jit(algorithm.round, out_shardings=replicated(mesh)).lower(state, lm.base, batch).compile()
+    program = jax.jit(algorithm.round, out_shardings=replicated(mesh)).lower(state, lm, batch).compile()
     metrics: Any = None
     for _ in range(2):
-        state, metrics = program(state, lm.base, batch)
+        state, metrics = program(state, lm, batch)
     if across > 1:
         watch.check("")
     assert small.distance(state.adapter, small.adapter()) > 1e-3
     # Control variates are deltas divided by local steps times learning rate, and so is their rounding.
-    controls = jax.tree.map(lambda control: 3 * RATE * control, state.controls)
-    found = {"adapter": state.adapter, "controls": controls, "loss": metrics["train_loss"]}
+    memory = jax.tree.map(lambda control: 3 * RATE * control, state.memory)
+    found = {"adapter": state.adapter, "memory": memory, "loss": metrics["train_loss"]}
     text = program.as_text()
     assert text is not None
     return Rounds(found, set(COLLECTIVE.findall(text)))
@@ -114,14 +113,11 @@ def rounds(mesh: Mesh, name: str) -> Rounds:
 
 def check_rounds(devices: int, name: str, fsdp: int = 1) -> None:
     """Rounds are those on one device; where the mesh splits the clients alone, they are put together by sums."""
-    with pytest.MonkeyPatch.context() as patch:  # Adam divides by the gradient's size and so blows rounding up
-        patch.setattr("fedjax_rai.train.step.optimizer", optax.identity)
-        several = rounds(small.mesh(devices, fsdp), name)
-        one = rounds(small.mesh(1), name)
+    several, one = rounds(small.mesh(devices, fsdp), name), rounds(small.mesh(1), name)
     check_equal(several.found, one.found)
-    assert one.collectives == set()
+    assert one.collectives == set(), one.collectives
     if fsdp == 1 and name == "fedavg":
-        assert several.collectives == {"all-reduce"}
+        assert several.collectives == {"all-reduce"}, several.collectives
 
 
 def check_scoring(devices: int, fsdp: int = 1) -> None:
@@ -136,7 +132,7 @@ def check_scoring(devices: int, fsdp: int = 1) -> None:
         scores = first_token_score(lm, adapter, prompts.tokens, prompts.valid, verdicts)
         found.append({"scores": scores, "logps": logps(lm, adapter, small.corpus(6))})
     check_equal(*found)
-    assert len(set(np.round(found[0]["scores"], 3).tolist())) == 4, "each prompt has a score of its own"
+    assert len(set(np.asarray(found[0]["scores"]).tolist())) == 4, found[0]["scores"]
 
 
 def check_generation(devices: int, fsdp: int = 1) -> None:
@@ -156,13 +152,13 @@ def check_generation(devices: int, fsdp: int = 1) -> None:
     assert (np.asarray(found[0]["greedy"].tokens) != found[0]["sampled"].tokens).any()
 
 
-def phase(mesh: Mesh) -> dict[str, PyTree]:
+def phase(mesh: Mesh, revisions: int) -> dict[str, PyTree]:
     """A phase of constitutional AI, greedy and sampled: what is answered, the pool of it, and training on that."""
     rows = 12  # which the chunk does not divide
     prompts = on_device([[1 + row, 3, 5 * row % 23, 7][: 2 + row % 3] for row in range(rows)])
-    principles = jnp.arange(rows * 2, dtype=jnp.int32).reshape(rows, 2) % 3
+    principles = jnp.arange(rows * revisions, dtype=jnp.int32).reshape(rows, revisions) % 3
     talks = Talk(prompts, prompts, principles, jax.random.split(jax.random.key(0), rows))
-    settings = options(mesh=mesh, chunk=8, batch_size=8, objective=METHODS["sft+dpo"]("sigmoid"))
+    settings = options(mesh=mesh, chunk=8, batch_size=8, objective=METHODS["sft+dpo"]("sigmoid"), trainer=small.SGD)
     base, adapter, replay = jax.device_put((BASE, small.adapter(), small.corpus(4)), replicated(mesh))
     watch, found = Watch(), {}
     with pytest.MonkeyPatch.context() as patch:
@@ -174,7 +170,7 @@ def phase(mesh: Mesh) -> dict[str, PyTree]:
             pool, metrics = programs.collect(MODEL, settings, base, adapter, talks, REQUESTS, chain, replay)
             watch.stage = "training"
             rates = Rates(jnp.float32(RATE), jnp.float32(0.3), jnp.float32(0.3))
-            start, key = align.begin(adapter), jax.random.key(1)
+            start, key = align.begin(adapter, small.SGD), jax.random.key(1)
             end = programs.train(MODEL, settings, base, start, pool, jnp.int32(0), jnp.int32(4), rates, key)
             assert small.distance(end.state.adapter, adapter) > 1e-3
             found |= {f"answers {name}": chain, f"answers in the pool {name}": pool[:4]}
@@ -184,11 +180,9 @@ def phase(mesh: Mesh) -> dict[str, PyTree]:
     return found
 
 
-def check_phase(devices: int) -> None:
+def check_phase(devices: int, revisions: int) -> None:
     """Every token that is generated, the pool that it gives, and the adapters trained on it."""
-    with pytest.MonkeyPatch.context() as patch:  # Adam divides by the gradient's size and so blows rounding up
-        patch.setattr("fedjax_rai.train.step.optimizer", optax.identity)
-        several, one = phase(small.mesh(devices)), phase(small.mesh(1))
+    several, one = phase(small.mesh(devices), revisions), phase(small.mesh(1), revisions)
     exact = tuple(name for name in one if name.startswith("answers"))
     check_equal(several, one, exact, atol=1e-5)
     greedy, sampled = (one[f"answers {name}"] for name in ("greedy", "sampled"))

@@ -1,5 +1,6 @@
 """The small fake: a two-layer decoder over a few tokens, random but trained by nothing, and data to feed it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,13 +9,19 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import Examples
-from fedjax_rai.fed.client import Cohort
+from fedjax_rai.fed.aggregate import weighted_mean
+from fedjax_rai.fed.algorithm import ALGORITHMS, construct
+from fedjax_rai.fed.base import FedAlgorithm
+from fedjax_rai.fed.client import Cohort, Mapper
 from fedjax_rai.mesh import AXES
 from fedjax_rai.model import decoder
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.decoder import Decoder, init_base
 from fedjax_rai.model.lora import Lora, init_adapter
+from fedjax_rai.train.optimizers import sgd
+from fedjax_rai.train.step import Trainer
 
 VOCAB, LENGTH = 23, 9
 CONFIG = DecoderConfig(
@@ -32,6 +39,10 @@ LORA = Lora(CONFIG.targets, rank=2, alpha=4.0)
 MODEL = Decoder(CONFIG, LORA)
 BASE = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, init_base(CONFIG, jax.random.key(0)))
 LM = decoder.LM(MODEL, BASE)
+
+
+# Adam divides by the gradient's size and so blows rounding up; under plain SGD the laws hold to rounding.
+SGD = Trainer(sgd())
 
 
 def slow(*values: Any, **options: Any) -> Any:
@@ -67,6 +78,16 @@ def cohort(
     return Cohort(
         jnp.asarray(clients, jnp.int32), jnp.asarray(np.stack(rows), jnp.int32), jnp.asarray(weights, jnp.float32)
     )
+
+
+def algorithm(
+    name: str, mapper: Mapper, local: Trainer = SGD, numbers: Mapping[str, float] | None = None
+) -> FedAlgorithm:
+    """The algorithm of that name with the weighted mean; its numbers are the config's defaults, if none are given."""
+    sections = dict(ExperimentConfig())
+    if numbers:
+        sections[name] = numbers
+    return construct(ALGORITHMS[name], sections)(local, weighted_mean(), mapper)
 
 
 def assert_trees_close(x, y, atol: float = 1e-6) -> None:

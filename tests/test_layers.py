@@ -17,9 +17,9 @@ FLOORS = (
         "model": "architecture attention decoder families lora peft quantize weights",
     },
     {"data": "examples order packing partition sources tiny_lexicon tiny_world"},
-    {"train": "generate losses step"},
+    {"train": "generate losses optimizers step"},
     {
-        "fed": "aggregate algorithm client",
+        "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution programs revise",
         "evals": "choice judge open_ended",
@@ -28,12 +28,12 @@ FLOORS = (
     {"experiment": "cost evaluation guarding materials models phase replay round setting sizes texts together"},
     {
         "runs": "checkpoint conclude conversations export files folder inputs lockstep loop picture prepare record "
-        "report run"
+        "report rows run"
     },
     {
         "studies": "dry_run plots results sweep table",
         "bench": "__main__",
-        "tools": "config_reference generate tiny_base",
+        "tools": "config_reference generate run_folder_reference tiny_base",
     },
     {"": "api cli __main__"},
 )

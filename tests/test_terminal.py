@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def rounds(clock: Clock, seconds: list[float], total: int, done: int = 0) -> None:
-    with terminal.progress("tiny", total, done) as advance:
+    with terminal.progress("tiny", total, done, "round") as advance:
         for i, spent in enumerate(seconds):
             clock.now += spent
             advance(f"loss {i}.5")
@@ -92,7 +92,7 @@ def test_lines_are_there_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) 
             flushed.append(self.getvalue())
 
     monkeypatch.setattr(sys, "stderr", Log())
-    with terminal.progress("tiny", 2) as advance:
+    with terminal.progress("tiny", 2, unit="round") as advance:
         advance("loss 1")
         assert flushed[-1].startswith("tiny: round 1/2")
 
@@ -110,7 +110,7 @@ def test_a_terminal_has_a_bar_and_lines_above_it(monkeypatch: pytest.MonkeyPatch
 
 
 def test_progress_within_progress_is_not_shown(clock: Clock, capsys: pytest.CaptureFixture) -> None:
-    with terminal.progress("tiny", 2) as advance, terminal.progress("scoring", 9, unit="pair") as inner:
+    with terminal.progress("tiny", 2, unit="round") as advance, terminal.progress("scoring", 9, unit="pair") as inner:
         inner(steps=9)
         advance()
     with terminal.progress("scoring", 9, unit="pair"):

@@ -9,8 +9,28 @@ from typing import Any
 import pytest
 
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.experiment.cost import CaiCost, Cost, LocalCost
 from fedjax_rai.experiment.setting import Setting, views
 from fedjax_rai.runs import files
+from fedjax_rai.runs.rows import Phase, Round, Seconds, Summary
+
+LOCAL = LocalCost(generated_tokens=0, read_tokens=0, trained_tokens=500, step_tokens=900, flops=9e6, seconds=2.0)
+CAI = CaiCost(
+    generated_tokens=300, read_tokens=700, trained_tokens=40, step_tokens=80, flops=2e6, phases=2, untrained_phases=0,
+    seconds=1.0, full_epoch_flops=8e6, share_saved=0.75,
+)  # fmt: skip
+SUMMARY = Summary(
+    rates={}, rounds=2, seed=0, synthetic=[], adapter_parameters=928, truncated_examples=0, diverged_clients=0,
+    guard=None, filter=None, seconds=Seconds(3.0, 5.0, 1.0), cost=Cost(LOCAL, None, None), critique=None,
+)  # fmt: skip
+PHASE = Phase(
+    pairs=3, cut_off=1, equal=0, empty=0, usable=3, revised=1.0, generated_tokens=30, read_tokens=70, iterations=2,
+    loss=0.5, margin=0.0, diverged=False, trained_tokens=40.0, step_tokens=80.0,
+)  # fmt: skip
+ROUND = Round(
+    round=1, clients=2, diverged=0.0, delta_norm=1.5, train_loss=0.25, trained_tokens=50.0, step_tokens=90,
+    seconds=4.0, local_seconds=3.0, cai_seconds=0.0,
+)  # fmt: skip
 
 
 def vary(config: ExperimentConfig, suffix: str = "", **fields: Any) -> ExperimentConfig:

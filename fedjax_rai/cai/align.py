@@ -15,7 +15,7 @@ from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
 from fedjax_rai.data.examples import Examples, take
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.losses import PREFERENCES, LogRatios, Sum, answer_logps
-from fedjax_rai.train.step import TrainState, descend, start
+from fedjax_rai.train.step import PLAIN, Trainer, TrainState, descend, start
 
 
 class Objective(NamedTuple):
@@ -94,8 +94,8 @@ def refer(lm: LM, reference: Adapter | None, own: Pool, rows: int) -> Pool:
     return own._replace(reference=Reference(logps(chosen), logps(own.responses)))
 
 
-def begin(adapter: Adapter) -> Progress:
-    return Progress(start(adapter), *(jnp.zeros(()) for _ in range(4)))
+def begin(adapter: Adapter, trainer: Trainer = PLAIN) -> Progress:
+    return Progress(start(adapter, trainer), *(jnp.zeros(()) for _ in range(4)))
 
 
 def align(
@@ -109,6 +109,7 @@ def align(
     batch_size: int,
     objective: Objective,
     constrain: Callable = lambda x: x,
+    trainer: Trainer = PLAIN,
 ) -> Progress:
     """Iterations `first` to `last` (not included); none of them returns `progress` untouched.
 
@@ -123,7 +124,7 @@ def align(
         def loss(adapter: Adapter):
             return objective_loss(lm, adapter, own, rows, replayed, rates.beta, objective, constrain)
 
-        state, (value, margin, trained, read) = descend(loss, so_far.state, rates.learning_rate)
+        state, (value, margin, trained, read) = descend(loss, so_far.state, rates.learning_rate, trainer)
         return Progress(state, value, margin, so_far.trained + trained, so_far.read + read)
 
     return jax.lax.fori_loop(first, last, iteration, progress)

@@ -17,6 +17,7 @@ from fedjax_rai.data.examples import Examples
 from fedjax_rai.mesh import over_clients
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.train.generate import Decoding, Sampling
+from fedjax_rai.train.step import PLAIN, Trainer
 
 
 class Options(NamedTuple):
@@ -32,6 +33,7 @@ class Options(NamedTuple):
     objective: Objective
     reference_is_base: bool
     mesh: jax.sharding.Mesh
+    trainer: Trainer = PLAIN
 
     def constrain(self, rows: int) -> Callable[[Any], Any]:
         """Lays so many rows out over the devices, if they divide them."""
@@ -81,6 +83,7 @@ def collect(
         own = cai.refer(LM(model, base), options.reference(adapter), own, options.batch_size)
         read += [answers.valid, own.responses.valid]
     metrics |= {
+        "cai_usable": usable.sum(),
         "cai_revised": jnp.mean(~causes["equal"]),
         "cai_generated_tokens": sum(answer.valid.sum() for answer in said),
         "cai_read_tokens": sum(tokens.sum() for tokens in read),
@@ -112,7 +115,7 @@ def train(
     rows = options.batch_size * (2 if options.objective.preference else 1)
     return cai.align(
         LM(model, base), progress, own, first, last, rates, key, options.batch_size, options.objective,
-        options.constrain(rows),
+        options.constrain(rows), options.trainer,
     )  # fmt: skip
 
 

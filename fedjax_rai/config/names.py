@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -226,11 +226,17 @@ def _code(value: Any, depth: int) -> str:
     try:
         code = inspect.getsource(value)
     except (OSError, TypeError):
-        return ""
+        code = _bytecode(value.__code__) if inspect.isfunction(value) else ""
     if not inspect.isfunction(value):
         return code
     cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
     return code + _text([*(value.__defaults__ or ()), *cells], depth + 1)
+
+
+def _bytecode(code: CodeType) -> str:
+    """What Python runs, where a function was written into no file."""
+    constants = [_bytecode(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
+    return "\n".join([code.co_code.hex(), repr(code.co_names), *constants])
 
 
 def _is_filled(cell: Any) -> bool:

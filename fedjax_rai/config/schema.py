@@ -29,6 +29,8 @@ _Real = BeforeValidator(_not_a_bool)
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), _Real]
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False), _Real]
 Share = Annotated[float, Field(gt=0, le=1), _Real]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False), _Real]
+Decay = Annotated[float, Field(ge=0, lt=1), _Real]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]  # no shell expands the ~ in key=~/file
@@ -112,6 +114,8 @@ class LoraConfig(Section):
     """Another rank for modules whose name ends in a regular expression: `{q_proj: 4}`."""
     alpha_pattern: dict[Pattern, Rate] = {}
     """Another alpha, in the same way."""
+    dropout: Decay = 0.0
+    """The share of the adapters' inputs that a client's training zeroes, anew in each local step; nothing else does."""
 
     @field_validator("targets", "layers")
     @classmethod
@@ -151,13 +155,22 @@ class DataConfig(Section):
     """Which half of the tiny world is evaluated: settings are tuned on one, reported on the other."""
 
 
+_ALGORITHMS = Name("fedavg", "scaffold", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+
+
 class FederatedConfig(Section):
     """The rounds: who takes part, and how each client trains."""
 
-    algorithm: Annotated[str, Name("fedavg", "scaffold")] = "fedavg"
-    """The federated algorithm; the paper's are FedAvg and SCAFFOLD."""
-    aggregator: Annotated[str, Name("weighted_mean")] = "weighted_mean"
-    """How the clients' deltas become one."""
+    algorithm: Annotated[str, _ALGORITHMS] = "fedavg"
+    """The federated algorithm; the paper's are FedAvg and SCAFFOLD. Its numbers are in the section of its name."""
+    aggregator: Annotated[str, Name("weighted_mean", "median", "trimmed_mean")] = "weighted_mean"
+    """How the clients' deltas become one; by median and trimmed mean every client counts the same."""
+    optimizer: Annotated[str, Name("adam", "adamw", "sgd")] = "adam"
+    """The clients' optimizer, begun anew in every round."""
+    weight_decay: Weight = 0.0
+    """This many times the parameters is added to the gradient (adam, sgd) or to the optimizer's direction (adamw)."""
+    clip_norm: Rate | None = 1.0
+    """Gradients are clipped to this Euclidean norm; null: not clipped."""
     clients: Count = 20
     """Clients in all; the paper's number."""
     cohort: Count = 5
@@ -169,7 +182,11 @@ class FederatedConfig(Section):
     batch_size: Count = 16
     """Examples of a local step; the paper's number."""
     learning_rate: Rate = 2e-3
-    """Learning rate of the clients' optimizer."""
+    """Learning rate of the clients' optimizer in the first round."""
+    schedule: Annotated[str, Name("constant", "cosine")] = "constant"
+    """The learning rate over the rounds; cosine: half a period, from the first towards the final one."""
+    final_learning_rate: Weight = 0.0
+    """Where a falling schedule ends; constant does not read it."""
     clients_per_chunk: Count = 1
     """Clients that are computed at once: more need more memory; 1 is the fastest on a CPU."""
 
@@ -180,6 +197,74 @@ class FederatedConfig(Section):
         if cohort > clients:
             raise ValueError(f"must be at most federated.clients = {clients}: a cohort is drawn without replacement")
         return cohort
+
+    @field_validator("final_learning_rate")
+    @classmethod
+    def _falls(cls, final: float, info: ValidationInfo) -> float:
+        initial = info.data.get("learning_rate", final)
+        if final > initial:
+            raise ValueError(f"must be at most federated.learning_rate = {initial}: schedules fall")
+        return final
+
+
+class FedProxConfig(Section):
+    """FedProx (arXiv 1812.06127): clients are held to the adapter that they received."""
+
+    mu: Weight = 0.01
+    """Half of it times the squared distance from the received adapter joins the loss."""
+
+
+class FedAvgMConfig(Section):
+    """FedAvgM (arXiv 1909.06335): the server has momentum."""
+
+    momentum: Decay = 0.9
+    """The share of the last round's step that joins this round's delta."""
+    learning_rate: Rate = 1.0
+    """The server's learning rate."""
+
+
+class FedAdamConfig(Section):
+    """FedAdam (arXiv 2003.00295): the server steps by Adam's direction. The learning rate is ours, not tuned."""
+
+    learning_rate: Rate = 1e-2
+    """The server's learning rate."""
+    beta1: Decay = 0.9
+    """Decay of the first moment over the rounds; the paper's number."""
+    beta2: Decay = 0.99
+    """Decay of the second moment over the rounds; the paper's number."""
+    tau: Rate = 1e-3
+    """Added to the second moment's root: the smaller, the more adaptive."""
+
+
+class FedYogiConfig(Section):
+    """FedYogi (arXiv 2003.00295): the server steps by Yogi's direction. The learning rate is ours, not tuned."""
+
+    learning_rate: Rate = 1e-2
+    """The server's learning rate."""
+    beta1: Decay = 0.9
+    """Decay of the first moment over the rounds; the paper's number."""
+    beta2: Decay = 0.99
+    """Decay of the second moment over the rounds; the paper's number."""
+    tau: Rate = 1e-3
+    """Added to the second moment's root: the smaller, the more adaptive."""
+
+
+class FedAdagradConfig(Section):
+    """FedAdagrad (arXiv 2003.00295): the server steps by Adagrad's direction. The learning rate is ours, not tuned."""
+
+    learning_rate: Rate = 1e-2
+    """The server's learning rate."""
+    beta1: Decay = 0.0
+    """Decay of the first moment over the rounds; the paper's number."""
+    tau: Rate = 1e-3
+    """Added to the second moment's root: the smaller, the more adaptive."""
+
+
+class TrimmedMeanConfig(Section):
+    """The trimmed mean (arXiv 1803.01498): of every coordinate, the largest and smallest values are left out."""
+
+    share: Annotated[float, Field(ge=0, lt=0.5), _Real] = 0.1
+    """The share of the clients that is left out at either end."""
 
 
 class GuardConfig(Section):
@@ -313,6 +398,12 @@ class ExperimentConfig(Section):
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
     federated: FederatedConfig = FederatedConfig()
+    fedprox: FedProxConfig = FedProxConfig()
+    fedavgm: FedAvgMConfig = FedAvgMConfig()
+    fedadam: FedAdamConfig = FedAdamConfig()
+    fedyogi: FedYogiConfig = FedYogiConfig()
+    fedadagrad: FedAdagradConfig = FedAdagradConfig()
+    trimmed_mean: TrimmedMeanConfig = TrimmedMeanConfig()
     guard: GuardConfig = GuardConfig()
     filter: FilterConfig = FilterConfig()
     cai: CaiConfig = CaiConfig()

@@ -128,7 +128,7 @@ class Phase:
         usable = own.usable[rows] if objective.likelihood else paired
         chosen, rejected = take(own.chosen, rows), take(own.rejected, rows)
         read = chosen.valid.sum() + rejected.valid.sum() if objective.preference else 0
-        metrics |= {"cai_generated_tokens": 0, "cai_read_tokens": read}
+        metrics |= {"cai_usable": usable.sum(), "cai_generated_tokens": 0, "cai_read_tokens": read}
         pool = cai.pool(chosen, rejected, self.setting.replay.examples, jnp.asarray(usable), jnp.asarray(paired))
         return Source(pool, metrics, rows)
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,6 @@ import numpy as np
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Metrics
 from fedjax_rai.cai.programs import sampling
-from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import CaiConfig, ExperimentConfig
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
@@ -21,24 +20,14 @@ from fedjax_rai.experiment.evaluation import ask
 from fedjax_rai.experiment.phase import Phase, Said
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import Numbers, federated_round, federated_rounds, teach
-from fedjax_rai.fed.aggregate import AGGREGATORS
-from fedjax_rai.fed.algorithm import ALGORITHMS, FedAlgorithm, RoundBatch, ServerState
+from fedjax_rai.fed.algorithm import make_algorithm
+from fedjax_rai.fed.base import RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
-from fedjax_rai.mesh import over_clients, replicated
-from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.mesh import replicated
+from fedjax_rai.model.lora import Dropout
 from fedjax_rai.safety.filter import keep
 from fedjax_rai.safety.guard import score
-
-
-@lru_cache
-def make_algorithm(
-    name: str, aggregator: str, model: Decoder, clients: int, chunk: int, mesh: jax.sharding.Mesh
-) -> FedAlgorithm:
-    """The algorithm of that name; a chunk is a multiple of the mesh's clients axis. Cached, so compiled once."""
-    across = mesh.shape["clients"]
-    algorithm = look_up(ALGORITHMS, name, "federated.algorithm")
-    rule = look_up(AGGREGATORS, aggregator, "federated.aggregator")()
-    return algorithm(model, rule, clients, -(-chunk // across) * across, over_clients(mesh))
+from fedjax_rai.train.optimizers import learning_rate
 
 
 class Outcome(NamedTuple):
@@ -76,17 +65,8 @@ class Federation:
     """One run's clients and server: who trains on which rows, by which algorithm, and when a CAI phase follows."""
 
     def __init__(self, setting: Setting):
-        federated = setting.config.federated
         self.setting = setting
-        model: Any = setting.model  # hashable, though its type does not say so
-        self.algorithm = make_algorithm(
-            federated.algorithm,
-            federated.aggregator,
-            model,
-            federated.clients,
-            federated.clients_per_chunk,
-            setting.models.mesh,
-        )
+        self.algorithm = make_algorithm(setting.config.federated, dict(setting.config), setting.models.mesh)
         self.kept = self._kept_rows()
 
     @property
@@ -134,9 +114,16 @@ class Federation:
         g = rng.host(self.config.seed, "local batches", round=t, client=client)
         return cycle(kept, federated.local_steps * federated.batch_size, g).reshape(size).astype(np.int32)
 
-    @property
-    def learning_rate(self) -> jax.Array:
-        return jnp.float32(self.config.federated.learning_rate)
+    def learning_rate(self, t: int) -> jax.Array:
+        """The clients' learning rate in round t."""
+        return jnp.float32(learning_rate(self.config.federated, t))
+
+    def dropout(self, t: int) -> Dropout | None:
+        """The dropout of round t, of which each client and local step has its own; None where there is none."""
+        rate = self.config.lora.dropout
+        if not rate:
+            return None
+        return Dropout(jax.random.key(self.config.seed), jnp.float32(rate)).at(round=t)
 
     @property
     def numbers(self) -> Numbers:
@@ -178,12 +165,12 @@ def _local_training(federations: Sequence[Federation], states: Sequence[ServerSt
     """Local training, aggregation, and the probe if there is one."""
     first = federations[0]
     cohort, tokens = first.cohort(t)
-    batch = RoundBatch(first.setting.texts.corpus, cohort, first.learning_rate)
+    batch = RoundBatch(first.setting.texts.corpus, cohort, first.learning_rate(t), first.dropout(t))
     lm = first.setting.lm
     if len(federations) == 1:
         trained = [federated_round(first.algorithm, states[0], lm, batch)]
     else:
-        rates = [federation.learning_rate for federation in federations]
+        rates = [federation.learning_rate(t) for federation in federations]
         trained = federated_rounds(first.algorithm, list(states), lm, batch, rates)
     done = when_done(trained[0][1])
     ends = []

@@ -18,7 +18,7 @@ from fedjax_rai.cai.programs import Conversations, Options, learn, outcome, trai
 from fedjax_rai.cai.revise import Chain
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant, value_at
-from fedjax_rai.fed.algorithm import FedAlgorithm, RoundBatch, ServerState
+from fedjax_rai.fed.base import FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.generate import Sampling
 
@@ -51,7 +51,7 @@ def federated_round(
     algorithm: FedAlgorithm, state: ServerState, lm: LM, batch: RoundBatch
 ) -> tuple[ServerState, Metrics]:
     """One round of local training and aggregation."""
-    return algorithm.round(state, lm.base, batch)
+    return algorithm.round(state, lm, batch)
 
 
 @partial(jax.jit, static_argnames="algorithm")
@@ -61,7 +61,7 @@ def federated_rounds(
     """`federated_round` of every point, each with its own learning rate in place of the batch's."""
 
     def one(state: ServerState, rate: Array) -> tuple[ServerState, Metrics]:
-        return algorithm.round(state, lm.base, batch._replace(learning_rate=rate))
+        return algorithm.round(state, lm, batch._replace(learning_rate=rate))
 
     return each(one, states, rates)
 

@@ -1,4 +1,4 @@
-"""Local training mapped over a cohort: K local steps by scan, clients by vmap, chunks of clients by `lax.map`.
+"""A client's round, and how it is mapped over a cohort: K local steps by scan, clients by vmap, chunks by `lax.map`.
 
 Memory holds one chunk's activations and optimizer states, whatever the size of the cohort.
 """
@@ -13,7 +13,8 @@ from fedjax_rai import trees
 from fedjax_rai.aliases import Adapter, Array, Float, Int, PyTree
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.model.decoder import LM
-from fedjax_rai.train.step import train
+from fedjax_rai.model.lora import Dropout
+from fedjax_rai.train.step import Trainer, train
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -39,38 +40,53 @@ class Cohort(NamedTuple):
     weight: Float[Array, "c"]
 
 
-def local_update(
-    lm: LM,
-    adapter: Adapter,
-    batches: Examples,
-    weight: Float[Array, ""],
-    learning_rate: Float[Array, ""],
-    correction: Adapter | None = None,
-) -> ClientUpdate:
+class Task(NamedTuple):
+    """What one client trains on in one round."""
+
+    batches: Examples  # [k, b, l], one a local step
+    weight: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    dropout: Dropout | None = None
+
+
+def local_update(local: Trainer, lm: LM, adapter: Adapter, task: Task) -> ClientUpdate:
     """One client's round. A client whose training diverged (a NaN or infinity) sends a zero delta of weight 0."""
-    trained, loss = train(lm, adapter, batches, learning_rate, correction)
+    trained, loss = train(lm, adapter, task.batches, task.learning_rate, local, task.dropout)
     delta = trees.sub(trained, adapter)
     sound = trees.all_finite(delta)
-    counts = sound & (weight > 0)
+    present = task.weight > 0
+    counts = sound & present
     metrics = {
         "loss_total": jnp.where(counts, loss.total, 0.0),
         "loss_weight": jnp.where(counts, loss.weight, 0.0),
-        "diverged": jnp.where((weight > 0) & ~sound, 1.0, 0.0),
+        "diverged": jnp.where(present & ~sound, 1.0, 0.0),
     }
-    return ClientUpdate(trees.select(counts, delta, trees.zeros_like(delta)), jnp.where(counts, weight, 0.0), metrics)
+    sent = trees.select(counts, delta, trees.zeros_like(delta))
+    return ClientUpdate(sent, jnp.where(counts, task.weight, 0.0), metrics)
 
 
-def map_cohort(fn: Callable[[X], Y], cohort: X, chunk: int, constrain: Callable[[PyTree], PyTree] = lambda x: x) -> Y:
-    """`fn` of every client, leaves [c, ...] in and out: vmapped in chunks that run one after another.
-
-    `constrain` lays a chunk's leading axis out on the mesh; results stay laid out so if `chunk` divides the cohort
-    (`pad_cohort`).
-    """
-    return trees.in_chunks(jax.vmap(fn), cohort, chunk, constrain)
+def everywhere(tree: PyTree) -> PyTree:
+    """The layout of one device: none."""
+    return tree
 
 
-def pad_cohort(cohort: Cohort, multiple: int) -> Cohort:
-    """Absent clients (weight 0, repeating the first one's rows) until the size is a multiple."""
-    missing = -len(cohort.weight) % multiple
-    fill = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], missing, axis=0)]), cohort)
-    return fill._replace(weight=fill.weight.at[len(cohort.weight) :].set(0.0))
+class Mapper(NamedTuple):
+    """How a function of one client is mapped over a cohort: `chunk` of them at once, one chunk after another."""
+
+    clients: int  # in all, of whom a cohort is drawn
+    chunk: int = 1
+    constrain: Callable[[PyTree], PyTree] = everywhere  # lays the leading axis of a chunk out on the mesh
+
+    def pad(self, cohort: Cohort) -> Cohort:
+        """Absent clients (weight 0, repeating the first one's rows) until the chunks are full."""
+        missing = -len(cohort.weight) % self.chunk
+
+        def fill(column: Array) -> Array:
+            return jnp.concatenate([column, jnp.repeat(column[:1], missing, axis=0)])
+
+        padded = jax.tree.map(fill, cohort)
+        return padded._replace(weight=padded.weight.at[len(cohort.weight) :].set(0.0))
+
+    def __call__(self, fn: Callable[[X], Y], rows: X) -> Y:
+        """`fn` of every client, leaves [c, ...] in and out; they stay laid out if `rows` were padded."""
+        return trees.in_chunks(jax.vmap(fn), rows, self.chunk, self.constrain)

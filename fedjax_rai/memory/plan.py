@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from math import ceil
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
@@ -16,6 +17,8 @@ from fedjax_rai import mesh as meshes
 from fedjax_rai.cai.align import METHODS
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import bucket
+from fedjax_rai.fed.algorithm import make_algorithm
+from fedjax_rai.fed.base import FedAlgorithm
 from fedjax_rai.memory.footprint import How, base_bytes, decoding, nbytes, training, whole_sequences
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import Decoder
@@ -140,17 +143,26 @@ def guard_length(config: ExperimentConfig, sizes: Sizes) -> int:
 def _held(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     mesh, model, own = abstract_mesh(config, sizes.devices), sizes.model, sizes.lengths
     adapter = nbytes(abstract_adapter(model.config, model.lora))
-    # A round's state is kept until the next one's is there. SCAFFOLD's has a control variate of everyone and its own.
-    states = 2 * (1 + (1 + config.federated.clients if config.federated.algorithm == "scaffold" else 0))
-    states = 1 if sizes.saying else states
-    fitted = 1 if sizes.guarded and sizes.guard is None else 0
-    parts = {"base": base_bytes(model.config, mesh), "adapters": (states + fitted) * adapter}
+    # a round's state is kept until the next one's is there
+    states = adapter if sizes.saying else 2 * _state_bytes(config, sizes)
+    fitted = adapter if sizes.guarded and sizes.guard is None else 0
+    parts = {"base": base_bytes(model.config, mesh), "adapters": states + fitted}
     if sizes.guard and (config.guard.path, config.guard.revision) != (config.model.path, config.model.revision):
         parts["guard"] = base_bytes(sizes.guard, mesh)
     data = EXAMPLE * sizes.pairs * own.train + PROMPT * sizes.red * (own.red + own.opening)
     if sizes.prepared:
         parts["prepared set"] = EXAMPLE * 2 * sizes.prepared * own.prepared
     return parts | {"data": data}
+
+
+def _algorithm(config: ExperimentConfig, sizes: Sizes) -> FedAlgorithm:
+    return make_algorithm(config.federated, dict(config), abstract_mesh(config, sizes.devices))
+
+
+def _state_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
+    """Of what the server keeps from round to round."""
+    adapter = abstract_adapter(sizes.model.config, sizes.model.lora)
+    return nbytes(jax.eval_shape(_algorithm(config, sizes).init, adapter))
 
 
 def _taught_length(config: ExperimentConfig, lengths: Lengths) -> int:
@@ -197,9 +209,8 @@ def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     in_chunk = own * mesh.shape["clients"]
     kept = ceil(fed.cohort / in_chunk) * own  # of the cohort, padded to whole chunks, on this device
     parts = training(sizes.model, fed.batch_size, sizes.lengths.train, _how(config), own)
-    if fed.algorithm == "scaffold":
-        return parts | {"deltas": kept * adapter, "control variates": (kept + own) * adapter}  # theirs and corrections
-    return parts | {"deltas": kept * adapter}
+    more = _algorithm(config, sizes).holds(kept, own)
+    return parts | {"deltas": kept * adapter} | {name: count * adapter for name, count in more.items()}
 
 
 def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:

@@ -25,7 +25,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.model import quantize
 from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, modules, outputs
 from fedjax_rai.model.attention import Attention, Sight, attend
-from fedjax_rai.model.lora import NO_LORA, Lora, abstract_adapter
+from fedjax_rai.model.lora import NO_LORA, Dropout, Lora, abstract_adapter
 
 
 class KVCache(NamedTuple):
@@ -125,6 +125,7 @@ class Layer(NamedTuple):
     index: Int[Array, "*L"]
     kind: Int[Array, "*L"]  # which of the config's kinds it is
     scales: dict[str, Float[Array, "*L"]]  # of the LoRA pair of each target
+    dropout: Dropout | None  # of their inputs
 
 
 class Context(NamedTuple):
@@ -166,7 +167,7 @@ class Block(nn.Module):
         """Attention to the tokens themselves or, with a cache, to its slots once the tokens are written there."""
         config = self.config
         batch, length, _ = x.shape
-        q, k, v = self.project(_flat(x), "qkv_proj", ("embed", "heads"), layer.scales)
+        q, k, v = self.project(_flat(x), "qkv_proj", ("embed", "heads"), layer)
         q, k, v = (part.reshape(batch, length, -1, config.head_dim) for part in (q, k, v))
         if config.qk_norm:
             q = self.norm("q_norm", q)
@@ -178,22 +179,20 @@ class Block(nn.Module):
             cache = _written(cache, KVCache(k, v), layer.index, context.slot)
             k, v = _of_layer(cache, layer.index)
         y = _attended(config, (q, k, v, context.sight), layer.kind, cache is not None)
-        (y,) = self.project(_flat(y), "o_proj", ("heads", "embed"), layer.scales)
+        (y,) = self.project(_flat(y), "o_proj", ("heads", "embed"), layer)
         return y.reshape(x.shape), cache
 
     def mlp(self, x: Float[Array, "b t d"], layer: Layer) -> Float[Array, "b t d"]:
         """The gated MLP of every token: down(activation(gate) * up)."""
-        parts = self.project(_flat(x), "gate_up_proj", ("embed", "mlp"), layer.scales)
+        parts = self.project(_flat(x), "gate_up_proj", ("embed", "mlp"), layer)
         y = gated(jnp.concatenate(parts, axis=-1), self.config.activation)
-        (y,) = self.project(y, "down_proj", ("mlp", "embed"), layer.scales)
+        (y,) = self.project(y, "down_proj", ("mlp", "embed"), layer)
         return y.reshape(x.shape)
 
     def norm(self, name: str, x: Array) -> Array:
         return RMSNorm(self.config, name=name)(x)
 
-    def project(
-        self, x: Float[Array, "t i"], name: str, axes: tuple[str, str], scales: dict[str, Float[Array, ""]]
-    ) -> list[Array]:
+    def project(self, x: Float[Array, "t i"], name: str, axes: tuple[str, str], layer: Layer) -> list[Array]:
         """x @ kernel + (x @ a * scale) @ b of the projections in a kernel: one wide product, one thin one."""
         config = self.config
         widths = outputs(config, name)
@@ -203,22 +202,22 @@ class Block(nn.Module):
             wide = wide + _param(self, f"{name}_bias", wide.shape[-1:], axes[1:]).astype(x.dtype)[None]
         targets = modules(config, name)
         parts = dict(zip(targets, _split(wide, list(targets.values())), strict=True))
-        for target, change in self.low_rank(x, list(targets), scales):
+        for target, change in self.low_rank(x, list(targets), layer):
             parts[target] = parts[target] + change
         if config.modules_fused:
             return _split(parts[name], list(widths.values()))
         return list(parts.values())
 
-    def low_rank(
-        self, x: Float[Array, "t i"], targets: list[str], scales: dict[str, Float[Array, ""]]
-    ) -> Iterator[tuple[str, Array]]:
+    def low_rank(self, x: Float[Array, "t i"], targets: list[str], layer: Layer) -> Iterator[tuple[str, Array]]:
         """(target, (x @ a * scale) @ b) of those targets that have a LoRA pair, by one product with all of their a."""
         pairs = {target: pair for target in targets if (pair := self.lora_pair(target))}
         if not pairs:
             return
         ranks = [a.shape[1] for a, _ in pairs.values()]
-        thin = x @ jnp.concatenate([a for a, _ in pairs.values()], axis=1).astype(x.dtype)
-        scale = jnp.concatenate([jnp.broadcast_to(scales[name], rank) for name, rank in zip(pairs, ranks, strict=True)])
+        thin = _thin(x, {target: a for target, (a, _) in pairs.items()}, layer.dropout)
+        scale = jnp.concatenate(
+            [jnp.broadcast_to(layer.scales[name], rank) for name, rank in zip(pairs, ranks, strict=True)]
+        )
         parts = _split(thin * scale.astype(x.dtype)[None], ranks)
         for (target, (_, b)), low in zip(pairs.items(), parts, strict=True):
             yield target, low @ b.astype(x.dtype)
@@ -237,6 +236,14 @@ class Block(nn.Module):
 def _flat(x: Array) -> Array:
     """All tokens on one axis, all channels on another: one contracting dimension in the weight gradients."""
     return x.reshape(x.shape[0] * x.shape[1], -1)
+
+
+def _thin(x: Float[Array, "t i"], kernels: dict[str, Array], dropout: Dropout | None) -> Float[Array, "t r"]:
+    """x @ a of every target, side by side: one product, unless each of them drops other inputs."""
+    if dropout is None:
+        return x @ jnp.concatenate(list(kernels.values()), axis=1).astype(x.dtype)
+    parts = [dropout.drop(x, target) @ a.astype(x.dtype) for target, a in kernels.items()]
+    return jnp.concatenate(parts, axis=1)
 
 
 def _of_kind(rotations: Rotation, kind: Int[Array, ""]) -> Rotation:
@@ -313,6 +320,7 @@ class Decoder(nn.Module):
         sight: Sight,
         cache: KVCache | None = None,
         slot: int | Array = 0,
+        dropout: Dropout | None = None,
     ) -> tuple[Float[Array, "b t d"], KVCache | None]:
         """Hidden states after the last norm.
 
@@ -328,7 +336,8 @@ class Decoder(nn.Module):
         rotation = rotations(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)
         scales = {target: jnp.array(self.lora.scales(target, depth), jnp.float32) for target in self.lora.targets}
-        layers = Layer(jnp.arange(depth), kind, scales)
+        drops = None if dropout is None else dropout.each("layer", depth)
+        layers = Layer(jnp.arange(depth), kind, scales, drops)
         (x, cache), _ = self.layers((x, cache), layers, Context(rotation, sight, jnp.asarray(slot)))
         return self.norm(x), cache
 
@@ -372,16 +381,17 @@ def forward(
     adapter: Adapter | None,
     tokens: Int[Array, "b l"],
     segments: Int[Array, "b l"] | Bool[Array, "b l"],
+    dropout: Dropout | None = None,
 ) -> Float[Array, "b l d"]:
     """Causal hidden states of whole sequences.
 
     `segments` is 0 (or False) on padding, on either side, whose rows mean nothing; a row that holds several sequences,
-    one after another, numbers them 1, 2, ..., and none of them sees another.
+    one after another, numbers them 1, 2, ..., and none of them sees another. `dropout` is LoRA's, in training.
     """
     segments = segments.astype(jnp.int32)
     positions = segment_positions(segments)
     sight = Sight(segments, positions, segments, positions)
-    return lm.model.apply(_variables(lm, adapter), tokens, sight)[0]  # pyright: ignore
+    return lm.model.apply(_variables(lm, adapter), tokens, sight, dropout=dropout)[0]  # pyright: ignore
 
 
 def forward_cached(

@@ -8,14 +8,14 @@ computes `x W + scale (x a) b`. Where layers have different ranks, `r` is the la
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai import rng
-from fedjax_rai.aliases import Adapter, Array, Base, Key, PyTree
+from fedjax_rai.aliases import Adapter, Array, Base, Float, Key, PyTree
 from fedjax_rai.config.schema import LoraConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, module_name, modules
@@ -50,6 +50,29 @@ class Lora:
         return tuple(
             alpha / (r**0.5 if self.rslora else r) if r else 0.0 for alpha, r in zip(alphas, ranks, strict=True)
         )
+
+
+class Dropout(NamedTuple):
+    """Dropout on the input of every `a`, as PEFT places it: y = x W + scale (drop(x) a) b, each target its own mask.
+
+    Both are traced: another rate compiles nothing; without dropout there is no such value, and nothing is compiled in.
+    """
+
+    key: Key[Array, "*L"]
+    rate: Float[Array, "*L"]  # the share of inputs that are zeroed; the others are divided by 1 - rate
+
+    def at(self, **ids: int | Array) -> "Dropout":
+        """That of one client, local step or layer, by name."""
+        return self._replace(key=rng.stream(self.key, "dropout", **ids))
+
+    def each(self, name: str, count: int) -> "Dropout":
+        """That of each of `count` layers or local steps, stacked in front."""
+        return jax.vmap(lambda place: self.at(**{name: place}))(jnp.arange(count))
+
+    def drop(self, x: Array, target: str) -> Array:
+        """The input of one target's `a` in one layer."""
+        kept = jax.random.bernoulli(rng.stream(self.key, target), 1.0 - self.rate, x.shape)
+        return jnp.where(kept, x * (1.0 / (1.0 - self.rate)).astype(x.dtype), jnp.zeros_like(x))
 
 
 NO_LORA = Lora((), 1, 1.0)

@@ -1,15 +1,18 @@
 """The end of a run: its evaluation, and the summary that marks it as finished."""
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedjax_rai import terminal
+from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.experiment import cost
+from fedjax_rai.experiment.cost import Cost, ProbeCost
 from fedjax_rai.experiment.evaluation import critique, evaluate
 from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
@@ -17,52 +20,103 @@ from fedjax_rai.model.lora import size
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import ANSWERS, EVALUATION, SUMMARY
 from fedjax_rai.runs.record import METRICS, REVISIONS
+from fedjax_rai.runs.rows import (
+    Critique,
+    Filtered,
+    GuardQuality,
+    Quality,
+    Rate,
+    Round,
+    Seconds,
+    Summary,
+    read_rounds,
+)
 
 
-def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: Any) -> None:
+def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: Adapter) -> None:
     """Evaluate, and write eval.json, answers.jsonl and, last, the summary that marks the run as finished."""
     began = time.perf_counter()
     terminal.say("evaluating")
     rates, answers = evaluate(setting, adapter)
-    evaluated = time.perf_counter() - began
-    rows, revisions = files.read_rows(folder / METRICS), files.read_rows(folder / REVISIONS)
+    seconds = round(time.perf_counter() - began, 1)
     files.write_json(folder / EVALUATION, rates)
     files.write_rows(folder / ANSWERS, answers)
-    summary = {
-        "rates": rates,
-        "rounds": config.federated.rounds,
-        "seed": config.seed,
-        "synthetic": synthetic_parts(config),
-        "adapter_parameters": size(*setting.shapes),
-        "truncated_examples": setting.texts.truncated,
-        "guard": setting.guarding.quality if config.filter.enabled else None,
-        "filter": filtered(setting) if config.filter.enabled else None,
-        "seconds": {
-            "training": cost.seconds(rows, "seconds"),
-            "with_compilation": round(sum(row["seconds"] for row in rows), 1),
-            "evaluation": round(evaluated, 1),
-        },
-        "cost": cost.phases(setting, rows),
-        "critique": critique(setting, revisions) if revisions else None,
-    }
-    files.write_json(folder / SUMMARY, summary)
+    files.write_json(folder / SUMMARY, summarize(setting, config, folder, rates, seconds))
+
+
+def summarize(
+    setting: Setting, config: ExperimentConfig, folder: Path, rates: Mapping[str, Any], evaluation_seconds: float
+) -> Summary:
+    """The summary of a run whose rounds are over, from what stands in its folder."""
+    rounds = read_rounds(folder / METRICS)
+    filtering = config.filter.enabled
+    return Summary(
+        rates={name: rate and Rate(**rate) for name, rate in rates.items()},
+        rounds=config.federated.rounds,
+        seed=config.seed,
+        synthetic=synthetic_parts(config),
+        adapter_parameters=size(*setting.shapes),
+        truncated_examples=setting.texts.truncated,
+        diverged_clients=int(sum(row.diverged for row in rounds)),
+        guard=guard_quality(setting) if filtering else None,
+        filter=filtered(setting) if filtering else None,
+        seconds=seconds_of(rounds, evaluation_seconds),
+        cost=cost_of(setting, rounds),
+        critique=critique_of(setting, folder),
+    )
+
+
+def guard_quality(setting: Setting) -> GuardQuality:
+    """The guard's verdicts on the clients' pairs against their true labels."""
+    found = setting.guarding.quality
+    fitted, released = found["fitted"], found["released"]
+    assert released is not None, "a guard is always compared with the model before fitting"
+    return GuardQuality(Quality(**fitted) if fitted else None, Quality(**released))
+
+
+def filtered(setting: Setting) -> Filtered:
+    """What the filter left of all clients' pairs; the harmful share is known to this simulation alone."""
+    pairs = setting.texts.materials.pairs
+    left = [pairs[i] for client_rows in Federation(setting).kept for i in client_rows]
+    harmful = sum(pair.harmful for pair in left)
+    return Filtered(
+        kept=len(left),
+        dropped=len(pairs) - len(left),
+        without_score=int(np.isnan(setting.guarding.scores).sum()),
+        harmful_share_kept=harmful / len(left) if left else None,
+    )
+
+
+def seconds_of(rounds: Sequence[Round], evaluation: float) -> Seconds:
+    """How long training and evaluation took."""
+    each = [row.seconds for row in rounds]
+    return Seconds(cost.seconds(each), round(sum(each), 1), evaluation)
+
+
+def cost_of(setting: Setting, rounds: Sequence[Round]) -> Cost:
+    """What the rounds cost, by phase."""
+    count = cost.parameters(*setting.shapes)
+    probes = [row.probe.seconds for row in rounds if row.probe]
+    phases = [row.cai_spent for row in rounds if row.cai]
+    return Cost(
+        local=cost.local_cost(count, [row.local_spent for row in rounds]),
+        probe=ProbeCost(len(probes), cost.seconds(probes)) if probes else None,
+        cai=cost.cai_cost(count, phases, cost.full_epoch(setting)) if phases else None,
+    )
+
+
+def critique_of(setting: Setting, folder: Path) -> Critique | None:
+    """What revision made of responses; None where no conversation was held."""
+    held = files.read_rows(folder / REVISIONS)
+    return Critique(**critique(setting, held)) if held else None
 
 
 def synthetic_parts(config: ExperimentConfig) -> list[str]:
     """Which parts of a run are the tiny world's."""
-    parts = {"model": config.model.path, "data": config.data.train, "AdvBench prompts": config.eval.advbench}
-    found, own = [name for name, source in parts.items() if source == TINY], config.cai
-    made = Path(own.data) / SUMMARY if own.enabled and own.data != ONLINE else None
-    return found + (["revisions"] if made and made.is_file() and files.read_json(made)["synthetic"] else [])
-
-
-def filtered(setting: Setting) -> dict[str, int | float]:
-    """What the filter left of all clients' pairs; the harmful share is known to this simulation alone."""
-    kept = Federation(setting).kept
-    left = [setting.texts.materials.pairs[i] for rows in kept for i in rows]
-    return {
-        "kept": len(left),
-        "dropped": len(setting.texts.materials.pairs) - len(left),
-        "without_score": int(np.isnan(setting.guarding.scores).sum()),
-        "harmful_share_kept": sum(pair.harmful for pair in left) / max(len(left), 1),
-    }
+    sources = {"model": config.model.path, "data": config.data.train, "AdvBench prompts": config.eval.advbench}
+    parts = [name for name, source in sources.items() if source == TINY]
+    if config.cai.enabled and config.cai.data != ONLINE:
+        prepared = Path(config.cai.data) / SUMMARY
+        if prepared.is_file() and files.read_json(prepared)["synthetic"]:
+            parts.append("revisions")
+    return parts

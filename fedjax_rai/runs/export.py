@@ -5,18 +5,18 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from fedjax_rai import terminal
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.load import load_config
-from fedjax_rai.config.schema import ExperimentConfig, is_hub_name
+from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, is_hub_name
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.model.weights import save_merged
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import ADAPTER, CONFIG, SUMMARY, pinned
+from fedjax_rai.runs.rows import Rate, Summary, read_summary
 from fedjax_rai.text.hub import resolve
 
 # What AutoTokenizer reads, and what generation stops at.
@@ -39,6 +39,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; name another one")
     config = pinned(folder, load_config(folder / CONFIG))
+    summary = read_summary(folder / SUMMARY)
     source = resolve(config.model.path, config.model.revision, weights=merged)
     shape = read_config(source)
     lora, adapter = load_adapter(folder / ADAPTER, shape)
@@ -50,7 +51,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
         else:
             save_adapter(part, shape, lora, adapter, config.model.path, config.model.revision, chosen)
             _copy(source, part, _TOKENIZER)
-        files.write_text(part / "README.md", card(config, files.read_json(folder / SUMMARY), merged))
+        files.write_text(part / "README.md", card(config, summary, merged))
 
 
 @contextmanager
@@ -75,53 +76,74 @@ def _copy(source: Path, out: Path, patterns: tuple[str, ...]) -> None:
         copy(path, out / path.name)
 
 
-def card(config: ExperimentConfig, summary: dict[str, Any], merged: bool) -> str:
+def card(config: ExperimentConfig, summary: Summary, merged: bool) -> str:
     """The model card: what the adapter was trained on, how, behind which guards, and what was measured."""
-    quantized = "" if config.model.quantize == "none" else f", its kernels in {config.model.quantize} while training"
-    base, synthetic = config.model.path, ", ".join(summary["synthetic"])
+    lines = [
+        *front_matter(config, merged),
+        "",
+        f"# {Path(config.output or 'run').name}",
+        "",
+        origin(config, merged),
+    ]
+    if summary.synthetic:
+        synthetic = ", ".join(summary.synthetic)
+        lines += ["", f"**Synthetic**: {synthetic}. The numbers below say nothing about real models."]
+    lines += ["", "## Training", ""]
+    lines += [f"* {line}" for line in training(config, summary)]
+    lines += ["", "## Results", "", "Percent, with 95 % intervals over prompts.", ""]
+    lines += ["| rate | mean | interval |", "|---|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {cells(rate)} |" for name, rate in summary.rates.items()]
+    return "\n".join([*lines, ""])
+
+
+def front_matter(config: ExperimentConfig, merged: bool) -> Iterator[str]:
+    """What the hub reads of a card: library, base (where it is on the hub) and tags."""
+    base = config.model.path
+    yield "---"
+    yield f"library_name: {'transformers' if merged else 'peft'}"
+    if is_hub_name(base) and not Path(base).exists():
+        yield f"base_model: {base}"
+    yield "tags: [federated-learning, lora, safety, fedjax-rai]"
+    yield "---"
+
+
+def origin(config: ExperimentConfig, merged: bool) -> str:
+    """A sentence: what this is, and of which base."""
+    model = config.model
     kind = "A model" if merged else "A LoRA adapter"
-    fed, filters, cai = config.federated, config.filter, config.cai
-    arms = [
+    revision = f" (revision {model.revision})" if model.revision else ""
+    quantized = "" if model.quantize == "none" else f", its kernels in {model.quantize} while training"
+    return f"{kind} trained by federated fine-tuning with `fedjax_rai` on `{model.path}`{revision}{quantized}."
+
+
+def training(config: ExperimentConfig, summary: Summary) -> Iterator[str]:
+    """What was trained on, how, and behind which guards."""
+    fed, lora, filtering = config.federated, config.lora, config.filter
+    yield f"data: `{config.data.train}`, language {config.data.language}"
+    yield (
         f"{fed.algorithm}: {fed.rounds} rounds, {fed.cohort} of {fed.clients} clients a round, {fed.local_steps} local "
         f"steps of {fed.batch_size} examples, learning rate {fed.learning_rate:g}"
-    ]
-    arms.append("each client's guard filter: " + ("on" if filters.enabled and not filters.keep_all else "off"))
-    arms.append(
-        f"constitutional AI ({cai.method}), due every {cai.every} rounds: {cai.iterations} iterations on {cai.prompts} "
-        + ("red prompts" if cai.data == ONLINE else f"pairs of {cai.data}")
-        if cai.enabled and cai.iterations
-        else "constitutional AI: off"
     )
-    header = [
-        "---",
-        f"library_name: {'transformers' if merged else 'peft'}",
-        *([f"base_model: {base}"] if is_hub_name(base) and not Path(base).exists() else []),
-        "tags: [federated-learning, lora, safety, fedjax-rai]",
-        "---",
-    ]
-    lines = [
-        *header, "", f"# {Path(config.output or 'run').name}", "",
-        f"{kind} trained by federated fine-tuning with `fedjax_rai` on `{base}`"
-        + (f" (revision {config.model.revision})" if config.model.revision else "") + f"{quantized}.",
-    ]  # fmt: skip
-    if synthetic:
-        lines += ["", f"**Synthetic**: {synthetic}. The numbers below say nothing about real models."]
-    lines += ["", "## Training", "", f"* data: `{config.data.train}`, language {config.data.language}"]
-    lines += [f"* {arm}" for arm in arms]
-    patterns = {**config.lora.rank_pattern, **config.lora.alpha_pattern}
-    lines.append(
-        f"* LoRA: rank {config.lora.rank}, alpha {config.lora.alpha:g}" + (f", {patterns}" if patterns else "")
+    yield f"each client's guard filter: {'on' if filtering.enabled and not filtering.keep_all else 'off'}"
+    yield constitutional(config.cai)
+    patterns = {**lora.rank_pattern, **lora.alpha_pattern}
+    yield f"LoRA: rank {lora.rank}, alpha {lora.alpha:g}" + (f", {patterns}" if patterns else "")
+    yield f"seed {config.seed}; {summary.cost.local.trained_tokens:,} trained tokens"
+
+
+def constitutional(cai: CaiConfig) -> str:
+    """Whether there was constitutional AI, and of what kind."""
+    if not (cai.enabled and cai.iterations):
+        return "constitutional AI: off"
+    prompts = "red prompts" if cai.data == ONLINE else f"pairs of {cai.data}"
+    return (
+        f"constitutional AI ({cai.method}), due every {cai.every} rounds: {cai.iterations} iterations on "
+        f"{cai.prompts} {prompts}"
     )
-    lines += [f"* seed {config.seed}; {summary['cost']['local']['trained_tokens']:,} trained tokens", ""]
-    lines += [
-        "## Results",
-        "",
-        "Percent, with 95 % intervals over prompts.",
-        "",
-        "| rate | mean | interval |",
-        "|---|---|---|",
-    ]
-    for name, rate in summary["rates"].items():
-        shown = f"{rate['mean']:.1f} | [{rate['low']:.1f}, {rate['high']:.1f}]" if rate else "not measured | "
-        lines.append(f"| {name.replace('_', ' ')} | {shown} |")
-    return "\n".join([*lines, ""])
+
+
+def cells(rate: Rate | None) -> str:
+    """Mean and interval, as two cells of a table."""
+    if rate is None:
+        return "not measured | "
+    return f"{rate.mean:.1f} | [{rate.low:.1f}, {rate.high:.1f}]"

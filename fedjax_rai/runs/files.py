@@ -1,13 +1,14 @@
-"""What a run writes for people and programs: JSON files, whole or not at all; progress with time left."""
+"""JSON files, whole or not at all, and what stands in them as typed values."""
 
 import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from fedjax_rai.errors import InputError
 
@@ -20,15 +21,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """A value, whole or not at all; named tuples become objects (`plain`)."""
+    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
+    """What stands in a JSON file, as dictionaries and lists."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """A JSON-lines file in place of what was there, whole or not at all."""
+    write_text(path, "".join(map(_line, rows)))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -39,15 +43,90 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
+def append_row(path: Path, row: Any) -> None:
+    """Add one row to a JSON-lines file."""
     append_rows(path, [row])
 
 
-def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows; a number that is none (NaN, infinity) becomes null, as JSON has no word for it."""
-    finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
+def append_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Add rows to a JSON-lines file."""
+    text = "".join(map(_line, rows))
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in finite))
+        file.write(text)
+
+
+def _line(row: Any) -> str:
+    return json.dumps(plain(row), allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: named tuples and mappings are objects, other sequences lists.
+
+    A number that is none (NaN, infinity) is null, as JSON has no word for it.
+    """
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(value, Mapping):
+        return {name: plain(content) for name, content in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(content) for content in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def typed(kind: Any, value: Any, where: str) -> Any:
+    """What JSON holds as the type that it is meant to have: the other way round of `plain`.
+
+    `kind`: a named tuple, `list[...]`, `dict[str, ...]`, `... | None`, `int`, `float`, `bool` or `str`. Null is NaN
+    where a `float` must stand. Raises InputError where something else stands there; `where` names the place.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        (present,) = [part for part in inner if part is not NoneType]
+        return None if value is None else typed(present, value, where)
+    if kind is float and value is None:
+        return math.nan
+    if not _fits(kind, origin, value):
+        raise InputError(f"{where}: is {value!r}; must be {_in_words(kind)}; was it written by another version?")
+    if is_named_tuple(kind):
+        return _named_tuple(kind, value, where)
+    if origin is list:
+        return [typed(inner[0], content, f"{where}[{i}]") for i, content in enumerate(value)]
+    if origin is dict:
+        return {name: typed(inner[1], content, f"{where}.{name}") for name, content in value.items()}
+    return value
+
+
+def is_named_tuple(kind: Any) -> bool:
+    """Whether this is a `NamedTuple` class."""
+    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
+def _fits(kind: Any, origin: Any, value: Any) -> bool:
+    if is_named_tuple(kind):
+        return isinstance(value, Mapping)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)
+
+
+def _in_words(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if kind in words:
+        return words[kind]
+    return "a list" if get_origin(kind) is list else "an object"
+
+
+def _named_tuple(kind: Any, value: Mapping[str, Any], where: str) -> Any:
+    unknown = [name for name in value if name not in kind._fields]
+    missing = [name for name in kind._fields if name not in value and name not in kind._field_defaults]
+    if unknown or missing:
+        found = [f"unknown: {', '.join(unknown)}"] if unknown else []
+        found += [f"missing: {', '.join(missing)}"] if missing else []
+        raise InputError(f"{where}: {'; '.join(found)}; was it written by another version?")
+    kinds = get_type_hints(kind)
+    return kind(**{name: typed(kinds[name], content, f"{where}.{name}") for name, content in value.items()})
 
 
 @contextmanager

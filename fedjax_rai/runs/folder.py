@@ -14,6 +14,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.inputs import check_unchanged
+from fedjax_rai.runs.rows import Versions, present
 
 PACKAGES = (
     "fedjax_rai",
@@ -82,7 +83,8 @@ def note_versions(path: Path, others: dict[str, Any]) -> None:
 
     `others`: commits of the models that came from the hub, digests of files.
     """
-    past, now = (files.read_json(path) if path.exists() else []), versions() | others
+    past = files.read_json(path) if path.exists() else []
+    now = present(Versions(**versions(), **others))
     if now not in past:
         files.write_json(path, [*past, now])
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fedjax_rai import terminal
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment.round import End, Federation, play_round
-from fedjax_rai.fed.algorithm import ServerState
+from fedjax_rai.fed.base import ServerState
 from fedjax_rai.runs.folder import open_folder, run_folder
 from fedjax_rai.runs.record import Record, timed
 
@@ -60,12 +60,12 @@ class Loop:
         if min(self.done):
             terminal.say(f"{folders[0]}: going on after round {min(self.done)} of {self.rounds}")
         name = folders[0].name if len(folders) == 1 else folders[0].parent.name
-        self.advance = stack.enter_context(terminal.progress(name, self.rounds, min(self.done)))
+        self.advance = stack.enter_context(terminal.progress(name, self.rounds, min(self.done), terminal.ROUND))
         self.began = time.perf_counter()
 
     def _have_parted(self) -> bool:
         """Whether the round in which siblings part lies behind: the first CAI phase."""
-        return any("cai_iterations" in row for record in self.records for row in record.rows)
+        return any(row.cai for record in self.records for row in record.rounds)
 
     def play(self, t: int) -> Pending:
         """Round t of all runs that have not done it yet, dispatched."""
@@ -89,7 +89,7 @@ class Loop:
         if len(self.federations) > 1:
             seconds = shared(seconds, len(round.going))
         rows = [self.records[i].add(round.t, *end, seconds) for i, end in zip(round.going, round.ends, strict=True)]
-        self.advance(f"loss {rows[0]['train_loss']:.3f}")
+        self.advance(f"loss {rows[0].train_loss:.3f}")
 
     def _part(self, config: ExperimentConfig, t: int, end: End) -> None:
         """Fill a sibling's folder as if it had run by itself to the end of round t."""
@@ -98,7 +98,7 @@ class Loop:
         seconds, _ = timed(end.outcome, self.began)
         open_folder(folder, config, record.setting)
         with Record(folder, record.setting) as theirs:
-            theirs.begin_as(record)
+            theirs.copy_rows(record)
             theirs.add(t, *end, seconds)
 
 

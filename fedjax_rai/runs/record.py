@@ -1,25 +1,31 @@
-"""The rounds of a run on disk: a row of metrics each, what was said in CAI phases, and states to go on from."""
+"""The rounds of a run on disk: a row of metrics each, the conversations of CAI phases, and states to go on from."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedjax_rai.aliases import PyTree
+from fedjax_rai.experiment.phase import Said
 from fedjax_rai.experiment.round import Outcome
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.runs import conversations, files
+from fedjax_rai.runs import conversations, files, rows
 from fedjax_rai.runs.checkpoint import Checkpoints
+from fedjax_rai.runs.rows import Revision, Round
 
 METRICS, REVISIONS, CHECKPOINTS = "metrics.jsonl", "revisions.jsonl", "checkpoints"
 
 
 class Record:
-    """A run folder's, for one process at a time; a context manager, so that the last state is whole when it is left."""
+    """The record in a run folder, for one process at a time.
+
+    A context manager, so that the last state is whole when it is left.
+    """
 
     def __init__(self, folder: Path, setting: Setting):
-        self.folder, self.setting = folder, setting
+        self.folder = folder
+        self.setting = setting
         self._held = ExitStack()
         self._held.enter_context(files.alone(folder))
         self._checkpoints = Checkpoints(folder / CHECKPOINTS)
@@ -35,36 +41,55 @@ class Record:
         """(rounds done, state after them); rows that are ahead of the state are taken off."""
         done, state = self._checkpoints.restore(like)
         for name in (METRICS, REVISIONS):
-            rows = files.read_rows(self.folder / name)
-            files.write_rows(self.folder / name, [row for row in rows if row["round"] <= done])
+            path = self.folder / name
+            kept = [row for row in files.read_rows(path) if row["round"] <= done]
+            files.write_rows(path, kept)
         return done, state
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
-        return files.read_rows(self.folder / METRICS)
+    def rounds(self) -> list[Round]:
+        """The rounds so far."""
+        return rows.read_rounds(self.folder / METRICS)
 
-    def add(self, t: int, state: PyTree, outcome: Outcome, seconds: dict[str, float]) -> dict[str, Any]:
-        """Write round t down: what was said, then the metrics, then the state. Returns the row of metrics."""
-        metrics = outcome.local | (outcome.cai or {})
-        row = {"round": t + 1} | {name: np.asarray(value).item() for name, value in metrics.items()} | seconds
+    def add(self, t: int, state: PyTree, outcome: Outcome, seconds: Mapping[str, float]) -> Round:
+        """Write round t (from 0) down: conversations, then metrics, then the state; waits for the device.
+
+        `seconds`: the fields of `Round` that tell how long it took (`timed`), and `together`.
+        """
+        row = measured(t, outcome, seconds)
         if outcome.said is not None:
-            said = [{"round": t + 1} | own._asdict() for own in conversations.read(self.setting, outcome.said)]
-            files.append_rows(self.folder / REVISIONS, said)
-        files.append_row(self.folder / METRICS, row)
+            files.append_rows(self.folder / REVISIONS, revisions(self.setting, t, outcome.said))
+        files.append_row(self.folder / METRICS, rows.flat(row))
         self._checkpoints.save(t + 1, state)
         return row
 
-    def begin_as(self, other: "Record") -> None:
-        """Take over another's rows so far."""
-        files.write_rows(self.folder / METRICS, other.rows)
-        files.write_rows(self.folder / REVISIONS, files.read_rows(other.folder / REVISIONS))
+    def copy_rows(self, other: "Record") -> None:
+        """Take over another record's rows so far."""
+        for name in (METRICS, REVISIONS):
+            files.write_rows(self.folder / name, files.read_rows(other.folder / name))
+
+
+def measured(t: int, outcome: Outcome, seconds: Mapping[str, float]) -> Round:
+    """Round t (from 0) as its row; waits for the device."""
+    numbers = {name: np.asarray(value).item() for name, value in outcome.local.items()}
+    if outcome.cai is not None:
+        numbers |= {name: np.asarray(value).item() for name, value in outcome.cai.items()}
+    row = {"round": t + 1, **numbers, **seconds}
+    return files.typed(Round, rows.nested(row), f"round {t + 1}")
+
+
+def revisions(setting: Setting, t: int, said: Said) -> Iterator[Revision]:
+    """The conversations of round t (from 0); waits for the device."""
+    for conversation in conversations.read(setting, said):
+        yield Revision(t + 1, *conversation)
 
 
 def timed(outcome: Outcome, began: float) -> tuple[dict[str, float], float]:
-    """(seconds of a round that began then, in all and by phase; when it ended); waits for the device."""
+    """(seconds of a round that began then, by fields of `Round`; when it ended); waits for the device."""
     local = outcome.local_done.result()
     probed = outcome.probe_done.result() if outcome.probe_done else local
     end = outcome.cai_done.result() if outcome.cai_done else probed
     parts = {"seconds": end - began, "local_seconds": local - began, "cai_seconds": end - probed}
-    parts |= {"probe_seconds": probed - local} if outcome.probe_done else {}
+    if outcome.probe_done:
+        parts["probe_seconds"] = probed - local
     return {name: round(value, 3) for name, value in parts.items()}, end

@@ -1,39 +1,104 @@
-"""A finished run in words, and the parts of its summary that say where its numbers come from."""
+"""A finished run in words, in lines of at most 100 characters."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from fedjax_rai.runs import files
+from fedjax_rai.experiment.cost import CaiCost
 from fedjax_rai.runs.folder import SUMMARY
+from fedjax_rai.runs.rows import Critique, Filtered, GuardQuality, Rate, Summary, read_summary
 
 
 def report(folder: Path) -> str:
-    """A finished run's rates, a line each, and where it lies."""
-    summary = files.read_json(folder / SUMMARY)
-    parts = ", ".join(summary["synthetic"])
-    lines = [f"{f'SYNTHETIC (tiny world: {parts}); ' if parts else ''}percent, 95 % intervals over prompts"]
-    for name, rate in summary["rates"].items():
-        shown = f"{rate['mean']:5.1f}  [{rate['low']:.1f}, {rate['high']:.1f}]" if rate else "not measured"
-        lines.append(f"  {name:<28}{shown}")
-    if summary["guard"]:
-        quality = summary["guard"]["fitted"] or summary["guard"]["released"]
-        lines.append(f"  guard on the clients' pairs: {', '.join(f'{name} {q:.1f}' for name, q in quality.items())}")
-    if own := summary["critique"]:
-        made = f"{own['unsafe']} unsafe responses, {_percent(own['made_safe'])} of them made safe"
-        left = (
-            f"{own['safe']} safe, {_percent(own['left_alone'])} left alone, {_percent(own['made_unsafe'])} made unsafe"
-        )
-        lines.append(f"  critique, by {own['judge']}: {made}; {left}")
-    if own := summary["cost"]["cai"]:
-        epochs = own["flops"] / own["full_epoch_flops"]
-        saved = (
-            f"{100 - 100 * epochs:.1f} % of a full epoch's FLOPs saved" if epochs < 1 else f"{epochs:.1f} full epochs"
-        )
-        lines.append(
-            f"  CAI: {own['phases']} phases, {own['seconds']:.0f} s, {own['generated_tokens']} tokens generated, "
-            f"{own['trained_tokens']} trained; {saved}"
-        )
-    return "\n".join([*lines, str(folder)])
+    """What a finished run measured, what was trained on, what that cost, and where it lies."""
+    summary = read_summary(folder / SUMMARY)
+    return "\n".join([*lines(summary), str(folder)])
 
 
-def _percent(share: float | None) -> str:
-    return "none" if share is None else f"{share:.1f} %"
+def lines(summary: Summary) -> Iterator[str]:
+    """A summary in words."""
+    if summary.synthetic:
+        yield f"SYNTHETIC (tiny world: {', '.join(summary.synthetic)}): says nothing about real models"
+    yield "percent, 95 % intervals over prompts"
+    for name, rate in named_by_judge(summary.rates).items():
+        yield f"  {name:<40}{shown(rate)}"
+    if summary.guard:
+        yield guard_line(summary.guard)
+    if summary.filter:
+        yield filter_line(summary.filter)
+    if summary.diverged_clients:
+        yield f"left out because training diverged: {counted(summary.diverged_clients, 'client')}, summed over rounds"
+    if summary.critique:
+        yield from critique_lines(summary.critique)
+    if summary.cost.cai:
+        yield from cai_lines(summary.cost.cai)
+
+
+def named_by_judge(rates: dict[str, Rate | None]) -> dict[str, Rate | None]:
+    """Rates by what they are called here: the harmless rate with its judge, and which one is the primary."""
+    harmless = rates.get("harmless")
+    by_judge = [name for name, rate in rates.items() if name.startswith("harmless_by_") and rate]
+    primary = next((name for name in by_judge if rates[name] == harmless), None)
+    named = {}
+    for name, rate in rates.items():
+        if name == "harmless" and primary:
+            continue
+        named[name.replace("_", " ") + (" (primary)" if name == primary else "")] = rate
+    return named
+
+
+def shown(rate: Rate | None) -> str:
+    """A rate and its interval."""
+    if rate is None:
+        return "not measured"
+    return f"{rate.mean:5.1f}  [{rate.low:.1f}, {rate.high:.1f}]"
+
+
+def guard_line(guard: GuardQuality) -> str:
+    """The guard that was used, against the true labels."""
+    quality = guard.fitted or guard.released
+    numbers = ", ".join(f"{name} {value:.1f}" for name, value in quality._asdict().items())
+    return f"guard on the clients' pairs: {numbers}"
+
+
+def filter_line(left: Filtered) -> str:
+    """What the clients' filters left."""
+    line = f"filter: {left.kept} pairs kept, {left.dropped} dropped"
+    if left.without_score:
+        line += f" ({left.without_score} without a score)"
+    if left.harmful_share_kept is not None:
+        line += f"; {100 * left.harmful_share_kept:.1f} % of the kept are harmful"
+    return line
+
+
+def critique_lines(critique: Critique) -> Iterator[str]:
+    """What revision made of unsafe and of safe responses."""
+    yield f"revision of responses, unsafe by {critique.judge}"
+    yield f"  {critique.unsafe} unsafe: {percent(critique.made_safe)} made safe"
+    left_alone, made_unsafe = percent(critique.left_alone), percent(critique.made_unsafe)
+    yield f"  {critique.safe} safe: {left_alone} left alone, {made_unsafe} made unsafe"
+
+
+def cai_lines(cost: CaiCost) -> Iterator[str]:
+    """What the CAI phases took, and what that saved of a full epoch."""
+    phases = counted(cost.phases, "phase")
+    tokens = f"{cost.generated_tokens} tokens generated, {cost.trained_tokens} trained on"
+    yield f"constitutional AI: {phases}, {cost.seconds:.0f} s, {tokens}"
+    if cost.untrained_phases:
+        untrained = counted(cost.untrained_phases, "phase")
+        yield f"  {untrained} had no usable revision or diverged: nothing was learnt there, and nothing saved"
+    if cost.share_saved is None:
+        return
+    if cost.share_saved > 0:
+        yield f"  {100 * cost.share_saved:.1f} % of a full epoch's FLOPs saved"
+    else:
+        yield f"  as many FLOPs as {1 - cost.share_saved:.1f} full epochs"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts, in singular or plural."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def percent(value: float | None) -> str:
+    """A percentage, or that there is none."""
+    return "none" if value is None else f"{value:.1f} %"

@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_rai import terminal
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.errors import InputError
+from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
@@ -44,6 +44,16 @@ CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
     "fl+keep_all": {"filter": {"enabled": True, "keep_all": True}, **NO_CAI},
     "fl+cai_0": {**NO_FILTER, "cai": {"enabled": True, "target": "revision", "iterations": 0}},
     "fl+unrevised": {**NO_FILTER, "cai": {"enabled": True, "target": "response", "method": "sft", "data": "online"}},
+}
+ARM_HELP = {
+    "base": "the base as it is, untrained",
+    "fl": "federated training alone",
+    "fl+filter": "federated training with the guard's filter on each client",
+    "fl+cai": "federated training with constitutional AI on the server",
+    "fl+filter+cai": "federated training with both",
+    "fl+keep_all": "control: the guard scores, and nothing is dropped; must equal fl",
+    "fl+cai_0": "control: constitutional AI of 0 iterations; must equal fl",
+    "fl+unrevised": "control: constitutional AI trains on the answers before revision",
 }
 COMPARED = (
     ("harmless", "fl", "base"),
@@ -98,8 +108,16 @@ def check_table(folder: Path, config: ExperimentConfig) -> None:
 def choose(arms: Sequence[str] | None) -> list[str]:
     known = ARMS | CONTROLS
     if unknown := [arm for arm in arms or () if arm not in known]:
-        raise InputError(f"--arms {','.join(unknown)}: no such arm; must be among {', '.join(known)}")
+        near = did_you_mean(unknown[0], known)
+        listed = "\n".join(arm_lines())
+        raise InputError(f"--arms {','.join(unknown)}: no such arm{near or ';'} must be among these:\n{listed}")
     return list(dict.fromkeys(arms)) if arms else list(ARMS)
+
+
+def arm_lines() -> list[str]:
+    """What `--arms` knows, a line each: name and description."""
+    width = max(map(len, ARM_HELP))
+    return [f"{name:<{width}}  {about}" for name, about in ARM_HELP.items()]
 
 
 def arm_config(config: ExperimentConfig, arm: str, seed: int, folder: Path) -> ExperimentConfig:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.model.decoder import LM, forward, unembed
+from fedjax_rai.model.lora import Dropout
 
 
 class Sum(NamedTuple):
@@ -29,18 +30,22 @@ def token_logps(logits: Float[Array, "b l v"], targets: Int[Array, "b l"]) -> Fl
 
 
 def sequence_logps(
-    lm: LM, adapter: Adapter | None, tokens: Int[Array, "b l"], segments: Int[Array, "b l"]
+    lm: LM,
+    adapter: Adapter | None,
+    tokens: Int[Array, "b l"],
+    segments: Int[Array, "b l"],
+    dropout: Dropout | None = None,
 ) -> Float[Array, "b l"]:
     """log p(token | those before it in its segment); 0 for a segment's first token, which nothing predicts."""
-    hidden = forward(lm, adapter, tokens, segments)
+    hidden = forward(lm, adapter, tokens, segments, dropout)
     logps = jax.checkpoint(lambda h: token_logps(unembed(lm, h), tokens[:, 1:]))(hidden[:, :-1])
     predicted = segments[:, 1:] == segments[:, :-1]
     return jnp.pad(jnp.where(predicted, logps, 0.0), ((0, 0), (1, 0)))
 
 
-def sft(lm: LM, adapter: Adapter | None, examples: Examples) -> Sum:
+def sft(lm: LM, adapter: Adapter | None, examples: Examples, dropout: Dropout | None = None) -> Sum:
     """Negative log-likelihood of the tokens that are trained on; a segment's first one never is."""
-    logps = sequence_logps(lm, adapter, examples.tokens, examples.segments)
+    logps = sequence_logps(lm, adapter, examples.tokens, examples.segments, dropout)
     mask = _trained(examples).astype(logps.dtype)
     return Sum(-jnp.sum(logps * mask), jnp.sum(mask))
 

@@ -93,7 +93,7 @@ def test_a_config_is_frozen() -> None:
         ("data.red", "-1", "0"),
         ("data.max_length", "15", "16"),
         ("data.split", "train", "tune"),
-        ("federated.algorithm", "fedprox", "scaffold"),
+        ("federated.algorithm", "fedporx", "scaffold"),
         ("federated.clients", "4", "5"),
         ("federated.cohort", "21", "20"),
         ("federated.rounds", "-1", "0"),

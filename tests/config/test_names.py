@@ -23,12 +23,15 @@ from fedjax_rai.model.attention import ATTENTIONS
 from fedjax_rai.model.quantize import QUANTIZATIONS
 from fedjax_rai.safety.guard import MODEL
 from fedjax_rai.train.losses import PREFERENCES
+from fedjax_rai.train.optimizers import OPTIMIZERS, SCHEDULES
 
 # What the names of every key of this kind mean; a new key must be added, with its table.
 TABLES = {
     "data.partition": PARTITIONS,
     "federated.algorithm": ALGORITHMS,
     "federated.aggregator": AGGREGATORS,
+    "federated.optimizer": OPTIMIZERS,
+    "federated.schedule": SCHEDULES,
     "guard.scorer": [MODEL],
     "cai.constitution": None,  # a path is allowed, too
 }
@@ -197,6 +200,16 @@ def test_a_value_that_cannot_be_imported_is_found_by_a_name_that_tells_it_from_o
 def test_a_value_that_was_given_elsewhere_is_asked_for() -> None:
     with pytest.raises(InputError, match="^k = given:f: a value that was given to the Python API in another process"):
         look_up({}, "given:f", "k")
+
+
+def test_functions_that_stand_in_no_file_are_told_apart_by_what_they_do() -> None:
+    def made(text: str):
+        found = {}
+        exec(text, found)
+        return found["f"]
+
+    one, same, other = (made(f"f = lambda x: x + {number}") for number in (1, 1, 2))
+    assert given(one) == given(same) != given(other)
 
 
 def test_values_of_the_users_own_are_told_apart_by_what_they_hold() -> None:

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from fedjax_rai.data.examples import Examples, take
 from fedjax_rai.data.packing import batches, pack, plan
-from fedjax_rai.fed.aggregate import weighted_mean
-from fedjax_rai.fed.algorithm import ALGORITHMS, RoundBatch
+from fedjax_rai.fed.algorithm import ALGORITHMS
+from fedjax_rai.fed.base import RoundBatch
+from fedjax_rai.fed.client import Mapper
 from fedjax_rai.model.decoder import forward, unembed
 from fedjax_rai.train.losses import sft
+from fedjax_rai.train.step import PLAIN
 from tests import small
 
 
@@ -96,11 +98,9 @@ def test_a_packed_round_is_the_round_unpacked(name):
     corpus, cohort = short_corpus(), small.cohort([0, 1, 2], steps=3, batch=6)
     packed = cohort._replace(rows=jnp.asarray(plan(np.asarray(cohort.rows), LENGTHS, corpus.tokens.shape[1])))
     assert packed.rows.ndim == 4 and packed.rows.shape[2] < 6
-    algorithm = ALGORITHMS[name](small.MODEL, weighted_mean(), 4)
+    algorithm = small.algorithm(name, Mapper(4), PLAIN)
     state = algorithm.init(small.adapter())
-    results = [
-        algorithm.round(state, small.BASE, RoundBatch(corpus, own, jnp.float32(1e-2))) for own in (cohort, packed)
-    ]
+    results = [algorithm.round(state, small.LM, RoundBatch(corpus, own, jnp.float32(1e-2))) for own in (cohort, packed)]
     small.assert_trees_close(results[1][0], results[0][0], atol=1e-5)
     assert small.distance(results[0][0].adapter, state.adapter) > 1e-3
     np.testing.assert_allclose(results[1][1]["train_loss"], results[0][1]["train_loss"], rtol=1e-5)

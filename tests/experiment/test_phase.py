@@ -1,22 +1,16 @@
 """When a CAI phase runs, what it leaves behind, what it costs and what its critique is worth."""
 
 import json
-import math
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
 import pytest
 
 from fedjax_rai.errors import InputError
-from fedjax_rai.experiment import cost
 from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import critique
 from fedjax_rai.experiment.materials import gather
 from fedjax_rai.experiment.round import Federation, play_round
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.model.decoder import forward, unembed
 from fedjax_rai.runs import files
 from fedjax_rai.runs.run import run
 from tests import small
@@ -138,41 +132,6 @@ def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers
         assert timeless(folder) == timeless(alone[n][0])
 
 
-def test_flops_are_those_of_the_matrix_products(config, arm):
-    """Against XLA's own count of a forward pass, which takes the loop over layers for one layer."""
-    setting = arm(config)
-    tokens, adapter = np.ones((2, 4), np.int32), setting.fresh_adapter("a")
-
-    def whole(tokens):
-        return unembed(setting.lm, forward(setting.lm, adapter, tokens, tokens))
-
-    analysis: Any = jax.jit(whole).lower(tokens).cost_analysis()
-    layers, head = setting.model.config.num_hidden_layers, 2 * setting.model.config.vocab_size * 128
-    expected = (cost.forward_flops(setting) - head) / layers + head
-    assert layers == 4 and 1.0 < analysis["flops"] / tokens.size / expected < 1.15, "norms and attention are on top"
-
-
-def test_what_a_full_epoch_would_have_cost(config, arm):
-    """Revising all red prompts and training on each once, in place of a few: checked on round numbers."""
-    setting = arm(config)
-    own = vary(config, cai={"prompts": 100, "batch_size": 8, "iterations": 10, "replay": 0})
-    setting_rows = [
-        {"local_seconds": 1.0, "cai_seconds": 2.0, "trained_tokens": 5, "step_tokens": 9, "cai_iterations": 10,
-         "cai_generated_tokens": 300, "cai_read_tokens": 700, "cai_trained_tokens": 40, "cai_step_tokens": 80}
-    ] * 2  # fmt: skip
-    bare = Setting(own, setting)
-    found = cost.phases(bare, setting_rows)
-    everything = len({prompt.query for prompt in bare.texts.materials.red_prompts})
-    assert 300 < everything < len(bare.texts.red_prompts.tokens) == 2000, "questions that stand twice count once"
-    generated, step = 2000 * cost.forward_flops(bare), 160 * cost.step_flops(bare)
-    full = generated * everything / 100 + step * math.ceil(everything / 8) / 10
-    cai: Any = found["cai"]
-    assert found["local"] and found["local"]["seconds"] == 2.0 and cai["seconds"] == 4.0 and cai["phases"] == 2
-    assert cai["flops"] == generated + step and cai["full_epoch_flops"] == pytest.approx(full)
-    assert cai["share_saved"] == pytest.approx(1 - (generated + step) / full)
-    assert cost.phases(bare, [{"local_seconds": 1.0, "step_tokens": 1}])["cai"] is None
-
-
 def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp_path):
     long, held = "a " * 60, gather(config).choices[0].query
     pairs = [("q", "a", "b"), ("q", "a", "a"), ("q", long, "b"), ("q", "a", long), ("q", long, long), (held, "a", "b")]
@@ -192,12 +151,3 @@ def test_the_control_on_responses_needs_responses(config, tmp_path):
         vary(config, cai={"data": "x.jsonl", "target": "response"})
     with pytest.raises(ValueError, match="needs cai.method = sft"):
         vary(config, cai={"method": "dpo", "target": "response"})
-
-
-def test_rows_before_a_torn_one_are_read(tmp_path):
-    """Cut at every byte, within characters, too."""
-    whole = "".join(json.dumps({"a": text}, ensure_ascii=False) + "\n" for text in ("가나", "다")).encode()
-    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
-    for size in range(len(whole) + 1):
-        (tmp_path / "rows").write_bytes(whole[:size])
-        assert len(files.read_rows(tmp_path / "rows")) == sum(end <= size for end in ends)

@@ -17,10 +17,12 @@ from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.weights import save_base
 from fedjax_rai.runs import files, report
 from fedjax_rai.runs import folder as folders
+from fedjax_rai.runs.rows import GuardQuality, Quality, Rate
 from fedjax_rai.safety.guard import score
 from fedjax_rai.studies import table
 from fedjax_rai.text.prompts import answered
 from tests.chat_models import FAMILIES, LLAMA_GUARD, huggingface, ids_of
+from tests.tiny_runs import SUMMARY
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +95,12 @@ def test_a_guard_of_its_own_needs_no_pairs(guarded):
 
 
 def test_what_is_reported_of_a_guard_that_was_not_fitted(tmp_path):
-    quality = {"accuracy": 70.1, "precision": 90.6, "recall": 0.5, "hmean": 1.0}
-    rate = {"mean": 50.0, "low": 40.0, "high": 60.0, "prompts": 4}
-    summary = {
-        "synthetic": [], "rates": {"harmless": rate}, "guard": {"fitted": None, "released": quality}, "seed": 0,
-        "seconds": {"training": 1.0}, "critique": None, "cost": {"cai": None},
-    }  # fmt: skip
+    quality = Quality(accuracy=70.1, precision=90.6, recall=0.5, hmean=1.0)
+    rates = {"harmless": Rate(50.0, 40.0, 60.0, 4)}
+    summary = SUMMARY._replace(rates=rates, guard=GuardQuality(fitted=None, released=quality))
     files.write_json(tmp_path / folders.SUMMARY, summary)
     assert "guard on the clients' pairs: accuracy 70.1, precision 90.6" in report.report(tmp_path)
-    table.write(tmp_path, ExperimentConfig(), ["fl"], {("fl", 0): summary})
+    table.write(tmp_path, ExperimentConfig(), ["fl"], {("fl", 0): files.plain(summary)})
     assert "guard, seed 0: accuracy 70.1" in (tmp_path / "table.md").read_text()
 
 

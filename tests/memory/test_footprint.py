@@ -12,8 +12,9 @@ from fedjax_rai.cai.revise import Chain, Requests, Talk
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import Examples, Prompts
 from fedjax_rai.evals.choice import _answer_logps
-from fedjax_rai.experiment.round import federated_round, make_algorithm
-from fedjax_rai.fed.algorithm import RoundBatch
+from fedjax_rai.experiment.round import federated_round
+from fedjax_rai.fed.algorithm import make_algorithm
+from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.memory import footprint
 from fedjax_rai.memory.plan import Lengths, Sizes, plan
@@ -78,10 +79,11 @@ def config_of(shape: DecoderConfig, rank: int = 8, **sections: Any) -> Experimen
 def training(shape, *, clients=1, cohort=1, b=4, l=256, rank=8, algorithm="fedavg") -> tuple[int, Any]:  # noqa: E741
     own = {"clients": 8, "cohort": cohort, "rounds": 1, "batch_size": b, "clients_per_chunk": clients}
     config, known = config_of(shape, rank, federated=own | {"algorithm": algorithm}), sizes(shape, rank, train=l)
-    made: Any = make_algorithm(algorithm, known.model, 8, clients, small.mesh(1))  # pyright: ignore
+    lm = LM(known.model, footprint.loaded(shape))
+    made: Any = make_algorithm(config.federated, dict(config), small.mesh(1))
     state = jax.eval_shape(made.init, abstract_adapter(shape, known.model.lora))
     who = Cohort(ints(cohort), ints(cohort, 2, b), jax.ShapeDtypeStruct((cohort,), jnp.float32))  # pyright: ignore
-    lowered = federated_round.lower(made, state, footprint.loaded(shape), RoundBatch(corpus(64, l), who, NUMBER))  # pyright: ignore
+    lowered = federated_round.lower(made, state, lm, RoundBatch(corpus(64, l), who, NUMBER))  # pyright: ignore
     return plan(config, known).need("local training"), lowered
 
 

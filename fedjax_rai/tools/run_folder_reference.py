@@ -1,0 +1,153 @@
+"""`docs/run_folder.md`, written from the types of what a run writes: `python -m fedjax_rai.tools.run_folder_reference`.
+
+With a path, the page is written there; without one, to standard output.
+"""
+
+import ast
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from fedjax_rai.runs import files, rows
+
+# What each file is, in the order of a run. A name that ends in a slash is a folder.
+RUN = {
+    "config.yaml": "The run's config, every key with its value. A folder of another config is refused.",
+    "versions.json": "What the numbers depend on besides the config: versions, commits, digests of named files.",
+    "metrics.jsonl": "A row for each round.",
+    "revisions.jsonl": "A row for each conversation of a CAI phase; empty where none was held.",
+    "checkpoints/": "The last states, from which an interrupted run goes on (Orbax).",
+    "adapter/": "The trained adapter in PEFT's format.",
+    "eval.json": "The rates, as under `rates` in summary.json.",
+    "answers.jsonl": "A row for each prompt of the evaluation, with all answers to it.",
+    "summary.json": "Rates, costs and counts; written last, so that a run that has it is finished.",
+    "run.png": "The picture of the run: loss and safety by round, seconds by phase.",
+}
+TABLE = {
+    "table.yaml": "The table's config, which arms and seeds vary.",
+    "seed<N>/<arm>/": "The run folder of each cell.",
+    "table.md": "The table with notes, as it was printed.",
+    "table.csv": "Every rate of every run: arm, seed, rate, mean, low, high, prompts.",
+    "table.png": "The picture of the table.",
+}
+SWEEP = {
+    "sweep.yaml": "What the points agree in; the first point's values for the swept keys.",
+    "<point>/": "The run folder of each point, named by its values.",
+    "sweep.md": "The table with notes, as it was printed.",
+    "sweep.csv": "Every rate and every cost of every run, the costs by their dotted names in summary.json.",
+    "sweep.png": "The picture of the sweep.",
+    "compiled/": "Compiled programs, so that going on compiles nothing anew.",
+}
+SET = {
+    "set.json": "What was asked for: number of prompts, and the digest of the adapter that answers.",
+    "config.yaml": "The config that the set was made with.",
+    "versions.json": "As in a run folder.",
+    "pairs-<shard>.jsonl": "A pair a row, in TRL's conversational preference format, with all turns beside it.",
+    "dropped-<shard>.jsonl": "Conversations that make no pair, with the cause.",
+    "progress.jsonl": "Tokens generated and seconds, a row for each finished shard.",
+    "summary.json": "Counts of pairs and causes, by principle and category; written last.",
+}
+TYPES = (rows.Round, rows.Revision, rows.Summary, rows.Versions)
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    parts = [
+        "# The run folder",
+        "Written by `python -m fedjax_rai.tools.run_folder_reference`; edit the types that it reads, not this page.",
+        "Numbers that are none (NaN, infinity) are `null` in every file, as JSON has no word for them.",
+        "## A run",
+        table(RUN),
+        "## A table's folder",
+        table(TABLE),
+        "## A sweep's folder",
+        table(SWEEP),
+        "## A prepared set",
+        table(SET),
+    ]
+    for kind in TYPES:
+        parts += section(kind)
+    return "\n\n".join(parts) + "\n"
+
+
+def table(names: dict[str, str]) -> str:
+    """Files and what they are."""
+    lines = ["| file | holds |", "|---|---|"]
+    lines += [f"| `{name}` | {text} |" for name, text in names.items()]
+    return "\n".join(lines)
+
+
+def section(kind: Any) -> list[str]:
+    """A type: what it is, and a table of all its keys as the file has them."""
+    lines = ["| key | type | meaning |", "|---|---|---|"]
+    lines += [f"| `{name}` | {shown} | {text} |" for name, shown, text in keys(kind)]
+    return [f"## {kind.__name__}", inspect.cleandoc(kind.__doc__), "\n".join(lines)]
+
+
+def keys(kind: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(key, type, meaning) of every field, and of the fields of what stands in it, in order."""
+    described = descriptions(kind)
+    for name, hint in get_type_hints(kind).items():
+        key = f"{prefix}{name}"
+        inner = part_of(hint)
+        if kind is rows.Round and name in rows.PARTS:
+            yield f"{name}_...", "keys", described[name]
+            yield from keys(inner, f"{name}_")
+            continue
+        if kind is rows.Round and name == "more":
+            yield "...", "numbers", described[name]
+            continue
+        yield key, in_words(hint), described[name]
+        if inner is not None:
+            yield from keys(inner, f"{key}.<name>." if get_origin(present(hint)) is dict else f"{key}.")
+
+
+def part_of(hint: Any) -> Any:
+    """The named tuple that a field is, may be, or maps to; None where it holds none."""
+    hint = present(hint)
+    if get_origin(hint) is dict:
+        hint = present(get_args(hint)[1])
+    return hint if files.is_named_tuple(hint) else None
+
+
+def present(hint: Any) -> Any:
+    """A type without the None that may stand in its place."""
+    if get_origin(hint) is UnionType:
+        (hint,) = [part for part in get_args(hint) if part is not NoneType]
+    return hint
+
+
+def in_words(hint: Any) -> str:
+    """A field's type in JSON's words; what may be null or absent is `optional`, and its line says which."""
+    optional = ", optional" if get_origin(hint) is UnionType else ""
+    hint = present(hint)
+    words = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    if hint in words:
+        return words[hint] + optional
+    if get_origin(hint) is list:
+        return f"list of {in_words(get_args(hint)[0])}{optional}"
+    return f"object{optional}"
+
+
+def descriptions(kind: Any) -> dict[str, str]:
+    """The line under each field of a named tuple; a field without one is not in it."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    assert isinstance(tree.body[0], ast.ClassDef)
+    body = tree.body[0].body
+    found = {}
+    for field, after in zip(body, body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+            assert isinstance(after.value, ast.Constant)
+            found[field.target.id] = " ".join(str(after.value.value).split())
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        files.write_text(Path(sys.argv[1]), page())
+    else:
+        print(page(), end="")

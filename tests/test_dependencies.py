@@ -1,0 +1,89 @@
+"""What is declared is used, and what is used is declared: nobody installs what nothing imports."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+# What a distribution is imported as, where that is not its own name.
+IMPORTED_AS = {
+    "orbax-checkpoint": ("orbax",),
+    "huggingface-hub": ("huggingface_hub",),
+    "pydantic": ("pydantic", "pydantic_core"),
+    "pyyaml": ("yaml",),
+    "myst-parser": ("myst_parser",),
+}
+# Programs that are called by these words; what pytest and jax load by themselves.
+CALLED = {
+    "ruff": ("Makefile", "/ruff check"),
+    "basedpyright": ("Makefile", "/basedpyright"),
+    "sphinx": ("Makefile", "-m sphinx"),
+    "pytest-xdist": ("Makefile", "-n 2"),
+    "beartype": ("tests/conftest.py", '"beartype.beartype"'),
+    "myst-parser": ("docs/conf.py", '"myst_parser"'),
+}
+
+
+def distribution(requirement: str) -> str:
+    """The name in a requirement."""
+    return re.split(r"[\[<>=!;\s]", requirement, maxsplit=1)[0].lower()
+
+
+def imported(folder: str) -> set[str]:
+    """The top-level packages that the code in a folder imports, or skips a test for want of."""
+    found = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        found |= {name.split(".")[0] for name in imports(path)}
+    return found - {*sys.stdlib_module_names, "fedjax_rai", "tests"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+        elif isinstance(node, ast.Call) and "importorskip" in ast.unparse(node.func):
+            yield from (str(word.value) for word in node.args if isinstance(word, ast.Constant))
+
+
+def names(requirement: str) -> tuple[str, ...]:
+    """What a requirement is imported as."""
+    return IMPORTED_AS.get(distribution(requirement), (distribution(requirement),))
+
+
+@pytest.mark.parametrize("requirement", PROJECT["dependencies"])
+def test_every_dependency_is_imported_by_the_package(requirement: str) -> None:
+    assert {*names(requirement)} & imported("fedjax_rai")
+
+
+def test_everything_that_the_package_imports_is_declared() -> None:
+    declared = {name for requirement in PROJECT["dependencies"] for name in names(requirement)}
+    assert imported("fedjax_rai") - declared - {"jaxlib"} == set()
+
+
+@pytest.mark.parametrize(
+    ("extra", "requirement"), [(extra, each) for extra, listed in EXTRAS.items() for each in listed]
+)
+def test_every_extra_is_used(extra: str, requirement: str) -> None:
+    name = distribution(requirement)
+    if name in ("jax", "fedjax-rai"):  # another build of a dependency, or another extra
+        assert "[" in requirement
+    elif name in CALLED:
+        file, words = CALLED[name]
+        assert words in (ROOT / file).read_text(encoding="utf-8")
+    else:
+        assert {*names(requirement)} & imported("tests")
+
+
+def test_everything_that_tests_import_is_declared() -> None:
+    listed = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["parity"]]
+    declared = {name for requirement in listed for name in names(requirement)}
+    assert imported("tests") - declared == set()
