@@ -120,7 +120,7 @@ def case(module: str) -> Any:
     return pytest.param(module, marks=marks)
 
 
-@pytest.mark.parametrize("module", map(case, MODULES))
+@pytest.mark.parametrize("module", [case(module) for module in MODULES])
 def test_a_module_keeps_the_rules(module: str) -> None:
     assert wrong((ROOT / module).read_text(encoding="utf-8")) == []
 
