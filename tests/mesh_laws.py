@@ -4,7 +4,8 @@ Tests hold them on two devices, in their own process; `programs/on_eight_devices
 """
 
 import re
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,21 +83,19 @@ def placed_base(mesh: Mesh) -> LM:
     return LM(small.MODEL, base)
 
 
-class Rounds(NamedTuple):
-    """What two rounds leave, and the kinds of collectives in their program."""
-
-    found: dict[str, PyTree]
-    collectives: set[str]
-
-
-def rounds(mesh: Mesh, name: str) -> Rounds:
-    """Two rounds of seven clients of eight, as many at once as the mesh has places for."""
-    across = mesh.shape["clients"]
-    lm, watch = placed_base(mesh), Watch()
-    algorithm = small.algorithm(name, Mapper(8, across, watch(mesh)))
-    batch = RoundBatch(small.corpus(), small.cohort([0, 1, 2, 3, 4, 5, 7]), jnp.float32(RATE))
+def begin_rounds(mesh: Mesh, name: str, clients: Sequence[int], chunk: int, watch: Watch) -> tuple[Any, ...]:
+    """(round, state, lm, batch): of the small fake, all on that mesh, so many clients at once."""
+    lm = placed_base(mesh)
+    algorithm = small.algorithm(name, Mapper(8, chunk, watch(mesh)))
+    batch = RoundBatch(small.corpus(), small.cohort([*clients]), jnp.float32(RATE))
     state, batch = jax.device_put((algorithm.init(small.adapter()), batch), replicated(mesh))
-    program = jax.jit(algorithm.round, out_shardings=replicated(mesh)).lower(state, lm, batch).compile()
+    return jax.jit(algorithm.round), state, lm, batch
+
+
+def rounds(mesh: Mesh, name: str) -> dict[str, PyTree]:
+    """What two rounds leave of seven clients of eight, as many at once as the mesh has places for."""
+    across, watch = mesh.shape["clients"], Watch()
+    program, state, lm, batch = begin_rounds(mesh, name, [0, 1, 2, 3, 4, 5, 7], across, watch)
     metrics: Any = None
     for _ in range(2):
         state, metrics = program(state, lm, batch)
@@ -105,19 +104,19 @@ def rounds(mesh: Mesh, name: str) -> Rounds:
     assert small.distance(state.adapter, small.adapter()) > 1e-3
     # Control variates are deltas divided by local steps times learning rate, and so is their rounding.
     memory = jax.tree.map(lambda control: 3 * RATE * control, state.memory)
-    found = {"adapter": state.adapter, "memory": memory, "loss": metrics["train_loss"]}
-    text = program.as_text()
-    assert text is not None
-    return Rounds(found, set(COLLECTIVE.findall(text)))
+    return {"adapter": state.adapter, "memory": memory, "loss": metrics["train_loss"]}
 
 
 def check_rounds(devices: int, name: str, fsdp: int = 1) -> None:
-    """Rounds are those on one device; where the mesh splits the clients alone, they are put together by sums."""
-    several, one = rounds(small.mesh(devices, fsdp), name), rounds(small.mesh(1), name)
-    check_equal(several.found, one.found)
-    assert one.collectives == set(), one.collectives
-    if fsdp == 1 and name == "fedavg":
-        assert several.collectives == {"all-reduce"}, several.collectives
+    """Rounds are those on one device."""
+    check_equal(rounds(small.mesh(devices, fsdp), name), rounds(small.mesh(1), name))
+
+
+def check_collectives(devices: int) -> None:
+    """All clients at once, and nothing else split: what devices send each other are sums."""
+    program, *arguments = begin_rounds(small.mesh(devices), "fedavg", range(8), 8, Watch())
+    text = program.lower(*arguments).compile().as_text()
+    assert set(COLLECTIVE.findall(text)) == {"all-reduce"}, COLLECTIVE.findall(text)
 
 
 def check_scoring(devices: int, fsdp: int = 1) -> None:

@@ -13,6 +13,10 @@ def test_rounds_on_two_devices_are_those_on_one(name, fsdp):
     mesh_laws.check_rounds(2, name, fsdp)
 
 
+def test_a_round_of_clients_on_two_devices_sends_sums_alone():
+    mesh_laws.check_collectives(2)
+
+
 @either_axis
 def test_scores_on_two_devices_are_those_on_one(fsdp):
     mesh_laws.check_scoring(2, fsdp)
