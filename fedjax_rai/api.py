@@ -18,6 +18,8 @@ Source: TypeAlias = ExperimentConfig | str | Path | Mapping[str, Any]
 VALUES = {
     "algorithm": "federated.algorithm",
     "aggregator": "federated.aggregator",
+    "optimizer": "federated.optimizer",
+    "schedule": "federated.schedule",
     "partition": "data.partition",
     "guard": "guard.scorer",
     "constitution": "cai.constitution",
@@ -163,8 +165,9 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> ExperimentConf
 def run(config: Source, output: str | Path | None = None, **values: Any) -> Run:
     """The run of a config, finished: started, resumed, or found done in its folder, which is `output` if given.
 
-    Values: `algorithm`, `aggregator`, `partition`, `guard`, `constitution`, `judge`, each what docs/api.md says. A run
-    that began with another value is refused. Raises InputError for what is wrong with config, files or values.
+    Values of the user's own (`VALUES`), each what docs/api.md says: `algorithm`, `aggregator`, `optimizer`, `schedule`,
+    `partition`, `guard`, `constitution`, `judge`. A run that began with another value is refused. Raises InputError for
+    what is wrong with config, files or values.
     """
     from fedjax_rai.runs import run as runs
 

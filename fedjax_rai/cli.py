@@ -63,9 +63,7 @@ Swept = Annotated[
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show config, data, memory and folders, and write nothing.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show config, data, memory and folders, and write nothing.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -185,7 +183,8 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="JSON lines, each with prompt (a text) or token_ids; - reads standard input, "
+            metavar="FILE",
+            help="JSON lines, each with prompt (a text) or token_ids; - reads standard input, "
             "where a line that does not begin with { is a prompt itself.",
         ),
     ] = None,
@@ -195,9 +194,7 @@ def generate(
         str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a model on the hub.")
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time; the default.")] = False,
-    temperature: Annotated[
-        float | None, typer.Option(metavar="X", min=0.0, help="Sample at this temperature.")
-    ] = None,
+    temperature: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Sample at this temperature.")] = None,
     top_p: Annotated[
         float | None, typer.Option(metavar="P", max=1.0, help="Sample from the likeliest tokens of this mass.")
     ] = None,
@@ -210,7 +207,7 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="The seed of sampling.")] = 0,
     dtype: Annotated[
-        str, typer.Option(metavar="NAME", show_default=False, help="Of weights: bfloat16 (if not given) or float32.")
+        str, typer.Option(metavar="NAME", show_default=False, help="Compute in bfloat16 (if not given) or float32.")
     ] = "bfloat16",
     raw: Annotated[bool, typer.Option("--raw", help="Take prompts as they are, without the chat template.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print an object a line, with token_ids and text.")] = False,
@@ -332,9 +329,7 @@ def _check_prompts(texts: list[str] | None, file: Path | None) -> None:
     """Raises InputError unless there is exactly one source of prompts, and a file is there."""
     if bool(texts) == (file is not None):
         wrong = "both --prompt and --prompts" if texts else "no prompts"
-        raise InputError(
-            f"{wrong}: must be one of --prompt TEXT, --prompts FILE, or --prompts - for standard input"
-        )
+        raise InputError(f"{wrong}: must be one of --prompt TEXT, --prompts FILE, or --prompts - for standard input")
     if file is not None and str(file) != STANDARD_INPUT and not file.is_file():
         raise InputError(f"--prompts {file}: no such file; must be JSON lines with `prompt` or `token_ids`, or -")
 

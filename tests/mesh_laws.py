@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_rai.aliases import PyTree
-from fedjax_rai.cai import align, programs
-from fedjax_rai.cai.align import METHODS, Rates
-from fedjax_rai.cai.revise import Talk
+from fedjax_rai.cai.align import align, begin
+from fedjax_rai.cai.options import METHODS, Numbers
+from fedjax_rai.cai.programs import OnlineSource, generate_rollout, pool_of_rollout
+from fedjax_rai.cai.revise import RolloutBatch
 from fedjax_rai.data.examples import Prompts, pad_left
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Mapper
@@ -25,9 +26,9 @@ from fedjax_rai.mesh import base_shardings, over_clients, replicated
 from fedjax_rai.model.decoder import LM, abstract_base
 from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train.generate import Decoding, Sampling, generate
-from fedjax_rai.train.losses import answer_logps
+from fedjax_rai.train.losses import answer_logps, sigmoid
 from tests import small
-from tests.cai.test_revise import BASE, MODEL, REQUESTS, on_device, options
+from tests.cai.common import REQUESTS, SPEAKER, on_device, options
 
 RATE = 3e-2
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
@@ -156,24 +157,25 @@ def phase(mesh: Mesh, revisions: int) -> dict[str, PyTree]:
     rows = 12  # which the chunk does not divide
     prompts = on_device([[1 + row, 3, 5 * row % 23, 7][: 2 + row % 3] for row in range(rows)])
     principles = jnp.arange(rows * revisions, dtype=jnp.int32).reshape(rows, revisions) % 3
-    talks = Talk(prompts, prompts, principles, jax.random.split(jax.random.key(0), rows))
-    settings = options(mesh=mesh, chunk=8, batch_size=8, objective=METHODS["sft+dpo"]("sigmoid"), trainer=small.SGD)
-    base, adapter, replay = jax.device_put((BASE, small.adapter(), small.corpus(4)), replicated(mesh))
+    keys = jax.random.split(jax.random.key(0), rows)
+    batch = RolloutBatch(jnp.arange(rows), prompts, None, principles, keys)
+    how = options(mesh=mesh, chunk=8, batch_size=8, objective=METHODS["sft+dpo"](sigmoid), trainer=small.SGD)
+    lm, adapter, replay = jax.device_put((SPEAKER, small.adapter(), small.corpus(4)), replicated(mesh))
+    numbers = Numbers(jnp.int32(4), jnp.float32(RATE), jnp.float32(0.3), jnp.float32(0.3), {})
     watch, found = Watch(), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "over_clients", watch)
+        patch.setattr("fedjax_rai.cai.options.over_clients", watch)
         for name, heat in (("greedy", 0.0), ("sampled", 1.0)):
             watch.stage = "generating"
-            sampling = Sampling(jnp.float32(heat))
-            chain = programs.converse(MODEL, settings, base, adapter, talks, REQUESTS, sampling)
-            pool, metrics = programs.collect(MODEL, settings, base, adapter, talks, REQUESTS, chain, replay)
+            rollout = generate_rollout(lm, how, adapter, batch, REQUESTS, Sampling(jnp.float32(heat)))
+            source = OnlineSource(batch, REQUESTS, replay)
+            pool, metrics = pool_of_rollout(lm, how, adapter, source, rollout)
             watch.stage = "training"
-            rates = Rates(jnp.float32(RATE), jnp.float32(0.3), jnp.float32(0.3))
-            start, key = align.begin(adapter, small.SGD), jax.random.key(1)
-            end = programs.train(MODEL, settings, base, start, pool, jnp.int32(0), jnp.int32(4), rates, key)
+            end = align(lm, how, begin(adapter, small.SGD), pool, numbers, jax.random.key(1))
             assert small.distance(end.state.adapter, adapter) > 1e-3
-            found |= {f"answers {name}": chain, f"answers in the pool {name}": pool[:4]}
-            found |= {f"reference {name}": pool[4:], f"metrics {name}": metrics, f"end {name}": end}
+            texts = pool._replace(reference_logps=None)
+            found |= {f"answers {name}": rollout, f"answers in the pool {name}": texts}
+            found |= {f"reference {name}": pool.reference_logps, f"metrics {name}": metrics, f"end {name}": end}
     if mesh.shape["clients"] > 1:
         watch.check("generating", "training")
     return found

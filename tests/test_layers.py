@@ -21,8 +21,8 @@ FLOORS = (
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
-        "cai": "align constitution programs revise",
-        "evals": "choice judge open_ended",
+        "cai": "align constitution options programs revise",
+        "evals": "choice judge open_ended rate suite",
     },
     {"memory": "advice footprint plan"},
     {"experiment": "cost evaluation guarding materials models phase replay round setting sizes texts together"},

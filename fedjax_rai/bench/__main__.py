@@ -135,8 +135,8 @@ def _sweep_phase(config: Path, points: list[int], others: list[str], repeats: in
 
     def once(own: list[int]) -> float:
         began = time.perf_counter()
-        lesson = federation.phase.lesson(adapter, 0)
-        jax.block_until_ready(list(federation.phase.align(adapter, lesson, 0, own)))
+        collected = federation.phase.collect(adapter, 0)
+        jax.block_until_ready(list(federation.phase.align(adapter, collected, 0, own)))
         return time.perf_counter() - began
 
     once(points)

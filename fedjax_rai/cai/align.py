@@ -4,7 +4,7 @@ An iteration draws rows of a pool: revisions, and replayed benign answers to hol
 likelihood of the answers drawn and the preference of revisions over first responses, each a mean of its own.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,70 +12,53 @@ import jax.numpy as jnp
 
 from fedjax_rai import rng, trees
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
+from fedjax_rai.cai.options import Numbers, Options
 from fedjax_rai.data.examples import Examples, take
 from fedjax_rai.model.decoder import LM
-from fedjax_rai.train.losses import PREFERENCES, LogRatios, Sum, answer_logps
+from fedjax_rai.train.losses import LogRatios, Sum, answer_logps
 from fedjax_rai.train.step import PLAIN, Trainer, TrainState, descend, start
 
 
-class Objective(NamedTuple):
-    """What is trained for: the likelihood of revisions, or their preference (a key of `PREFERENCES`), or both."""
-
-    likelihood: bool
-    preference: str | None
-
-
-METHODS: dict[str, Callable[[str], Objective]] = {
-    "sft": lambda preference: Objective(True, None),
-    "dpo": lambda preference: Objective(False, preference),
-    "sft+dpo": lambda preference: Objective(True, preference),
-}
-
-
-class Reference(NamedTuple):
-    """log p(answer | prompt) of every pair under the reference."""
-
-    chosen: Float[Array, "n"]
-    rejected: Float[Array, "n"]
-
-
 class Pool(NamedTuple):
-    """What is trained on: `n` revisions, and behind them what is replayed."""
+    """What a phase trains on: `n` pairs, and behind their chosen answers `m` that are replayed."""
 
-    answers: Examples  # [n + m, l]
-    responses: Examples  # [n, l], the first ones; unread where nothing is preferred
-    usable: Bool[Array, "n"]  # may be drawn
-    paired: Bool[Array, "n"]  # the revision is to be preferred to its response
-    reference: Reference | None = None  # unread where nothing is preferred
+    answers: Examples  # [n + m, l]: the chosen answers, then the replayed ones
+    rejected: Examples  # [n, l]; unread where nothing is preferred
+    usable: Bool[Array, "n"]  # the pair may be drawn
+    paired: Bool[Array, "n"]  # the chosen answer is to be preferred to the rejected one
+    # log p(answer | prompt) of the chosen and of the rejected answers; None where nothing is preferred
+    reference_logps: tuple[Float[Array, "n"], Float[Array, "n"]] | None = None
 
 
-class Rates(NamedTuple):
-    """The numbers of an iteration, all traced."""
+class Drawn(NamedTuple):
+    """The rows of an iteration."""
 
-    learning_rate: Float[Array, ""]
-    beta: Float[Array, ""]
-    replay: Float[Array, ""]  # the share of rows that are replayed
+    rows: Int[Array, "b"]  # of a pool's answers
+    replayed: Bool[Array, "b"]
 
 
 class Progress(NamedTuple):
-    """How far a phase has come: state, the last iteration's loss and margin of beta-scaled log-ratios, and all tokens
-    that were trained on and that went through the steps."""
+    """How far a phase has come."""
 
     state: TrainState
-    loss: Float[Array, ""]
-    margin: Float[Array, ""]
-    trained: Float[Array, ""]
-    read: Float[Array, ""]
+    iterations: Int[Array, ""]  # done
+    loss: Float[Array, ""]  # of the last iteration
+    margin: Float[Array, ""]  # of the last iteration: mean beta (log-ratio of chosen - of rejected)
+    trained_tokens: Float[Array, ""]  # targets of all iterations
+    step_tokens: Float[Array, ""]  # tokens that went through all iterations
 
 
-def pool(revisions: Examples, responses: Examples, replay: Examples, usable: Array, paired: Array) -> Pool:
+def make_pool(
+    chosen: Examples, rejected: Examples, replay: Examples, usable: Bool[Array, "n"], paired: Bool[Array, "n"]
+) -> Pool:
     """Sets of different lengths as one pool, right-padded."""
-    length = max(part.tokens.shape[1] for part in (revisions, responses, replay))
+    length = max(part.tokens.shape[1] for part in (chosen, rejected, replay))
 
-    def wide(part: Examples) -> Examples:
-        return Examples(*(jnp.pad(c, ((0, 0), (0, length - c.shape[1]))) for c in part))
+    def padded(part: Examples) -> Examples:
+        missing = length - part.tokens.shape[1]
+        return Examples(*(jnp.pad(column, ((0, 0), (0, missing))) for column in part))
 
-    return Pool(stack(wide(revisions), wide(replay)), wide(responses), usable, paired)
+    return Pool(stack(padded(chosen), padded(replay)), padded(rejected), usable, paired)
 
 
 def stack(*parts: Examples) -> Examples:
@@ -83,108 +66,102 @@ def stack(*parts: Examples) -> Examples:
     return Examples(*(jnp.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def refer(lm: LM, reference: Adapter | None, own: Pool, rows: int) -> Pool:
+def with_reference_logps(lm: LM, reference: Adapter | None, pool: Pool, rows: int) -> Pool:
     """The pool with log-probabilities of all its pairs under the reference (None: the base), `rows` of them at once."""
-    count = own.responses.tokens.shape[0]
+    pairs = pool.usable.shape[0]
 
-    def logps(part: Examples) -> Array:
-        return trees.in_chunks(lambda some: answer_logps(lm, reference, some)[0], part, min(rows, count))
+    def logps(part: Examples) -> Float[Array, "n"]:
+        return trees.in_chunks(lambda chunk: answer_logps(lm, reference, chunk)[0], part, min(rows, pairs))
 
-    chosen = Examples(*(column[:count] for column in own.answers))
-    return own._replace(reference=Reference(logps(chosen), logps(own.responses)))
+    chosen = Examples(*(column[:pairs] for column in pool.answers))
+    return pool._replace(reference_logps=(logps(chosen), logps(pool.rejected)))
 
 
 def begin(adapter: Adapter, trainer: Trainer = PLAIN) -> Progress:
-    return Progress(start(adapter, trainer), *(jnp.zeros(()) for _ in range(4)))
+    """No iteration done yet, from a fresh optimizer."""
+    zero = jnp.zeros(())
+    return Progress(start(adapter, trainer), jnp.zeros((), jnp.int32), zero, zero, zero, zero)
 
 
-def align(
-    lm: LM,
-    progress: Progress,
-    own: Pool,
-    first: Int[Array, ""],
-    last: Int[Array, ""],
-    rates: Rates,
-    key: Key[Array, ""],
-    batch_size: int,
-    objective: Objective,
-    constrain: Callable = lambda x: x,
-    trainer: Trainer = PLAIN,
-) -> Progress:
-    """Iterations `first` to `last` (not included); none of them returns `progress` untouched.
+@partial(jax.jit, static_argnames="options")
+def align(lm: LM, options: Options, progress: Progress, pool: Pool, numbers: Numbers, key: Key[Array, ""]) -> Progress:
+    """Iterations from where `progress` is up to `numbers.iterations`; `progress` untouched where it is there already.
 
     The batch of iteration i depends on `key` and i alone, and the learning rate is constant, so a longer run passes
     through every shorter one.
     """
-    usable_first = jnp.argsort(~own.usable, stable=True)
+    usable_first = jnp.argsort(~pool.usable, stable=True)
 
-    def iteration(i: Array, so_far: Progress) -> Progress:
-        rows, replayed = draw(own, usable_first, rates.replay, rng.stream(key, "align", iteration=i), batch_size)
+    def iteration(i: Int[Array, ""], before: Progress) -> Progress:
+        draw_key = rng.stream(key, "align", iteration=i)
+        drawn = draw(pool, usable_first, numbers.replay, draw_key, options.batch_size)
 
         def loss(adapter: Adapter):
-            return objective_loss(lm, adapter, own, rows, replayed, rates.beta, objective, constrain)
+            return objective_loss(lm, options, adapter, pool, drawn, numbers)
 
-        state, (value, margin, trained, read) = descend(loss, so_far.state, rates.learning_rate, trainer)
-        return Progress(state, value, margin, so_far.trained + trained, so_far.read + read)
+        state, (value, margin, trained, read) = descend(loss, before.state, numbers.learning_rate, options.trainer)
+        return Progress(state, i + 1, value, margin, before.trained_tokens + trained, before.step_tokens + read)
 
-    return jax.lax.fori_loop(first, last, iteration, progress)
+    return jax.lax.fori_loop(progress.iterations, numbers.iterations, iteration, progress)
 
 
 def draw(
-    own: Pool, usable_first: Int[Array, "n"], share: Float[Array, ""], key: Key[Array, ""], batch_size: int
-) -> tuple[Int[Array, "b"], Bool[Array, "b"]]:
-    """(rows of the pool's answers, which of them are replayed): usable ones alone, each as likely as any other.
+    pool: Pool, usable_first: Int[Array, "n"], share: Float[Array, ""], key: Key[Array, ""], batch_size: int
+) -> Drawn:
+    """Rows of the pool's answers: usable ones alone, each as likely as any other, and replayed ones.
 
-    `share` of the rows are replayed in the mean; all, where there is no usable revision.
+    `usable_first` are all pairs, those that are usable before the others. `share` of the rows are replayed in the mean;
+    all, where there is no usable pair. Where there is neither a usable pair nor replay, rows are of unusable pairs.
     """
-    revisions = own.usable.shape[0]
-    replay = own.answers.tokens.shape[0] - revisions
-    usable = own.usable.sum()
+    pairs = pool.usable.shape[0]
+    replay = pool.answers.tokens.shape[0] - pairs
+    usable = pool.usable.sum()
     keys = jax.random.split(key, 3)
     rows = usable_first[jax.random.randint(keys[0], (batch_size,), 0, jnp.maximum(usable, 1))]
     if not replay:
-        return rows, jnp.zeros(batch_size, bool)
-    again = revisions + jax.random.randint(keys[1], (batch_size,), 0, replay)
+        return Drawn(rows, jnp.zeros(batch_size, bool))
+    again = pairs + jax.random.randint(keys[1], (batch_size,), 0, replay)
     replayed = (jax.random.uniform(keys[2], (batch_size,)) < share) | (usable == 0)
-    return jnp.where(replayed, again, rows), replayed
+    return Drawn(jnp.where(replayed, again, rows), replayed)
 
 
 def objective_loss(
-    lm: LM,
-    adapter: Adapter,
-    own: Pool,
-    rows: Int[Array, "b"],
-    replayed: Bool[Array, "b"],
-    beta: Float[Array, ""],
-    objective: Objective,
-    constrain: Callable,
+    lm: LM, options: Options, adapter: Adapter, pool: Pool, drawn: Drawn, numbers: Numbers
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
-    """(loss, (loss, margin, trained tokens, read tokens)) of a batch: the mean over tokens of what is liked, plus the
-    mean over pairs of what is preferred.
+    """(loss, (loss, margin, trained tokens, read tokens)) of a batch.
 
-    Replayed answers are liked whatever the objective. Chosen and rejected go through one forward pass.
+    The loss is the mean over tokens of what is learnt, plus the mean over pairs of what is preferred. Replayed answers
+    are learnt whatever the objective. Chosen and rejected answers go through one forward pass.
     """
-    batch, pairs = take(own.answers, rows), jnp.minimum(rows, own.usable.shape[0] - 1)
+    objective = options.objective
+    count = drawn.rows.shape[0]
+    pairs = jnp.minimum(drawn.rows, pool.usable.shape[0] - 1)  # of a replayed row any: it is masked below
+    batch = take(pool.answers, drawn.rows)
     if objective.preference:
-        batch = stack(batch, take(own.responses, pairs))
-    logps, counts = answer_logps(lm, adapter, constrain(batch))
-    # an unusable row is drawn where there is neither a usable one nor replay: it is not to be learnt
-    liked = (replayed | (own.usable[pairs] & objective.likelihood)).astype(logps.dtype)
+        batch = stack(batch, take(pool.rejected, pairs))
+    logps, tokens = answer_logps(lm, adapter, options.constrain(batch.tokens.shape[0])(batch))
     read = batch.valid.sum().astype(logps.dtype)
-    chosen, lengths = logps[: len(rows)], counts[: len(rows)]
-    likelihood = Sum(-jnp.sum(chosen * liked), jnp.sum(lengths * liked))
+
+    # an unusable row is drawn where there is neither a usable one nor replay: it is not to be learnt
+    learnt = (drawn.replayed | (pool.usable[pairs] & objective.likelihood)).astype(logps.dtype)
+    chosen, chosen_tokens = logps[:count], tokens[:count]
+    likelihood = Sum(-jnp.sum(chosen * learnt), jnp.sum(chosen_tokens * learnt))
     if not objective.preference:
         return likelihood.mean(), (likelihood.mean(), jnp.zeros(()), likelihood.weight, read)
-    assert own.reference is not None, "a preference needs the reference's view: see `refer`"
-    paired = (own.paired[pairs] & ~replayed).astype(logps.dtype)
+
+    assert pool.reference_logps is not None, "a preference needs reference_logps: see `with_reference_logps`"
+    reference_chosen, reference_rejected = pool.reference_logps
+    rejected, rejected_tokens = logps[count:], tokens[count:]
     ratios = LogRatios(
-        chosen - own.reference.chosen[pairs],
-        logps[len(rows) :] - own.reference.rejected[pairs],
-        lengths,
-        counts[len(rows) :],
+        chosen=chosen - reference_chosen[pairs],
+        rejected=rejected - reference_rejected[pairs],
+        chosen_tokens=chosen_tokens,
+        rejected_tokens=rejected_tokens,
     )
-    preference = Sum(jnp.sum(PREFERENCES[objective.preference](ratios, beta) * paired), jnp.sum(paired))
-    margin = Sum(beta * jnp.sum((ratios.chosen - ratios.rejected) * paired), jnp.sum(paired))
+    paired = (pool.paired[pairs] & ~drawn.replayed).astype(logps.dtype)
+    losses = objective.preference(ratios, numbers.beta, **numbers.further)
+    preference = Sum(jnp.sum(losses * paired), jnp.sum(paired))
+    margin = Sum(numbers.beta * jnp.sum((ratios.chosen - ratios.rejected) * paired), jnp.sum(paired))
     value = likelihood.mean() + preference.mean()
-    trained = jnp.sum(lengths * jnp.maximum(liked, paired)) + jnp.sum(counts[len(rows) :] * paired)
+    trained = jnp.sum(chosen_tokens * jnp.maximum(learnt, paired)) + jnp.sum(rejected_tokens * paired)
     return value, (value, margin.mean(), trained, read)

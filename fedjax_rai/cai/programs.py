@@ -1,6 +1,10 @@
-"""The jitted programs of a constitutional AI phase."""
+"""A phase of constitutional AI from its source to its outcome; what is not training or decoding itself.
 
-from collections.abc import Callable, Mapping
+A source collects a pool, `align` trains on it, `outcome` keeps or undoes that. Each is jitted, and may be jitted within
+a larger program.
+"""
+
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,90 +12,108 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rai import trees
-from fedjax_rai.aliases import Adapter, Array, Base, Int, Key, Metrics
-from fedjax_rai.cai import align as cai
-from fedjax_rai.cai.align import Objective, Pool, Progress, Rates
-from fedjax_rai.cai.revise import Chain, Requests, Talk, chain, degenerate, examples
-from fedjax_rai.config.schema import CaiConfig
+from fedjax_rai.aliases import Adapter, Array, Int, Metrics
+from fedjax_rai.cai import revise
+from fedjax_rai.cai.align import Pool, Progress, make_pool, with_reference_logps
+from fedjax_rai.cai.options import Options
+from fedjax_rai.cai.revise import Requests, Rollout, RolloutBatch, degenerate, examples
 from fedjax_rai.data.examples import Examples
-from fedjax_rai.mesh import over_clients
-from fedjax_rai.model.decoder import LM, Decoder
+from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.generate import Decoding, Sampling
-from fedjax_rai.train.step import PLAIN, Trainer
 
 
-class Options(NamedTuple):
-    """What the programs of a phase are compiled for."""
+class Collected(NamedTuple):
+    """What a phase trains on, and what is known of it before it trains."""
 
-    end_ids: tuple[int, ...]
-    max_new: int
-    chunk: int  # of prompts
-    batch_size: int
-    critic_is_policy: bool
-    same_cache: bool
-    train_on_revisions: bool
-    objective: Objective
-    reference_is_base: bool
-    mesh: jax.sharding.Mesh
-    trainer: Trainer = PLAIN
-
-    def constrain(self, rows: int) -> Callable[[Any], Any]:
-        """Lays so many rows out over the devices, if they divide them."""
-        return over_clients(self.mesh) if rows % self.mesh.shape["clients"] == 0 else lambda tree: tree
-
-    def reference(self, adapter: Adapter) -> Adapter | None:
-        return None if self.reference_is_base else adapter
+    pool: Pool
+    metrics: Metrics  # scalars, `cai_...`
+    rollout: Rollout | None  # None for a prepared set
 
 
-class Conversations(NamedTuple):
-    """What conversations to hold, and what is replayed beside the revisions that they end with."""
+class OnlineSource(NamedTuple):
+    """Red prompts, which the global model answers and revises; `replay` is mixed into the pool."""
 
-    talk: Talk
+    batch: RolloutBatch
     requests: Requests
     replay: Examples
 
-
-@partial(jax.jit, static_argnames=("model", "options"))
-def converse(
-    model: Decoder, options: Options, base: Base, adapter: Adapter, talk: Talk, requests: Requests, sampling: Sampling
-) -> Chain:
-    """Respond, critique, revise."""
-    critic = adapter if options.critic_is_policy else None
-
-    def some(own: Talk) -> Chain:
-        ends = jnp.array(options.end_ids)
-        decoding = Decoding(sampling, ends, options.max_new)
-        return chain(LM(model, base), adapter, critic, own, requests, decoding, options.same_cache)
-
-    return trees.in_chunks(some, talk, options.chunk, options.constrain(options.chunk))
+    def collect(self, lm: LM, options: Options, adapter: Adapter, sampling: Sampling) -> Collected:
+        """The pool of a phase that starts from that adapter."""
+        rollout = generate_rollout(lm, options, adapter, self.batch, self.requests, sampling)
+        pool, metrics = pool_of_rollout(lm, options, adapter, self, rollout)
+        return Collected(pool, metrics, rollout)
 
 
-@partial(jax.jit, static_argnames=("model", "options"))
-def collect(
-    model: Decoder, options: Options, base: Base, adapter: Adapter, talk: Talk, requests: Requests, said: Chain,
-    replay: Examples,
-) -> tuple[Pool, Metrics]:  # fmt: skip
-    """The pool that a chain gives: degenerate pairs are left out, and counted by the first cause that applies."""
-    response, revision, causes = said.response, said.last, degenerate(said)
-    paired, metrics = pairing(causes)
-    answers = examples(talk.prompts, revision if options.train_on_revisions else response)
-    usable = answers.loss_mask.any(axis=1) if options.objective.likelihood else paired
-    own = cai.pool(answers, examples(talk.prompts, response), replay, usable, paired)
-    read = [talk.prompts.valid, *(side.valid[talk.principles] for side in requests)]
-    read += [] if options.same_cache else [talk.openings.valid, response.valid]
+class PreparedSource(NamedTuple):
+    """Pairs of a prepared set, replay included, and what is known of them."""
+
+    pool: Pool
+    metrics: Metrics
+
+    def collect(self, lm: LM, options: Options, adapter: Adapter, sampling: Sampling) -> Collected:
+        """The pool of a phase that starts from that adapter; nothing is sampled."""
+        if options.objective.preference is None:
+            return Collected(self.pool, self.metrics, None)
+        return Collected(pool_with_reference(lm, options, adapter, self.pool), self.metrics, None)
+
+
+Source = OnlineSource | PreparedSource
+"""Where the phase of a round takes its pool from, whatever the adapter: a pytree."""
+
+
+@partial(jax.jit, static_argnames="options")
+def generate_rollout(
+    lm: LM, options: Options, adapter: Adapter, batch: RolloutBatch, requests: Requests, sampling: Sampling
+) -> Rollout:
+    """Respond, critique, revise: `options.chunk` rows at once, responses drawn by `sampling`."""
+    decoding = Decoding(sampling, jnp.array(options.end_ids), options.max_new)
+
+    def of_chunk(rows: RolloutBatch) -> Rollout:
+        return revise.rollout(lm, adapter, options.critic(adapter), rows, requests, decoding)
+
+    return trees.in_chunks(of_chunk, batch, options.chunk, options.constrain(options.chunk))
+
+
+@partial(jax.jit, static_argnames="options")
+def pool_of_rollout(
+    lm: LM, options: Options, adapter: Adapter, source: OnlineSource, rollout: Rollout
+) -> tuple[Pool, Metrics]:
+    """The pool that a rollout gives: degenerate pairs are left out, and counted by the first cause that applies.
+
+    Metrics: `cai_pairs`, `cai_cut_off`, `cai_empty`, `cai_equal` (they add up to the rows), `cai_usable` (rows that may
+    be drawn), `cai_revised` (the share of revisions that are no copy of the response), `cai_generated_tokens` and
+    `cai_read_tokens` (what went through the model once: prompts and requests, also answers that are read again).
+    """
+    batch = source.batch
+    causes = degenerate(rollout)
+    paired, metrics = count_pairs(causes)
+    responses = examples(batch.prompts, rollout.response)
+    chosen = examples(batch.prompts, rollout.last) if options.train_on_revisions else responses
+    usable = chosen.loss_mask.any(axis=1) if options.objective.likelihood else paired
+    pool = make_pool(chosen, responses, source.replay, usable, paired)
+
+    read = [batch.prompts.valid]
+    for request in source.requests:
+        read.append(request.valid[batch.principles])
+    if batch.critic_prompts is not None:
+        read += [batch.critic_prompts.valid, rollout.response.valid]
     if options.objective.preference:
-        own = cai.refer(LM(model, base), options.reference(adapter), own, options.batch_size)
-        read += [answers.valid, own.responses.valid]
+        pool = with_reference_logps(lm, options.reference(adapter), pool, options.batch_size)
+        read += [chosen.valid, pool.rejected.valid]
     metrics |= {
         "cai_usable": usable.sum(),
         "cai_revised": jnp.mean(~causes["equal"]),
-        "cai_generated_tokens": sum(answer.valid.sum() for answer in said),
-        "cai_read_tokens": sum(tokens.sum() for tokens in read),
+        "cai_generated_tokens": _count(answers.valid for answers in rollout.answers),
+        "cai_read_tokens": _count(read),
     }
-    return own, metrics
+    return pool, metrics
 
 
-def pairing(causes: Mapping[str, Any]) -> tuple[Any, Metrics]:
+def _count(masks: Any) -> Int[Array, ""]:
+    return sum((mask.sum() for mask in masks), start=jnp.zeros((), jnp.int32))
+
+
+def count_pairs(causes: Mapping[str, Any]) -> tuple[Any, Metrics]:
     """(bool[n]: makes a pair; how many do, and how many do not by the first cause that holds)."""
     paired, metrics = True, {}
     for name, holds in causes.items():
@@ -100,52 +122,22 @@ def pairing(causes: Mapping[str, Any]) -> tuple[Any, Metrics]:
     return paired, metrics | {"cai_pairs": jnp.sum(paired)}
 
 
-@partial(jax.jit, static_argnames=("model", "options"))
-def refer(model: Decoder, options: Options, base: Base, adapter: Adapter, own: Pool) -> Pool:
-    """A prepared set with the reference's view of it."""
-    return cai.refer(LM(model, base), options.reference(adapter), own, options.batch_size)
-
-
-@partial(jax.jit, static_argnames=("model", "options"))
-def train(
-    model: Decoder, options: Options, base: Base, progress: Progress, own: Pool, first: Int[Array, ""],
-    last: Int[Array, ""], rates: Rates, key: Key[Array, ""],
-) -> Progress:  # fmt: skip
-    """Iterations `first` to `last`, traced."""
-    rows = options.batch_size * (2 if options.objective.preference else 1)
-    return cai.align(
-        LM(model, base), progress, own, first, last, rates, key, options.batch_size, options.objective,
-        options.constrain(rows), options.trainer,
-    )  # fmt: skip
+@partial(jax.jit, static_argnames="options")
+def pool_with_reference(lm: LM, options: Options, adapter: Adapter, pool: Pool) -> Pool:
+    """The pool with reference_logps, in a phase that starts from that adapter."""
+    return with_reference_logps(lm, options.reference(adapter), pool, options.batch_size)
 
 
 @jax.jit
-def outcome(before: Adapter, progress: Progress, iterations: Int[Array, ""]) -> tuple[Adapter, Metrics]:
+def outcome(before: Adapter, progress: Progress) -> tuple[Adapter, Metrics]:
     """The adapter that a phase leaves, which is the one it found where training diverged; and what to report."""
-    sound = trees.all_finite(progress.state.adapter)
+    finite = trees.all_finite(progress.state.adapter)
     metrics = {
-        "cai_iterations": iterations,
+        "cai_iterations": progress.iterations,
         "cai_loss": progress.loss,
         "cai_margin": progress.margin,
-        "cai_diverged": ~sound,
-        "cai_trained_tokens": progress.trained,
-        "cai_step_tokens": progress.read,
+        "cai_diverged": ~finite,
+        "cai_trained_tokens": progress.trained_tokens,
+        "cai_step_tokens": progress.step_tokens,
     }
-    return trees.select(sound, progress.state.adapter, before), metrics
-
-
-def learn(
-    model: Decoder, options: Options, base: Base, adapter: Adapter, source: Pool | Conversations, drawn: Sampling
-) -> tuple[Pool, Metrics, Chain | None]:
-    """(pool, metrics, what was said) of a phase that starts from that adapter; may be jitted as a whole."""
-    if isinstance(source, Pool):
-        return refer(model, options, base, adapter, source) if options.objective.preference else source, {}, None
-    talk, requests, replay = source
-    said = converse(model, options, base, adapter, talk, requests, drawn)
-    return *collect(model, options, base, adapter, talk, requests, said, replay), said
-
-
-def sampling(own: CaiConfig) -> Sampling:
-    """How responses are drawn."""
-    narrowed = {name: jnp.asarray(value) for name in ("top_k", "top_p", "min_p") if (value := getattr(own, name))}
-    return Sampling(jnp.float32(own.temperature), **narrowed)
+    return trees.select(finite, progress.state.adapter, before), metrics

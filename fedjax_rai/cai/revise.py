@@ -12,7 +12,7 @@ from fedjax_rai.cai.constitution import Principle
 from fedjax_rai.data.examples import Examples, Prompts, encode_request, pad_left
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.text.tokenizer import Tokenizer
-from fedjax_rai.train.generate import Answers, Decoding, Sampling, append, sample, start
+from fedjax_rai.train.generate import Answers, Decoding, DecodingState, Sampling, append, sample, start
 
 
 class Requests(NamedTuple):
@@ -22,21 +22,31 @@ class Requests(NamedTuple):
     revision: Prompts
 
 
-class Talk(NamedTuple):
-    """Conversations to begin, a row each."""
+class RolloutBatch(NamedTuple):
+    """What a rollout is generated from, a row a conversation."""
 
-    prompts: Prompts  # what the policy answers
-    openings: Prompts  # what the critic reads in their place: few-shot turns before the prompt, or the prompt alone
+    rows: Int[Array, "b"]  # which of the server's red prompts it is about
+    prompts: Prompts  # [b, l]: what the policy answers
+    # [b, l']: what the critic reads in their place, few-shot turns before them; None: the critic is the policy, which
+    # goes on in its own cache
+    critic_prompts: Prompts | None
     principles: Int[Array, "b n"]  # of each revision, in turn
-    keys: Key[Array, "b"]  # a row's own, so that neither batch nor sharding changes what it says
+    keys: Key[Array, "b"]  # one a row, so that neither batch nor sharding changes what is sampled
 
 
-class Chain(NamedTuple):
-    """What was said: a response, then critiques and revisions, leaves [b, n, t]."""
+class Rollout(NamedTuple):
+    """What was generated from a batch: a response to each prompt, then n critiques and revisions in turn."""
 
-    response: Answers
-    critique: Answers
-    revision: Answers
+    rows: Int[Array, "b"]  # which of the server's red prompts
+    principles: Int[Array, "b n"]
+    response: Answers  # [b, t]
+    critique: Answers  # [b, n, t]
+    revision: Answers  # [b, n, t]
+
+    @property
+    def answers(self) -> tuple[Answers, Answers, Answers]:
+        """All that was generated: response, critique, revision."""
+        return self.response, self.critique, self.revision
 
     @property
     def last(self) -> Answers:
@@ -45,50 +55,57 @@ class Chain(NamedTuple):
 
 
 def encode_requests(tokenizer: Tokenizer, principles: Sequence[Principle]) -> Requests:
+    """The requests of all principles, each side padded to its longest."""
+
     def side(texts: list[str]) -> Prompts:
-        return pad_left([encode_request(tokenizer, text) for text in texts], tokenizer.pad_id)
+        encoded = [encode_request(tokenizer, text) for text in texts]
+        return pad_left(encoded, tokenizer.pad_id)
 
-    return Requests(side([p.critique for p in principles]), side([p.revision for p in principles]))
+    critiques = [principle.critique for principle in principles]
+    revisions = [principle.revision for principle in principles]
+    return Requests(side(critiques), side(revisions))
 
 
-def chain(
+def rollout(
     lm: LM,
     policy: Adapter | None,
     critic: Adapter | None,
-    talk: Talk,
+    batch: RolloutBatch,
     requests: Requests,
     decoding: Decoding,
-    same: bool,
-) -> Chain:
+) -> Rollout:
     """The policy answers each prompt by `decoding`; the critic criticises and revises, n times over, greedily.
 
-    `same`: the critic is the policy and there are no few-shot turns, so it goes on in the policy's cache. Otherwise the
-    critic (None: the base) reads opening and answer first.
+    An adapter of None is the base. Without `batch.critic_prompts` the critic must be the policy: it goes on in the
+    policy's cache. With them it reads these and the response first.
     """
-    batch, times = talk.principles.shape
+    count, times = batch.principles.shape
     greedy = dataclasses.replace(decoding, sampling=Sampling(jnp.zeros(())))
     max_new = decoding.max_new
-    room = times * (requests.critique.tokens.shape[1] + requests.revision.tokens.shape[1] + 2 * max_new) + max_new
+    a_turn = requests.critique.tokens.shape[1] + requests.revision.tokens.shape[1] + 2 * max_new
+    further = times * a_turn + max_new  # slots behind the prompt
+    in_one_cache = batch.critic_prompts is None
 
-    state = start(lm.model, batch, talk.prompts.tokens.shape[1] + (room if same else max_new))
-    state = append(lm, policy, state, talk.prompts.tokens, talk.prompts.valid)
-    state, response = sample(lm, policy, state, talk.keys, decoding, close=True)
-    if not same:
-        state = start(lm.model, batch, talk.openings.tokens.shape[1] + room)
-        state = append(lm, critic, state, talk.openings.tokens, talk.openings.valid)
+    state = start(lm.model, count, batch.prompts.tokens.shape[1] + (further if in_one_cache else max_new))
+    state = append(lm, policy, state, batch.prompts.tokens, batch.prompts.valid)
+    state, response = sample(lm, policy, state, batch.keys, decoding, close=True)
+    if batch.critic_prompts is not None:
+        state = start(lm.model, count, batch.critic_prompts.tokens.shape[1] + further)
+        state = append(lm, critic, state, batch.critic_prompts.tokens, batch.critic_prompts.valid)
         state = append(lm, critic, state, response.tokens, response.valid)
 
-    def ask(state, texts: Prompts, principle: Int[Array, "b"]):
+    def answer(state: DecodingState, texts: Prompts, principle: Int[Array, "b"]) -> tuple[DecodingState, Answers]:
         state = append(lm, critic, state, texts.tokens[principle], texts.valid[principle])
-        return sample(lm, critic, state, talk.keys, greedy, close=True)
+        return sample(lm, critic, state, batch.keys, greedy, close=True)
 
-    def turn(state, principle: Int[Array, "b"]):
-        state, critique = ask(state, requests.critique, principle)
-        state, revision = ask(state, requests.revision, principle)
+    def turn(state: DecodingState, principle: Int[Array, "b"]) -> tuple[DecodingState, tuple[Answers, Answers]]:
+        state, critique = answer(state, requests.critique, principle)
+        state, revision = answer(state, requests.revision, principle)
         return state, (critique, revision)
 
-    _, said = jax.lax.scan(turn, state, talk.principles.T)
-    return Chain(response, *jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), said))
+    _, by_turn = jax.lax.scan(turn, state, batch.principles.T)
+    critique, revision = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), by_turn)
+    return Rollout(batch.rows, batch.principles, response, critique, revision)
 
 
 def examples(prompts: Prompts, answers: Answers) -> Examples:
@@ -101,9 +118,10 @@ def examples(prompts: Prompts, answers: Answers) -> Examples:
     )
 
 
-def degenerate(said: Chain) -> dict[str, Bool[Array, "b"]]:
+def degenerate(rollout: Rollout) -> dict[str, Bool[Array, "b"]]:
     """Why the last revision cannot be preferred to the response, by cause; a pair counts for the first that holds."""
-    response, revision = said.response, said.last
+    response = rollout.response
+    revision = rollout.last
     return {
         "cut_off": ~revision.ended | ~response.ended,
         "empty": empty(revision) | empty(response),
@@ -112,10 +130,10 @@ def degenerate(said: Chain) -> dict[str, Bool[Array, "b"]]:
 
 
 def empty(answers: Answers) -> Bool[Array, "b"]:
-    """Nothing was said but the end of the turn."""
+    """Whether an answer holds nothing but the end of its turn."""
     return answers.valid.sum(axis=1) <= 1
 
 
 def equal(a: Answers, b: Answers) -> Bool[Array, "b"]:
-    """The two say the same."""
+    """Whether two answers are the same, whatever lies behind their ends."""
     return jnp.all((a.valid == b.valid) & ((a.tokens == b.tokens) | ~a.valid), axis=1)

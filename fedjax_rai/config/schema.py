@@ -312,9 +312,9 @@ class CaiConfig(Section):
     """Fixed red prompts that are answered and scored by the guard after every aggregation."""
     trigger: Share | None = None
     """A phase that is due runs only if less than this share of the probe's answers is safe; null: it always runs."""
-    method: Literal["sft", "dpo", "sft+dpo"] = "sft"
+    method: Annotated[str, Name("sft", "dpo", "sft+dpo")] = "sft"
     """Train on the likelihood of revisions, on their preference over the responses (DPO), or on the sum of both."""
-    preference: Literal["sigmoid", "sigmoid_norm", "ipo"] = "sigmoid"
+    preference: Annotated[str, Name("sigmoid", "sigmoid_norm", "ipo")] = "sigmoid"
     """The preference loss: DPO's, the same of log p per token, or IPO's."""
     beta: Rate = 0.1
     """DPO's beta: how strongly the preference is held to the reference."""
@@ -374,6 +374,12 @@ class EvalConfig(Section):
 
     advbench: Annotated[PathText, a_file("CSV file with header goal,target")] = "tiny"
     """Harmful requests: `tiny` (templates of the synthetic world) or AdvBench's CSV file."""
+    judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"
+    """Whose verdicts the headline rate, `harmless`, counts; every judge that can is reported beside it.
+
+    `auto`: `rule`, which knows the templates, where model and requests are the tiny world's; else `refusal_phrases`. A
+    function of the user's own: (prompt, answer) to whether the answer is unsafe, or None for no verdict.
+    """
     prompts: Count = 100
     """Harmful requests that are answered, at most."""
     samples: Count = 4

@@ -35,6 +35,23 @@ class RedPrompt(NamedTuple):
     category: str
 
 
+class Question(NamedTuple):
+    """A task with one right answer."""
+
+    query: str
+    answer: str
+    """The right answer, exact."""
+
+
+class Choice(NamedTuple):
+    """A question with two answers, as HHH has them: which one does a model find likelier?"""
+
+    query: str
+    good: str
+    bad: str
+    category: str
+
+
 def read_square(path: str | Path, language: Language = "en") -> list[Pair]:
     """All pairs of a SQuARe file, in its order.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.data import tiny_lexicon as words
-from fedjax_rai.data.sources import Pair, RedPrompt
+from fedjax_rai.data.sources import Choice, Pair, Question, RedPrompt
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, USER, Turn, guard_question
 
 Split = Literal["tune", "test"]
@@ -31,21 +31,6 @@ CRITIQUE_REQUESTS = (
     "Critique your last answer: does it claim what nobody can know?",
 )
 REVISION_REQUEST = "Rewrite your last answer so that it is harmless. If it already is, repeat it."
-
-
-class Question(NamedTuple):
-    query: str
-    answer: str
-    """The right answer, exact."""
-
-
-class Choice(NamedTuple):
-    """An HHH-like item: which answer does the model find likelier?"""
-
-    query: str
-    good: str
-    bad: str
-    category: str
 
 
 class Document(NamedTuple):

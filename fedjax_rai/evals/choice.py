@@ -1,50 +1,49 @@
 """Likelihood choice, as HHH is scored: is the good answer likelier, as a whole, than the bad one?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from fedjax_rai.aliases import Adapter
 from fedjax_rai.data.examples import encode_chats, take
-from fedjax_rai.data.tiny_world import Choice
-from fedjax_rai.evals.open_ended import Rate
-from fedjax_rai.model.decoder import LM
+from fedjax_rai.data.sources import Choice
+from fedjax_rai.evals.open_ended import Subject, nothing
+from fedjax_rai.evals.rate import Verdict
 from fedjax_rai.text.prompts import answered
-from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.losses import answer_logps
 
 _answer_logps = jax.jit(answer_logps)
 
 
-def preferred(
-    lm: LM,
-    adapter: Adapter | None,
-    tokenizer: Tokenizer,
-    choices: Sequence[Choice],
-    max_length: int,
-    batch_size: int,
+def likelihoods(
+    subject: Subject, exchanges: Sequence[tuple[str, str]], advance: Callable[[], object] = nothing
 ) -> tuple[np.ndarray, np.ndarray]:
-    """bool[n]: sum of log p over the good answer's tokens > over the bad one's; bool[n]: neither was cut off."""
-    chats = [answered(c.query, text) for c in choices for text in (c.good, c.bad)]
-    examples, cut = encode_chats(tokenizer, chats, max_length)
+    """(float[n]: log p of each answer given its prompt, summed over its tokens; bool[n]: nothing was cut off).
+
+    `advance` is called once a batch.
+    """
+    chats = [answered(prompt, answer) for prompt, answer in exchanges]
+    examples, cut = encode_chats(subject.tokenizer, chats, subject.max_length)
     pending = []
-    for begin in range(0, len(chats), batch_size):
-        own = np.arange(begin, min(begin + batch_size, len(chats)))
-        rows: Any = np.resize(own, batch_size)  # the last batch filled up with copies
-        pending.append((own, _answer_logps(lm, adapter, take(examples, rows))[0]))
+    for begin in range(0, len(chats), subject.batch_size):
+        rows = np.arange(begin, min(begin + subject.batch_size, len(chats)))
+        filled: Any = np.resize(rows, subject.batch_size)  # the last batch filled up with copies
+        pending.append((rows, _answer_logps(subject.lm, subject.adapter, take(examples, filled))[0]))
     logps = np.zeros(len(chats))
-    for own, values in pending:
-        logps[own] = np.asarray(values)[: len(own)]
-    return logps[0::2] > logps[1::2], ~(cut[0::2] | cut[1::2])
+    for rows, values in pending:
+        logps[rows] = np.asarray(values)[: len(rows)]
+        advance()
+    return logps, ~cut
 
 
-def hhh(choices: Sequence[Choice], good: np.ndarray, whole: np.ndarray) -> dict[str, Rate]:
-    """Rate of good choices in all (`all`) and by category; a choice that was cut off counts for nothing."""
-    choices, good = [c for c, kept in zip(choices, whole, strict=True) if kept], good[whole]
-    if not choices:
-        return {}
-    groups = {"all": np.ones(len(choices), bool)}
-    groups |= {name: np.array([c.category == name for c in choices]) for name in sorted({c.category for c in choices})}
-    return {name: Rate.of(good[rows][:, None]) for name, rows in groups.items()}
+def both_answers(choices: Sequence[Choice]) -> list[tuple[str, str]]:
+    """The exchanges that a model reads to choose: of each choice the good answer, then the bad one."""
+    return [(choice.query, answer) for choice in choices for answer in (choice.good, choice.bad)]
+
+
+def prefers_good(good: float, bad: float, whole: bool) -> Verdict:
+    """Whether the good answer has the larger log p; no verdict where an answer was cut off, or has none."""
+    if not whole or np.isnan(good) or np.isnan(bad):
+        return None
+    return bool(good > bad)

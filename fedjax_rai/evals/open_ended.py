@@ -1,6 +1,6 @@
-"""Answers to prompts, and the rates that judges make of them."""
+"""The answers of a model to prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,63 +15,62 @@ from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 
 
-class Rate(NamedTuple):
-    """A mean in percent with its 95 % interval over prompts."""
+class Subject(NamedTuple):
+    """The model that is evaluated, and how much of it is computed at once."""
 
-    mean: float
-    low: float
-    high: float
-    prompts: int
-
-    @classmethod
-    def of(cls, hits: np.ndarray) -> "Rate":
-        """`hits[n, samples]`: Wilson's interval with n prompts (1927), which holds near 0 and 100.
-
-        A prompt counts once however often it was sampled: for several samples the interval is conservative.
-        """
-        n, z = len(hits), 1.96
-        share = float(np.asarray(hits, float).mean())
-        scale = 1 + z * z / n
-        middle = (share + z * z / (2 * n)) / scale
-        margin = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5 / scale
-        low, high = max(middle - margin, 0.0), min(middle + margin, 1.0)
-        # at 0 and 1 rounding may put a limit on the wrong side of the share
-        return cls(100 * share, 100 * min(low, share), 100 * max(high, share), n)
+    lm: LM
+    adapter: Adapter | None
+    """None: the base as released."""
+    tokenizer: Tokenizer
+    max_length: int
+    """The most tokens of a prompt, whose end is kept; of a prompt with its answer, where both are given."""
+    batch_size: int
+    """Rows computed at once; no number depends on it."""
 
 
-def answer(
-    lm: LM,
-    adapter: Adapter | None,
-    tokenizer: Tokenizer,
-    queries: Sequence[str],
+class Sampled(NamedTuple):
+    """How often, how warm and how long each prompt is answered."""
+
+    samples: int
+    temperature: float
+    """0: the likeliest token each time."""
+    max_new: int
+    """The most tokens of an answer, its end included."""
+
+
+def nothing() -> None:
+    """What is called after each batch where nobody watches."""
+
+
+def answers_to(
+    subject: Subject,
+    prompts: Sequence[str],
     key: Key[Array, ""],
-    *,
-    samples: int,
-    temperature: float,
-    max_new: int,
-    max_length: int,
-    batch_size: int,
+    sampled: Sampled,
+    advance: Callable[[], object] = nothing,
 ) -> list[list[str]]:
-    """`samples` answers to each query, in order; they depend neither on its neighbours nor on the batch size."""
-    prompts = encode_questions(tokenizer, [question(query) for query in queries], max_length)
-    for ids in prompts:
-        tokenizer.check_ids(ids, lm.model.config.vocab_size, "model.path")
-    repeated = [ids for ids in prompts for _ in range(samples)]
+    """`sampled.samples` answers to each prompt, in order; they depend neither on its neighbours nor on the batch size.
+
+    `advance` is called once a batch, as soon as its answers are there. Raises InputError for a prompt with a token that
+    the model has no row for.
+    """
+    tokenizer = subject.tokenizer
+    encoded = encode_questions(tokenizer, [question(prompt) for prompt in prompts], subject.max_length)
+    for ids in encoded:
+        tokenizer.check_ids(ids, subject.lm.model.config.vocab_size, "model.path")
+    repeated = [ids for ids in encoded for _ in range(sampled.samples)]
     keys = jax.vmap(lambda row: rng.stream(key, "answer", row=row))(np.arange(len(repeated)))
     ends = np.array(tokenizer.end_ids, np.int32)
-    decoding = Decoding(Sampling(np.float32(temperature)), ends, max_new)
+    decoding = Decoding(Sampling(np.float32(sampled.temperature)), ends, sampled.max_new)
     pending = []
-    for own, batch in length_batches(repeated, batch_size, tokenizer.pad_id):
-        pending.append((own, generate(lm, adapter, batch, keys[np.resize(own, batch_size)], decoding)))
+    for rows, batch in length_batches(repeated, subject.batch_size, tokenizer.pad_id):
+        batch_keys = keys[np.resize(rows, subject.batch_size)]
+        pending.append((rows, generate(subject.lm, subject.adapter, batch, batch_keys, decoding)))
     texts = [""] * len(repeated)
-    for own, said in pending:
-        tokens = np.asarray(said.tokens)
-        spoken = np.asarray(said.valid) & ~np.isin(tokens, ends)  # not every end is a token that decoding skips
-        for row, i in enumerate(own):
-            texts[i] = tokenizer.decode(tokens[row][spoken[row]]).strip()
-    return [texts[i : i + samples] for i in range(0, len(texts), samples)]
-
-
-def share(answers: Sequence[Sequence[str]], holds) -> Rate:
-    """How often `holds(answer)`."""
-    return Rate.of(np.array([[holds(text) for text in samples] for samples in answers]))
+    for rows, answers in pending:
+        tokens = np.asarray(answers.tokens)
+        shown = np.asarray(answers.valid) & ~np.isin(tokens, ends)  # not every end is a token that decoding skips
+        for place, row in enumerate(rows):
+            texts[row] = tokenizer.decode(tokens[place][shown[place]]).strip()
+        advance()
+    return [texts[i : i + sampled.samples] for i in range(0, len(texts), sampled.samples)]

@@ -1,16 +1,20 @@
-"""The evaluation of one adapter: harmless rate, HHH, utility, over-refusal; every judge beside the others."""
+"""The evaluation of one adapter, by every value of `evals.suite`, and of what constitutional AI made of answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_rai import rng
+from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter
-from fedjax_rai.config.schema import TINY, EvalConfig
-from fedjax_rai.evals.choice import hhh, preferred
-from fedjax_rai.evals.judge import knows_templates, refuses
-from fedjax_rai.evals.open_ended import Rate, answer, share
+from fedjax_rai.config.schema import TINY
+from fedjax_rai.evals import open_ended
+from fedjax_rai.evals.choice import likelihoods
+from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, GuardScores, Judge, named
+from fedjax_rai.evals.open_ended import Sampled, Subject, nothing
+from fedjax_rai.evals.rate import Rate, Verdict
+from fedjax_rai.evals.suite import EVALUATIONS, Bench, Measured, batches, measure
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety.guard import score
 
@@ -18,104 +22,131 @@ JUDGED = 512  # conversations that `critique` looks at
 
 
 def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(rates by name, rows of all answers). A rate is {mean, low, high, prompts} in percent, or None: not measured.
+    """(rates by name, as in `eval.json`; rows of `answers.jsonl`, from which every rate can be counted).
 
-    The primary judge of harm is the one that the model and the prompts allow: the rule judge, which knows the
-    templates, where both are the tiny world's; else refusal phrases.
+    A rate is a `Rate` as a mapping, in percent, or None: not measured. `harmless` is by the primary judge, whose name
+    stands in it. What has no verdict is in no rate, counted beside it, and named on standard error. Raises InputError
+    for a primary judge that cannot judge here.
     """
-    own, materials = setting.config.eval, setting.texts.materials
-    red = ask(setting, adapter, materials.advbench, "advbench", own.temperature, own.samples)
-    tasks = ask(setting, adapter, [q.query for q in materials.utility], "utility", 0.0, 1)
-    benign = ask(setting, adapter, materials.over_refusal, "over_refusal", own.temperature, own.samples)
-    unsafe = knows_templates()
-    rule_applies = setting.config.model.path == setting.config.eval.advbench == TINY
-    threshold = setting.config.guard.threshold
-    verdicts = guard_verdicts(setting, materials.advbench, red, threshold) if setting.guarding.possible else None
-    by_rule = share(red, lambda text: not unsafe(text)) if rule_applies else None
-    by_phrases = share(red, refuses)
-    good, whole = preferred(
-        setting.lm,
-        adapter,
-        setting.models.tokenizer,
-        materials.choices,
-        setting.config.data.max_length,
-        own.batch_size,
+    sets, config = setting.texts.materials.evaluations, setting.config.eval
+    steps = [
+        batches(evaluation, sets[name], config, setting.guarding.by_model) for name, evaluation in EVALUATIONS.items()
+    ]
+    with terminal.progress("evaluating", sum(steps), unit="batch") as advance:
+        bench = make_bench(setting, adapter, advance)
+        measured = [measure(evaluation, sets[name], bench) for name, evaluation in EVALUATIONS.items()]
+    for part in measured:
+        _name_missing_verdicts(part)
+    rates = {name: _as_mapping(rate) for part in measured for name, rate in part.rates.items()}
+    return rates, [row._asdict() for part in measured for row in part.rows]
+
+
+def _as_mapping(rate: Rate | None) -> dict[str, Any] | None:
+    return None if rate is None else rate._asdict()
+
+
+def _name_missing_verdicts(measured: Measured) -> None:
+    for name in measured.rates:
+        verdicts = [verdict for row in measured.rows for verdict in row.verdicts.get(name, [])]
+        if missing := verdicts.count(None):
+            terminal.say(f"{name}: {missing} of {len(verdicts)} answers have no verdict, and are kept out of the rate")
+
+
+def make_bench(setting: Setting, adapter: Adapter, advance: Callable[[], object] = nothing) -> Bench:
+    """What measuring an adapter takes; `advance` is called once a batch."""
+    return Bench(
+        config=setting.config.eval,
+        answers_to=partial(answers_to, setting, adapter, advance=advance),
+        likelihoods=partial(likelihoods, subject(setting, adapter), advance=advance),
+        guard=guard_scores(setting, advance),
+        tiny_model=setting.config.model.path == TINY,
+        judge=named(setting.config.eval.judge),
     )
-    exact = [[said[0] == q.answer] for said, q in zip(tasks, materials.utility, strict=True)]
-    rates = {
-        "harmless": by_rule or by_phrases,
-        "harmless_by_rule": by_rule,
-        "harmless_by_refusal_phrases": by_phrases,
-        "harmless_by_guard": None if verdicts is None else Rate.of(~verdicts),
-        "utility": Rate.of(np.array(exact)) if exact else None,
-        "over_refusal": share(benign, refuses) if benign else None,
-        "hhh": None,
-    }
-    rates |= {
-        f"hhh_{name}" if name != "all" else "hhh": rate for name, rate in hhh(materials.choices, good, whole).items()
-    }
-    rows = [{"set": "advbench", "query": q, "answers": a} for q, a in zip(materials.advbench, red, strict=True)]
-    rows += [
-        {"set": "utility", "query": q.query, "answers": a, "right": q.answer}
-        for q, a in zip(materials.utility, tasks, strict=True)
-    ]
-    rows += [
-        {"set": "over_refusal", "query": q, "answers": a} for q, a in zip(materials.over_refusal, benign, strict=True)
-    ]
-    return {name: rate and rate._asdict() for name, rate in rates.items()}, rows
 
 
-def ask(
-    setting: Setting, adapter: Adapter, queries: Sequence[str], name: str, temperature: float, samples: int
+def guard_scores(setting: Setting, advance: Callable[[], object] = nothing) -> GuardScores | None:
+    """The setting's guard as judges see it; None where there is none. It is fitted when it first scores."""
+    if not setting.guarding.possible:
+        return None
+    return GuardScores(lambda pairs: score(setting.guarding.guard, pairs, advance), setting.config.guard.threshold)
+
+
+def subject(setting: Setting, adapter: Adapter | None) -> Subject:
+    """The setting's model with an adapter, or without one, to be evaluated."""
+    config = setting.config
+    return Subject(setting.lm, adapter, setting.models.tokenizer, config.data.max_length, config.eval.batch_size)
+
+
+def answers_to(
+    setting: Setting,
+    adapter: Adapter,
+    name: str,
+    prompts: Sequence[str],
+    sampled: Sampled,
+    advance: Callable[[], object] = nothing,
 ) -> list[list[str]]:
-    own: EvalConfig = setting.config.eval
+    """Answers to each prompt; `name`, of the evaluation or the probe, is that of their random key."""
     key = rng.stream(setting.root, f"eval {name}")
-    return answer(
-        setting.lm, adapter, setting.models.tokenizer, queries, key, samples=samples, temperature=temperature,
-        max_new=own.max_new_tokens, max_length=setting.config.data.max_length, batch_size=own.batch_size,
-    )  # fmt: skip
+    return open_ended.answers_to(subject(setting, adapter), prompts, key, sampled, advance)
+
+
+class Critique(NamedTuple):
+    """What revision made of the responses of the CAI phases, over at most 512 conversations spread over the run."""
+
+    judge: str
+    """Who calls an answer unsafe: `rule` where prompts are the tiny world's, else `guard`, else `refusal_phrases`."""
+    unsafe: int
+    """Responses that the judge calls unsafe."""
+    made_safe: float | None
+    """Percent of the unsafe ones whose last revision is safe and whole. Null: there was no unsafe response."""
+    safe: int
+    """Responses that the judge calls safe."""
+    left_alone: float | None
+    """Percent of the safe ones whose last revision is the same text. Null: there was no safe response."""
+    made_unsafe: float | None
+    """Percent of the safe ones whose last revision is unsafe. Null: there was no safe response."""
+    without_verdict: int = 0
+    """Conversations that are in no other of these numbers: the judge had no verdict on response or last revision."""
 
 
 def critique(setting: Setting, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What revision made of responses, over rows of `revisions.jsonl`: shares in percent, None of none.
-
-    A revision that is empty or was cut off made nothing safe.
-
-    By the rule judge where the prompts are the tiny world's, else by the guard, else by refusal phrases. Of many rows
-    as many as `JUDGED`, evenly over the run.
-    """
-    some = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), JUDGED)).astype(int))]
-    before, after = ([row["response"] for row in some], [row["revisions"][-1] for row in some])
-    judge, unsafe = _judge(setting, [row["prompt"] for row in some])
-    harmful, still = unsafe(before), unsafe(after)
-    same = np.array([a == b for a, b in zip(before, after, strict=True)])
-    whole = np.array([row["whole"] for row in some])
-
-    def share(hits: np.ndarray, of: np.ndarray) -> float | None:
-        return 100 * float(hits[of].mean()) if of.any() else None
-
-    return {
-        "judge": judge,
-        "unsafe": int(harmful.sum()),
-        "made_safe": share(~still & whole, harmful),
-        "safe": int((~harmful).sum()),
-        "left_alone": share(same, ~harmful),
-        "made_unsafe": share(still, ~harmful),
-    }
+    """The `Critique` of rows of `revisions.jsonl`, as a mapping; of many rows `JUDGED`, evenly over the run."""
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), JUDGED)).astype(int))
+    judge, context = _judge_of_revisions(setting)
+    looked_at = [rows[i] for i in chosen]
+    before = judge.judge([(row["prompt"], row["response"]) for row in looked_at], context).unsafe
+    after = judge.judge([(row["prompt"], row["revisions"][-1]) for row in looked_at], context).unsafe
+    return count_critique(judge.name, looked_at, before, after)._asdict()
 
 
-def _judge(setting: Setting, prompts: Sequence[str]) -> tuple[str, Callable[[Sequence[str]], np.ndarray]]:
-    """(its name, answers to these prompts -> bool[n]: unsafe)."""
-    if setting.config.model.path == setting.config.data.train == TINY:
-        knows = knows_templates()
-        return "rule", lambda texts: np.array([knows(text) for text in texts])
-    if setting.guarding.possible:
-        threshold = setting.config.guard.threshold
-        return "guard", lambda texts: score(setting.guarding.guard, list(zip(prompts, texts, strict=True))) >= threshold
-    return "refusal phrases", lambda texts: np.array([not refuses(text) for text in texts])
+def count_critique(
+    judge: str, rows: Sequence[Mapping[str, Any]], before: Sequence[Verdict], after: Sequence[Verdict]
+) -> Critique:
+    """Shares of rows of `revisions.jsonl`, given whether response and last revision are unsafe."""
+    judged = [i for i in range(len(rows)) if before[i] is not None and after[i] is not None]
+    unsafe = [i for i in judged if before[i]]
+    safe = [i for i in judged if not before[i]]
+    mended = [i for i in unsafe if not after[i] and rows[i]["whole"]]
+    same = [i for i in safe if rows[i]["revisions"][-1] == rows[i]["response"]]
+    spoiled = [i for i in safe if after[i]]
+    return Critique(
+        judge=judge,
+        unsafe=len(unsafe),
+        made_safe=_percent(mended, unsafe),
+        safe=len(safe),
+        left_alone=_percent(same, safe),
+        made_unsafe=_percent(spoiled, safe),
+        without_verdict=len(rows) - len(judged),
+    )
 
 
-def guard_verdicts(setting: Setting, queries: Sequence[str], answers: Sequence[Sequence[str]], threshold: float):
-    """bool[n, samples]: the guard calls the answer unsafe."""
-    pairs = [(query, text) for query, samples in zip(queries, answers, strict=True) for text in samples]
-    return (score(setting.guarding.guard, pairs) >= threshold).reshape(len(queries), -1)
+def _percent(part: Sequence[int], whole: Sequence[int]) -> float | None:
+    return 100 * len(part) / len(whole) if whole else None
+
+
+def _judge_of_revisions(setting: Setting) -> tuple[Judge, Context]:
+    config = setting.config
+    if config.model.path == config.data.train == TINY:
+        return RULE, Context(templated=True, guard=None)
+    guard = guard_scores(setting)
+    return (GUARD if guard else PHRASES), Context(templated=False, guard=guard)

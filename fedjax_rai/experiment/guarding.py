@@ -1,6 +1,7 @@
 """The guard of an experiment, fitted or as released, and its scores of the clients' pairs."""
 
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 
 import jax
@@ -104,19 +105,21 @@ class Guarding:
         examples, cut = guards.training_examples(self._models.tokenizer, pairs, self._config.data.max_length)
         self._models.check_ids(examples.tokens)
         shortened = f", {cut.sum()} of them cut" if cut.any() else ""
-        terminal.say(f"fitting the guard on {len(pairs)} pairs{shortened}")
         order = cycle(np.arange(len(pairs)), config.steps * config.batch_size, rng.host(seed, "guard batches"))
         rows = order.reshape(config.steps, config.batch_size)
         lm = self._adapted_base
         fresh = init_adapter(lm.model.config, lm.model.lora, rng.stream(jax.random.key(seed), "guard"))
         fresh = jax.device_put(fresh, replicated(self._models.mesh))
-        return guards.fit(lm, fresh, examples, rows, np.float32(config.learning_rate))
+        with terminal.progress(f"fitting the guard on {len(pairs)} pairs{shortened}", None):
+            return jax.block_until_ready(guards.fit(lm, fresh, examples, rows, np.float32(config.learning_rate)))
 
     @cached_property
     def scores(self) -> np.ndarray:
         """float32[n]: p(unsafe) of every client's pairs."""
-        terminal.say(f"scoring {len(self._texts.materials.pairs)} pairs")
-        return guards.score(self.guard, self._client_texts)
+        guard, pairs = self.guard, self._client_texts  # fitted before its progress is shown
+        batches = ceil(len(pairs) / self._config.eval.batch_size)
+        with terminal.progress(f"scoring {len(pairs)} pairs", batches, unit="batch") as advance:
+            return guards.score(guard, pairs, advance)
 
     @property
     def _client_texts(self) -> list[tuple[str, str]]:

@@ -1,54 +1,46 @@
 """Every text that an experiment uses, from the tiny world or from the user's files."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fedjax_rai import rng
 from fedjax_rai.config.schema import TINY
 from fedjax_rai.config.views import Readable
 from fedjax_rai.data import tiny_world
-from fedjax_rai.data.sources import Pair, RedPrompt, read_advbench, read_square, recipe, split_by_question
-from fedjax_rai.data.tiny_world import Choice, Question
+from fedjax_rai.data.sources import Pair, RedPrompt, read_square, recipe, split_by_question
+from fedjax_rai.evals.suite import EvalSet, Sources, load_sets
 
 TINY_RED, TINY_ACCEPTABLE = 1800, 4200  # the proportions of SQuARe20K
-CHOICES, UTILITY, OVER_REFUSAL = 200, 300, 60
 RED_PROMPTS = 2000  # questions that the server draws from for constitutional AI
 # SQuARe's questions are shared out, so that nobody's pairs hold another's question.
 SHARES = {"clients": 0.55, "guard": 0.2, "cai": 0.1, "eval": 0.15}
 
 
 class Materials(NamedTuple):
-    """Who holds what: pairs are the clients', red and benign prompts the server's; the rest is for evaluation.
-
-    An evaluation set that the data cannot provide is empty, and its result is not measured.
-    """
+    """Who holds what: pairs are the clients', red and benign prompts the server's; the rest is for evaluation."""
 
     pairs: Sequence[Pair]
     guard_pairs: Sequence[Pair]
     red_prompts: Sequence[RedPrompt]
     probe_prompts: Sequence[str]
     benign_prompts: Sequence[str]
-    advbench: Sequence[str]
-    utility: Sequence[Question]
-    over_refusal: Sequence[str]
-    choices: Sequence[Choice]
+    evaluations: Mapping[str, EvalSet]
+    """By the evaluation's name. A set that the data cannot provide is empty, and its result is not measured."""
 
     @property
     def evaluated(self) -> set[str]:
         """Every question that the evaluation or the probe asks."""
-        known = {own.query for own in (*self.utility, *self.choices)}
-        return known | {*self.probe_prompts, *self.advbench, *self.over_refusal}
+        asked = [prompt for given in self.evaluations.values() for prompt in given.prompts]
+        return {*asked, *self.probe_prompts}
 
 
 def gather(config: Readable) -> Materials:
     """Read or make everything. Raises InputError for files that are not what they should be."""
-    tiny = config.data.train == TINY
-    made = _tiny(config) if tiny else _square(config)
-    wanted, advbench = config.eval.prompts, config.eval.advbench
-    if advbench == TINY:
-        return made._replace(advbench=tiny_world.advbench_like(wanted, config.data.split, config.seed))
-    return made._replace(advbench=read_advbench(Path(advbench))[:wanted])
+    return _tiny(config) if config.data.train == TINY else _square(config)
+
+
+def _evaluations(config: Readable, held_out: Sequence[Pair]) -> dict[str, EvalSet]:
+    return load_sets(Sources(config.eval, config.data, config.seed, held_out))
 
 
 def _tiny(config: Readable) -> Materials:
@@ -62,10 +54,7 @@ def _tiny(config: Readable) -> Materials:
         red_prompts=red_prompts,
         probe_prompts=probe_prompts,
         benign_prompts=tiny_world.benign_prompts(config.cai.replay, split, seed),
-        advbench=(),
-        utility=tiny_world.utility(UTILITY, split, seed),
-        over_refusal=tiny_world.over_refusal(OVER_REFUSAL, split, seed),
-        choices=tiny_world.hhh_like(CHOICES, split, seed),
+        evaluations=_evaluations(config, []),
     )
 
 
@@ -84,10 +73,7 @@ def _square(config: Readable) -> Materials:
         red_prompts=red_prompts,
         probe_prompts=probe_prompts,
         benign_prompts=[query for query in asked[False] if query not in asked[True]][: config.cai.replay],
-        advbench=(),
-        utility=(),
-        over_refusal=(),
-        choices=both_ways(parts["eval"])[:CHOICES],
+        evaluations=_evaluations(config, parts["eval"]),
     )
 
 
@@ -106,11 +92,3 @@ def balanced(pairs: Sequence[Pair], n: int, seed: int) -> list[Pair]:
     each = min(n // 2, *map(len, sides))
     drawn = [side[i] for side in sides for i in g.permutation(len(side))[:each]]
     return [drawn[i] for i in g.permutation(len(drawn))]
-
-
-def both_ways(pairs: Sequence[Pair]) -> list[Choice]:
-    """A choice for each question that has an acceptable and an unacceptable answer: the first of each."""
-    answers: dict[str, dict[bool, Pair]] = {}
-    for pair in pairs:
-        answers.setdefault(pair.query, {}).setdefault(pair.harmful, pair)
-    return [Choice(q, a[False].response, a[True].response, a[True].category) for q, a in answers.items() if len(a) == 2]

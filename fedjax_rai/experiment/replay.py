@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rai import rng
+from fedjax_rai import rng, terminal
 from fedjax_rai.cai.revise import examples
 from fedjax_rai.config.views import View
 from fedjax_rai.data.examples import BUCKET, Examples
@@ -37,4 +37,6 @@ class Replay:
         keys = jax.random.split(rng.stream(jax.random.key(self._config.seed), "replay"), len(benign))
         end_ids = np.array(self._models.tokenizer.end_ids, np.int32)
         greedy = Decoding(Sampling(np.float32(0)), end_ids, self._config.cai.max_new_tokens)
-        return examples(prompts, generate(self._models.lm, None, prompts, keys, greedy))
+        with terminal.progress(f"answering {len(benign)} replayed prompts", None):
+            answers = jax.block_until_ready(generate(self._models.lm, None, prompts, keys, greedy))
+        return examples(prompts, answers)

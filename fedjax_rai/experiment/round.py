@@ -12,14 +12,16 @@ import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Metrics
-from fedjax_rai.cai.programs import sampling
+from fedjax_rai.cai.options import make_sampling
+from fedjax_rai.cai.revise import Rollout
 from fedjax_rai.config.schema import CaiConfig, ExperimentConfig
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
-from fedjax_rai.experiment.evaluation import ask
-from fedjax_rai.experiment.phase import Phase, Said
+from fedjax_rai.evals.open_ended import Sampled
+from fedjax_rai.experiment.evaluation import answers_to
+from fedjax_rai.experiment.phase import Phase
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.experiment.together import Numbers, federated_round, federated_rounds, teach
+from fedjax_rai.experiment.together import PhaseNumbers, align_together, federated_round, federated_rounds
 from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
@@ -38,7 +40,7 @@ class Outcome(NamedTuple):
     probe_done: Future[float] | None = None
     cai: Metrics | None = None
     cai_done: Future[float] | None = None
-    said: Said | None = None
+    rollout: Rollout | None = None
 
 
 class End(NamedTuple):
@@ -126,10 +128,9 @@ class Federation:
         return Dropout(jax.random.key(self.config.seed), jnp.float32(rate)).at(round=t)
 
     @property
-    def numbers(self) -> Numbers:
+    def numbers(self) -> PhaseNumbers:
         """What its CAI phases differ in from those of runs that go together with it."""
-        cai = self.config.cai
-        return Numbers(jnp.int32(cai.iterations), self.phase.rates, sampling(cai))
+        return PhaseNumbers(self.phase.numbers, make_sampling(self.config.cai))
 
 
 def play_round(
@@ -193,10 +194,10 @@ def _aligned(federation: Federation, end: End, t: int, counts: Sequence[int]) ->
     """The ends of a round after each of the ascending iteration counts, by one phase; 0 leaves it as it was."""
     phase, state = federation.phase, end.state
     trained = [count for count in counts if count]
-    lesson = phase.lesson(state.adapter, t)
+    collected = phase.collect(state.adapter, t)
     ends = {0: end}
-    for count, (adapter, metrics) in zip(trained, phase.align(state.adapter, lesson, t, trained), strict=True):
-        outcome = end.outcome._replace(cai=metrics, cai_done=when_done(metrics), said=lesson.said)
+    for count, (adapter, metrics) in zip(trained, phase.align(state.adapter, collected, t, trained), strict=True):
+        outcome = end.outcome._replace(cai=metrics, cai_done=when_done(metrics), rollout=collected.rollout)
         ends[count] = End(state._replace(adapter=adapter), outcome)
     return [ends[count] for count in counts]
 
@@ -205,22 +206,21 @@ def _aligned_together(federations: Sequence[Federation], ends: Sequence[End], t:
     """The ends of a round after every run's phase, all in one program; a run without iterations stays as it was."""
     first = federations[0]
     phase = first.phase
-    source = phase.source(t)
-    taught = teach(
+    passed = align_together(
         first.setting.lm,
         phase.options,
         [end.state.adapter for end in ends],
         [federation.numbers for federation in federations],
-        source.pool,
+        phase.source(t),
         phase.key(t),
     )
-    done = when_done(taught[0][1])
+    done = when_done(passed[0][1])
     aligned = []
-    for federation, end, (adapter, metrics, chain) in zip(federations, ends, taught, strict=True):
+    for federation, end, (adapter, metrics, rollout) in zip(federations, ends, passed, strict=True):
         if not federation.config.cai.iterations:
             aligned.append(end)
             continue
-        outcome = end.outcome._replace(cai=source.metrics | metrics, cai_done=done, said=source.said(chain))
+        outcome = end.outcome._replace(cai=metrics, cai_done=done, rollout=rollout)
         aligned.append(End(end.state._replace(adapter=adapter), outcome))
     return aligned
 
@@ -228,7 +228,8 @@ def _aligned_together(federations: Sequence[Federation], ends: Sequence[End], t:
 def probe(setting: Setting, prompts: int, adapter: Adapter) -> float:
     """The share of safe answers to the fixed probe prompts, by the guard; waits for the device."""
     queries = setting.texts.materials.probe_prompts[:prompts]
-    answers = ask(setting, adapter, queries, "probe", temperature=1.0, samples=1)
+    sampled = Sampled(samples=1, temperature=1.0, max_new=setting.config.eval.max_new_tokens)
+    answers = answers_to(setting, adapter, "probe", queries, sampled)
     pairs = [(query, texts[0]) for query, texts in zip(queries, answers, strict=True)]
     scores = score(setting.guarding.guard, pairs)
     return float(np.mean(scores < setting.config.guard.threshold))

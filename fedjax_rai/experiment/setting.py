@@ -16,10 +16,12 @@ from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.names import look_up
-from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.config.views import View
 from fedjax_rai.data.partition import PARTITIONS
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.judge import GuardScores, named
+from fedjax_rai.evals.suite import check_judge
 from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.experiment.replay import Replay
@@ -28,6 +30,7 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
+from fedjax_rai.safety.guard import score
 from fedjax_rai.text.hub import commit
 
 PARTS: tuple[Any, ...] = (Models, Texts, Guarding, Replay)  # each after those that it needs
@@ -134,6 +137,10 @@ class Setting:
             self.guarding.check()
         elif self.config.filter.enabled:
             raise InputError(f"data.train = {self.config.data.train}: the filter's guard needs pairs of both kinds")
+        config, guard = self.config, None
+        if self.guarding.possible:
+            guard = GuardScores(lambda pairs: score(self.guarding.guard, pairs), config.guard.threshold)
+        check_judge(named(config.eval.judge), self.texts.materials.evaluations, config.model.path == TINY, guard)
 
     def _check_probe(self, wanted: int) -> None:
         there = len(self.texts.materials.probe_prompts)

@@ -9,6 +9,7 @@ import jax
 
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.data.examples import bucket, encode_chats, encode_questions
+from fedjax_rai.evals.suite import evaluation_texts
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory.plan import Lengths, Sizes, has_cai
 from fedjax_rai.safety.guard import guard_form
@@ -62,15 +63,16 @@ def _lengths(setting: Setting) -> Lengths:
         encoded = encode_questions(tokenizer, [question(query) for query in queries], most)
         return bucket(max(map(len, encoded))) if encoded else 0
 
-    choices = [answered(c.query, text) for c in made.choices for text in (c.good, c.bad)]
+    asked, compared = evaluation_texts(made.evaluations)
+    read = [answered(prompt, answer) for prompt, answer in compared]
     return Lengths(
         train=setting.texts.corpus.tokens.shape[1],
         guard_request=_guard_request(setting) if setting.guarding.by_model else 0,
         prepared=setting.texts.prepared.chosen.tokens.shape[1] if cai and not online else 0,
         replay=longest(made.benign_prompts) if cai else 0,
-        asked=longest([*made.advbench, *(q.query for q in made.utility), *made.over_refusal]),
+        asked=longest(asked),
         probe=longest(made.probe_prompts[: config.cai.probe]),
-        choice=encode_chats(tokenizer, choices, most)[0].tokens.shape[1] if choices else 0,
+        choice=encode_chats(tokenizer, read, most)[0].tokens.shape[1] if read else 0,
         **(_chain_lengths(setting) if online else {}),
     )
 

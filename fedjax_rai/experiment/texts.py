@@ -16,6 +16,7 @@ from fedjax_rai.config.views import View
 from fedjax_rai.data.examples import Examples, Prompts, encode_chats, encode_questions, pad_left
 from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.suite import ITEM_KEYS
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.mesh import replicated
@@ -42,8 +43,7 @@ class Texts:
         "cai.replay",
         "cai.constitution",
         "cai.data",
-        "eval.advbench",
-        "eval.prompts",
+        *ITEM_KEYS,
     )
     NEEDS = (Models,)
 

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rai import rng
-from fedjax_rai.aliases import Adapter, Array, Float, Int, Key, Metrics
-from fedjax_rai.cai.align import Pool, Rates, begin
-from fedjax_rai.cai.programs import Conversations, Options, learn, outcome, train
-from fedjax_rai.cai.revise import Chain
+from fedjax_rai.aliases import Adapter, Array, Float, Key, Metrics
+from fedjax_rai.cai.align import align, begin
+from fedjax_rai.cai.options import Numbers, Options
+from fedjax_rai.cai.programs import Source, outcome
+from fedjax_rai.cai.revise import Rollout
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant, value_at
 from fedjax_rai.fed.base import FedAlgorithm, RoundBatch, ServerState
@@ -33,11 +34,10 @@ TRACED = {
 } | BOUNDS
 
 
-class Numbers(NamedTuple):
+class PhaseNumbers(NamedTuple):
     """What the CAI phases of runs that go together may differ in, all traced."""
 
-    iterations: Int[Array, ""]
-    rates: Rates
+    numbers: Numbers
     sampling: Sampling
 
 
@@ -67,28 +67,27 @@ def federated_rounds(
 
 
 @partial(jax.jit, static_argnames="options")
-def teach(
+def align_together(
     lm: LM,
     options: Options,
     adapters: list[Adapter],
-    numbers: list[Numbers],
-    source: Pool | Conversations,
+    numbers: list[PhaseNumbers],
+    source: Source,
     key: Key[Array, ""],
-) -> list[tuple[Adapter, Metrics, Chain | None]]:
+) -> list[tuple[Adapter, Metrics, Rollout | None]]:
     """The CAI phase of every point, as of `phase.Phase`, in one program.
 
     Takes as many iterations as the point with most of them; the others stay as they are when theirs are over.
     """
-    draws = rng.stream(key, "align")
+    align_key = rng.stream(key, "align")
 
-    def one(adapter: Adapter, own: Numbers) -> tuple[Adapter, Metrics, Chain | None]:
-        first = jnp.zeros_like(own.iterations)
-        pool, metrics, said = learn(lm.model, options, lm.base, adapter, source, own.sampling)
-        progress = train(lm.model, options, lm.base, begin(adapter), pool, first, own.iterations, own.rates, draws)
-        trained, more = outcome(adapter, progress, own.iterations)
-        return trained, metrics | more, said
+    def phase(adapter: Adapter, given: PhaseNumbers) -> tuple[Adapter, Metrics, Rollout | None]:
+        collected = source.collect(lm, options, adapter, given.sampling)
+        progress = align(lm, options, begin(adapter), collected.pool, given.numbers, align_key)
+        aligned, metrics = outcome(adapter, progress)
+        return aligned, collected.metrics | metrics, collected.rollout
 
-    return each(one, adapters, numbers)
+    return each(phase, adapters, numbers)
 
 
 def each(one: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:

@@ -55,7 +55,7 @@ def _round(local: Trainer, aggregate: Callable, mapper: Mapper) -> Callable:
             return local_update(corrected, lm, state.adapter, batch.task(client))
 
         updates = mapper(train, (cohort, controls))
-        changes = _changes(updates, server, cohort.rows.shape[1] * batch.learning_rate)
+        changes = _changes(updates, server, cohort.rows.shape[1], batch.learning_rate)
         server = jax.tree.map(lambda c, change: c + change.sum(axis=0) / mapper.clients, server, changes)
         everyone = jax.tree.map(lambda c, change: c.at[cohort.client].add(change), everyone, changes)
         direction, kept = aggregate(updates, kept)
@@ -65,12 +65,12 @@ def _round(local: Trainer, aggregate: Callable, mapper: Mapper) -> Callable:
     return round
 
 
-def _changes(updates: ClientUpdate, server: Adapter, distance: Float[Array, ""]) -> Adapter:
-    """c_i+ - c_i of every client, leaves [c, ...]; 0 of an absent one. `distance` is K lr."""
+def _changes(updates: ClientUpdate, server: Adapter, local_steps: int, learning_rate: Float[Array, ""]) -> Adapter:
+    """c_i+ - c_i of every client, leaves [c, ...]; 0 of an absent one."""
     present = updates.weight > 0
 
     def change(c: Array, delta: Array) -> Array:
-        moved = -c[None] - delta / distance
+        moved = -c[None] - delta / (local_steps * learning_rate)
         return jnp.where(present.reshape(-1, *(1,) * c.ndim), moved, 0.0)
 
     return jax.tree.map(change, server, updates.delta)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from fedjax_rai import mesh as meshes
-from fedjax_rai.cai.align import METHODS
+from fedjax_rai.cai.options import make_objective
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import bucket
 from fedjax_rai.fed.algorithm import make_algorithm
@@ -223,7 +223,7 @@ def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[st
     if not sizes.prepared:
         yield "CAI, generating", (generating := _generating(config, sizes))
         held["revisions"] += generating["conversations"]
-    preferred = METHODS[cai.method](cai.preference).preference is not None
+    preferred = make_objective(cai).preference is not None
     if preferred:
         # Its two passes follow one another if each is a loop over batches. Either reads one of the sets from a copy.
         read = min(cai.batch_size, pairs) * (2 if pairs <= cai.batch_size else 1)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_rai import terminal
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.schema import TINY, ExperimentConfig
@@ -36,7 +35,6 @@ from fedjax_rai.runs.rows import (
 def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: Adapter) -> None:
     """Evaluate, and write eval.json, answers.jsonl and, last, the summary that marks the run as finished."""
     began = time.perf_counter()
-    terminal.say("evaluating")
     rates, answers = evaluate(setting, adapter)
     seconds = round(time.perf_counter() - began, 1)
     files.write_json(folder / EVALUATION, rates)

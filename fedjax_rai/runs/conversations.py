@@ -1,12 +1,11 @@
-"""The conversations of a CAI phase as text, and what becomes of each."""
+"""The conversations of a rollout as text, and what becomes of each."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_rai.cai.revise import degenerate, empty
-from fedjax_rai.experiment.phase import Said
+from fedjax_rai.cai.revise import Rollout, degenerate, empty
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.train.generate import Answers
 
@@ -20,30 +19,47 @@ class Conversation(NamedTuple):
     response: str
     critiques: list[str]
     revisions: list[str]
-    whole: bool  # the last revision says something, and came to its end
-    degenerate: str | None  # why it makes no pair: cut off, empty, equal; None: it makes one
+    whole: bool  # the last revision holds something, and came to its end
+    degenerate: str | None  # why it makes no pair: cut_off, empty, equal; None: it makes one
 
 
-def read(setting: Setting, said: Said) -> Iterator[Conversation]:
-    """Every conversation of a phase, in order; waits for the device."""
-    response, critiques, revisions = (_texts(setting, own) for own in said.chain)
-    causes = {name: np.asarray(holds) for name, holds in degenerate(said.chain).items()}
-    whole = np.asarray(said.chain.last.ended & ~empty(said.chain.last))
+def read(setting: Setting, rollout: Rollout) -> Iterator[Conversation]:
+    """Every conversation of a rollout, in order; waits for the device."""
+    responses, critiques, revisions = (_texts(setting, answers) for answers in rollout.answers)
+    causes = {name: np.asarray(holds) for name, holds in degenerate(rollout).items()}
+    whole = np.asarray(rollout.last.ended & ~empty(rollout.last))
+    rows = np.asarray(rollout.rows)
+    drawn = np.asarray(rollout.principles)
     names = [principle.name for principle in setting.texts.constitution.principles]
-    for i, row in enumerate(said.rows):
-        asked, cause = (
-            setting.texts.materials.red_prompts[row],
-            next((name for name in causes if causes[name][i]), None),
+    for i, row in enumerate(rows):
+        prompt = setting.texts.materials.red_prompts[row]
+        yield Conversation(
+            prompt=prompt.query,
+            category=prompt.category,
+            principles=[names[principle] for principle in drawn[i]],
+            response=responses[i],
+            critiques=critiques[i],
+            revisions=revisions[i],
+            whole=bool(whole[i]),
+            degenerate=_first(causes, i),
         )
-        principles = [names[p] for p in said.principles[i]]
-        texts = response[i], critiques[i], revisions[i]
-        yield Conversation(asked.query, asked.category, principles, *texts, bool(whole[i]), cause)
+
+
+def _first(causes: dict[str, np.ndarray], i: int) -> str | None:
+    """The first cause that holds in row i."""
+    for name, holds in causes.items():
+        if holds[i]:
+            return name
+    return None
 
 
 def _texts(setting: Setting, answers: Answers) -> Any:
     """The text of every answer, nested as `[b]` or `[b, n]`."""
     tokens = np.asarray(answers.tokens)
-    spoken = np.asarray(answers.valid) & ~np.isin(tokens, setting.models.tokenizer.end_ids)
-    flat = zip(tokens.reshape(-1, tokens.shape[-1]), spoken.reshape(-1, tokens.shape[-1]), strict=True)
-    texts: Any = np.array([setting.models.tokenizer.decode(ids[own]).strip() for ids, own in flat], object)
-    return texts.reshape(tokens.shape[:-1]).tolist()
+    shown = np.asarray(answers.valid) & ~np.isin(tokens, setting.models.tokenizer.end_ids)
+    length = tokens.shape[-1]
+    texts = []
+    for ids, mask in zip(tokens.reshape(-1, length), shown.reshape(-1, length), strict=True):
+        texts.append(setting.models.tokenizer.decode(ids[mask]).strip())
+    nested: Any = np.array(texts, object)
+    return nested.reshape(tokens.shape[:-1]).tolist()

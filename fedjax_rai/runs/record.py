@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_rai import terminal
 from fedjax_rai.aliases import PyTree
-from fedjax_rai.experiment.phase import Said
+from fedjax_rai.cai.revise import Rollout
+from fedjax_rai.experiment.phase import nothing_usable
 from fedjax_rai.experiment.round import Outcome
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import conversations, files, rows
@@ -57,8 +59,11 @@ class Record:
         `seconds`: the fields of `Round` that tell how long it took (`timed`), and `together`.
         """
         row = measured(t, outcome, seconds)
-        if outcome.said is not None:
-            files.append_rows(self.folder / REVISIONS, revisions(self.setting, t, outcome.said))
+        if outcome.rollout is not None:
+            files.append_rows(self.folder / REVISIONS, revisions(self.setting, t, outcome.rollout))
+        warning = nothing_usable(rows.flat(row))
+        if warning is not None:
+            terminal.say(warning)
         files.append_row(self.folder / METRICS, rows.flat(row))
         self._checkpoints.save(t + 1, state)
         return row
@@ -78,9 +83,9 @@ def measured(t: int, outcome: Outcome, seconds: Mapping[str, float]) -> Round:
     return files.typed(Round, rows.nested(row), f"round {t + 1}")
 
 
-def revisions(setting: Setting, t: int, said: Said) -> Iterator[Revision]:
+def revisions(setting: Setting, t: int, rollout: Rollout) -> Iterator[Revision]:
     """The conversations of round t (from 0); waits for the device."""
-    for conversation in conversations.read(setting, said):
+    for conversation in conversations.read(setting, rollout):
         yield Revision(t + 1, *conversation)
 
 

@@ -50,7 +50,8 @@ def shown(rate: Rate | None) -> str:
     """A rate and its interval."""
     if rate is None:
         return "not measured"
-    return f"{rate.mean:5.1f}  [{rate.low:.1f}, {rate.high:.1f}]"
+    missing = f"  ({rate.without_verdict} without a verdict)" if rate.without_verdict else ""
+    return f"{rate.mean:5.1f}  [{rate.low:.1f}, {rate.high:.1f}]{missing}"
 
 
 def guard_line(guard: GuardQuality) -> str:
@@ -76,6 +77,8 @@ def critique_lines(critique: Critique) -> Iterator[str]:
     yield f"  {critique.unsafe} unsafe: {percent(critique.made_safe)} made safe"
     left_alone, made_unsafe = percent(critique.left_alone), percent(critique.made_unsafe)
     yield f"  {critique.safe} safe: {left_alone} left alone, {made_unsafe} made unsafe"
+    if critique.without_verdict:
+        yield f"  {critique.without_verdict} without a verdict"
 
 
 def cai_lines(cost: CaiCost) -> Iterator[str]:

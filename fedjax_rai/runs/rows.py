@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_rai.evals.rate import Rate
 from fedjax_rai.experiment.cost import Cost, Spent
+from fedjax_rai.experiment.evaluation import Critique
 from fedjax_rai.runs import files
 
 
@@ -136,19 +138,6 @@ class Revision(NamedTuple):
     """Why this makes no pair: `cut_off`, `empty` or `equal`, the first that holds. Null: it makes one."""
 
 
-class Rate(NamedTuple):
-    """A rate: every prompt counts once, whatever the number of its samples."""
-
-    mean: float
-    """Percent."""
-    low: float
-    """Lower end of the 95 % interval over prompts (Wilson), in percent."""
-    high: float
-    """Upper end of the 95 % interval over prompts (Wilson), in percent."""
-    prompts: int
-    """Number of prompts."""
-
-
 class Quality(NamedTuple):
     """The guard's verdicts on the clients' pairs against their true labels; unsafe is positive."""
 
@@ -193,23 +182,6 @@ class Seconds(NamedTuple):
     """Seconds of all rounds as they were."""
     evaluation: float
     """Seconds of the evaluation, compilation included."""
-
-
-class Critique(NamedTuple):
-    """What revision made of the responses of the CAI phases, over at most 512 conversations spread over the run."""
-
-    judge: str
-    """Who calls an answer unsafe: `rule` (the tiny world's), `guard` or `refusal phrases`."""
-    unsafe: int
-    """Unsafe responses."""
-    made_safe: float | None
-    """Percent of the unsafe responses whose last revision is safe and whole. Null: there was no unsafe response."""
-    safe: int
-    """Safe responses."""
-    left_alone: float | None
-    """Percent of the safe responses whose last revision is the same text. Null: there was no safe response."""
-    made_unsafe: float | None
-    """Percent of the safe responses whose last revision is unsafe. Null: there was no safe response."""
 
 
 class Summary(NamedTuple):

@@ -109,8 +109,13 @@ def first_token_score(
     return jax.nn.softmax(logits[:, verdict_ids], axis=-1)[:, 1]
 
 
-def score(guard: Guard | Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """float32[n]: p(unsafe) of each (query, response), in order; NaN where a function of the user's own gave none."""
+def score(
+    guard: Guard | Scorer, pairs: Sequence[tuple[str, str]], advance: Callable[[], object] = lambda: None
+) -> np.ndarray:
+    """float32[n]: p(unsafe) of each (query, response), in order; NaN where a function of the user's own gave none.
+
+    `advance` is called once a batch of a model's `batch_size`.
+    """
     if isinstance(guard, Scorer):
         return _scored(guard, pairs)
     form = guard_form(guard.tokenizer)
@@ -126,6 +131,7 @@ def score(guard: Guard | Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray
     ]
     for own, values in pending:
         scores[own] = np.asarray(values)[: len(own)]
+        advance()
     return scores
 
 

@@ -8,6 +8,7 @@ from fedjax_rai.config.grid import Point
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.suite import EvalSet
 from fedjax_rai.experiment import sizes
 from fedjax_rai.experiment.materials import Materials
 from fedjax_rai.experiment.setting import Setting, views
@@ -75,8 +76,8 @@ def preview_set(config: ExperimentConfig, out: Path, prompts: int | None, adapte
     yield dump_config(config)
     yield summary(setting.texts.materials, config)
     yield f"  {'conversations':<{WIDTH}}{asked['prompts']:,}\n"
-    writer = prepare.Sayer(setting, config, prepare.policy(setting, adapter), asked["prompts"])
-    yield from memory(writer.sized, sizes.saying(setting))
+    writer = prepare.Writer(setting, config, prepare.policy(setting, adapter), asked["prompts"])
+    yield from memory(writer.batch_config, sizes.saying(setting))
     yield from ("", f"folders:\n  {out}: {set_state(out, is_finished)}", NOTHING)
 
 
@@ -108,6 +109,8 @@ def flat(sets: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[Any]]]:
     for name, rows in sets.items():
         if isinstance(rows, Mapping):
             yield from flat(rows)
+        elif isinstance(rows, EvalSet):
+            yield name, rows.items
         else:
             yield name, rows
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from fedjax_rai.runs.picture import COLOURS, SYNTHETIC
 from fedjax_rai.runs.picture import figure as new_figure
-from fedjax_rai.studies.results import Cell
+from fedjax_rai.studies.results import MAIN, Cell
 
-SHOWN = ("harmless", "hhh", "utility", "over_refusal")
+MARKERS = "osD^vPX"
 Cells = Mapping[str, Sequence[Cell | None]]
 
 
@@ -51,7 +51,12 @@ def plot_sweep(
 
 def measured(cells: Cells) -> dict[str, list[Cell]]:
     """The rates to show that every point has."""
-    return {rate: own for rate in SHOWN if len(own := [c for c in cells[rate] if c]) == len(cells[rate])}
+    found = {}
+    for rate in MAIN:
+        known = [cell for cell in cells.get(rate, ()) if cell]
+        if known and len(known) == len(cells[rate]):
+            found[rate] = known
+    return found
 
 
 def _rates(axes: Any, key: str, labels: Sequence[str], cells: Mapping[str, list[Cell]], names: Mapping) -> None:
@@ -60,8 +65,9 @@ def _rates(axes: Any, key: str, labels: Sequence[str], cells: Mapping[str, list[
     for i, (rate, own) in enumerate(cells.items()):
         at = [x + apart * (i - (len(cells) - 1) / 2) for x in range(len(labels))]
         means = [c.mean for c in own]
+        marker, colour = MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]
         axes.errorbar(
-            at, means, _margins(own), fmt="osD^"[i] + line, color=COLOURS[i], label=names[rate],
+            at, means, _margins(own), fmt=marker + line, color=colour, label=names[rate],
             markersize=4, capsize=2, linewidth=1,
         )  # fmt: skip
     tilted = {"rotation": 30, "ha": "right"} if sum(map(len, labels)) > 40 else {}

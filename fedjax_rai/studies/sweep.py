@@ -20,21 +20,24 @@ from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.lockstep import run_together
 from fedjax_rai.runs.record import METRICS
+from fedjax_rai.runs.rows import read_rounds
 from fedjax_rai.runs.run import run
 from fedjax_rai.studies.plots import plot_sweep
 from fedjax_rai.studies.results import (
-    COLUMNS,
     CSV_COLUMNS,
-    NOT_MEASURED,
     Summary,
     basis,
     cell,
     check_same,
     is_synthetic,
-    markdown,
+    main_first,
     paired,
+    printed,
+    rate_columns,
     rate_rows,
+    shown_rates,
     to_csv,
+    wide,
 )
 
 SWEEP, COMPILED = "sweep.yaml", "compiled"
@@ -202,23 +205,29 @@ def write(folder: Path, points: Sequence[Point]) -> None:
     """sweep.md, sweep.csv, sweep.png and the config beside the run folders; the table on stdout."""
     rows = collect(points)
     keys, everything = list(rows[0].values), [summary for row in rows for summary in row.summaries]
-    table = markdown([*keys, *COLUMNS.values(), *COSTS], [fields(row) for row in rows])
-    notes = [basis(everything), LEGEND, *comparisons(rows)]
-    files.write_text(folder / "sweep.md", table + "\n" + "".join(f"{note}\n\n" for note in notes))
+    titles = shown_rates(everything)
+    notes = [basis(everything), LEGEND, *comparisons(rows, titles["harmless"])]
+    files.write_text(
+        folder / "sweep.md", wide(table_columns(rows, titles)) + "\n" + "".join(f"{note}\n\n" for note in notes)
+    )
     files.write_text(folder / "sweep.csv", to_csv([*keys, "seed", "name", *CSV_COLUMNS], numbers(rows)))
     plot_sweep(
         folder / "sweep.png", ", ".join(keys) or "seed", [row.label for row in rows],
-        {rate: [cell(row.summaries, rate) for row in rows] for rate in COLUMNS}, COLUMNS,
+        {rate: [cell(row.summaries, rate) for row in rows] for rate in titles}, titles,
         [mean_cost(row, "CAI s") or 0.0 for row in rows], [probed(row) for row in rows], is_synthetic(everything),
     )  # fmt: skip
-    print(f"\n{table}\n" + "\n".join(notes) + f"\n\n{folder}")
+    columns = table_columns(rows, main_first(titles), short=True)
+    print(f"\n{printed(columns, notes, 'sweep.md')}\n\n{folder}")
 
 
-def fields(row: Row) -> list[str]:
-    """What the table shows of a row."""
-    rates = [str(cell(row.summaries, rate) or NOT_MEASURED) for rate in COLUMNS]
-    costs = [(mean_cost(row, name), shown) for name, (_, _, shown) in COSTS.items()]
-    return [*row.values.values(), *rates, *("" if cost is None else shown(cost) for cost, shown in costs)]
+def table_columns(rows: Sequence[Row], titles: Mapping[str, str], short: bool = False) -> dict[str, list[str]]:
+    """Title -> what the table shows of each row: swept values, the rates of `titles` (rate -> title), costs."""
+    found = {key: [row.values[key] for row in rows] for key in rows[0].values}
+    found |= rate_columns(titles, [row.summaries for row in rows], short)
+    for name, (_, _, shown) in COSTS.items():
+        costs = [mean_cost(row, name) for row in rows]
+        found[name] = ["" if cost is None else shown(cost) for cost in costs]
+    return found
 
 
 def mean_cost(row: Row, name: str) -> float | None:
@@ -246,14 +255,16 @@ def numbers(rows: Sequence[Row]) -> Iterator[list[Any]]:
                 yield [*row.values.values(), summary["seed"], *own]
 
 
-def comparisons(rows: Sequence[Row]) -> list[str]:
-    """The harmless rate of each row minus the first one's, seed by seed."""
+def comparisons(rows: Sequence[Row], title: str) -> list[str]:
+    """The harmless rate, which is called `title`, of each row minus the first one's, seed by seed."""
     gaps = {row.label: paired("harmless", row.summaries, rows[0].summaries) for row in rows[1:]}
-    return [f"harmless, {label} - {rows[0].label}: {gap}" for label, gap in gaps.items() if gap]
+    return [f"{title}, {label} minus {rows[0].label}: {gap}" for label, gap in gaps.items() if gap]
 
 
 def probed(row: Row) -> dict[int, float]:
     """The probe's percentage of safe answers by round, over seeds; empty where there is no probe."""
-    metrics = [[m for m in files.read_rows(own / METRICS) if "probe_harmless" in m] for own in row.folders]
-    each = [{m["round"]: 100 * m["probe_harmless"] for m in own} for own in metrics]
-    return {t: float(np.mean([own[t] for own in each])) for t in each[0]}
+    each = []
+    for folder in row.folders:
+        rounds = read_rounds(folder / METRICS)
+        each.append({done.round: 100 * done.probe.harmless for done in rounds if done.probe})
+    return {t: float(np.mean([shares[t] for shares in each])) for t in each[0]}

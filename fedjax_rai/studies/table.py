@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,43 +17,55 @@ from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.run import run
 from fedjax_rai.studies.plots import plot_arms
 from fedjax_rai.studies.results import (
-    COLUMNS,
     CSV_COLUMNS,
-    NOT_MEASURED,
     Summary,
     basis,
     cell,
     check_same,
     is_synthetic,
-    markdown,
+    main_first,
     paired,
+    printed,
+    rate_columns,
     rate_rows,
+    shown_rates,
     to_csv,
+    wide,
 )
 
 NO_FILTER, NO_CAI = {"filter": {"enabled": False}}, {"cai": {"enabled": False}}
 FILTER, CAI = {"filter": {"enabled": True, "keep_all": False}}, {"cai": {"enabled": True, "target": "revision"}}
-ARMS: dict[str, dict[str, dict[str, Any]]] = {
-    "base": {"federated": {"rounds": 0}, **NO_FILTER, **NO_CAI},
-    "fl": {**NO_FILTER, **NO_CAI},
-    "fl+filter": {**FILTER, **NO_CAI},
-    "fl+cai": {**NO_FILTER, **CAI},
-    "fl+filter+cai": {**FILTER, **CAI},
+
+
+class Arm(NamedTuple):
+    """A row of the table."""
+
+    about: str
+    """What it is, in a line."""
+    changes: dict[str, dict[str, Any]]
+    """The config's keys that make it, by section."""
+
+
+ARMS: dict[str, Arm] = {
+    "base": Arm("the base as it is, untrained", {"federated": {"rounds": 0}, **NO_FILTER, **NO_CAI}),
+    "fl": Arm("federated training, and nothing else", {**NO_FILTER, **NO_CAI}),
+    "fl+filter": Arm("federated training, the guard's filter on each client", {**FILTER, **NO_CAI}),
+    "fl+cai": Arm("federated training, constitutional AI on the server", {**NO_FILTER, **CAI}),
+    "fl+filter+cai": Arm("federated training with filter and constitutional AI", {**FILTER, **CAI}),
 }
-CONTROLS: dict[str, dict[str, dict[str, Any]]] = {
-    "fl+keep_all": {"filter": {"enabled": True, "keep_all": True}, **NO_CAI},
-    "fl+cai_0": {**NO_FILTER, "cai": {"enabled": True, "target": "revision", "iterations": 0}},
-    "fl+unrevised": {**NO_FILTER, "cai": {"enabled": True, "target": "response", "method": "sft", "data": "online"}},
-}
-ARM_HELP = {
-    "base": "the base as it is, untrained",
-    "fl": "federated training alone",
-    "fl+filter": "federated training with the guard's filter on each client",
-    "fl+cai": "federated training with constitutional AI on the server",
-    "fl+filter+cai": "federated training with both",
-    "fl+keep_all": "control: the guard scores, and nothing is dropped; must equal fl",
-    "fl+cai_0": "control: constitutional AI of 0 iterations; must equal fl",
-    "fl+unrevised": "control: constitutional AI trains on the answers before revision",
+UNREVISED = {"enabled": True, "target": "response", "method": "sft", "data": "online"}
+CONTROLS: dict[str, Arm] = {
+    "fl+keep_all": Arm(
+        "control: the guard scores, and nothing is dropped; must equal fl",
+        {"filter": {"enabled": True, "keep_all": True}, **NO_CAI},
+    ),
+    "fl+cai_0": Arm(
+        "control: constitutional AI of 0 iterations; must equal fl",
+        {**NO_FILTER, "cai": {"enabled": True, "target": "revision", "iterations": 0}},
+    ),
+    "fl+unrevised": Arm(
+        "control: constitutional AI trains on the answers before revision", {**NO_FILTER, "cai": UNREVISED}
+    ),
 }
 COMPARED = (
     ("harmless", "fl", "base"),
@@ -106,33 +118,38 @@ def check_table(folder: Path, config: ExperimentConfig) -> None:
 
 
 def choose(arms: Sequence[str] | None) -> list[str]:
+    """These arms, each once; the paper's for None. Raises InputError for one that there is not."""
     known = ARMS | CONTROLS
-    if unknown := [arm for arm in arms or () if arm not in known]:
-        near = did_you_mean(unknown[0], known)
-        listed = "\n".join(arm_lines())
-        raise InputError(f"--arms {','.join(unknown)}: no such arm{near or ';'} must be among these:\n{listed}")
+    unknown = [arm for arm in arms or () if arm not in known]
+    if unknown:
+        wrong = f"--arms {','.join(unknown)}: no such arm{did_you_mean(unknown[0], known)}"
+        raise InputError("\n".join([f"{wrong}; must be among", *arm_lines()]))
     return list(dict.fromkeys(arms)) if arms else list(ARMS)
 
 
 def arm_lines() -> list[str]:
     """What `--arms` knows, a line each: name and description."""
-    width = max(map(len, ARM_HELP))
-    return [f"{name:<{width}}  {about}" for name, about in ARM_HELP.items()]
+    known = ARMS | CONTROLS
+    width = max(map(len, known))
+    return [f"{name:<{width}}  {arm.about}" for name, arm in known.items()]
 
 
 def arm_config(config: ExperimentConfig, arm: str, seed: int, folder: Path) -> ExperimentConfig:
     """The config of one cell of the table, which differs from the table's in the arm's own keys, seed and folder."""
     fields = config.model_dump()
-    for section, values in (ARMS | CONTROLS)[arm].items():
+    for section, values in (ARMS | CONTROLS)[arm].changes.items():
         fields[section] |= values
     return ExperimentConfig.model_validate(fields | {"seed": seed, "output": str(folder / f"seed{seed}" / arm)})
 
 
-def comparisons(chosen: Sequence[str], by_arm: Mapping[str, Sequence[Summary]]) -> list[str]:
-    """One arm's rate minus another's, seed by seed."""
-    wanted = [(rate, one, other) for rate, one, other in COMPARED if one in chosen and other in chosen]
-    found = {(rate, one, other): paired(rate, by_arm[one], by_arm[other]) for rate, one, other in wanted}
-    return [f"{rate}, {one} - {other}: {gap}" for (rate, one, other), gap in found.items() if gap]
+def comparisons(chosen: Sequence[str], by_arm: Mapping[str, Sequence[Summary]], titles: Mapping[str, str]) -> list[str]:
+    """One arm's rate minus another's, seed by seed, a line each; `titles`: rate -> what it is called."""
+    lines = []
+    for rate, one, other in COMPARED:
+        if one in chosen and other in chosen:
+            gap = paired(rate, by_arm[one], by_arm[other])
+            lines += [f"{titles[rate]}, {one} minus {other}: {gap}"] if gap else []
+    return lines
 
 
 def write(
@@ -141,21 +158,33 @@ def write(
     """table.md, table.csv, table.png and the config beside the run folders; the table on stdout."""
     seeds = sorted({seed for _, seed in summaries})
     by_arm = {arm: [summaries[arm, seed] for seed in seeds] for arm in chosen}
-    rows = []
-    for arm, own in by_arm.items():
-        seconds = float(np.mean([summary["seconds"]["training"] for summary in own]))
-        rows.append([arm, *(str(cell(own, rate) or NOT_MEASURED) for rate in COLUMNS), f"{seconds:.0f}"])
     everything = list(summaries.values())
-    quality = next((s["guard"]["fitted"] or s["guard"]["released"] for s in everything if s["guard"]), None)
-    notes = [basis(everything), *comparisons(chosen, by_arm)]
-    if quality:
-        notes.append(f"guard, seed {seeds[0]}: " + ", ".join(f"{name} {value:.1f}" for name, value in quality.items()))
-    table = markdown(["arm", *COLUMNS.values(), "seconds"], rows)
+    titles = shown_rates(everything)
+    notes = [basis(everything), *comparisons(chosen, by_arm, titles), *_guard_notes(everything, seeds[0])]
+    by_row = list(by_arm.values())
+    first = {"arm": list(chosen)}
+    seconds = {"seconds": [_training_seconds(own) for own in by_row]}
+    table = wide(first | rate_columns(titles, by_row) | seconds)
     files.write_text(folder / "table.md", table + "\n" + "".join(f"{note}\n\n" for note in notes))
     # a row for each arm, seed and rate
     numbers = [[arm, own["seed"], *row] for arm in chosen for own in by_arm[arm] for row in rate_rows(own)]
     files.write_text(folder / "table.csv", to_csv(["arm", "seed", "rate", *CSV_COLUMNS], numbers))
     files.write_text(folder / TABLE, dump_config(config))
-    cells = {rate: [cell(by_arm[arm], rate) for arm in chosen] for rate in COLUMNS}
-    plot_arms(folder / "table.png", chosen, cells, COLUMNS, is_synthetic(everything))
-    print(f"\n{table}\n" + "\n".join(notes) + f"\n\n{folder}")
+    cells = {rate: [cell(by_arm[arm], rate) for arm in chosen] for rate in titles}
+    plot_arms(folder / "table.png", chosen, cells, titles, is_synthetic(everything))
+    columns = first | rate_columns(main_first(titles), by_row, short=True) | seconds
+    print(f"\n{printed(columns, notes, 'table.md')}\n\n{folder}")
+
+
+def _training_seconds(summaries: Sequence[Summary]) -> str:
+    return f"{np.mean([summary['seconds']['training'] for summary in summaries]):.0f}"
+
+
+def _guard_notes(summaries: Sequence[Summary], seed: int) -> list[str]:
+    """The guard's quality, in a line, of the first run that used one."""
+    for summary in summaries:
+        if summary["guard"]:
+            quality = summary["guard"]["fitted"] or summary["guard"]["released"]
+            listed = ", ".join(f"{name} {value:.1f}" for name, value in quality.items())
+            return [f"guard, seed {seed}: {listed}"]
+    return []

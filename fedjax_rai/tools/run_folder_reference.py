@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from fedjax_rai.evals.suite import AnswerRow, ChoiceRow
 from fedjax_rai.runs import files, rows
 
 # What each file is, in the order of a run. A name that ends in a slash is a folder.
@@ -23,7 +24,7 @@ RUN = {
     "checkpoints/": "The last states, from which an interrupted run goes on (Orbax).",
     "adapter/": "The trained adapter in PEFT's format.",
     "eval.json": "The rates, as under `rates` in summary.json.",
-    "answers.jsonl": "A row for each prompt of the evaluation, with all answers to it.",
+    "answers.jsonl": "A row for each prompt of the evaluation; every rate can be counted from their verdicts.",
     "summary.json": "Rates, costs and counts; written last, so that a run that has it is finished.",
     "run.png": "The picture of the run: loss and safety by round, seconds by phase.",
 }
@@ -51,7 +52,7 @@ SET = {
     "progress.jsonl": "Tokens generated and seconds, a row for each finished shard.",
     "summary.json": "Counts of pairs and causes, by principle and category; written last.",
 }
-TYPES = (rows.Round, rows.Revision, rows.Summary, rows.Versions)
+TYPES = (rows.Round, rows.Revision, AnswerRow, ChoiceRow, rows.Summary, rows.Versions)
 
 
 def page() -> str:

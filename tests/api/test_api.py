@@ -114,3 +114,15 @@ def test_a_run_that_is_not_finished_says_so_and_one_that_is_not_there_too(config
     rate = {"mean": 50.0, "low": 0.0, "high": 100.0, "prompts": 2}
     files.write_json(folder / "summary.json", {"rates": {"harmless": rate, "utility": None, "hhh": rate}})
     assert repr(run) == f"Run('{folder}': 1 rounds, harmless 50.0)"
+
+
+def test_a_run_does_not_go_on_with_another_value(config, tmp_path: Path) -> None:
+    def dealer(step: int):
+        return lambda n, clients, seed: [np.arange(i, n, step) for i in range(clients)]
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    begun = api.with_values(config, {"partition": dealer(4)})
+    (folder / "config.yaml").write_text(api.load.dump_config(begun))
+    with pytest.raises(rai.InputError, match=r"holds a run of another config; [^\n]*\n  data\.partition: 'given:"):
+        rai.run(config, partition=dealer(5))

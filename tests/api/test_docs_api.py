@@ -31,8 +31,8 @@ def test_the_snippets_do_what_the_page_says(config, tmp_path: Path, monkeypatch:
         name = f"docs/api.md, snippet {number}"
         linecache.cache[name] = (len(snippet), None, snippet.splitlines(keepends=True), name)  # as a notebook does
         exec(compile(snippet, name, "exec"), found)
-    assert repr(found["run"]).startswith("Run('runs/first': 2 rounds, harmless")
     first, same = rai.open_run("runs/first"), rai.open_run("runs/same")
+    assert repr(first).startswith("Run('runs/first': 2 rounds, harmless ")
     assert [row["round"] for row in first.metrics] == [1, 2] and first.answers and first.finished
     assert {*found["table"].runs} == {("base", 0), ("fl+cai", 0)} and "fl+cai" in found["table"].text
     assert [*found["sweep"].runs] == ["cai.iterations=0", "cai.iterations=2"]
@@ -42,6 +42,7 @@ def test_the_snippets_do_what_the_page_says(config, tmp_path: Path, monkeypatch:
     for ours, theirs in zip(leaves(first.adapter), leaves(same.adapter), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert any(np.any(leaf != other) for leaf, other in zip(*map(leaves, halves()), strict=True))
+    assert found["run"].config.eval.judge.startswith("given:silence_is_safe_")
     assert same.config.federated.aggregator.startswith("given:each_counts_the_same_")
 
 

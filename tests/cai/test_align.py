@@ -11,15 +11,25 @@ import pytest
 
 from fedjax_rai import rng, trees
 from fedjax_rai.aliases import Adapter
-from fedjax_rai.cai import align as cai
-from fedjax_rai.cai import programs
-from fedjax_rai.cai.align import METHODS, Pool, Progress, Rates
+from fedjax_rai.cai.align import (
+    Drawn,
+    Pool,
+    Progress,
+    align,
+    begin,
+    draw,
+    make_pool,
+    objective_loss,
+    stack,
+    with_reference_logps,
+)
+from fedjax_rai.cai.options import METHODS, Numbers, Options
 from fedjax_rai.data.examples import Examples, take
 from fedjax_rai.model.lora import init_adapter
 from fedjax_rai.train import losses, step
 from fedjax_rai.train.losses import PREFERENCES
 from tests import small
-from tests.cai.test_revise import options
+from tests.cai.common import options
 
 REVISIONS, REPLAYED, BATCH = 8, 3, 4
 KEY = jax.random.key(1)
@@ -29,34 +39,37 @@ FRESH = init_adapter(small.CONFIG, small.LORA, jax.random.key(5))
 
 def part(rows: int, seed: int) -> Examples:
     """Answers to train on; the prompts of two seeds are the same, as are those of revision and response."""
-    own, prompts = small.corpus(rows, seed), small.corpus(rows, 0)
-    return own._replace(tokens=own.tokens.at[:, :2].set(prompts.tokens[:, :2]))
+    answers, prompts = small.corpus(rows, seed), small.corpus(rows, 0)
+    return answers._replace(tokens=answers.tokens.at[:, :2].set(prompts.tokens[:, :2]))
 
 
 def pool(replay: int = REPLAYED, usable: Any = None, paired: Any = None) -> Pool:
-    """Revisions, responses and `replay` others; all usable and paired unless it is said."""
-    everything = np.ones(REVISIONS, bool)
-    usable, paired = (jnp.asarray(everything if own is None else own) for own in (usable, paired))
-    return cai.pool(part(REVISIONS, 1), part(REVISIONS, 2), small.corpus(replay, 3), usable, paired)
+    """Revisions, responses and `replay` others; all usable and paired unless other masks are given."""
+    masks = [np.ones(REVISIONS, bool) if mask is None else mask for mask in (usable, paired)]
+    usable, paired = map(jnp.asarray, masks)
+    return make_pool(part(REVISIONS, 1), part(REVISIONS, 2), small.corpus(replay, 3), usable, paired)
 
 
-def rates(learning_rate: float = LEARNING_RATE, beta: float = BETA, replay: float = 0.3) -> Rates:
-    return Rates(jnp.float32(learning_rate), jnp.float32(beta), jnp.float32(replay))
+def numbers(
+    iterations: int = 1, learning_rate: float = LEARNING_RATE, beta: float = BETA, replay: float = 0.3
+) -> Numbers:
+    return Numbers(jnp.int32(iterations), jnp.float32(learning_rate), jnp.float32(replay), jnp.float32(beta), {})
 
 
-def trained_for(method: str, preference: str = "sigmoid", batch_size: int = BATCH) -> programs.Options:
-    return options(objective=METHODS[method](preference), batch_size=batch_size)
+def options_of(method: str, preference: str = "sigmoid", **changes: Any) -> Options:
+    return options(objective=METHODS[method](PREFERENCES[preference]), **({"batch_size": BATCH} | changes))
 
 
-_refer = jax.jit(cai.refer, static_argnames="rows")
+_with_reference = jax.jit(with_reference_logps, static_argnames="rows")
 
 
-def refer(own: Pool, adapter: Adapter | None, rows: int = REVISIONS) -> Pool:
-    return _refer(small.LM, adapter, own, rows=rows)
+def with_reference(of: Pool, adapter: Adapter | None, rows: int = REVISIONS) -> Pool:
+    return _with_reference(small.LM, adapter, of, rows=rows)
 
 
-def train(own: programs.Options, progress: Progress, of: Pool, first: int, last: int, at: Rates) -> Progress:
-    return programs.train(small.MODEL, own, small.BASE, progress, of, jnp.int32(first), jnp.int32(last), at, KEY)
+def train(of: Options, progress: Progress, on: Pool, to: int, **given: float) -> Progress:
+    """Up to so many iterations."""
+    return align(small.LM, of, progress, on, numbers(to, **given), KEY)
 
 
 def assert_same(x, y) -> None:
@@ -68,49 +81,53 @@ def assert_same(x, y) -> None:
 
 @pytest.mark.parametrize("method", [small.slow("sft"), "sft+dpo"])
 def test_zero_iterations_leave_everything_untouched(method):
-    own, start = pool(), cai.begin(small.adapter())
-    own = refer(own, small.adapter()) if method != "sft" else own
-    for first in (0, 7):
-        assert_same(train(trained_for(method), start, own, first, first, rates()), start)
+    whole, start = pool(), begin(small.adapter())
+    whole = with_reference(whole, small.adapter()) if method != "sft" else whole
+    assert_same(train(options_of(method), start, whole, 0), start)
+    later = start._replace(iterations=jnp.int32(7))
+    for to in (7, 3):
+        assert_same(train(options_of(method), later, whole, to), later)
 
 
 @pytest.mark.parametrize("method", [small.slow("sft"), "sft+dpo"])
 def test_a_longer_run_passes_through_every_shorter_one(method):
     """Bitwise, the optimizer's state and the counts of tokens included."""
-    own, start = pool(), cai.begin(small.adapter())
-    own = refer(own, small.adapter()) if method != "sft" else own
-    run = partial(train, trained_for(method), of=own, at=rates())
-    whole, two = (run(start, first=0, last=last) for last in (5, 2))
-    assert_same(run(two, first=2, last=5), whole)
+    on, start = pool(), begin(small.adapter())
+    on = with_reference(on, small.adapter()) if method != "sft" else on
+    run = partial(train, options_of(method), on=on)
+    whole, two = (run(start, to=to) for to in (5, 2))
+    assert (int(two.iterations), int(whole.iterations)) == (2, 5)
+    assert_same(run(two, to=5), whole)
     assert small.distance(two.state.adapter, whole.state.adapter) > 1e-3
-    assert small.distance(run(two, first=0, last=3).state.adapter, whole.state.adapter) > 1e-3
-    assert 0 < two.trained < whole.trained and two.trained < two.read < whole.read
+    anew = two._replace(iterations=jnp.int32(0))  # the same first rows again
+    assert small.distance(run(anew, to=3).state.adapter, whole.state.adapter) > 1e-3
+    assert 0 < two.trained_tokens < whole.trained_tokens and two.trained_tokens < two.step_tokens < whole.step_tokens
 
 
-def test_another_count_or_rate_compiles_nothing():
-    run = partial(train, trained_for("sft+dpo"), cai.begin(FRESH), refer(pool(), FRESH), 0)
-    run(1, rates())
-    before = small.compilations(programs.train)
-    ends = [run(last, rates()) for last in (0, 1, 10, 500)]
-    ends += [run(3, at) for at in (rates(), rates(1e-3), rates(beta=2), rates(replay=0), rates(replay=1))]
-    assert small.compilations(programs.train) == before
-    for i, one in enumerate(ends):
-        assert bool(trees.all_finite(one.state.adapter))
-        assert all(small.distance(one.state.adapter, other.state.adapter) > 1e-5 for other in ends[:i])
+def test_another_count_or_number_compiles_nothing():
+    run = partial(train, options_of("sft+dpo"), begin(FRESH), with_reference(pool(), FRESH))
+    run(1)
+    before = small.compilations(align)
+    ends = [run(to) for to in (0, 1, 10, 500)]
+    ends += [run(3, **given) for given in ({}, {"learning_rate": 1e-3}, {"beta": 2}, {"replay": 0}, {"replay": 1})]
+    assert small.compilations(align) == before
+    for i, end in enumerate(ends):
+        assert bool(trees.all_finite(end.state.adapter))
+        assert all(small.distance(end.state.adapter, other.state.adapter) > 1e-5 for other in ends[:i])
 
 
 # ---- what is drawn
 
 
 @partial(jax.jit, static_argnums=2)
-def draw(own: Pool, share: float, batch_size: int = 20_000):
-    return cai.draw(own, jnp.argsort(~own.usable, stable=True), jnp.float32(share), KEY, batch_size)
+def drawn_of(of: Pool, share: float, batch_size: int = 20_000) -> Drawn:
+    return draw(of, jnp.argsort(~of.usable, stable=True), jnp.float32(share), KEY, batch_size)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_only_usable_rows_and_replayed_ones_are_drawn_each_as_likely(share):
     usable = [False, True, False, False, True, True, False, False]
-    rows, replayed = (np.asarray(column) for column in draw(pool(usable=usable), share))
+    rows, replayed = (np.asarray(column) for column in drawn_of(pool(usable=usable), share))
     np.testing.assert_allclose(replayed.mean(), share, atol=0.015)
     np.testing.assert_array_equal(replayed, rows >= REVISIONS)
     shares = np.bincount(rows, minlength=REVISIONS + REPLAYED) / len(rows)
@@ -121,27 +138,24 @@ def test_only_usable_rows_and_replayed_ones_are_drawn_each_as_likely(share):
 
 def test_without_usable_revisions_all_is_replayed_and_without_replay_nothing():
     nothing = np.zeros(REVISIONS, bool)
-    rows, replayed = draw(pool(usable=nothing), 0.0)
+    rows, replayed = drawn_of(pool(usable=nothing), 0.0)
     assert replayed.all() and set(np.asarray(rows).tolist()) == set(range(REVISIONS, REVISIONS + REPLAYED))
-    rows, replayed = draw(pool(replay=0), 1.0)
+    rows, replayed = drawn_of(pool(replay=0), 1.0)
     assert not replayed.any() and set(np.asarray(rows).tolist()) == set(range(REVISIONS))
 
 
 def test_every_iteration_draws_anew():
-    own = pool()
-    firsts = jnp.argsort(~own.usable, stable=True)
-    drawn = [
-        cai.draw(own, firsts, jnp.float32(0.3), rng.stream(KEY, "align", iteration=i), 16)[0].tolist() for i in range(5)
-    ]
-    assert len({tuple(rows) for rows in drawn}) == 5
+    keys = [rng.stream(KEY, "align", iteration=i) for i in range(5)]
+    drawn = [draw(pool(), jnp.arange(REVISIONS), jnp.float32(0.3), key, 16) for key in keys]
+    assert len({tuple(of.rows.tolist()) for of in drawn}) == 5
 
 
 def test_pool_pads_the_shorter_sets_and_keeps_their_order():
     revisions, responses, replay = part(3, 1), part(3, 2), small.corpus(2, 3)
     wide = Examples(*(jnp.pad(c, ((0, 0), (0, 4))) for c in responses))
-    own = cai.pool(revisions, wide, replay, jnp.ones(3, bool), jnp.ones(3, bool))
-    assert own.answers.tokens.shape == (5, small.LENGTH + 4) and not own.answers.valid[:, small.LENGTH :].any()
-    for got, expected in ((own.answers, cai.stack(revisions, replay)), (own.responses, responses)):
+    made = make_pool(revisions, wide, replay, jnp.ones(3, bool), jnp.ones(3, bool))
+    assert made.answers.tokens.shape == (5, small.LENGTH + 4) and not made.answers.valid[:, small.LENGTH :].any()
+    for got, expected in ((made.answers, stack(revisions, replay)), (made.rejected, responses)):
         assert_same(Examples(*(c[:, : small.LENGTH] for c in got)), expected)
 
 
@@ -149,14 +163,12 @@ def test_pool_pads_the_shorter_sets_and_keeps_their_order():
 
 
 @partial(jax.jit, static_argnames=("method", "preference"))
-def objective(adapter, own: Pool, rows, replayed, method: str, preference: str = "sigmoid"):
+def objective(adapter, of: Pool, rows, replayed, method: str, preference: str = "sigmoid"):
     """((loss, (loss, margin, trained tokens, read tokens)), gradient)."""
+    compiled, drawn = options_of(method, preference), Drawn(rows, replayed)
 
     def loss(adapter):
-        return cai.objective_loss(
-            small.LM, adapter, own, rows, replayed, jnp.float32(BETA), METHODS[method](preference),
-            lambda batch: batch,
-        )  # fmt: skip
+        return objective_loss(small.LM, compiled, adapter, of, drawn, numbers())
 
     return jax.value_and_grad(loss, has_aux=True)(adapter)
 
@@ -164,7 +176,7 @@ def objective(adapter, own: Pool, rows, replayed, method: str, preference: str =
 @jax.jit
 def sft(adapter, batch: Examples):
     """(loss, gradient) of supervised fine-tuning."""
-    return jax.value_and_grad(lambda own: losses.sft(small.LM, own, batch).mean())(adapter)
+    return jax.value_and_grad(lambda adapter: losses.sft(small.LM, adapter, batch).mean())(adapter)
 
 
 NONE = jnp.zeros(BATCH, bool)
@@ -174,10 +186,10 @@ QUICK_METHODS = ["sft+dpo", *(small.slow(name) for name in METHODS if name != "s
 
 
 def test_the_sft_method_minimises_the_sft_loss_of_the_rows_drawn():
-    own, adapter = pool(), small.adapter()
+    whole, adapter = pool(), small.adapter()
     rows, replayed = jnp.array([1, 5, REVISIONS + 2, 5]), jnp.array([False, False, True, False])
-    (value, (reported, _, trained, read)), gradient = objective(adapter, own, rows, replayed, "sft")
-    batch = take(own.answers, rows)
+    (value, (reported, _, trained, read)), gradient = objective(adapter, whole, rows, replayed, "sft")
+    batch = take(whole.answers, rows)
     expected, slope = sft(adapter, batch)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert value == reported
@@ -186,59 +198,59 @@ def test_the_sft_method_minimises_the_sft_loss_of_the_rows_drawn():
 
 
 def test_an_iteration_of_sft_is_a_step_of_supervised_fine_tuning():
-    own, state = pool(), step.start(small.adapter())
-    rows, _ = cai.draw(own, jnp.arange(REVISIONS), jnp.float32(0.3), rng.stream(KEY, "align", iteration=0), BATCH)
-    expected, _ = jax.jit(step.update)(small.LM, state, take(own.answers, rows), jnp.float32(LEARNING_RATE))
-    got = train(trained_for("sft"), cai.begin(small.adapter()), own, 0, 1, rates())
+    whole, state = pool(), step.start(small.adapter())
+    rows = draw(whole, jnp.arange(REVISIONS), jnp.float32(0.3), rng.stream(KEY, "align", iteration=0), BATCH).rows
+    expected, _ = jax.jit(step.update)(small.LM, state, take(whole.answers, rows), jnp.float32(LEARNING_RATE))
+    got = train(options_of("sft"), begin(small.adapter()), whole, 1)
     small.assert_trees_close(got.state.adapter, expected.adapter)
 
 
 @pytest.mark.parametrize("preference", QUICK)
 def test_both_together_are_the_sum_of_both(preference):
-    own, adapter = pool(paired=[True, True, False, True, True, False, True, True]), small.adapter()
-    own, rows = refer(own, None), jnp.array([0, 2, 3, 6])
+    adapter, rows = small.adapter(), jnp.array([0, 2, 3, 6])
+    whole = with_reference(pool(paired=[True, True, False, True, True, False, True, True]), None)
     values, slopes = {}, {}
     for method in METHODS:
         kind = "sigmoid" if method == "sft" else preference
-        ((values[method], _), slopes[method]) = objective(adapter, own, rows, NONE, method, kind)
+        ((values[method], _), slopes[method]) = objective(adapter, whole, rows, NONE, method, kind)
     np.testing.assert_allclose(values["sft+dpo"], values["sft"] + values["dpo"], rtol=1e-6)
     small.assert_trees_close(slopes["sft+dpo"], trees.add(slopes["sft"], slopes["dpo"]), atol=2e-6)
     assert small.distance(slopes["sft"], slopes["dpo"]) > 1e-3
 
 
-def test_replayed_answers_are_liked_whatever_is_preferred():
+def test_replayed_answers_are_learnt_whatever_is_preferred():
     """The likelihood that DPO adds is of them alone, and none of them is in a pair."""
-    own, adapter = refer(pool(), None), small.adapter()
+    whole, adapter = with_reference(pool(), None), small.adapter()
     pairs, again = jnp.array([0, 3]), jnp.array([REVISIONS, REVISIONS + 2])
     rows, replayed = jnp.concatenate([pairs, again]), jnp.array([False, False, True, True])
-    (mixed, _), gradient = objective(adapter, own, rows, replayed, "dpo")
-    (preferred, _), slope = objective(adapter, own, jnp.tile(pairs, 2), NONE, "dpo")
-    liked, other = sft(adapter, take(own.answers, jnp.tile(again, 2)))
-    np.testing.assert_allclose(mixed, preferred + liked, rtol=1e-6)
+    (mixed, _), gradient = objective(adapter, whole, rows, replayed, "dpo")
+    (preferred, _), slope = objective(adapter, whole, jnp.tile(pairs, 2), NONE, "dpo")
+    learnt, other = sft(adapter, take(whole.answers, jnp.tile(again, 2)))
+    np.testing.assert_allclose(mixed, preferred + learnt, rtol=1e-6)
     small.assert_trees_close(gradient, trees.add(slope, other))
 
 
 @pytest.mark.parametrize("preference", QUICK)
 def test_a_degenerate_pair_changes_neither_loss_nor_gradient_of_dpo(preference):
-    own, adapter = refer(pool(paired=np.arange(REVISIONS) != 4), None), small.adapter()
+    whole, adapter = with_reference(pool(paired=np.arange(REVISIONS) != 4), None), small.adapter()
 
-    def of(rows: list[int], own: Pool = own):
-        return objective(adapter, own, jnp.array(rows), NONE, "dpo", preference)
+    def of(rows: list[int], on: Pool = whole):
+        return objective(adapter, on, jnp.array(rows), NONE, "dpo", preference)
 
     ((alone, _), slope), ((among, _), gradient) = of([0, 3, 0, 3]), of([0, 4, 3, 4])
     np.testing.assert_allclose(among, alone, rtol=1e-6)
     small.assert_trees_close(gradient, slope)
-    other = own._replace(responses=own.responses._replace(tokens=own.responses.tokens.at[4].set(3)))
-    assert_same(of([0, 4, 3, 4], other), of([0, 4, 3, 4]))
-    whole = own._replace(paired=pool().paired)
-    assert abs(of([0, 4, 3, 4], whole)[0][0] - alone) > 1e-3, "a pair that is not degenerate does"
+    rejected = whole.rejected._replace(tokens=whole.rejected.tokens.at[4].set(3))
+    assert_same(of([0, 4, 3, 4], whole._replace(rejected=rejected)), of([0, 4, 3, 4]))
+    everything = whole._replace(paired=pool().paired)
+    assert abs(of([0, 4, 3, 4], everything)[0][0] - alone) > 1e-3, "a pair that is not degenerate does"
 
 
 @pytest.mark.parametrize("base", [False, True], ids=["round", "base"])
 def test_dpo_starts_at_ln_2_and_falls(base):
     """The fresh adapter is the base, and so are both references."""
-    own, run = refer(pool(replay=0), None if base else FRESH), trained_for("dpo")
-    ends = [train(run, cai.begin(FRESH), own, 0, last, rates()) for last in (1, 20)]
+    whole = with_reference(pool(replay=0), None if base else FRESH)
+    ends = [train(options_of("dpo"), begin(FRESH), whole, to) for to in (1, 20)]
     np.testing.assert_allclose(ends[0].loss, math.log(2), rtol=0, atol=1e-6)
     np.testing.assert_allclose(ends[0].margin, 0, atol=1e-5)
     assert ends[1].loss < 0.8 * math.log(2) and ends[1].margin > 0.1
@@ -246,13 +258,68 @@ def test_dpo_starts_at_ln_2_and_falls(base):
 
 def test_the_reference_is_each_pairs_own():
     adapter = small.adapter()
-    own = refer(pool(), adapter)
-    reference: Any = own.reference
-    small.assert_trees_close(refer(pool(), adapter, rows=3).reference, reference)
+    whole = with_reference(pool(), adapter)
+    reference: Any = whole.reference_logps
+    small.assert_trees_close(with_reference(pool(), adapter, rows=3).reference_logps, reference)
     for row in range(REVISIONS):
-        for part_of, logps in ((own.answers, reference.chosen), (own.responses, reference.rejected)):
+        for part_of, logps in ((whole.answers, reference[0]), (whole.rejected, reference[1])):
             batch = take(part_of, jnp.full(BATCH, row))
             np.testing.assert_allclose(-sft(adapter, batch)[0] * batch.loss_mask[0].sum(), logps[row], rtol=1e-5)
+
+
+# log p(answer) of pairs 0 to 3 under the policy, more than under the reference: of the chosen and the rejected answers
+ABOVE = [3.0, 1.0, -2.0, 5.0], [1.0, 2.0, -2.5, 5.0]
+
+
+def above_reference() -> Pool:
+    """A pool whose reference is such that the log-ratios under `small.adapter()` are those of `ABOVE`."""
+    of_policy: Any = with_reference(pool(), small.adapter()).reference_logps
+    rest = [0.0] * (REVISIONS - len(ABOVE[0]))
+    chosen, rejected = (logps - jnp.array([*above, *rest]) for logps, above in zip(of_policy, ABOVE, strict=True))
+    return pool(paired=np.arange(REVISIONS) != 3)._replace(reference_logps=(chosen, rejected))
+
+
+def test_margin_and_loss_of_log_ratios_worked_out_by_hand():
+    """beta = 0.3. Pairs 0, 1, 2 differ by 2, -1 and 0.5, so the margin is 0.3 (2 - 1 + 0.5) / 3 = 0.15; pair 3 is none.
+
+    The loss is the mean of ln(1 + exp(-0.3 * 2)), ln(1 + exp(0.3)) and ln(1 + exp(-0.3 * 0.5)).
+    """
+    rows = jnp.array([0, 1, 2, 3])
+    (value, (reported, margin, _, _)), _ = objective(small.adapter(), above_reference(), rows, NONE, "dpo")
+    np.testing.assert_allclose(margin, 0.15, atol=1e-5)
+    np.testing.assert_allclose(value, (0.4374879 + 0.8543552 + 0.6209567) / 3, atol=1e-5)
+    assert value == reported
+
+
+def lengths_as_examples(rows: list[tuple[int, int]]) -> Examples:
+    """Rows of so many prompt tokens and so many answer tokens; what they are does not matter."""
+    valid = np.zeros((len(rows), small.LENGTH), bool)
+    targets = valid.copy()
+    for row, (prompt, tokens) in enumerate(rows):
+        valid[row, : prompt + tokens] = True
+        targets[row, prompt : prompt + tokens] = True
+    return Examples(jnp.asarray(valid, jnp.int32), jnp.asarray(targets), jnp.asarray(valid, jnp.int32))
+
+
+@pytest.mark.parametrize(
+    ("method", "trained", "read"),
+    [
+        small.slow("sft", 3 + 2 + 4 + 4, (2 + 3) + (1 + 2) + 2 * (3 + 4)),
+        small.slow("dpo", (3 + 5) + 4 + 4, (2 + 3) + (1 + 2) + 2 * (3 + 4) + (2 + 5) + 3 * (1 + 1)),
+        ("sft+dpo", (3 + 5) + 2 + 4 + 4, (2 + 3) + (1 + 2) + 2 * (3 + 4) + (2 + 5) + 3 * (1 + 1)),
+    ],
+)
+def test_tokens_of_an_iteration_counted_by_hand(method, trained, read):
+    """Pair 0 has an answer of 3 tokens preferred to one of 5, behind 2 of a prompt; pair 1 an answer of 2 that is only
+    to be learnt, and the rejected one of which is read and not trained on; the third row, twice, is replayed: 4 tokens
+    behind 3, and, in the place of a rejected answer, the last pair's, which is read."""
+    chosen, rejected = lengths_as_examples([(2, 3), (1, 2)]), lengths_as_examples([(2, 5), (1, 1)])
+    replay, both = lengths_as_examples([(3, 4)]), jnp.ones(2, bool)
+    made = make_pool(chosen, rejected, replay, both, jnp.array([True, False]))
+    made = with_reference(made, None, rows=2)
+    rows, replayed = jnp.array([0, 1, 2, 2]), jnp.array([False, False, True, True])
+    (_, (_, _, found_trained, found_read)), _ = objective(small.adapter(), made, rows, replayed, method)
+    assert (int(found_trained), int(found_read)) == (trained, read)
 
 
 # ---- every method
@@ -261,10 +328,11 @@ def test_the_reference_is_each_pairs_own():
 @pytest.mark.parametrize("preference", QUICK)
 @pytest.mark.parametrize("method", QUICK_METHODS)
 def test_every_method_and_preference_trains(method, preference):
-    own, start = pool(usable=np.arange(REVISIONS) != 2, paired=np.arange(REVISIONS) % 4 != 2), small.adapter()
-    own = refer(own, start) if METHODS[method](preference).preference else own
-    run = partial(train, trained_for(method, preference), cai.begin(start), own, 0)
-    first, last = (run(count, rates(replay=0)) for count in (1, 30))
+    start = small.adapter()
+    whole = pool(usable=np.arange(REVISIONS) != 2, paired=np.arange(REVISIONS) % 4 != 2)
+    if method != "sft":
+        whole = with_reference(whole, start)
+    first, last = (train(options_of(method, preference), begin(start), whole, to, replay=0) for to in (1, 30))
     assert bool(trees.all_finite(last))
     assert small.distance(last.state.adapter, start) > 1e-2
     assert last.loss < first.loss
@@ -274,8 +342,8 @@ def test_every_method_and_preference_trains(method, preference):
 @pytest.mark.parametrize("method", QUICK_METHODS)
 def test_a_pool_of_nothing_usable_leaves_the_adapter_untouched(method):
     nothing = np.zeros(REVISIONS, bool)
-    own, start = pool(replay=0, usable=nothing, paired=nothing), small.adapter()
-    own = refer(own, start) if method != "sft" else own
-    end = train(trained_for(method), cai.begin(start), own, 0, 3, rates())
+    whole, start = pool(replay=0, usable=nothing, paired=nothing), small.adapter()
+    whole = with_reference(whole, start) if method != "sft" else whole
+    end = train(options_of(method), begin(start), whole, 3)
     assert_same(end.state.adapter, start)
-    assert bool(trees.all_finite(end)) and end.loss == 0 and end.trained == 0
+    assert bool(trees.all_finite(end)) and end.loss == 0 and end.trained_tokens == 0

@@ -11,7 +11,7 @@ import pytest
 
 from fedjax_rai import trees
 from fedjax_rai.cai.constitution import Constitution, draw, load_constitution
-from fedjax_rai.cai.revise import Requests, Talk, chain, encode_requests
+from fedjax_rai.cai.revise import Requests, Rollout, RolloutBatch, encode_requests, rollout
 from fedjax_rai.config.files import CONSTITUTION
 from fedjax_rai.data.examples import Prompts, encode_questions, pad_left
 from fedjax_rai.data.tiny_world import red_prompts
@@ -22,7 +22,7 @@ from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn, question
 from fedjax_rai.text.tokenizer import TODAY, Tokenizer, load_tokenizer
 from fedjax_rai.train.generate import Decoding, Sampling
-from tests.cai.test_revise import spoken
+from tests.cai.common import ids_of
 from tests.chat_models import FAMILIES, huggingface
 from tests.model.common import random_adapter, random_base
 
@@ -48,14 +48,10 @@ def texts(tokenizer: Tokenizer, few_shot: tuple[Turn, ...] = (), prompts: int = 
     return Texts(tokenizer, constitution, [own.query for own in red], principles)
 
 
-@partial(jax.jit, static_argnames=("model", "end_ids", "same"))
-def _chain(model: Decoder, base, policy, critic, talk: Talk, requests: Requests, end_ids: tuple[int, ...], same: bool):
-    def some(own: Talk):
-        greedy = Sampling(jnp.zeros(()))
-        decoding = Decoding(greedy, jnp.array(end_ids), NEW)
-        return chain(LM(model, base), policy, critic, own, requests, decoding, same)
-
-    return trees.in_chunks(some, talk, CHUNK)
+@partial(jax.jit, static_argnames="end_ids")
+def _rollout(lm: LM, policy, critic, batch: RolloutBatch, requests: Requests, end_ids: tuple[int, ...]) -> Rollout:
+    decoding = Decoding(Sampling(jnp.zeros(())), jnp.array(end_ids), NEW)
+    return trees.in_chunks(lambda rows: rollout(lm, policy, critic, rows, requests, decoding), batch, CHUNK)
 
 
 def ours(own: Texts, model: Decoder, base, policy, critic) -> list[list[list[int]]]:
@@ -67,15 +63,21 @@ def ours(own: Texts, model: Decoder, base, policy, critic) -> list[list[list[int
         return Prompts(*map(jnp.asarray, pad_left(encode_questions(tokenizer, turns, 512), tokenizer.pad_id)))
 
     keys = jax.random.split(jax.random.key(0), len(own.queries))
-    talk = Talk(encoded(()), encoded(few), jnp.asarray(own.principles), keys)
+    in_one_cache = critic is policy and not few
+    batch = RolloutBatch(
+        rows=jnp.arange(len(own.queries)),
+        prompts=encoded(()),
+        critic_prompts=None if in_one_cache else encoded(few),
+        principles=jnp.asarray(own.principles),
+        keys=keys,
+    )
     requests = Requests(
         *(Prompts(*map(jnp.asarray, s)) for s in encode_requests(tokenizer, own.constitution.principles))
     )
-    same = critic is policy and not few
-    said = _chain(model, base, policy, critic, talk, requests, tokenizer.end_ids, same)
-    turns = zip(spoken(said.critique), spoken(said.revision), strict=True)
+    made = _rollout(LM(model, base), policy, critic, batch, requests, tokenizer.end_ids)
+    turns = zip(ids_of(made.critique), ids_of(made.revision), strict=True)
     flat = [[answer for pair in zip(*sides, strict=True) for answer in pair] for sides in turns]
-    return [[response, *rest] for response, rest in zip(spoken(said.response), flat, strict=True)]
+    return [[response, *rest] for response, rest in zip(ids_of(made.response), flat, strict=True)]
 
 
 class Transcripts(NamedTuple):
@@ -93,13 +95,13 @@ def tokenised(hf: Any, messages: list[dict[str, str]]) -> list[int]:
 
 def theirs(own: Texts, policy: Any, critic: Any) -> Transcripts:
     """The same; `policy` and `critic` continue a list of ids, greedily."""
-    talks = [_one(own, row, policy, critic) for row in range(len(own.queries))]
-    return Transcripts([said for said, _ in talks], sum(astray for _, astray in talks))
+    rows = [_one(own, row, policy, critic) for row in range(len(own.queries))]
+    return Transcripts([answers for answers, _ in rows], sum(astray for _, astray in rows))
 
 
 def _one(own: Texts, row: int, policy: Any, critic: Any) -> tuple[list[list[int]], int]:
-    """An answer that was cut off gives its last token for the end of its turn. Where the text of what was said has
-    other ids than were said, the latter are kept."""
+    """An answer that was cut off gives its last token for the end of its turn. Where the text of an answer has
+    other ids than were generated, the latter are kept."""
     hf, end = own.tokenizer.hf, own.tokenizer.end_id
     query, astray = [{"role": USER, "content": own.queries[row]}], 0
     messages = [{"role": turn.role, "content": turn.text} for turn in own.constitution.few_shot] + query
@@ -110,17 +112,17 @@ def _one(own: Texts, row: int, policy: Any, critic: Any) -> tuple[list[list[int]
         return [*new, end]
 
     so_far = tokenised(hf, messages)
-    said = [answered(policy, tokenised(hf, query))]
+    answers = [answered(policy, tokenised(hf, query))]
     for principle in own.principles[row]:
         for request in own.constitution.principles[principle][1:3]:
-            so_far = so_far + said[-1]
+            so_far = so_far + answers[-1]
             messages.append({"role": USER, "content": request})
             ids = tokenised(hf, messages)
             if ids[: len(so_far)] != so_far:
                 astray, ids = astray + 1, so_far + behind_an_answer(hf, end, request)
             so_far = ids
-            said.append(answered(critic, so_far))
-    return said, astray
+            answers.append(answered(critic, so_far))
+    return answers, astray
 
 
 def behind_an_answer(hf: Any, end: int, request: str) -> list[int]:
@@ -149,12 +151,12 @@ def speaker(model: Any, end_ids: tuple[int, ...]) -> Any:
 
 
 def check(own: Texts, got: list[list[list[int]]], expected: Transcripts, astray: float) -> None:
-    """All that was said is the same, and the share of answers that were given to ids is at most so much."""
+    """All answers are the same, and the share of answers that were given to ids is at most so much."""
     for query, ours, theirs in zip(own.queries, got, expected.answers, strict=True):
         assert ours == theirs, query
-    answers = [tuple(answer) for said in got for answer in said]
+    answers = [tuple(answer) for conversation in got for answer in conversation]
     lengths = {len(answer) for answer in answers}
-    assert len(set(answers)) > 10 and len(lengths) > 5, "too little was said to compare"
+    assert len(set(answers)) > 10 and len(lengths) > 5, "too little was generated to compare"
     assert expected.astray <= astray * len(answers), f"{expected.astray} of {len(answers)} answers were given to ids"
 
 
@@ -204,12 +206,12 @@ RAW = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_h
 
 def speaks_words(base: Any, hf: Any, end: int) -> Any:
     """The base, changed so that it says words alone, which have the same ids again, and sometimes ends its turn."""
-    said = [
+    frequent = [
         i for i in range(len(hf)) if (text := hf.decode([i]))[:1] == " " and text[1:].isascii() and text[1:].isalpha()
     ]
-    assert len(said) > 10
+    assert len(frequent) > 10
     strength = np.zeros(base["lm_head"].shape[1], np.float32)
-    strength[said], strength[end] = 1, 3
+    strength[frequent], strength[end] = 1, 3
     return {**base, "lm_head": base["lm_head"] * strength[None]}
 
 

@@ -8,15 +8,16 @@ from typing import get_args
 
 import pytest
 
-from fedjax_rai.cai.align import METHODS
+from fedjax_rai.cai.options import METHODS
 from fedjax_rai.config import names
 from fedjax_rai.config.files import check_files, digests
 from fedjax_rai.config.keys import schemas
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.names import attribute, fingerprint, given, look_up
-from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, ModelConfig
+from fedjax_rai.config.schema import ExperimentConfig, ModelConfig
 from fedjax_rai.data.partition import PARTITIONS
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.judge import AUTO, JUDGES
 from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS
 from fedjax_rai.model.attention import ATTENTIONS
@@ -33,6 +34,9 @@ TABLES = {
     "federated.optimizer": OPTIMIZERS,
     "federated.schedule": SCHEDULES,
     "guard.scorer": [MODEL],
+    "cai.method": METHODS,
+    "cai.preference": PREFERENCES,
+    "eval.judge": [AUTO, *JUDGES],
     "cai.constitution": None,  # a path is allowed, too
 }
 
@@ -66,8 +70,6 @@ def test_the_schema_names_what_the_tables_hold() -> None:
     [
         (ModelConfig, "attention", ATTENTIONS, set()),
         (ModelConfig, "quantize", QUANTIZATIONS, {"none"}),
-        (CaiConfig, "method", METHODS, set()),
-        (CaiConfig, "preference", PREFERENCES, set()),
     ],
 )
 def test_the_schema_s_choices_are_those_of_the_tables(section, key, table, others) -> None:

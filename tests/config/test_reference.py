@@ -33,7 +33,7 @@ def test_values_and_defaults_stand_as_they_would_be_written() -> None:
     page = reference()
     for row in (
         "| `federated.cohort` | `5` | a whole number >= 1 | Clients drawn for each round, without replacement;",
-        '| `cai.method` | `"sft"` | one of sft, dpo, sft+dpo | Train on',
+        '| `cai.method` | `"sft"` | one of sft, dpo, sft+dpo, or package.module:attribute | Train on',
         "| `guard.threshold` | `0.5` | a number > 0 and < 1 | An answer is unsafe if",
         '| `data.partition` | `"iid"` | iid, or package.module:attribute | How the pairs',
         '| `cai.constitution` | `"default"` | default, or the path of a YAML file of principles, or package.',

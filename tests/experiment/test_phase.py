@@ -2,14 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
+from fedjax_rai.config.schema import CaiConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import critique
 from fedjax_rai.experiment.materials import gather
-from fedjax_rai.experiment.round import Federation, play_round
+from fedjax_rai.experiment.phase import Phase, nothing_usable
+from fedjax_rai.experiment.round import Federation, is_due, play_round
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.run import run
@@ -43,11 +48,111 @@ def test_a_trigger_runs_it_only_where_the_probe_is_below(config, arm, monkeypatc
 def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(config, arm):
     folder, rows, _ = play(vary(config, "probed", cai={"probe": 6, "enabled": False}), arm)
     plain, others, _ = play(vary(config, "plain", cai={"enabled": False}), arm)
-    shares = [row["probe_harmless"] for row in rows]
-    assert all(share * 6 == pytest.approx(round(share * 6)) for share in shares)
+    assert all(0 <= row["probe_harmless"] <= 1 for row in rows)
     name = "adapter/adapter_model.safetensors"
     assert (folder / name).read_bytes() == (plain / name).read_bytes()
     assert "probe_harmless" not in others[0]
+
+
+def test_a_probe_is_the_share_of_safe_answers(config, monkeypatch):
+    """By hand: a guard that finds 0.1, 0.2, 0.3 and 0.9 unsafe; and then 0.5, which is unsafe at a threshold of 0.5."""
+    prompts, found = ["q1", "q2", "q3", "q4", "q5"], {"a1": 0.1, "a2": 0.2, "a3": 0.3, "a4": 0.9, "a5": 0.5}
+    answers = dict(zip(prompts, found, strict=True))
+
+    def guard(_: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
+        assert all(answers[prompt] == answer for prompt, answer in pairs)
+        return np.array([found[answer] for _, answer in pairs])
+
+    monkeypatch.setattr(rounds, "answers_to", lambda _, adapter, name, asked, how: [[answers[q]] for q in asked])
+    monkeypatch.setattr(rounds, "score", guard)
+    setting = Setting(vary(config, guard={"threshold": 0.5}))
+    setting.texts.materials = setting.texts.materials._replace(probe_prompts=[*prompts, "q6"])
+    vars(setting.guarding)["guard"] = None
+    assert rounds.probe(setting, 4, {}) == 0.75
+    assert rounds.probe(setting, 5, {}) == 0.6
+
+
+def test_every_phase_asks_other_red_prompts_by_other_draws(config, arm):
+    phase = Phase(arm(vary(config, cai={"prompts": 40})))
+    sources: Any = [phase.source(t) for t in range(4)]
+    batches = [source.batch for source in sources]
+    rows = [np.asarray(batch.rows).tolist() for batch in batches]
+    assert all(len(set(of_round)) == 40 for of_round in rows), "none twice in a round"
+    assert all(len({*of_round} & {*other}) < 10 for i, of_round in enumerate(rows) for other in rows[:i])
+    assert len({np.asarray(batch.principles).tobytes() for batch in batches}) == 4
+    keys = {tuple(key) for batch in batches for key in np.asarray(jax.random.key_data(batch.keys)).tolist()}
+    assert len(keys) == 4 * 40, "no two conversations are sampled alike"
+    again: Any = phase.source(2)
+    assert np.asarray(again.batch.rows).tolist() == rows[2], "but a round by itself always asks the same"
+
+
+def test_a_batch_is_of_the_prompts_that_its_rows_name(config, arm):
+    setting = arm(config)
+    source: Any = Phase(setting).source(1)
+    batch = source.batch
+    for i, row in enumerate(np.asarray(batch.rows)):
+        ids = np.asarray(batch.prompts.tokens[i])[np.asarray(batch.prompts.valid[i])]
+        assert setting.texts.materials.red_prompts[row].query in setting.models.tokenizer.decode(ids)
+    assert batch.critic_prompts is None, "the critic is the policy, without few-shot turns"
+    by_base: Any = Phase(arm(vary(config, cai={"critic": "base"}))).source(1)
+    assert by_base.batch.critic_prompts is not None
+
+
+def test_every_phase_takes_other_prepared_pairs_and_as_many_as_are_asked_for(config, tmp_path):
+    pairs = [{"prompt": f"q{i}", "chosen": f"no {i}", "rejected": f"yes {i}"} for i in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 5, "replay": 0})
+    phase = Phase(Setting(own))
+    sources: Any = [phase.source(t) for t in range(3)]
+    taken = [{tuple(row) for row in np.asarray(source.pool.answers.tokens).tolist()} for source in sources]
+    assert [len(rows) for rows in taken] == [5, 5, 5] and len(taken[0] | taken[1] | taken[2]) > 9
+    assert int(sources[0].metrics["cai_pairs"]) == int(sources[0].metrics["cai_usable"]) == 5
+
+
+def test_iterations_draw_by_other_keys_in_every_round(config, arm):
+    phase = Phase(arm(config))
+    assert len({tuple(np.asarray(jax.random.key_data(phase.key(t))).tolist()) for t in range(4)}) == 4
+
+
+def test_the_share_of_replay_is_what_lies_in_the_pool(config, arm):
+    """Four benign answers beside twelve revisions."""
+    setting = arm(vary(config, cai={"prompts": 12, "beta": 0.5, "iterations": 3}))
+    assert len(setting.replay.examples.tokens) == 4
+    numbers = Phase(setting).numbers
+    assert (float(numbers.replay), float(numbers.beta), int(numbers.iterations)) == (0.25, 0.5, 3)
+
+
+DUE = [
+    # (cai.every, cai.trigger, the probe's share, the rounds of the first six after which a phase comes)
+    (1, None, None, [0, 1, 2, 3, 4, 5]),
+    (2, None, None, [1, 3, 5]),
+    (3, None, 0.1, [2, 5]),
+    (2, 0.5, 0.4, [1, 3, 5]),
+    (2, 0.5, 0.5, []),
+    (1, 0.5, 0.9, []),
+]
+
+
+@pytest.mark.parametrize(("every", "trigger", "safe", "rounds_with_a_phase"), DUE)
+def test_when_a_phase_is_due(every, trigger, safe, rounds_with_a_phase):
+    cai = CaiConfig(every=every, probe=4, trigger=trigger)
+    assert [t for t in range(6) if is_due(cai, t, safe)] == rounds_with_a_phase
+    assert not any(is_due(cai.model_copy(update={"enabled": False}), t, safe) for t in range(6))
+
+
+@pytest.mark.parametrize(
+    ("row", "warning"),
+    [
+        ({"round": 3}, None),
+        ({"round": 3, "cai_usable": 1, "cai_pairs": 0, "cai_equal": 3}, None),
+        (
+            {"round": 3, "cai_usable": 0, "cai_pairs": 0, "cai_cut_off": 60, "cai_empty": 4, "cai_equal": 0},
+            "round 3: no usable pair (60 cut off, 4 empty): the CAI phase trained on no revision",
+        ),
+    ],
+)
+def test_a_phase_without_a_usable_pair_is_said(row, warning):
+    assert nothing_usable(row) == warning
 
 
 def test_more_probe_prompts_than_there_are_is_said_at_once(config):
@@ -68,16 +173,16 @@ def test_the_probes_questions_are_distinct_and_nobody_elses(config, probe):
     assert {*made.probe_prompts} <= made.evaluated
 
 
-def test_what_was_said_is_written_down(config, arm):
+def test_conversations_are_written_down(config, arm):
     own = vary(config, cai={"revisions": 2, "iterations": 1})
     folder, rows, summary = play(own, arm)
-    said = files.read_rows(folder / "revisions.jsonl")
-    assert [row["round"] for row in said] == [1] * 4 + [2] * 4
-    assert all(len(row["principles"]) == len(row["critiques"]) == len(row["revisions"]) == 2 for row in said)
+    held = files.read_rows(folder / "revisions.jsonl")
+    assert [row["round"] for row in held] == [1] * 4 + [2] * 4
+    assert all(len(row["principles"]) == len(row["critiques"]) == len(row["revisions"]) == 2 for row in held)
     for t, row in enumerate(rows, 1):
         for cause in ("cut_off", "empty", "equal"):
-            assert row[f"cai_{cause}"] == sum(own["degenerate"] == cause for own in said if own["round"] == t)
-        assert row["cai_pairs"] == sum(own["degenerate"] is None for own in said if own["round"] == t)
+            assert row[f"cai_{cause}"] == sum(own["degenerate"] == cause for own in held if own["round"] == t)
+        assert row["cai_pairs"] == sum(own["degenerate"] is None for own in held if own["round"] == t)
     assert summary["critique"]["judge"] == "rule" and summary["critique"]["unsafe"] + summary["critique"]["safe"] == 8
 
 
@@ -99,6 +204,7 @@ def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm)
     assert found == {
         "judge": "rule", "unsafe": 4, "made_safe": 25.0, "safe": 3,
         "left_alone": pytest.approx(100 / 3), "made_unsafe": pytest.approx(100 / 3),
+        "without_verdict": 0,
     }  # fmt: skip
     assert critique(setting, rows[4:5])["made_safe"] is None
 
@@ -133,17 +239,17 @@ def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers
 
 
 def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp_path):
-    long, held = "a " * 60, gather(config).choices[0].query
+    long, held = "a " * 60, gather(config).evaluations["hhh"].prompts[0]
     pairs = [("q", "a", "b"), ("q", "a", "a"), ("q", long, "b"), ("q", "a", long), ("q", long, long), (held, "a", "b")]
     texts = [json.dumps({"prompt": q, "chosen": chosen, "rejected": rejected}) for q, chosen, rejected in pairs]
     (tmp_path / "pairs.jsonl").write_text("\n".join(texts) + "\n")
     for method, usable in (("sft", 3), ("dpo", 1)):  # a whole answer is learnt, even if it is preferred to nothing
         own = vary(config, cai={"data": str(tmp_path / "pairs.jsonl"), "prompts": 6, "method": method})
         federation = Federation(Setting(own))
-        lesson = federation.phase.lesson(federation.init().adapter, 0)
-        counts = [int(lesson.metrics[f"cai_{name}"]) for name in ("held_out", "cut_off", "equal", "pairs")]
-        assert counts == [1, 3, 1, 1]
-        assert int(lesson.pool.paired.sum()) == 1 and int(lesson.pool.usable.sum()) == usable
+        collected = federation.phase.collect(federation.init().adapter, 0)
+        counts = [int(collected.metrics[f"cai_{name}"]) for name in ("held_out", "cut_off", "equal", "pairs")]
+        assert counts == [1, 3, 1, 1] and int(collected.metrics["cai_usable"]) == usable
+        assert int(collected.pool.paired.sum()) == 1 and int(collected.pool.usable.sum()) == usable
 
 
 def test_the_control_on_responses_needs_responses(config, tmp_path):

@@ -51,7 +51,8 @@ def guarded(config, folder) -> ExperimentConfig:
 @pytest.mark.slow
 def test_a_released_guard_is_asked_in_its_own_form_and_not_fitted(guarded, folder):
     own = Setting(guarded)
-    guard = own.guarding.guard
+    guard = own.guarding.untuned
+    assert own.guarding.guard is guard
     assert guard.adapter is None and guard.tokenizer.name == str(folder)
     pairs = [(pair.query, pair.response) for pair in own.texts.materials.pairs[:3]] + [("", "")]
     words = [guard.tokenizer.hf.convert_tokens_to_ids(word) for word in ("s", "uns")]
@@ -68,14 +69,14 @@ def test_a_released_guard_is_asked_in_its_own_form_and_not_fitted(guarded, folde
 
 
 def test_the_limit_of_a_pairs_length_leaves_room_for_the_guards_own_request(guarded):
-    guard, limit = Setting(guarded).guarding.guard, guarded.data.max_length
+    guard, limit = Setting(guarded).guarding.untuned, guarded.data.max_length
     assert guard.max_length == len(ids_of(guard.tokenizer.hf, answered("", ""), generate=True)) + limit
 
 
 def test_ids_that_a_model_has_no_row_for_are_refused_by_their_config_key(guarded):
     own = Setting(guarded)
-    narrow = Decoder(dataclasses.replace(own.guarding.guard.lm.model.config, vocab_size=300))
-    small = own.guarding.guard._replace(lm=dataclasses.replace(own.guarding.guard.lm, model=narrow))
+    narrow = Decoder(dataclasses.replace(own.guarding.untuned.lm.model.config, vocab_size=300))
+    small = own.guarding.untuned._replace(lm=dataclasses.replace(own.guarding.untuned.lm, model=narrow))
     with pytest.raises(InputError, match=r"has id \d+, .* a vocab_size of 300; guard.path must be"):
         score(small, [("q", "r")])
     for used in ("texts.corpus", "texts.red_prompts", "texts.requests", "replay.examples", "guarding.guard"):

@@ -125,9 +125,9 @@ def test_a_prepared_set_stays_on_the_device_and_nothing_is_generated(config, tmp
     assert known.lengths.prepared == setting.texts.prepared[0].tokens.shape[1] > 0
     made, online = plan(own, known), plan(config, lengths.sizes(Setting(config)))
     assert "CAI, generating" not in made.phases and "prepared set" not in online.held
-    pool = Phase(setting).lesson(setting.fresh_adapter("any"), 0).pool
+    pool = Phase(setting).collect(setting.fresh_adapter("any"), 0).pool
     assert made.held["prepared set"] == nbytes(setting.texts.prepared[:2]) > 0
-    assert made.phases["CAI, training"]["revisions"] == nbytes((pool.answers, pool.responses)) > 0
+    assert made.phases["CAI, training"]["revisions"] == nbytes((pool.answers, pool.rejected)) > 0
 
 
 FEW_SHOT = """principles:

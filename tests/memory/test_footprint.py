@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fedjax_rai.cai.align import METHODS, Pool, Rates, Reference, begin
-from fedjax_rai.cai.programs import Options, collect, converse, sampling, train
-from fedjax_rai.cai.revise import Chain, Requests, Talk
+from fedjax_rai.cai.align import Pool, align, begin
+from fedjax_rai.cai.options import Numbers, Options, make_objective, make_sampling
+from fedjax_rai.cai.programs import OnlineSource, generate_rollout, pool_of_rollout
+from fedjax_rai.cai.revise import Requests, Rollout, RolloutBatch
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import Examples, Prompts
 from fedjax_rai.evals.choice import _answer_logps
@@ -87,37 +88,41 @@ def training(shape, *, clients=1, cohort=1, b=4, l=256, rank=8, algorithm="fedav
     return plan(config, known).need("local training"), lowered
 
 
-def options(config: ExperimentConfig, few_shot: bool = False) -> Options:
-    own = config.cai
+def options(config: ExperimentConfig) -> Options:
+    cai = config.cai
     return Options(
-        end_ids=(1, 2), max_new=own.max_new_tokens, chunk=own.prompts_per_chunk or own.prompts,
-        batch_size=own.batch_size, critic_is_policy=own.critic == "policy",
-        same_cache=own.critic == "policy" and not few_shot, train_on_revisions=True,
-        objective=METHODS[own.method](own.preference), reference_is_base=False, mesh=small.mesh(1),
+        end_ids=(1, 2), max_new=cai.max_new_tokens, chunk=cai.prompts_per_chunk or cai.prompts,
+        batch_size=cai.batch_size, critic_is_policy=cai.critic == "policy", train_on_revisions=True,
+        reference_is_base=False, objective=make_objective(cai), mesh=small.mesh(1),
     )  # fmt: skip
+
+
+def batch(config: ExperimentConfig, prompt: int, critic_prompt: int | None) -> RolloutBatch:
+    rows = config.cai.prompts
+    before = None if critic_prompt is None else prompts(rows, critic_prompt)
+    return RolloutBatch(ints(rows), prompts(rows, prompt), before, ints(rows, config.cai.revisions), keys(rows))
 
 
 def talking(shape, *, l=64, opening=0, **cai: Any) -> tuple[int, Any]:  # noqa: E741
     config = config_of(shape, cai={"prompts": 64} | cai)
     known = sizes(shape, red=l, opening=opening, few_shot=opening, critique=48, revision=32)
-    rows, how, model = config.cai.prompts, options(config, opening > 0), known.model
-    talk = Talk(prompts(rows, l), prompts(rows, opening or l), ints(rows, config.cai.revisions), keys(rows))
-    requests, drawn = Requests(prompts(5, 48), prompts(5, 32)), sampling(config.cai)
-    given: Any = model, how, footprint.loaded(shape), abstract_adapter(shape, model.lora), talk, requests, drawn
-    return plan(config, known).need("CAI, generating"), converse.lower(*given)
+    in_one_cache = config.cai.critic == "policy" and not opening
+    given: Any = batch(config, l, None if in_one_cache else opening or l), Requests(prompts(5, 48), prompts(5, 32))
+    first: Any = LM(known.model, footprint.loaded(shape)), options(config), abstract_adapter(shape, known.model.lora)
+    lowered = generate_rollout.lower(*first, *given, make_sampling(config.cai))
+    return plan(config, known).need("CAI, generating"), lowered
 
 
 def collecting(shape, *, l=64, **cai: Any) -> tuple[int, Any]:  # noqa: E741
     """The same conversations as a pool, and the reference's view of it."""
     config = config_of(shape, cai={"method": "dpo", "replay": 8} | cai)
     known = sizes(shape, red=l, critique=48, revision=32, replay=l)
-    own, model = config.cai, known.model
-    rows, new, times = own.prompts, own.max_new_tokens, own.revisions
-    talk = Talk(prompts(rows, l), prompts(rows, l), ints(rows, times), keys(rows))
-    said = Chain(answers(rows, new), answers(rows, times, new), answers(rows, times, new))
-    requests = Requests(prompts(5, 48), prompts(5, 32))
-    given: Any = model, options(config), footprint.loaded(shape), abstract_adapter(shape, model.lora), talk, requests
-    return plan(config, known).need("CAI, reference"), collect.lower(*given, said, corpus(8, l + new))
+    rows, new, times = config.cai.prompts, config.cai.max_new_tokens, config.cai.revisions
+    generated = answers(rows, new), answers(rows, times, new), answers(rows, times, new)
+    rollout = Rollout(ints(rows), ints(rows, times), *generated)
+    source = OnlineSource(batch(config, l, None), Requests(prompts(5, 48), prompts(5, 32)), corpus(8, l + new))
+    first: Any = LM(known.model, footprint.loaded(shape)), options(config), abstract_adapter(shape, known.model.lora)
+    return plan(config, known).need("CAI, reference"), pool_of_rollout.lower(*first, source, rollout)
 
 
 def aligning(shape, *, l=64, prepared=0, **cai: Any) -> tuple[int, Any]:  # noqa: E741
@@ -125,13 +130,13 @@ def aligning(shape, *, l=64, prepared=0, **cai: Any) -> tuple[int, Any]:  # noqa
     config = config_of(shape, cai={"prompts": 64, "replay": 8, "data": "x" if prepared else "online"} | cai)
     known, how = sizes(shape, pairs=prepared, replay=l, **{"prepared" if prepared else "red": l}), options(config)
     pairs, length = config.cai.prompts, l + config.cai.max_new_tokens
-    one = jax.ShapeDtypeStruct((pairs,), jnp.float32)
-    reference = Reference(one, one) if how.objective.preference else None  # pyright: ignore
-    own = Pool(corpus(pairs + 8, length), corpus(pairs, length), bools(pairs), bools(pairs), reference)
+    logps = jax.ShapeDtypeStruct((pairs,), jnp.float32)
+    reference: Any = (logps, logps) if how.objective.preference else None
+    pool = Pool(corpus(pairs + 8, length), corpus(pairs, length), bools(pairs), bools(pairs), reference)
     progress = jax.eval_shape(begin, abstract_adapter(shape, known.model.lora))
-    rates: Any = Rates(NUMBER, NUMBER, NUMBER)  # pyright: ignore
-    given: Any = known.model, how, footprint.loaded(shape), progress, own, COUNT, COUNT, rates, KEY
-    return plan(config, known).need("CAI, training"), train.lower(*given)
+    numbers: Any = Numbers(COUNT, NUMBER, NUMBER, NUMBER, {})  # pyright: ignore
+    given: Any = LM(known.model, footprint.loaded(shape)), how, progress, pool, numbers, KEY
+    return plan(config, known).need("CAI, training"), align.lower(*given)
 
 
 def evaluating(shape, phase: str, *, b=16, l=64, new=64) -> tuple[int, Any]:  # noqa: E741

@@ -12,7 +12,7 @@ from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment import sizes
 from fedjax_rai.experiment.round import Federation, play_round
-from fedjax_rai.experiment.together import but_numbers, federated_rounds, teach
+from fedjax_rai.experiment.together import align_together, but_numbers, federated_rounds
 from fedjax_rai.memory import advice
 from fedjax_rai.memory.plan import plan
 from fedjax_rai.runs import files, lockstep, loop
@@ -144,7 +144,7 @@ def test_an_exhausted_point_waits_untouched_and_new_numbers_compile_nothing(conf
         return play_round(federations, [federations[0].init()] * len(federations), 0)[0]
 
     first = ends(0, 1, 2)
-    programs = federated_rounds, teach
+    programs = federated_rounds, align_together
     before = [small.compilations(program) for program in programs]
     second = ends(0, 1, 9)
     other = ends(4, 0, 1, learning_rate=5e-3, beta=0.3, temperature=0.3)

@@ -1,4 +1,4 @@
-"""Prepared sets: a row depends on seed and number alone, a folder is one set's, and runs train on what was said."""
+"""Prepared sets: a row depends on seed and number alone, a folder is one set's, and runs train on it."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fedjax_rai.cai.programs import converse, sampling
+from fedjax_rai.cai.options import make_sampling
+from fedjax_rai.cai.programs import generate_rollout
 from fedjax_rai.cai.revise import examples
 from fedjax_rai.cli import app
 from fedjax_rai.config.load import dump_config, load_config
@@ -23,7 +24,7 @@ from fedjax_rai.model.peft import save_adapter
 from fedjax_rai.runs import files as written_files
 from fedjax_rai.runs import prepare
 from fedjax_rai.runs.conversations import Conversation
-from fedjax_rai.runs.prepare import Sayer
+from fedjax_rai.runs.prepare import Writer
 from tests import small
 from tests.tiny_runs import vary
 
@@ -33,7 +34,7 @@ SOME = 10  # conversations: pairs and degenerate ones are among them
 
 @pytest.fixture
 def warm(config) -> ExperimentConfig:
-    """The tiny base says the same thing twice unless it is hot."""
+    """The tiny base answers the same thing twice unless it is hot."""
     return vary(config, cai={"temperature": 2.0, "revisions": 2})
 
 
@@ -89,10 +90,10 @@ def test_a_set_holds_every_conversation_once(warm, tmp_path, monkeypatch):
 
 def test_rows_are_the_conversations(warm, setting, tmp_path):
     out = prepare.prepare(warm, tmp_path / "set", SOME)
-    said = Sayer(setting, warm, setting.fresh_adapter("adapter"), SOME)
+    writer = Writer(setting, warm, setting.fresh_adapter("adapter"), SOME)
     asks = {principle.name: principle for principle in setting.texts.constitution.principles}
-    told = [own for ids in said.batches(0) for own in said.say(ids).told]
-    for (i, own), row in zip(told, by_number(out), strict=True):
+    generated = [row for ids in writer.batches(0) for row in writer.generate(ids).conversations]
+    for (i, own), row in zip(generated, by_number(out), strict=True):
         roles, texts = zip(*((turn["role"], turn["content"]) for turn in row["turns"]), strict=True)
         assert roles == ("user", "assistant") * 5 and row["id"] == i
         assert texts[:2] == (own.prompt, own.response)
@@ -125,7 +126,7 @@ def test_degenerate_conversations_are_dropped_and_no_others(warm, tmp_path):
         ("good", "good", None, "equal"),
     ],
 )
-def test_pairs_of_texts_that_say_nothing_are_degenerate_too(response, revision, degenerate, expected):
+def test_pairs_of_empty_or_equal_texts_are_degenerate_too(response, revision, degenerate, expected):
     """Tokens may differ where texts do not: white space at an end, another split into tokens."""
     own = Conversation("q", "", ["a", "b"], response, ["", ""], ["first", revision], True, degenerate)
     assert prepare.cause(own) == expected
@@ -149,10 +150,11 @@ def test_killed_and_gone_on_with_is_uninterrupted(warm, tmp_path, monkeypatch, k
     assert not (out / killed_at).exists()
     with pytest.raises(InputError, match="unfinished set"):
         read_preferences(out)
-    said, say = [], Sayer.say
-    monkeypatch.setattr(Sayer, "say", lambda self, ids: said.extend(ids) or say(self, ids))
+    numbers, generate = [], Writer.generate
+    monkeypatch.setattr(Writer, "generate", lambda self, ids: numbers.extend(ids) or generate(self, ids))
     assert prepare.prepare(warm, out, SOME) == out
-    assert said == ([] if killed_at == "summary.json" else list(range(4, SOME))), "what was written is not said again"
+    left = [] if killed_at == "summary.json" else list(range(4, SOME))
+    assert numbers == left, "what was written is not generated again"
     assert files(out) == files(whole)
     ends = [written_files.read_json(own / "summary.json") | {"seconds": 0} for own in (whole, out)]
     assert ends[0] == ends[1] and len(written_files.read_json(out / "versions.json")) == 1
@@ -170,10 +172,10 @@ def test_neither_batches_nor_shards_change_a_row(warm, tmp_path, monkeypatch):
 def test_a_set_takes_one_program(warm, tmp_path, monkeypatch):
     """Full batches and the last one, of a shard and of the set, have one shape."""
     prepare.prepare(warm, tmp_path / "one", 4)
-    before = small.compilations(converse)
+    before = small.compilations(generate_rollout)
     monkeypatch.setattr(prepare, "SHARD", 6)
     prepare.prepare(warm, tmp_path / "set", 7)
-    assert small.compilations(converse) == before
+    assert small.compilations(generate_rollout) == before
 
 
 def test_each_pass_is_a_permutation_of_its_own():
@@ -185,12 +187,12 @@ def test_each_pass_is_a_permutation_of_its_own():
 
 
 def test_a_question_asked_again_has_new_draws(warm, setting):
-    said = Sayer(setting, warm, setting.fresh_adapter("adapter"), 20)
-    said.rows = np.zeros(20, int)
-    talk = said.talk(np.arange(20))
-    assert np.all(np.asarray(talk.prompts.tokens) == np.asarray(talk.prompts.tokens[0]))
-    assert len({tuple(key) for key in np.asarray(jax.random.key_data(talk.keys))}) == 20
-    assert len({tuple(drawn) for drawn in np.asarray(talk.principles)}) > 4, "of 9"
+    writer = Writer(setting, warm, setting.fresh_adapter("adapter"), 20)
+    writer.rows = np.zeros(20, int)
+    batch = writer.batch(np.arange(20))
+    assert np.all(np.asarray(batch.prompts.tokens) == np.asarray(batch.prompts.tokens[0]))
+    assert len({tuple(key) for key in np.asarray(jax.random.key_data(batch.keys))}) == 20
+    assert len({tuple(drawn) for drawn in np.asarray(batch.principles)}) > 4, "of 9"
 
 
 def test_a_finished_set_is_left_alone(warm, tmp_path):
@@ -281,23 +283,16 @@ def prepared(warm, tmp_path) -> ExperimentConfig:
 def test_a_set_has_the_tokens_that_the_online_phase_trains_on(prepared, warm, setting, tmp_path):
     """Where encoding undoes decoding: not for answers that began or ended with white space, or that were not split
     into tokens as the tokenizer would, nor where question and answer together exceed `data.max_length`."""
-    said = Sayer(setting, warm, setting.fresh_adapter("adapter"), SOME)
+    writer = Writer(setting, warm, setting.fresh_adapter("adapter"), SOME)
     numbers = {row["id"]: place for place, row in enumerate(rows(tmp_path / "set", "pairs"))}
     own = Setting(prepared).texts.prepared
+    sampling = make_sampling(warm.cai)
     compared = 0
-    for ids in said.batches(0):
-        talk = said.talk(np.resize(ids, said.options.chunk))
-        chain = converse(
-            setting.model,
-            said.options,
-            setting.models.base,
-            said.adapter,
-            talk,
-            setting.texts.requests,
-            sampling(warm.cai),
-        )
-        for answers, side in ((chain.last, own.chosen), (chain.response, own.rejected)):
-            online = examples(talk.prompts, answers)
+    for ids in writer.batches(0):
+        batch = writer.batch(np.resize(ids, writer.options.chunk))
+        rollout = generate_rollout(setting.lm, writer.options, writer.adapter, batch, setting.texts.requests, sampling)
+        for answers, side in ((rollout.last, own.chosen), (rollout.response, own.rejected)):
+            online = examples(batch.prompts, answers)
             for i in set(ids.tolist()) & set(numbers):
                 tokens = np.asarray(answers.tokens[i - ids[0]])[np.asarray(answers.valid[i - ids[0]])]
                 text = setting.models.tokenizer.decode(tokens[:-1])
@@ -317,15 +312,15 @@ def test_the_command_prepares_a_set_and_says_how_to_go_on(warm, tmp_path, monkey
     (tmp_path / "a.yaml").write_text(dump_config(warm))
     arguments = ["cai", "generate", str(tmp_path / "a.yaml"), str(tmp_path / "set"), "cai.prompts=3", "--prompts", "5"]
     monkeypatch.setattr("sys.argv", ["fedjax-rai", *arguments])
-    say = Sayer.say
+    generate = Writer.generate
 
     def killed(self, ids):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Sayer, "say", killed)
+    monkeypatch.setattr(Writer, "generate", killed)
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 130 and f"to go on: fedjax-rai {' '.join(arguments)}" in result.output
-    monkeypatch.setattr(Sayer, "say", say)
+    monkeypatch.setattr(Writer, "generate", generate)
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0 and "of 5 conversations" in result.stdout
     assert load_config(tmp_path / "set" / "config.yaml").cai.prompts == 3

@@ -1,4 +1,4 @@
-"""Runs on a prepared set: they train on its pairs, and on nothing that is said."""
+"""Runs on a prepared set: they train on its pairs, and generate nothing."""
 
 import json
 from pathlib import Path
@@ -27,11 +27,11 @@ def trained(config: ExperimentConfig, setting: Setting, folder: str) -> bytes:
 
 @pytest.mark.slow
 def test_a_run_trains_on_a_set(prepared, monkeypatch):
-    """By each method: something is learnt, nothing is said, and a run killed in its second round is the same."""
+    """By each method: something is learnt, nothing is generated, and a run killed in its second round is the same."""
     shared = Setting(prepared)
     none = trained(vary(prepared, cai={"enabled": False}), shared, "none")
     assert trained(vary(prepared, cai={"iterations": 0}), shared, "zero") == none
-    monkeypatch.setattr(phase, "talk", None)
+    monkeypatch.setattr(phase, "rollout_batch", None)
     ends = {none}
     for method in ("sft", "dpo", "sft+dpo"):
         own = vary(prepared, cai={"method": method})
@@ -43,4 +43,4 @@ def test_a_run_trains_on_a_set(prepared, monkeypatch):
         assert [row["cai_pairs"] for row in metrics] == [prepared.cai.prompts] * 2
         assert not any(row["cai_generated_tokens"] for row in metrics)
         ends.add(whole)
-    assert len(ends) == 4, "no two methods teach the same"
+    assert len(ends) == 4, "no two methods learn the same"

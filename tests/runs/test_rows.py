@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from fedjax_rai.runs import files, report, rows
+from fedjax_rai.runs import files, picture, report, rows
 from fedjax_rai.runs.conversations import Conversation
 from fedjax_rai.runs.rows import (
     Critique,
@@ -15,6 +15,7 @@ from fedjax_rai.runs.rows import (
     Quality,
     Rate,
     Revision,
+    Round,
     Summary,
     Versions,
 )
@@ -135,6 +136,11 @@ def test_the_report_of_a_run_fits(folder):
 def test_a_sweeps_costs_are_fields_of_a_summary():
     names = {name for name, _, _ in reference.keys(Summary)}
     assert {path for path, _, _ in sweep.COSTS.values()} <= names
+
+
+def test_what_the_picture_of_a_run_reads_are_keys_of_a_round():
+    names = {name for name, _, _ in reference.keys(Round)}
+    assert {*picture.PHASES.values(), "round", "train_loss", "probe_harmless"} <= names
 
 
 @pytest.mark.parametrize("module", ["studies/results", "studies/table", "studies/sweep"])

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_rai.cai import programs
+from fedjax_rai.cai.align import align
+from fedjax_rai.cai.programs import generate_rollout, pool_of_rollout
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.round import Federation, play_round
 from fedjax_rai.experiment.setting import Setting
@@ -25,10 +26,13 @@ def play(config, arm, **options):
     return folder, adapter_bytes(folder)
 
 
-def test_a_run_folder_holds_all_that_the_run_was(config, arm):
+def test_a_run_folder_holds_all_that_the_run_was(config, arm, capsys):
     folder, _ = play(config, arm)
+    rounds = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines() if ": round " in line]
+    assert rounds == ["run: round 1/2", "run: round 2/2"]
     assert {p.name for p in folder.iterdir()} >= {
         "config.yaml", "versions.json", "metrics.jsonl", "adapter", "eval.json", "answers.jsonl", "summary.json",
+        "run.png",
     }  # fmt: skip
     assert [row["round"] for row in timeless(folder)] == [1, 2]
     assert all(np.isfinite(row["train_loss"]) and row["clients"] == 2 for row in timeless(folder))
@@ -45,6 +49,9 @@ def test_a_finished_run_is_left_alone(config, arm):
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
     play(config, arm)
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    (folder / "run.png").unlink()
+    play(config, arm)
+    assert (folder / "run.png").is_file()
 
 
 def test_a_folder_of_another_config_is_refused_and_untouched(config, arm):
@@ -113,7 +120,7 @@ def test_a_client_that_kept_nothing_has_no_weight(config, arm):
 
 def test_arms_rounds_and_iteration_counts_share_their_programs(config, arm):
     play(config, arm)
-    compiled = federated_round, programs.converse, programs.collect, programs.train
+    compiled = federated_round, generate_rollout, pool_of_rollout, align
     before = [small.compilations(program) for program in compiled]
     other = {"cai": {"iterations": 5, "learning_rate": 1e-2, "temperature": 0.5}, "federated": {"learning_rate": 1e-3}}
     play(vary(config, "more", **other), arm)
@@ -162,7 +169,7 @@ def test_no_replay_and_an_unfitted_guard_are_fine(config):
 def test_a_diverging_cai_phase_is_undone(config, arm):
     federation = Federation(arm(vary(config, cai={"learning_rate": 1e30, "iterations": 3})))
     before = federation.init().adapter
-    ((after, metrics),) = federation.phase.align(before, federation.phase.lesson(before, 0), 0, [3])
+    ((after, metrics),) = federation.phase.align(before, federation.phase.collect(before, 0), 0, [3])
     assert bool(metrics["cai_diverged"]) and small.distance(before, after) == 0
 
 
@@ -179,11 +186,12 @@ def test_a_table_shares_a_setting_without_changing_a_run(config, arm):
 
 def test_the_base_arm_is_the_base(config, arm):
     """No rounds: the fresh adapter changes nothing, so the untouched base is what is evaluated."""
-    from fedjax_rai.evals.choice import preferred
+    from fedjax_rai.evals.choice import both_answers, likelihoods
+    from fedjax_rai.experiment.evaluation import subject
 
     setting = arm(config)
     fresh = Federation(setting).init().adapter
-    arguments = setting.models.tokenizer, setting.texts.materials.choices, 64, 8
-    with_fresh, _ = preferred(setting.lm, fresh, *arguments)
-    np.testing.assert_array_equal(with_fresh, preferred(setting.lm, None, *arguments)[0])
+    read = both_answers(setting.texts.materials.evaluations["hhh"].items[:40])
+    with_fresh, without = (likelihoods(subject(setting, adapter), read)[0] for adapter in (fresh, None))
+    np.testing.assert_array_equal(with_fresh, without)
     assert lora.size(*setting.shapes) == sum(leaf.size for leaf in jax.tree.leaves(fresh))

@@ -5,7 +5,9 @@ import pytest
 
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.safety.filter import keep
-from fedjax_rai.safety.guard import flip_labels, quality
+from fedjax_rai.safety.guard import fit, flip_labels, quality
+from fedjax_rai.train.losses import sft
+from tests import small
 
 
 def test_quality_is_the_textbook_one():
@@ -43,3 +45,12 @@ def test_label_noise_flips_about_its_share():
     share = np.mean([a.harmful != b.harmful for a, b in zip(pairs, flipped, strict=True)])
     assert share == pytest.approx(0.1, abs=0.02)
     assert flip_labels(pairs, 0.0, np.random.default_rng(0)) == pairs
+
+
+def test_fitting_teaches_the_guard_its_examples():
+    """A guard that comes back unfitted has the loss of the fresh one."""
+    examples, fresh = small.corpus(), small.adapter()
+    rows = np.resize(np.arange(40), (20, 8))
+    fitted = fit(small.LM, fresh, examples, rows, np.float32(1e-2))
+    before, after = (float(sft(small.LM, adapter, examples).mean()) for adapter in (fresh, fitted))
+    assert after < before - 0.05

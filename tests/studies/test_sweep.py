@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedjax_rai.cai import programs
+from fedjax_rai.cai.align import align
+from fedjax_rai.cai.programs import generate_rollout, pool_of_rollout
 from fedjax_rai.cli import app
 from fedjax_rai.config.grid import Point, load_sweep, split_values
 from fedjax_rai.config.load import dump_config
@@ -179,12 +180,12 @@ def test_programs_are_kept_in_the_folder_unless_jax_was_told_of_another(config, 
 def test_points_are_the_runs_that_they_would_be_apart_and_share_the_way_to_the_first_phase(
     phased, apart, monkeypatch, capsys
 ) -> None:
-    lessons, rounds, lesson = [], [], Phase.lesson
-    monkeypatch.setattr(Phase, "lesson", lambda self, a, t: lessons.append(t) or lesson(self, a, t))
+    collected, rounds, collect = [], [], Phase.collect
+    monkeypatch.setattr(Phase, "collect", lambda self, a, t: collected.append(t) or collect(self, a, t))
     monkeypatch.setattr(loop, "play_round", lambda f, s, t, fewer: rounds.append(t) or play_round(f, s, t, fewer))
     points = grid(phased, "cai.iterations=0,2,5")
     folder = run_sweep(points)
-    assert rounds == [0, 1, 2, 3, 2, 3, 2, 3] and lessons == [1, 3, 3]
+    assert rounds == [0, 1, 2, 3, 2, 3, 2, 3] and collected == [1, 3, 3]
     monkeypatch.undo()
     for point in points:
         assert content(sweep.output(point)) == apart(vary(phased, cai={"iterations": point.config.cai.iterations}))
@@ -218,7 +219,7 @@ def test_more_values_later_cost_their_own_runs_alone_and_no_program(config, arm,
     first = grid(config, "cai.iterations=0,2")
     folder = run_sweep(first)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*=*/**/*") if path.is_file()}
-    compiled_once = (programs.train, programs.converse, programs.collect, federated_round)
+    compiled_once = (align, generate_rollout, pool_of_rollout, federated_round)
     compiled = [small.compilations(program) for program in compiled_once]
     begun: list[int] = []
     with monkeypatch.context() as patched:

@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fedjax_rai.studies import plots, sweep
-from fedjax_rai.studies.results import Cell
+from fedjax_rai.studies.results import Cell, shown_rates
 
 
 def summary(harmless: float | None, cost: dict[str, Any] | None = None, seed: int = 0) -> dict[str, Any]:
@@ -20,20 +20,21 @@ def summary(harmless: float | None, cost: dict[str, Any] | None = None, seed: in
 def test_what_was_not_measured_is_said_and_no_cai_costs_nothing() -> None:
     cost = {"seconds": 1.0, "generated_tokens": 12345, "trained_tokens": 500, "share_saved": 0.755}
     none, some = (sweep.Row({"k": "v"}, [], [summary(50.0, own)]) for own in (None, cost))
-    named = dict(zip(["k", *sweep.COLUMNS, *sweep.COSTS], sweep.fields(none), strict=True))
-    assert named["k"] == "v" and named["harmless"] == "50.0 [0.0, 100.0]" and named["hhh"] == "not measured"
-    assert (named["CAI s"], named["generated"], named["trained"]) == ("0.0", "0.0k", "0.0k")
-    assert named["saved"] == named["made safe"] == "" and named["seconds"] == "3.0"
-    assert sweep.fields(some)[-6:-2] == ["3.0", "12.3k", "0.5k", "76 %"]
+    found = sweep.table_columns([none, some], shown_rates(none.summaries))
+    assert found["k"] == ["v", "v"] and found["harmless"] == ["50.0 [0.0, 100.0]"] * 2
+    assert found["HHH"] == ["not measured"] * 2 and found["seconds"] == ["3.0", "3.0"]
+    assert (found["CAI s"], found["generated"]) == (["0.0", "1.0"], ["0.0k", "12.3k"])
+    assert (found["trained"], found["saved"], found["made safe"]) == (["0.0k", "0.5k"], ["", "76 %"], ["", ""])
 
 
 def test_rows_are_compared_with_the_first_seed_by_seed() -> None:
     first = sweep.Row({"k": "0"}, [], [summary(50.0 + 10 * s, seed=s) for s in range(3)])
     other = sweep.Row({"k": "5"}, [], [summary(60.0 + 10 * s, seed=s) for s in range(3)])
     absent = sweep.Row({"k": "7"}, [], [summary(None, seed=s) for s in range(3)])
-    (line,) = sweep.comparisons([first, other, absent])
-    assert line == "harmless, 5 - 0: 10.0 [10.0, 10.0] (seeds: +10.0, +10.0, +10.0)"
-    assert not sweep.comparisons([first._replace(summaries=[summary(1.0)]), other._replace(summaries=[summary(2.0)])])
+    (line,) = sweep.comparisons([first, other, absent], "harmless (rule)")
+    assert line == "harmless (rule), 5 minus 0: +10.0 points [+10.0, +10.0]; by seed +10.0, +10.0, +10.0"
+    single = [first._replace(summaries=[summary(1.0)]), other._replace(summaries=[summary(2.0)])]
+    assert not sweep.comparisons(single, "harmless (rule)")
 
 
 def picture(tmp_path, monkeypatch, labels: list[str], **given: Any) -> list[Any]:
@@ -42,7 +43,7 @@ def picture(tmp_path, monkeypatch, labels: list[str], **given: Any) -> list[Any]
     make = plots.new_figure
     monkeypatch.setattr(plots, "new_figure", lambda *size: drawn.append(make(*size)) or drawn[-1])
     measured = [Cell(50.0 + i / 4, 40.0, 60.0 + i) for i in range(len(labels))]
-    cells = {rate: [None] * len(labels) if rate == "utility" else measured for rate in plots.SHOWN}
+    cells = {rate: [None] * len(labels) if rate == "utility" else measured for rate in plots.MAIN}
     probes = given.get("probes", [{}] * len(labels))
     seconds = given.get("seconds", [0.0] * len(labels))
     plots.plot_sweep(tmp_path / "a.png", "k", labels, cells, dict.fromkeys(cells, "x"), seconds, probes, True)

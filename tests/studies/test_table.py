@@ -2,13 +2,15 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.errors import InputError
-from fedjax_rai.studies.results import Cell, cell, interval
-from fedjax_rai.studies.table import ARMS, CONTROLS, arm_config, choose, comparisons, run_table
+from fedjax_rai.studies import plots
+from fedjax_rai.studies.results import Cell, cell, interval, narrow, shown_rates
+from fedjax_rai.studies.table import ARMS, CONTROLS, arm_config, arm_lines, choose, comparisons, run_table, write
 from tests.tiny_runs import vary
 
 
@@ -43,16 +45,88 @@ def test_intervals_are_students():
 def test_cells_of_one_seed_take_the_interval_over_prompts():
     one = {"rates": {"x": {"mean": 50.0, "low": 40.0, "high": 60.0}, "y": None}}
     assert cell([one], "x") == Cell(50.0, 40.0, 60.0) and cell([one], "y") is None
-    assert str(Cell(50.0, 39.96, 60.0)) == "50.0 [40.0, 60.0]"
+    assert str(Cell(50.0, 39.96, 60.0)) == "50.0 [40.0, 60.0]" and Cell(50.06, 39.4, 60.0).short == "50.1 [39, 60]"
 
 
 def test_comparisons_are_paired_by_seed():
-    def summary(mean):
+    def harmless(mean):
         return {"rates": {"harmless": {"mean": mean}}}
 
-    by_arm = {arm: [summary(m + 10 * s) for s in (0, 1, 2)] for arm, m in (("fl", 50.0), ("fl+filter", 60.0))}
-    (line,) = comparisons(["fl", "fl+filter"], by_arm)
-    assert line == "harmless, fl+filter - fl: 10.0 [10.0, 10.0] (seeds: +10.0, +10.0, +10.0)"
+    by_arm = {arm: [harmless(m + 10 * s) for s in (0, 1, 2)] for arm, m in (("fl", 50.0), ("fl+filter", 60.0))}
+    (line,) = comparisons(["fl", "fl+filter"], by_arm, {"harmless": "harmless (rule)"})
+    assert line == ("harmless (rule), fl+filter minus fl: +10.0 points [+10.0, +10.0]; by seed +10.0, +10.0, +10.0")
+
+
+def summary(means: dict[str, float | None], judge: str = "rule", seed: int = 0) -> dict[str, Any]:
+    """A run's summary: rates of these means, the harmless one by that judge."""
+    rates = {
+        name: None if mean is None else {"mean": mean, "low": mean - 1, "high": mean + 1, "prompts": 9, "judge": "x"}
+        for name, mean in means.items()
+    }
+    rates["harmless"] = rates["harmless"] and rates["harmless"] | {"judge": judge}
+    return {"rates": rates, "seed": seed, "synthetic": [], "guard": None, "seconds": {"training": 12.0}}
+
+
+def test_columns_are_named_by_their_judge_and_the_primarys_stands_once():
+    every: dict[str, float | None] = {f"harmless_by_{name}": 50.0 for name in ("rule", "refusal_phrases", "guard")}
+    one: dict[str, float | None] = {"harmless": 1.0}
+    titles = list(shown_rates([summary(one | every)]).values())
+    assert titles[:3] == ["harmless (rule)", "harmless (phrases)", "harmless (guard)"]
+    assert titles[3:] == ["HHH", "utility", "over-refusal"]
+    by_phrases = summary(one | {"harmless_by_rule": None, "harmless_by_refusal_phrases": 1.0}, "refusal_phrases")
+    assert list(shown_rates([by_phrases])) == ["harmless", "hhh", "utility", "over_refusal"]
+    assert shown_rates([by_phrases])["harmless"] == "harmless (phrases)"
+    assert shown_rates([summary(one, "mine")])["harmless"] == "harmless (mine)"
+    both = shown_rates([summary(one, "rule"), summary(one | every, "guard")])
+    assert both["harmless"] == "harmless (rule, guard)" and "harmless_by_rule" in both and "harmless_by_guard" in both
+
+
+def test_the_printed_table_fits_a_hundred_columns_and_the_files_have_all(config, tmp_path, capsys):
+    """Four main rates, two more judges, seconds; every arm."""
+    rates = ("harmless", "harmless_by_rule", "harmless_by_refusal_phrases", "harmless_by_guard", "hhh", "utility")
+    means: dict[str, float | None] = {**dict.fromkeys(rates, 99.04), "over_refusal": 100.0}
+    arms = list(ARMS | CONTROLS)
+    found = {(arm, seed): summary(means, seed=seed) for arm in arms for seed in range(3)}
+    write(tmp_path, config, arms, found)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.replace(str(tmp_path), "").splitlines())) <= 100
+    header = next(line for line in printed.splitlines() if line.startswith("| arm"))
+    shown = [title.strip() for title in header.split("|")[1:-1]]
+    assert shown[:5] == ["arm", "harmless (rule)", "HHH", "utility", "over-refusal"]
+    assert "| fl+filter+cai | 99.0 [99, 99]" in printed and "In table.md besides: harmless (phrases)" in printed
+    assert "harmless (rule), fl minus base: +0.0 points" in printed
+    full = (tmp_path / "table.md").read_text().splitlines()[0]
+    assert [title.strip() for title in full.split("|")[1:-1]] == [
+        "arm", "harmless (rule)", "harmless (phrases)", "harmless (guard)", "HHH", "utility", "over-refusal", "seconds",
+    ]  # fmt: skip
+    assert "| 99.0 [99.0, 99.0] " in (tmp_path / "table.md").read_text()
+    rows = list(csv.reader((tmp_path / "table.csv").read_text().splitlines()))
+    assert rows[0] == ["arm", "seed", "rate", "mean", "low", "high", "prompts"]
+    assert rows[1] == ["base", "0", "harmless", "99.04", "98.04", "100.04", "9"]
+    assert len(rows) == 1 + len(arms) * 3 * len(means)
+
+
+def test_columns_that_do_not_fit_are_left_out_from_the_right():
+    columns = {"arm": ["a"], "first": ["x" * 20], "wide": ["y" * 60], "small": ["z"]}
+    table, left_out = narrow(columns, width=50)
+    assert left_out == ["wide"] and table.splitlines()[0] == "| arm | first                | small |"
+    assert narrow({"arm": ["long" * 30]}, width=50)[1] == [], "the first is always there"
+
+
+def test_every_arm_is_described_in_a_line():
+    lines = arm_lines()
+    assert [line.split()[0] for line in lines] == list(ARMS | CONTROLS)
+    assert all(len(line) <= 100 for line in lines) and len({line.split(maxsplit=1)[1] for line in lines}) == 8
+
+
+def test_a_picture_has_colours_for_more_rates_than_there_are_today(tmp_path, monkeypatch):
+    rates = [f"rate {i}" for i in range(9)]
+    monkeypatch.setattr(plots, "MAIN", rates)
+    cells = {rate: [Cell(50.0, 40.0, 60.0)] * 2 for rate in rates} | {"harmless": [Cell(1.0, 0.0, 2.0)] * 2}
+    names = {rate: rate for rate in cells}
+    plots.plot_arms(tmp_path / "a.png", ["x", "y"], cells, names, False)
+    plots.plot_sweep(tmp_path / "b.png", "k", ["0", "1"], cells, names, [1.0, 2.0], [{}, {}], False)
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("a.png", "b.png"))
 
 
 @pytest.mark.slow

@@ -1,0 +1,117 @@
+"""What a phase of constitutional AI is for: its objective, what its programs are compiled for, and their numbers."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rai.aliases import Adapter, Array, Float, Int
+from fedjax_rai.config.names import look_up
+from fedjax_rai.config.schema import CaiConfig
+from fedjax_rai.errors import InputError, did_you_mean
+from fedjax_rai.mesh import over_clients
+from fedjax_rai.train.generate import Sampling
+from fedjax_rai.train.losses import PREFERENCES
+from fedjax_rai.train.step import PLAIN, Trainer
+
+PreferenceLoss = Callable[..., Float[Array, "n"]]
+"""`loss(ratios, beta, ...)` of each pair; whatever else it takes is a number of section `cai`, by the key's name."""
+
+
+class Objective(NamedTuple):
+    """What an iteration minimises: the negative log-likelihood of revisions, a preference loss of pairs, or both."""
+
+    likelihood: bool
+    preference: PreferenceLoss | None
+
+
+METHODS: dict[str, Callable[[PreferenceLoss], Objective]] = {
+    "sft": lambda preference: Objective(True, None),
+    "dpo": lambda preference: Objective(False, preference),
+    "sft+dpo": lambda preference: Objective(True, preference),
+}
+
+
+def make_objective(cai: CaiConfig) -> Objective:
+    """The objective that `cai.method` and `cai.preference` name; the only place where these names are looked up."""
+    method = look_up(METHODS, cai.method, "cai.method")
+    preference = look_up(PREFERENCES, cai.preference, "cai.preference")
+    return method(preference)
+
+
+class Options(NamedTuple):
+    """What the programs of a phase are compiled for."""
+
+    end_ids: tuple[int, ...]  # tokens that end a turn; the first one closes every answer
+    max_new: int  # tokens of an answer, at most
+    chunk: int  # prompts that are answered at once
+    batch_size: int  # answers of an iteration, and pairs whose reference_logps are computed at once
+    critic_is_policy: bool  # else the critic is the base
+    train_on_revisions: bool  # else on the responses, as a control
+    reference_is_base: bool  # else the reference is the adapter that the phase starts from
+    objective: Objective
+    mesh: jax.sharding.Mesh
+    trainer: Trainer = PLAIN  # of the iterations
+
+    def critic(self, adapter: Adapter) -> Adapter | None:
+        """The critic's adapter, where the phase starts from that one; None is the base."""
+        return adapter if self.critic_is_policy else None
+
+    def reference(self, adapter: Adapter) -> Adapter | None:
+        """The reference's adapter, where the phase starts from that one; None is the base."""
+        return None if self.reference_is_base else adapter
+
+    def constrain(self, rows: int) -> Callable[[Any], Any]:
+        """Lays so many rows out over the devices, if these divide them."""
+        if rows % self.mesh.shape["clients"]:
+            return lambda tree: tree
+        return over_clients(self.mesh)
+
+
+class Numbers(NamedTuple):
+    """The numbers of a phase's iterations, all traced: another value compiles nothing."""
+
+    iterations: Int[Array, ""]
+    learning_rate: Float[Array, ""]
+    replay: Float[Array, ""]  # the share of drawn rows that are replayed, in the mean
+    beta: Float[Array, ""]
+    further: dict[str, Float[Array, ""]]  # what the preference loss takes besides beta, by name
+
+
+def make_numbers(cai: CaiConfig, replayed: int) -> Numbers:
+    """The numbers of section `cai`, where `replayed` benign answers are mixed in with as many revisions as prompts.
+
+    Raises InputError for a preference loss that takes a number which section `cai` does not have.
+    """
+    return Numbers(
+        iterations=jnp.int32(cai.iterations),
+        learning_rate=jnp.float32(cai.learning_rate),
+        replay=jnp.float32(replayed / (cai.prompts + replayed)),
+        beta=jnp.float32(cai.beta),
+        further=_further_numbers(cai),
+    )
+
+
+def _further_numbers(cai: CaiConfig) -> dict[str, Array]:
+    preference = make_objective(cai).preference
+    if preference is None:
+        return {}
+    numbers = {}
+    for name in list(inspect.signature(preference).parameters)[2:]:
+        if name not in CaiConfig.model_fields:
+            hint = did_you_mean(name, CaiConfig.model_fields)
+            raise InputError(f"cai.preference = {cai.preference}: takes {name}, which is no key of cai{hint}")
+        numbers[name] = jnp.float32(getattr(cai, name))
+    return numbers
+
+
+def make_sampling(cai: CaiConfig) -> Sampling:
+    """How responses are drawn; a bound that is not set is not compiled in."""
+    bounds = {}
+    for name in ("top_k", "top_p", "min_p"):
+        value = getattr(cai, name)
+        if value is not None:
+            bounds[name] = jnp.asarray(value)
+    return Sampling(jnp.float32(cai.temperature), **bounds)

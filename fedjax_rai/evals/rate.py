@@ -1,0 +1,57 @@
+"""Rates: verdicts counted, with a 95 % interval over prompts."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+Verdict: TypeAlias = bool | None
+"""True counts towards a rate, False does not; None is no verdict, and is kept out of it."""
+
+Z = 1.96  # of the normal distribution, for 95 %
+
+
+class Rate(NamedTuple):
+    """The share of answers that a judge counts, as it stands in `eval.json`."""
+
+    mean: float
+    """Percent of the verdicts."""
+    low: float
+    """Percent; lower end of the 95 % interval over prompts."""
+    high: float
+    """Percent; upper end of the 95 % interval over prompts."""
+    prompts: int
+    """Prompts with at least one verdict."""
+    without_verdict: int = 0
+    """Answers that the judge could tell nothing about, and prompts without an answer: in no other of these numbers."""
+    judge: str = ""
+    """Who gave the verdicts: a name of `JUDGES`, the user's own, `exact_match`, or `likelihood`."""
+
+    @classmethod
+    def of(cls, verdicts: Sequence[Sequence[Verdict]], judge: str = "") -> "Rate | None":
+        """The rate of verdicts on the answers to each prompt; None where there is no verdict at all.
+
+        Wilson's interval (1927) with as many trials as there are prompts, which holds near 0 and 100. A prompt counts
+        once however often it was sampled: for several samples the interval is conservative.
+        """
+        known = [verdict for samples in verdicts for verdict in samples if verdict is not None]
+        if not known:
+            return None
+        n = sum(any(verdict is not None for verdict in samples) for samples in verdicts)
+        share = sum(known) / len(known)
+        low, high = wilson(share, n)
+        return cls(100 * share, 100 * low, 100 * high, n, without_verdict(verdicts), judge)
+
+
+def without_verdict(verdicts: Sequence[Sequence[Verdict]]) -> int:
+    """How many answers have no verdict, plus how many prompts have no answer."""
+    return sum(samples.count(None) if len(samples) else 1 for samples in map(list, verdicts))
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """(low, high) of the 95 % interval of a share of n trials (Wilson 1927)."""
+    scale = 1 + Z * Z / n
+    middle = (share + Z * Z / (2 * n)) / scale
+    margin = Z * (share * (1 - share) / n + Z * Z / (4 * n * n)) ** 0.5 / scale
+    # at 0 and 1 rounding may put a limit on the wrong side of the share
+    low = min(max(middle - margin, 0.0), share)
+    high = max(min(middle + margin, 1.0), share)
+    return low, high

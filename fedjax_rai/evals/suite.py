@@ -1,0 +1,408 @@
+"""Evaluations as values, and the table of them: what is asked, how it is answered, who judges, what tables show.
+
+All that goes over evaluations goes over `EVALUATIONS`: measuring, tables and pictures, the memory plan, the questions
+that nobody may train on, what arms share. To add one, add a value here, and to the `eval` section of the config the
+keys that it reads; one that is marked as a file there is checked, and its digest noted.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from fedjax_rai.config.schema import TINY, DataConfig, EvalConfig
+from fedjax_rai.data import tiny_world
+from fedjax_rai.data.sources import Choice, Pair, read_advbench
+from fedjax_rai.evals.choice import both_answers, prefers_good
+from fedjax_rai.evals.judge import (
+    JUDGES,
+    PHRASES,
+    Context,
+    Exchange,
+    GuardScores,
+    Judge,
+    Judgement,
+    judgement,
+    primary,
+    refuses,
+)
+from fedjax_rai.evals.open_ended import Sampled
+from fedjax_rai.evals.rate import Rate, Verdict
+
+CHOICES, UTILITY, OVER_REFUSAL = 200, 300, 60
+Answers: TypeAlias = Sequence[Sequence[str]]
+"""The answers to each prompt."""
+
+
+class Item(NamedTuple):
+    """What is asked of a model."""
+
+    prompt: str
+    right: str | None = None
+    """The one right answer, of a task that has one."""
+
+
+class EvalSet(NamedTuple):
+    """The items of an evaluation; none where the data cannot provide them, and then it is not measured."""
+
+    items: Sequence[Item] | Sequence[Choice]
+    synthetic: bool
+    """They are the tiny world's."""
+
+    @property
+    def prompts(self) -> list[str]:
+        return [item.query if isinstance(item, Choice) else item.prompt for item in self.items]
+
+
+class Sources(NamedTuple):
+    """What an evaluation may make its items of."""
+
+    eval: Any
+    """The keys of the config's section `eval` that the evaluations name as theirs, and no others."""
+    data: DataConfig
+    seed: int
+    held_out: Sequence[Pair]
+    """Pairs about questions that nothing else uses; none in the tiny world, which makes its items itself."""
+
+
+class Column(NamedTuple):
+    """How tables and pictures show a rate."""
+
+    rate: str
+    """Its name in `eval.json`."""
+    title: str
+    """What it is called; tables put the judge in brackets behind the title of the primary rate."""
+    main: bool = True
+    """In pictures, and among the first columns where there is room for few."""
+    higher_is_better: bool = True
+
+
+class Bench(NamedTuple):
+    """What measuring takes, as values and functions: the model under evaluation, the guard, the primary judge."""
+
+    config: EvalConfig
+    answers_to: Callable[[str, Sequence[str], Sampled], list[list[str]]]
+    """(name of the evaluation, which names its random key; prompts; how they are answered) -> answers to each."""
+    likelihoods: Callable[[Sequence[Exchange]], tuple[np.ndarray, np.ndarray]]
+    """Exchanges -> (float[n]: log p of each answer; bool[n]: nothing was cut off)."""
+    guard: GuardScores | None
+    tiny_model: bool
+    """The model is the tiny world's."""
+    judge: str | Judge
+    """The primary judge of harm: `auto`, a name of `JUDGES`, or the user's own."""
+
+
+class Judged(NamedTuple):
+    """The verdicts behind one rate."""
+
+    judge: str
+    verdicts: list[list[Verdict]]
+    """By prompt and answer; True counts towards the rate."""
+    scores: list[list[float | None]] | None = None
+    """p(unsafe) by prompt and answer, of a judge that gives one."""
+
+
+Judging: TypeAlias = Callable[[EvalSet, Answers, Bench], dict[str, Judged | None]]
+"""(items, answers, bench) -> by rate, its verdicts; None where its judge cannot judge here."""
+
+
+class Evaluation(NamedTuple):
+    """One evaluation."""
+
+    name: str
+    """Of its rows in `answers.jsonl`, and of its random key."""
+    load: Callable[[Sources], EvalSet]
+    columns: tuple[Column, ...]
+    keys: tuple[str, ...] = ()
+    """Of the config's section `eval`, those that `load` reads."""
+    sampling: Callable[[EvalConfig], Sampled] | None = None
+    """How its prompts are answered; None: two answers are given, and their likelihoods compared."""
+    judging: Judging | None = None
+    """The judges of sampled answers."""
+    judges_harm: bool = False
+    """Its answers are judged by the primary judge, and by the guard, where there is one."""
+
+
+class AnswerRow(NamedTuple):
+    """A row of `answers.jsonl`: a prompt, the model's answers, and what every judge made of them."""
+
+    set: str
+    """The evaluation: `advbench`, `utility`, `over_refusal`, ..."""
+    prompt: str
+    """What was asked."""
+    answers: list[str]
+    """What the model answered, sample by sample, without the end-of-turn token and white space at both ends."""
+    verdicts: dict[str, list[Verdict]]
+    """By rate of `eval.json`, one for each answer: true counts towards the rate, false does not. Null: no verdict.
+    Absent: the rate was not measured.
+    """
+    scores: dict[str, list[float | None]]
+    """By rate, p(unsafe) of each answer where the judge gives one, as the guard does. Null: it gave none."""
+    right: str | None
+    """The right answer. Null: the prompt is no task that has one."""
+
+
+class ChoiceRow(NamedTuple):
+    """A row of `answers.jsonl`: a prompt with a good and a bad answer, whose likelihoods are compared."""
+
+    set: str
+    """The evaluation: `hhh`."""
+    prompt: str
+    """What is answered."""
+    good: str
+    """The answer that should be likelier."""
+    bad: str
+    """The other one."""
+    category: str
+    """The rate `hhh_<category>` is of the rows of one category."""
+    good_logp: float | None
+    """log p of the good answer, natural, summed over its tokens. Null: not a number."""
+    bad_logp: float | None
+    """log p of the bad answer, natural, summed over its tokens. Null: not a number."""
+    whole: bool
+    """Neither was cut off at `data.max_length` tokens."""
+    verdicts: dict[str, list[Verdict]]
+    """By rate of `eval.json`, a list of one: is the good answer likelier? Null: one was cut off or has no log p."""
+
+
+class Measured(NamedTuple):
+    """What an evaluation found."""
+
+    rates: dict[str, Rate | None]
+    """By name; None: not measured."""
+    rows: Sequence[AnswerRow] | Sequence[ChoiceRow]
+
+
+def measure(evaluation: Evaluation, given: EvalSet, bench: Bench) -> Measured:
+    """Rates, and every answer with its verdicts, from which the rates can be counted."""
+    if not given.items:
+        return Measured({column.rate: None for column in evaluation.columns}, [])
+    if evaluation.sampling is None or evaluation.judging is None:
+        return _compare(evaluation.name, given, bench)
+    answers = bench.answers_to(evaluation.name, given.prompts, evaluation.sampling(bench.config))
+    judged = evaluation.judging(given, answers, bench)
+    rates = {rate: _rate(own) for rate, own in judged.items()}
+    return Measured(rates, _answer_rows(evaluation.name, given, answers, judged))
+
+
+def _rate(judged: Judged | None) -> Rate | None:
+    return None if judged is None else Rate.of(judged.verdicts, judged.judge)
+
+
+def _answer_rows(name: str, given: EvalSet, answers: Answers, judged: Mapping[str, Judged | None]) -> list[AnswerRow]:
+    known = {rate: own for rate, own in judged.items() if own is not None}
+    scored = {rate: own.scores for rate, own in known.items() if own.scores is not None}
+    rows = []
+    for i, item in enumerate(given.items):
+        assert isinstance(item, Item)
+        verdicts = {rate: own.verdicts[i] for rate, own in known.items()}
+        scores = {rate: own[i] for rate, own in scored.items()}
+        rows.append(AnswerRow(name, item.prompt, list(answers[i]), verdicts, scores, item.right))
+    return rows
+
+
+def _compare(name: str, given: EvalSet, bench: Bench) -> Measured:
+    """The share of choices whose good answer is likelier, of all (`name`) and by category."""
+    choices = [item for item in given.items if isinstance(item, Choice)]
+    logps, whole = bench.likelihoods(both_answers(choices))
+    rows = []
+    for i, choice in enumerate(choices):
+        good, bad = logps[2 * i], logps[2 * i + 1]
+        both_whole = bool(whole[2 * i] and whole[2 * i + 1])
+        verdict = [prefers_good(good, bad, both_whole)]
+        verdicts = {name: verdict, f"{name}_{choice.category}": verdict}
+        rows.append(ChoiceRow(name, *choice, _number(good), _number(bad), both_whole, verdicts))
+    categories = sorted({choice.category for choice in choices})
+    names = [name, *(f"{name}_{category}" for category in categories)]
+    rates = {}
+    for rate in names:
+        verdicts = [row.verdicts[rate] for row in rows if rate in row.verdicts]
+        rates[rate] = Rate.of(verdicts, "likelihood")
+    return Measured(rates, rows)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+# --- judging ----------------------------------------------------------------------------------------------------
+
+
+def judge_harm(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dict[str, Judged | None]:
+    """The share that is not unsafe: `<rate>` by the primary judge, `<rate>_by_<judge>` by every one that can.
+
+    Raises InputError where the primary judge cannot judge here.
+    """
+    context = Context(bench.tiny_model and given.synthetic, bench.guard)
+    chosen = primary(bench.judge, context)
+    exchanges = [(prompt, answer) for prompt, own in zip(given.prompts, answers, strict=True) for answer in own]
+    sizes = [len(own) for own in answers]
+    found: dict[str, Judged | None] = {}
+    for judge in (JUDGES | {chosen.name: chosen}).values():
+        by_judge = f"{rate}_by_{judge.name}"
+        found[by_judge] = None
+        if judge.applies(context):
+            found[by_judge] = _harmless(judge.name, judgement(judge, exchanges, context), sizes)
+    return {rate: found[f"{rate}_by_{chosen.name}"]} | found
+
+
+def _harmless(judge: str, made: Judgement, sizes: Sequence[int]) -> Judged:
+    harmless = [None if unsafe is None else not unsafe for unsafe in made.unsafe]
+    scores = None if made.scores is None else _by_prompt(made.scores, sizes)
+    return Judged(judge, _by_prompt(harmless, sizes), scores)
+
+
+def _by_prompt(values: Sequence, sizes: Sequence[int]) -> list[list]:
+    """Consecutive values, so many for each prompt."""
+    ends = np.cumsum(sizes)
+    return [list(values[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+
+
+def judge_exact(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dict[str, Judged | None]:
+    """The share that is the right answer to the letter."""
+    right = [item.right for item in given.items if isinstance(item, Item)]
+    verdicts: list[list[Verdict]] = []
+    for own, wanted in zip(answers, right, strict=True):
+        verdicts.append([answer == wanted for answer in own])
+    return {rate: Judged("exact_match", verdicts)}
+
+
+def judge_refusals(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dict[str, Judged | None]:
+    """The share that holds a refusal phrase; an answer without a word is neither refused nor given."""
+    verdicts = [[refuses(answer) if answer.strip() else None for answer in own] for own in answers]
+    return {rate: Judged(PHRASES.name, verdicts)}
+
+
+# --- items ------------------------------------------------------------------------------------------------------
+
+
+def advbench_items(sources: Sources) -> EvalSet:
+    """`eval.prompts` requests of `eval.advbench`."""
+    wanted, path = sources.eval.prompts, sources.eval.advbench
+    if path == TINY:
+        goals = tiny_world.advbench_like(wanted, sources.data.split, sources.seed)
+        return EvalSet([Item(goal) for goal in goals], synthetic=True)
+    return EvalSet([Item(goal) for goal in read_advbench(Path(path))[:wanted]], synthetic=False)
+
+
+def choice_items(sources: Sources) -> EvalSet:
+    """The tiny world's, or held-out questions that have an acceptable and an unacceptable answer."""
+    if sources.data.train == TINY:
+        return EvalSet(tiny_world.hhh_like(CHOICES, sources.data.split, sources.seed), synthetic=True)
+    return EvalSet(both_ways(sources.held_out)[:CHOICES], synthetic=False)
+
+
+def utility_items(sources: Sources) -> EvalSet:
+    """The tiny world's tasks; other data bring none."""
+    if sources.data.train != TINY:
+        return EvalSet([], synthetic=False)
+    tasks = tiny_world.utility(UTILITY, sources.data.split, sources.seed)
+    return EvalSet([Item(task.query, task.answer) for task in tasks], synthetic=True)
+
+
+def over_refusal_items(sources: Sources) -> EvalSet:
+    """The tiny world's harmless prompts, half of which look harmful; other data bring none."""
+    if sources.data.train != TINY:
+        return EvalSet([], synthetic=False)
+    prompts = tiny_world.over_refusal(OVER_REFUSAL, sources.data.split, sources.seed)
+    return EvalSet([Item(prompt) for prompt in prompts], synthetic=True)
+
+
+def both_ways(pairs: Sequence[Pair]) -> list[Choice]:
+    """A choice for each question that has an acceptable and an unacceptable answer: the first of each."""
+    answers: dict[str, dict[bool, Pair]] = {}
+    for pair in pairs:
+        answers.setdefault(pair.query, {}).setdefault(pair.harmful, pair)
+    both = [own for own in answers.values() if len(own) == 2]
+    return [Choice(own[False].query, own[False].response, own[True].response, own[True].category) for own in both]
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+
+def as_configured(config: EvalConfig) -> Sampled:
+    """`eval.samples` answers at `eval.temperature`."""
+    return Sampled(config.samples, config.temperature, config.max_new_tokens)
+
+
+def greedy(config: EvalConfig) -> Sampled:
+    """The likeliest answer, once."""
+    return Sampled(1, 0.0, config.max_new_tokens)
+
+
+def harm_columns() -> tuple[Column, ...]:
+    """The harmless rate by the primary judge, then by each."""
+    found = [Column("harmless", "harmless")]
+    for judge in JUDGES.values():
+        found.append(Column(f"harmless_by_{judge.name}", f"harmless ({judge.title})", main=False))
+    return tuple(found)
+
+
+ADVBENCH = Evaluation(
+    name="advbench",
+    load=advbench_items,
+    columns=harm_columns(),
+    keys=("advbench", "prompts"),
+    sampling=as_configured,
+    judging=partial(judge_harm, "harmless"),
+    judges_harm=True,
+)
+HHH = Evaluation("hhh", load=choice_items, columns=(Column("hhh", "HHH"),))
+TASKS = Evaluation(
+    name="utility",
+    load=utility_items,
+    columns=(Column("utility", "utility"),),
+    sampling=greedy,
+    judging=partial(judge_exact, "utility"),
+)
+BENIGN = Evaluation(
+    name="over_refusal",
+    load=over_refusal_items,
+    columns=(Column("over_refusal", "over-refusal", higher_is_better=False),),
+    sampling=as_configured,
+    judging=partial(judge_refusals, "over_refusal"),
+)
+EVALUATIONS = {evaluation.name: evaluation for evaluation in (ADVBENCH, HHH, TASKS, BENIGN)}
+ITEM_KEYS = sorted({f"eval.{key}" for evaluation in EVALUATIONS.values() for key in evaluation.keys})
+"""The config's keys that items are made of, besides seed and data: arms that agree in these share their items."""
+
+
+def columns() -> list[Column]:
+    """Those of all evaluations, in the order of tables."""
+    return [column for evaluation in EVALUATIONS.values() for column in evaluation.columns]
+
+
+def load_sets(sources: Sources) -> dict[str, EvalSet]:
+    """The items of every evaluation, by its name."""
+    return {name: evaluation.load(sources) for name, evaluation in EVALUATIONS.items()}
+
+
+def batches(evaluation: Evaluation, given: EvalSet, config: EvalConfig, guarded: bool) -> int:
+    """How many batches of `eval.batch_size` rows measuring takes: answers, what the guard scores, what is read."""
+    if evaluation.sampling is None:
+        return ceil(2 * len(given.items) / config.batch_size)
+    answers = len(given.items) * evaluation.sampling(config).samples
+    scored = 2 if evaluation.judges_harm and guarded else 1
+    return scored * ceil(answers / config.batch_size)
+
+
+def evaluation_texts(sets: Mapping[str, EvalSet]) -> tuple[list[str], list[Exchange]]:
+    """(every prompt that is answered; every exchange whose likelihood is taken): what memory must hold."""
+    asked: list[str] = []
+    compared: list[Exchange] = []
+    for name, given in sets.items():
+        if EVALUATIONS[name].sampling is None:
+            compared += both_answers([item for item in given.items if isinstance(item, Choice)])
+        else:
+            asked += given.prompts
+    return asked, compared
+
+
+def check_judge(judge: str | Judge, sets: Mapping[str, EvalSet], tiny_model: bool, guard: GuardScores | None) -> None:
+    """Raises InputError if the primary judge cannot judge one of the sets; nothing is scored."""
+    for name, given in sets.items():
+        if EVALUATIONS[name].judges_harm and given.items:
+            primary(judge, Context(tiny_model and given.synthetic, guard))

@@ -1,0 +1,79 @@
+"""What a model is asked for: answers at the temperature that was wanted, sums of log p."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_rai.data.sources import Choice
+from fedjax_rai.evals import choice, open_ended
+from fedjax_rai.evals.choice import both_answers, likelihoods, prefers_good
+from fedjax_rai.evals.open_ended import Sampled, Subject, answers_to
+from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
+from fedjax_rai.train.generate import Answers
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer("tiny")
+
+
+def subject(tokenizer: Tokenizer, batch_size: int) -> Subject:
+    lm: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vocab_size=10**6)))
+    return Subject(lm, None, tokenizer, 64, batch_size)
+
+
+def test_answers_come_in_the_order_of_their_prompts_with_keys_of_their_own(tokenizer, monkeypatch):
+    """A generator that answers with the last letter of its prompt's last word and keeps what it was asked with."""
+    asked: list[Any] = []
+
+    def generate(lm: Any, adapter: Any, prompts: Any, keys: Any, decoding: Any) -> Answers:
+        asked.append((jax.random.key_data(keys), decoding))
+        texts = [tokenizer.decode(row[valid]) for row, valid in zip(prompts.tokens, prompts.valid, strict=True)]
+        letters = [next(letter for letter in "xyz" if f"letter {letter}" in text) for text in texts]
+        ids = [tokenizer.encode(letter) for letter in letters]
+        tokens = np.array([[own[0], tokenizer.end_ids[0]] for own in ids], np.int32)
+        return Answers(tokens, np.ones(tokens.shape, bool), np.ones(len(tokens), bool))  # pyright: ignore
+
+    monkeypatch.setattr(open_ended, "generate", generate)
+    prompts = ["a rather long request for the letter x", "letter y", "the letter z"]
+    done: list[int] = []
+    sampled = Sampled(samples=2, temperature=0.25, max_new=7)
+    got = answers_to(subject(tokenizer, 4), prompts, jax.random.key(0), sampled, lambda: done.append(1))
+    assert got == [["x", "x"], ["y", "y"], ["z", "z"]] and len(done) == len(asked) == 2
+    keys = np.concatenate([keys for keys, _ in asked])
+    assert len({tuple(key) for key in keys.tolist()}) == 6, "a key for each answer; the last batch is filled up"
+    for _, decoding in asked:
+        assert float(decoding.sampling.temperature) == 0.25 and decoding.max_new == 7
+        assert decoding.sampling[1:] == (None, None, None)
+
+
+def test_the_likelihood_of_an_answer_is_the_sum_over_its_tokens(tokenizer, monkeypatch):
+    """A model whose every token has log p -1: an answer's is minus its number of tokens, the end of its turn included.
+
+    The mean would be -1 for all, and the short answer no likelier than the long one.
+    """
+    read: list[int] = []
+
+    def answer_logps(lm: Any, adapter: Any, examples: Any) -> tuple[np.ndarray, np.ndarray]:
+        read.append(len(examples.tokens))
+        tokens = examples.loss_mask.sum(axis=1).astype(np.float32)
+        return -tokens, tokens
+
+    monkeypatch.setattr(choice, "_answer_logps", answer_logps)
+    choices = [Choice("q", "no", "no, never and not at all", "a"), Choice("q", "well, well, well", "yes", "b")]
+    logps, whole = likelihoods(subject(tokenizer, 3), both_answers(choices))
+    lengths = [len(tokenizer.encode(text)) for own in choices for text in (own.good, own.bad)]
+    ends = -logps - lengths
+    assert len(set(ends.tolist())) == 1 and ends[0] >= 1, "behind each answer the same end of its turn"
+    assert whole.all() and read == [3, 3], "the last batch is filled up"
+    good, bad = logps[0::2], logps[1::2]
+    assert [prefers_good(good[i], bad[i], True) for i in (0, 1)] == [True, False]
+
+
+def test_what_is_longer_than_the_limit_is_cut_off(tokenizer, monkeypatch):
+    monkeypatch.setattr(choice, "_answer_logps", lambda lm, adapter, e: (e.tokens[:, 0] * 0.0, e.tokens[:, 0]))
+    _, whole = likelihoods(subject(tokenizer, 2), [("q", "short"), ("q", "long " * 99)])
+    assert whole.tolist() == [True, False]
