@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment.cost import CaiCost, Cost, LocalCost
@@ -81,6 +83,16 @@ def after_rows(count: int) -> Callable[[dict[str, Any]], bool]:
 def adapter_bytes(folder: Path) -> bytes:
     """A run's adapter, as it is stored."""
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def adapter_distance(folder: Path, other: Path) -> float:
+    """Between two runs' adapters, as a share of the norm: Adam makes a step of rounding where a gradient is tiny."""
+
+    def flat(run: Path) -> np.ndarray:
+        tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+        return np.concatenate([tensors[name].ravel() for name in sorted(tensors)])
+
+    return float(np.linalg.norm(flat(folder) - flat(other)) / np.linalg.norm(flat(other)))
 
 
 class Arms:

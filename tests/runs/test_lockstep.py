@@ -1,12 +1,9 @@
 """Points of a sweep as rows of one vmapped axis: each is what it is by itself."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
@@ -21,7 +18,8 @@ from fedjax_rai.runs.lockstep import room, run_together
 from fedjax_rai.runs.run import run
 from tests import small
 from tests.processes import succeed
-from tests.tiny_runs import after_rows, dies_when, vary
+from tests.texts import write_lines
+from tests.tiny_runs import adapter_distance, after_rows, dies_when, vary
 
 
 def points(config: ExperimentConfig, output: str = "") -> list[ExperimentConfig]:
@@ -34,20 +32,10 @@ def points(config: ExperimentConfig, output: str = "") -> list[ExperimentConfig]
     ]
 
 
-def adapter(folder: Path) -> dict[str, np.ndarray]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    """Of the norm: Adam makes a step of the rounding errors where a gradient is almost nothing."""
-    both = [np.concatenate([own[name].ravel() for name in sorted(own)]) for own in (one, other)]
-    return float(np.linalg.norm(both[0] - both[1]) / np.linalg.norm(both[1]))
-
-
 def assert_same_run(folder: Path, other: Path) -> None:
     """But for time, and for the last digits of numbers."""
     assert {path.name for path in folder.iterdir()} == {path.name for path in other.iterdir()}
-    assert distance(adapter(folder), adapter(other)) < 1e-3
+    assert adapter_distance(folder, other) < 1e-3
     assert (folder / "revisions.jsonl").read_text() == (other / "revisions.jsonl").read_text()
     rows, others = files.read_rows(folder / "metrics.jsonl"), files.read_rows(other / "metrics.jsonl")
     assert len(rows) == len(others)
@@ -111,7 +99,7 @@ def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config,
 @pytest.mark.slow
 def test_points_on_a_prepared_set_are_what_they_are_alone(config, arm, tmp_path):
     pairs = [{"prompt": f"how do I do {i}", "chosen": f"do not {i}", "rejected": f"so {i}"} for i in range(6)]
-    (tmp_path / "set.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    write_lines(tmp_path / "set.jsonl", pairs)
     own = vary(config, cai={"data": str(tmp_path / "set.jsonl"), "method": "sft+dpo"})
     folders = run_together([arm(point) for point in points(own, "together")])
     for folder, alone in zip(folders, points(own, "alone"), strict=True):

@@ -1,6 +1,5 @@
 """Runs on a prepared set: they train on its pairs, and generate nothing."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from fedjax_rai.experiment import phase
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.run import run
+from tests.texts import write_lines
 from tests.tiny_runs import adapter_bytes, after_round, dies_when, vary
 
 
@@ -17,7 +17,7 @@ from tests.tiny_runs import adapter_bytes, after_round, dies_when, vary
 def prepared(config, tmp_path) -> ExperimentConfig:
     """A config that trains on a set."""
     pairs = [{"prompt": f"question {i}?", "chosen": f"no, {i}", "rejected": f"yes {i}"} for i in range(9)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    write_lines(tmp_path / "pairs.jsonl", pairs)
     return vary(config, cai={"data": str(tmp_path / "pairs.jsonl")})
 
 
