@@ -25,7 +25,17 @@ from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 class Guarding:
     """A guard and what it says of the clients' pairs; fitted, loaded and asked when first needed."""
 
-    KEYS = ("lora", "guard", "eval.batch_size")
+    KEYS = (
+        "lora.rank",
+        "lora.alpha",
+        "lora.targets",
+        "lora.rslora",
+        "lora.layers",
+        "lora.rank_pattern",
+        "lora.alpha_pattern",
+        "guard",
+        "eval.batch_size",
+    )
     NEEDS = (Models, Texts)
 
     def __init__(self, config: View, pins: dict[str, str], models: Models, texts: Texts):

@@ -18,20 +18,28 @@ from fedjax_rai.cai.options import Numbers, Options
 from fedjax_rai.cai.programs import Source, outcome
 from fedjax_rai.cai.revise import Rollout
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.config.views import relevant, value_at
+from fedjax_rai.config.views import all_keys, relevant, value_at
+from fedjax_rai.fed.aggregate import AGGREGATORS
+from fedjax_rai.fed.algorithm import ALGORITHMS
 from fedjax_rai.fed.base import FedAlgorithm, RoundBatch, ServerState
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.generate import Sampling
 
 BOUNDS = {"cai.top_k", "cai.top_p", "cai.min_p"}  # numbers, too, but a null one is not compiled in
+# Sections of numbers that an algorithm or an aggregator keeps in the server's state, where they are traced.
+IN_STATE = {row.section for row in (*ALGORITHMS.values(), *AGGREGATORS.values())}
 # Keys that points may differ in and still share their programs.
 TRACED = {
     "federated.learning_rate",
+    "federated.schedule",
+    "federated.final_learning_rate",
     "cai.iterations",
     "cai.learning_rate",
     "cai.beta",
     "cai.temperature",
-} | BOUNDS
+    *BOUNDS,
+    *(key for key in all_keys() if key.partition(".")[0] in IN_STATE),
+}
 
 
 class PhaseNumbers(NamedTuple):

@@ -8,7 +8,7 @@ computes `x W + scale (x a) b`. Where layers have different ranks, `r` is the la
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Base, Float, Key, PyTree
-from fedjax_rai.config.schema import LoraConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, module_name, modules
 from fedjax_rai.model.quantize import Quantized, dequantize
@@ -147,21 +146,24 @@ def merge(config: DecoderConfig, lora: Lora, base: Base, adapter: Adapter) -> Ba
     return {**base, "layers": layers}
 
 
-def lora_shape(own: LoraConfig, config: DecoderConfig) -> Lora:
-    """The adapters that a config asks for; raises InputError where the model has no such projection or layer."""
-    if wrong := set(own.targets or ()) - set(config.targets):
+def lora_shape(section: Any, config: DecoderConfig) -> Lora:
+    """The adapters that a config's section `lora` asks for; any object with its keys will do.
+
+    Raises InputError where the model has no such projection or layer.
+    """
+    if wrong := set(section.targets or ()) - set(config.targets):
         known = ", ".join(config.targets)
         raise InputError(f"lora.targets: this model has no {', '.join(sorted(wrong))}; must be some of {known}")
-    if wrong := [layer for layer in own.layers or () if layer >= config.num_hidden_layers]:
+    if wrong := [layer for layer in section.layers or () if layer >= config.num_hidden_layers]:
         raise InputError(f"lora.layers: this model has no layer {wrong[0]}; must be below {config.num_hidden_layers}")
-    targets = tuple(target for target in config.targets if own.targets is None or target in own.targets)
-    adapted = range(config.num_hidden_layers) if own.layers is None else own.layers
+    targets = tuple(target for target in config.targets if section.targets is None or target in section.targets)
+    adapted = range(config.num_hidden_layers) if section.layers is None else section.layers
     modules = [module_name(layer, target) for layer in adapted for target in targets]
-    for key, patterns in (("rank_pattern", own.rank_pattern), ("alpha_pattern", own.alpha_pattern)):
+    for key, patterns in (("rank_pattern", section.rank_pattern), ("alpha_pattern", section.alpha_pattern)):
         for pattern in patterns:
             if not any(matches(pattern, module) for module in modules):
                 raise InputError(
                     f"lora.{key}: {pattern!r} matches no adapted module; must match the end of a name like {modules[0]}"
                 )
-    patterns = tuple(own.rank_pattern.items()), tuple(own.alpha_pattern.items())
-    return Lora(targets, own.rank, own.alpha, own.rslora, own.layers, *patterns)
+    patterns = tuple(section.rank_pattern.items()), tuple(section.alpha_pattern.items())
+    return Lora(targets, section.rank, section.alpha, section.rslora, section.layers, *patterns)

@@ -17,7 +17,7 @@ from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.lora import size
 from fedjax_rai.runs import files
-from fedjax_rai.runs.folder import ANSWERS, EVALUATION, SUMMARY
+from fedjax_rai.runs.folder import ANSWERS, EVALUATION, SUMMARY, run_folder
 from fedjax_rai.runs.record import METRICS, REVISIONS
 from fedjax_rai.runs.rows import (
     Critique,
@@ -32,20 +32,20 @@ from fedjax_rai.runs.rows import (
 )
 
 
-def conclude(setting: Setting, config: ExperimentConfig, folder: Path, adapter: Adapter) -> None:
+def conclude(setting: Setting, adapter: Adapter) -> None:
     """Evaluate, and write eval.json, answers.jsonl and, last, the summary that marks the run as finished."""
+    folder = run_folder(setting.config)
     began = time.perf_counter()
     rates, answers = evaluate(setting, adapter)
     seconds = round(time.perf_counter() - began, 1)
     files.write_json(folder / EVALUATION, rates)
     files.write_rows(folder / ANSWERS, answers)
-    files.write_json(folder / SUMMARY, summarize(setting, config, folder, rates, seconds))
+    files.write_json(folder / SUMMARY, summarize(setting, folder, rates, seconds))
 
 
-def summarize(
-    setting: Setting, config: ExperimentConfig, folder: Path, rates: Mapping[str, Any], evaluation_seconds: float
-) -> Summary:
+def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluation_seconds: float) -> Summary:
     """The summary of a run whose rounds are over, from what stands in its folder."""
+    config = setting.config
     rounds = read_rounds(folder / METRICS)
     filtering = config.filter.enabled
     return Summary(

@@ -53,7 +53,9 @@ class Loop:
         self.federations = federations
         self.rounds = first.config.federated.rounds
         self.records = [stack.enter_context(Record(folder, first)) for folder in folders]
-        restored = [record.restore(federations[0].init()) for record in self.records]
+        restored = [
+            record.restore(federation.init()) for record, federation in zip(self.records, federations, strict=True)
+        ]
         self.done = [rounds for rounds, _ in restored]
         self.states = [state for _, state in restored]
         self.siblings = [] if self._have_parted() else list(siblings)

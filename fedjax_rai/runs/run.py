@@ -49,7 +49,7 @@ def finish(setting: Setting, adapter: Adapter) -> None:
     config = setting.config
     folder = run_folder(config)
     save_adapter(folder / ADAPTER, *setting.shapes, adapter, config.model.path, setting.commits.get("model_commit"))
-    conclude(setting, config, folder, adapter)
+    conclude(setting, adapter)
     draw_run(folder)
 
 
@@ -61,5 +61,5 @@ def evaluate_run(folder: Path) -> None:
     check_inputs([config])
     setting = Setting(config, pins=pins([config]))
     _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
-    conclude(setting, config, folder, adapter)
+    conclude(setting, adapter)
     draw_run(folder)

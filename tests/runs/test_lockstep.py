@@ -166,3 +166,21 @@ def test_where_points_do_not_fit_some_go_after_others(config, arm, monkeypatch):
     folders = run_together([arm(own) for own in points(config)])
     counts = [{row.get("together") for row in files.read_rows(folder / "metrics.jsonl")} for folder in folders]
     assert counts == [{2}, {2}, {None}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("federated", "section", "numbers"),
+    [
+        ({"algorithm": "fedprox"}, "fedprox", [{"mu": 0.0}, {"mu": 1.0}]),
+        ({"algorithm": "fedadam", "aggregator": "trimmed_mean"}, "fedadam", [{"tau": 1e-3}, {"tau": 1e-2}]),
+    ],
+)
+def test_numbers_of_an_algorithm_go_together_too(config, arm, federated, section, numbers):
+    both = [vary(config, f"{i}", federated=federated, **{section: own}) for i, own in enumerate(numbers)]
+    assert alike(*both)
+    together = run_together([arm(own) for own in both])
+    for folder, own in zip(together, both, strict=True):
+        alone = vary(own, "alone")
+        assert_same_run(folder, run(alone, arm(alone)))
+    assert distance(adapter(together[0]), adapter(together[1])) > 1e-3
