@@ -191,4 +191,4 @@ def test_numbers_of_an_algorithm_go_together_too(config, arm, federated, section
     for folder, own in zip(together, both, strict=True):
         alone = vary(own, "alone")
         assert_same_run(folder, run(alone, arm(alone)))
-    assert distance(adapter(together[0]), adapter(together[1])) > 1e-3
+    assert adapter_distance(*together) > 1e-3
