@@ -154,10 +154,18 @@ def test_more_memory_has_room_for_more_points_and_larger_points_for_fewer(config
     assert found == sorted(found) and found[0] == 1 < 10 < found[-1]
     assert rooms(2**36, cai={"prompts": 400}) < rooms(2**36)
     assert rooms(2**36, federated={"clients_per_chunk": 4}) <= rooms(2**36)
-    made = plan(config, sizes.sizes(arm(config)))
-    largest = max(made.phases, key=made.need)
-    assert largest == made.peak and rooms(made.need(made.peak)) == 1
     assert rooms(None) > 10**6
+
+
+def test_each_point_after_the_first_takes_what_its_rounds_hold_besides_base_and_data(config, arm, monkeypatch):
+    made = plan(config, sizes.sizes(arm(config)))
+    first = max(made.need(phase) for phase in ("local training", "CAI, generating", "CAI, training"))
+    further = first - made.held["base"] - made.held["data"]
+    for points_there in (2, 3, 6):
+        enough = first + (points_there - 1) * further
+        for limit, expected in ((enough, points_there), (enough - 1, points_there - 1)):
+            monkeypatch.setattr(advice, "device_limit", lambda limit=limit: limit)
+            assert room(arm(config)) == expected
 
 
 @pytest.mark.slow

@@ -157,7 +157,12 @@ def test_bad_input_loads_nothing_heavy(config, tmp_path) -> None:
 def test_the_command_runs_the_points_it_was_given(config, tmp_path, monkeypatch) -> None:
     (tmp_path / "a.yaml").write_text(dump_config(config))
     given: list[Any] = []
-    monkeypatch.setattr(sweep, "run_sweep", lambda *arguments: given.append(arguments))
+
+    def noted(*arguments: Any) -> Path:
+        given.append(arguments)
+        return tmp_path
+
+    monkeypatch.setattr(sweep, "run_sweep", noted)
     monkeypatch.setattr(sweep, "keep_programs", lambda points: None)
     points = load_sweep(tmp_path / "a.yaml", ["seed=0,1", "output=b"])
     for options, together in (((), False), (("--together",), True)):
