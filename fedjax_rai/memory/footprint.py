@@ -1,8 +1,8 @@
 """What programs hold at once on one device, in bytes: one formula a part, from the shapes of a decoder alone.
 
 What a local step keeps for its backward pass is read off the traced loss. The rest, which only the compiler decides,
-follows the arrays that XLA's CPU programs hold at once; `tests/memory/test_footprint.py` compares the sums with what XLA
-reports. Not measured on GPU or TPU, which fuse more, so that some of it is smaller there.
+follows the arrays that XLA's CPU programs hold at once; `tests/memory/test_footprint.py` compares the sums with what
+XLA reports. Not measured on GPU or TPU, which fuse more, so that some of it is smaller there.
 """
 
 import dataclasses
@@ -69,9 +69,7 @@ def base_bytes(config: DecoderConfig, mesh: AbstractMesh) -> int:
     return sum(jax.tree.leaves(jax.tree.map(part, loaded(config), shardings)))
 
 
-def training(
-    model: Decoder, rows: int, length: int, computation: Computation, clients: int = 1
-) -> dict[str, int]:
+def training(model: Decoder, rows: int, length: int, computation: Computation, clients: int = 1) -> dict[str, int]:
     """Bytes, by part, of a local step of `clients` clients at once, each on `rows` sequences."""
     config = model.config
     adapter = nbytes(abstract_adapter(config, model.lora))
