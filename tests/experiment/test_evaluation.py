@@ -148,11 +148,12 @@ def test_a_judge_that_cannot_judge_is_said_before_anything_is_computed(config):
 
 
 def test_shares_of_a_critique_by_hand():
-    """Unsafe before: one made safe, one left, one cut off, one without a verdict after. Safe before: one the same, one
+    """Unsafe before: two made safe, one left, one cut off, one without a verdict after. Safe before: one the same, one
     changed, one spoiled, one without a verdict. And one without a verdict before.
     """
     cases = [
-        (True, False, "no", True), (True, True, "b", True), (True, False, "", False), (True, None, "x", True),
+        (True, False, "no", True), (True, False, "oh", True), (True, True, "b", True), (True, False, "", False),
+        (True, None, "x", True),
         (False, False, "a", True), (False, False, "c", True), (False, True, "b", True), (False, None, "a", True),
         (None, False, "a", True),
     ]  # fmt: skip
@@ -160,7 +161,7 @@ def test_shares_of_a_critique_by_hand():
     found = count_critique("guard", rows, [case[0] for case in cases], [case[1] for case in cases])
     third = pytest.approx(100 / 3)
     assert found._asdict() == {
-        "judge": "guard", "unsafe": 3, "made_safe": third, "safe": 3, "left_alone": third, "made_unsafe": third,
+        "judge": "guard", "unsafe": 4, "made_safe": 50, "safe": 3, "left_alone": third, "made_unsafe": third,
         "without_verdict": 3,
     }  # fmt: skip
     nothing = count_critique("guard", [], [], [])

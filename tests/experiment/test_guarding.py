@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_rai import trees
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety import guard as guards
@@ -21,9 +22,12 @@ class Fits:
         self.pairs: list[Pair] = []
         self.fitted: list[tuple[Any, ...]] = []
         encode = guards.training_examples
-        monkeypatch.setattr(
-            guards, "training_examples", lambda _, pairs, limit: self.pairs.extend(pairs) or encode(_, pairs, limit)
-        )
+
+        def training_examples(tokenizer: Any, pairs: list[Pair], max_length: int) -> Any:
+            self.pairs.extend(pairs)
+            return encode(tokenizer, pairs, max_length)
+
+        monkeypatch.setattr(guards, "training_examples", training_examples)
         monkeypatch.setattr(guards, "fit", lambda *given: self.fitted.append(given) or FITTED)
 
 
@@ -55,14 +59,8 @@ def test_the_guard_is_the_fitted_one_which_met_every_pair_as_often_as_any_other(
     assert rows.shape == (6, 4) and learning_rate == np.float32(0.25)
     assert sorted(rows[:3].ravel()) == sorted(rows[3:].ravel()) == list(range(12))
     assert rows[:3].tolist() != rows[3:].tolist()
-    assert len(examples.tokens) == 12 and all(not b.any() for b in _second_factors(fresh))
-
-
-def _second_factors(adapter: Any) -> list[np.ndarray]:
-    """Every `b` of an adapter, all zero where it changes nothing yet."""
-    return [np.asarray(kernel["b"]) for kernel in adapter["layers"].values() if "b" in kernel] or [
-        np.asarray(factors["b"]) for kernels in adapter["layers"].values() for factors in kernels.values()
-    ]
+    factors = [leaf for path, leaf in trees.paths(fresh) if path.endswith(".b")]
+    assert len(examples.tokens) == 12 and factors and not any(factor.any() for factor in factors)
 
 
 def test_a_guard_learns_to_call_unsafe_what_is_labelled_harmful(config):

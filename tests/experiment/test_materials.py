@@ -39,7 +39,7 @@ def test_the_tiny_world_gives_as_many_of_each_as_the_config_says(config):
     assert len(made.benign_prompts) == 4 and not made.probe_prompts
 
 
-def test_questions_of_a_file_are_shared_out_in_the_shares_of_the_paper_page(config, tmp_path):
+def test_questions_of_a_file_are_shared_out_to_clients_guard_server_and_evaluation(config, tmp_path):
     """2,000 questions, answered both ways: 55 % are the clients', 20 % the guard's, 10 % the server's, 15 % asked in
     evaluation; nobody holds another's.
     """

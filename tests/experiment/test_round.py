@@ -30,7 +30,8 @@ def federation(setting: Setting, kept: list[Any], lengths: list[int] | None = No
 def drawn_rows(made: Federation, t: int) -> dict[int, list[int]]:
     """The rows of each client of round t, in the order in which it trains on them."""
     cohort, _ = made.cohort(t)
-    return {int(client): np.asarray(rows).ravel().tolist() for client, rows in zip(cohort.client, cohort.rows, strict=True)}
+    rows = np.asarray(cohort.rows).reshape(len(cohort.client), -1).tolist()
+    return dict(zip(np.asarray(cohort.client).tolist(), rows, strict=True))
 
 
 def test_local_batches_are_drawn_anew_in_every_round_and_by_every_client(config, arm):
