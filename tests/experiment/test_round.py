@@ -69,11 +69,13 @@ def test_a_clients_weight_is_the_number_of_examples_that_it_kept(config, arm):
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_tokens_of_the_local_steps_are_those_of_all_batches_packed_or_not(config, arm, packing):
-    """Clients of one row each, four times a round: rows of 2, 3 and 5 tokens; one of 7 that its client dropped."""
-    setting = arm(vary(config, federated={"cohort": 4}, data={"packing": packing}))
+    """Clients of one row each, six times a round: rows of 2, 3 and 5 tokens; one of 7 that its client dropped. Packed to
+    10 tokens, three of 5 take two rows, and most places of a row stay empty.
+    """
+    setting = arm(vary(config, federated={"cohort": 4, "batch_size": 3}, data={"packing": packing}))
     made = federation(setting, [[0], [1], [2], []], [2, 3, 5, 7])
     cohort, tokens = made.cohort(0)
-    assert tokens == 4 * (2 + 3 + 5)
+    assert tokens == 6 * (2 + 3 + 5)
     assert cohort.rows.ndim == (4 if packing else 3)
 
 
@@ -126,7 +128,7 @@ def test_the_probe_is_of_the_adapter_that_the_round_left_and_before_its_phase(co
     """1 less a rate of 0.25; the phase would come after every second round."""
     made = Federation(arm(vary(config, cai={"probe": 4, "every": 2}, federated={"learning_rate": 0.25})))
     made.algorithm = stepping()
-    none = np.zeros((1, 4), np.int32)
+    none = jnp.zeros((1, 4), jnp.int32)
     vars(made.setting.texts)["corpus"] = Examples(none, none.astype(bool), none)
     vars(made.setting.texts)["lengths"] = np.ones(40, int)
     monkeypatch.setattr(rounds, "probe", lambda setting, prompts, adapter: float(adapter["x"]))
