@@ -69,8 +69,9 @@ def test_a_clients_weight_is_the_number_of_examples_that_it_kept(config, arm):
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_tokens_of_the_local_steps_are_those_of_all_batches_packed_or_not(config, arm, packing):
-    """Clients of one row each, six times a round: rows of 2, 3 and 5 tokens; one of 7 that its client dropped. Packed to
-    10 tokens, three of 5 take two rows, and most places of a row stay empty.
+    """Clients of one row each, six times a round: rows of 2, 3 and 5 tokens; one of 7 that its client dropped.
+
+    Packed to 10 tokens, three of 5 take two rows, and places of a row stay empty.
     """
     setting = arm(vary(config, federated={"cohort": 4, "batch_size": 3}, data={"packing": packing}))
     made = federation(setting, [[0], [1], [2], []], [2, 3, 5, 7])
