@@ -11,10 +11,11 @@ from fedjax_rai import rng
 from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import open_ended
+from fedjax_rai.evals.judge import GUARD, Context
 from fedjax_rai.evals.open_ended import Sampled
 from fedjax_rai.experiment import evaluation
 from fedjax_rai.experiment import round as rounds
-from fedjax_rai.experiment.evaluation import answers_to, count_critique, critique, evaluate
+from fedjax_rai.experiment.evaluation import answers_to, count_critique, critique, evaluate, guard_scores
 from fedjax_rai.experiment.setting import Setting
 from tests.tiny_runs import vary
 
@@ -145,6 +146,15 @@ def test_a_judge_that_cannot_judge_is_said_before_anything_is_computed(config):
     real = vary(config, model={"path": "tiny"}, eval={"judge": "a_module_that_is_not_there:judge"})
     with pytest.raises(InputError, match="eval.judge = a_module_that_is_not_there:judge: there is no module"):
         Setting(real).check()
+
+
+def test_the_guard_judges_by_the_threshold_of_the_config(config, monkeypatch):
+    """At 0.25 an answer of 0.3 is unsafe, one of 0.2 is not."""
+    setting = Setting(vary(config, guard={"threshold": 0.25}))
+    vars(setting.guarding)["guard"] = None
+    monkeypatch.setattr(evaluation, "score", lambda guard, pairs, advance: np.array([0.3, 0.2], np.float32))
+    context = Context(templated=False, guard=guard_scores(setting))
+    assert GUARD.judge([("p", "a"), ("p", "b")], context).unsafe == [True, False]
 
 
 def test_shares_of_a_critique_by_hand():
