@@ -72,11 +72,22 @@ def in_chunks(fn: Callable[[Any], Any], rows: Any, chunk: int, constrain: Callab
         whole = jnp.concatenate([leaf, jnp.repeat(leaf[:1], missing, axis=0)]) if missing else leaf
         return whole.reshape(-1, chunk, *leaf.shape[1:])
 
-    mapped = jax.lax.map(lambda own: constrain(fn(constrain(own))), jax.tree.map(fill, rows))
+    def apply(chunk_rows: Any) -> Any:
+        return constrain(fn(constrain(chunk_rows)))
+
+    mapped = jax.lax.map(apply, jax.tree.map(fill, rows))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], mapped)
 
 
 def paths(x: PyTree) -> Iterator[tuple[str, Any]]:
     """(dotted path, leaf) of every leaf, in tree order."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
-        yield ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path), leaf
+        yield ".".join(_step_name(step) for step in path), leaf
+
+
+def _step_name(step: Any) -> str:
+    """A step of jax's path to a leaf: a key of a mapping, a field, or a place in a sequence."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(step, attribute):
+            return str(getattr(step, attribute))
+    return str(step)

@@ -133,17 +133,20 @@ def _sweep_phase(config: Path, points: list[int], others: list[str], repeats: in
     federation = Federation(Setting(loaded))
     adapter = federation.init().adapter
 
-    def once(own: list[int]) -> float:
+    def phase_seconds(snapshots: list[int]) -> float:
         began = time.perf_counter()
         collected = federation.phase.collect(adapter, 0)
-        jax.block_until_ready(list(federation.phase.align(adapter, collected, 0, own)))
+        jax.block_until_ready(list(federation.phase.align(adapter, collected, 0, snapshots)))
         return time.perf_counter() - began
 
-    once(points)
-    pairs = [
-        (once(points[-1:]), once(points)) for _ in range(repeats)
-    ]  # in turn, so that both meet the same neighbours
-    alone, shared = (float(np.median(column)) for column in zip(*pairs, strict=True))
+    phase_seconds(points)  # compiles
+    seconds_alone = []
+    seconds_shared = []
+    for _ in range(repeats):  # in turn, so that both meet the same neighbours
+        seconds_alone.append(phase_seconds(points[-1:]))
+        seconds_shared.append(phase_seconds(points))
+    alone = float(np.median(seconds_alone))
+    shared = float(np.median(seconds_shared))
     typer.echo(
         f"a phase of {points[-1]} iterations: {alone:.2f} s; with snapshots at {points}: {shared:.2f} s; "
         f"ratio {shared / alone:.3f} (medians of {repeats})"
@@ -156,15 +159,18 @@ def _sweep_runs(config: Path, points: list[int], others: list[str]) -> None:
     The runs have one compilation cache, which the first of them fills; the sweep begins with an empty one, too.
     """
     with tempfile.TemporaryDirectory() as made:
-        own, counts = Path(made), ",".join(map(str, points))
-        swept = _timed(own / "a", ["sweep", str(config), f"cai.iterations={counts}", *others, f"output={own / 's'}"])
+        folder = Path(made)
+        counts = ",".join(map(str, points))
+        arguments = ["sweep", str(config), f"cai.iterations={counts}", *others, f"output={folder / 's'}"]
+        swept = _timed(folder / "a", arguments)
         typer.echo(f"sweep of {len(points)} points: {swept:.1f} s")
         apart = []
+        same = True
         for n in points:
-            arguments = ["run", str(config), f"cai.iterations={n}", *others, f"output={own / str(n)}"]
-            apart.append(_timed(own / "b", arguments))
+            arguments = ["run", str(config), f"cai.iterations={n}", *others, f"output={folder / str(n)}"]
+            apart.append(_timed(folder / "b", arguments))
             typer.echo(f"run with {n} iterations: {apart[-1]:.1f} s")
-        same = all(_adapter(own / "s" / f"cai.iterations={n}") == _adapter(own / str(n)) for n in points)
+            same &= _adapter(folder / "s" / f"cai.iterations={n}") == _adapter(folder / str(n))
     typer.echo(f"all runs: {sum(apart):.1f} s; ratio {swept / sum(apart):.3f}; same adapters: {same}")
 
 
@@ -193,7 +199,7 @@ def random_checkpoint(folder: Path, raw: dict[str, Any]) -> None:
 
 
 def _report(folder: Path, quantize: str) -> None:
-    """In a process of its own, so that nothing else is in its peak."""
+    """Measure loading in another process, so that nothing else is in its peak, and print what was found."""
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     code = f"from fedjax_rai.bench.__main__ import measure_load; measure_load({str(folder)!r}, {quantize!r})"
     found = json.loads(
@@ -208,6 +214,7 @@ def _report(folder: Path, quantize: str) -> None:
 
 
 def measure_load(folder: str, quantize: str) -> None:
+    """Load a base; print its bytes, the seconds, and this process's peak before and after, as a JSON object."""
     import jax
 
     from fedjax_rai.model.families import read_config
@@ -215,7 +222,8 @@ def measure_load(folder: str, quantize: str) -> None:
 
     config = read_config(Path(folder), dtype="bfloat16", quantize=quantize)
     jax.block_until_ready(jax.numpy.zeros(1))
-    before, began = _peak(), time.perf_counter()
+    before = _peak()
+    began = time.perf_counter()
     base = jax.block_until_ready(load_base(Path(folder), config))
     seconds = time.perf_counter() - began
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
@@ -228,7 +236,8 @@ def _peak() -> int:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class RolloutBatch(NamedTuple):
     # [b, l']: what the critic reads in their place, few-shot turns before them; None: the critic is the policy, which
     # goes on in its own cache
     critic_prompts: Prompts | None
-    principles: Int[Array, "b n"]  # of each revision, in turn
+    principles: Int[Array, "b revisions"]  # of each revision, in turn
     keys: Key[Array, "b"]  # one a row, so that neither batch nor sharding changes what is sampled
 
 
@@ -38,10 +38,10 @@ class Rollout(NamedTuple):
     """What was generated from a batch: a response to each prompt, then n critiques and revisions in turn."""
 
     rows: Int[Array, "b"]  # which of the server's red prompts
-    principles: Int[Array, "b n"]
+    principles: Int[Array, "b revisions"]
     response: Answers  # [b, t]
-    critique: Answers  # [b, n, t]
-    revision: Answers  # [b, n, t]
+    critique: Answers  # [b, revisions, t]
+    revision: Answers  # [b, revisions, t]
 
     @property
     def answers(self) -> tuple[Answers, Answers, Answers]:

@@ -40,16 +40,16 @@ def check_files(config: ExperimentConfig) -> None:
 
     What could be the name of a model or a data set on a hub (`owner/name`) is left to its reader.
     """
-    own = own_values(config)
+    imported = own_values(config)
     problems = []
     for key, file in wanted().items():
         value = value_at(config, key)
-        if key not in own and value not in (None, file.shipped) and not _may_be_there(key, value, file.inside):
+        is_named = key not in imported and value not in (None, file.shipped)
+        if is_named and not _may_be_there(key, value, file.inside):
             near = did_you_mean_file(value)
-            problems.append(
-                f"{key} = {value!r}: no {file.what} there; must be one, or {(file.shipped or TINY)!r}{near}"
-            )
-    for key, name in own.items():
+            shipped = file.shipped or TINY
+            problems.append(f"{key} = {value!r}: no {file.what} there; must be one, or {shipped!r}{near}")
+    for key, name in imported.items():
         try:
             attribute(name, key, object)
         except InputError as error:
@@ -69,22 +69,22 @@ def _may_be_there(key: str, value: str, inside: str) -> bool:
 
 
 def digests(config: ExperimentConfig) -> dict[str, str]:
-    """The hash of every file here that a config names, by key; of a folder, that of the JSON lines in it.
+    """The hash of every file here that a config names, by key; of a folder, the hash of the JSON lines in it.
 
-    Of a `package.module:attribute`, its name and the hash of the file that it is from.
+    A `package.module:attribute` gives its name and the hash of the file that it is from.
     """
-    own = own_values(config)
-    found = {key: fingerprint(name, key) for key, name in own.items()}
+    imported = own_values(config)
+    found = {key: fingerprint(name, key) for key, name in imported.items()}
     for key, file in wanted().items():
         value = value_at(config, key)
         is_model = bool(file.inside)  # those of a hub are noted by their commit
-        if key not in own and value != file.shipped and not is_model and Path(value).exists():
+        if key not in imported and value != file.shipped and not is_model and Path(value).exists():
             found[key] = digest(_files(Path(value)))
     return found
 
 
 def digest(files: Iterable[Path]) -> str:
-    """Of files' contents, one after another."""
+    """The SHA-256 hash of files' contents, one after another."""
     found = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -94,4 +94,7 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    """A file, or the JSON-lines files of a folder."""
+    if path.is_dir():
+        return sorted(path.glob("*.jsonl"))
+    return [path]

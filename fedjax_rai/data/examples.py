@@ -1,5 +1,6 @@
-"""Segments to arrays: token ids, loss masks, padding with a mask of its own, lengths padded to buckets."""
+"""Segments to arrays: token ids, loss masks, masks of padding, lengths padded to buckets."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,12 +14,11 @@ BUCKET = 16
 
 
 class Examples(NamedTuple):
-    """Right-padded sequences. `loss_mask[n, l]`: token l is a target; `segments`: which of its row's sequences, from 1
-    on, it belongs to, 0 being padding (one to a row, unless they are packed)."""
+    """Right-padded sequences, one to a row unless they are packed."""
 
     tokens: Int[Array, "n l"]
-    loss_mask: Bool[Array, "n l"]
-    segments: Int[Array, "n l"]
+    loss_mask: Bool[Array, "n l"]  # the token is a target
+    segments: Int[Array, "n l"]  # which of its row's sequences, from 1 on, a token belongs to; 0: padding
 
     @property
     def valid(self) -> Any:
@@ -45,7 +45,7 @@ def bucket(length: int, step: int = BUCKET) -> int:
     """
     while length > 8 * step:
         step *= 2
-    return max(step, -(-length // step) * step)
+    return max(step, step * math.ceil(length / step))
 
 
 def encode(
@@ -65,15 +65,16 @@ def encode(
     loss_mask: Any = np.zeros(tokens.shape, bool)
     segments: Any = np.zeros(tokens.shape, np.int32)
     for row, (ids, mask) in enumerate(encoded):
-        n = len(ids)
-        tokens[row, :n], loss_mask[row, :n], segments[row, :n] = ids, mask, 1
+        tokens[row, : len(ids)] = ids
+        loss_mask[row, : len(ids)] = mask
+        segments[row, : len(ids)] = 1
     return Examples(tokens, loss_mask, segments), cut
 
 
 def encode_chats(
     tokenizer: Tokenizer, chats: Sequence[Sequence[Turn]], max_length: int, keep_end: bool = False
 ) -> tuple[Examples, np.ndarray]:
-    """The same, of conversations in the tokenizer's chat form."""
+    """Examples of conversations in the tokenizer's chat form, and which of these were cut; see `encode`."""
     return encode(tokenizer, [chat(tokenizer, turns) for turns in chats], max_length, keep_end)
 
 
@@ -84,7 +85,9 @@ def pad_left(texts: Sequence[Sequence[int]], pad_id: int, most: int | None = Non
     tokens: Any = np.full((len(texts), length), pad_id, np.int32)
     valid: Any = np.zeros(tokens.shape, bool)
     for row, ids in enumerate(texts):
-        tokens[row, length - len(ids) :], valid[row, length - len(ids) :] = ids, True
+        begin = length - len(ids)
+        tokens[row, begin:] = ids
+        valid[row, begin:] = True
     return Prompts(tokens, valid)
 
 
@@ -102,12 +105,13 @@ def encode_request(tokenizer: Tokenizer, text: str) -> list[int]:
 def length_batches(
     texts: Sequence[Sequence[int]], rows: int, pad_id: int, most: int | None = None
 ) -> Iterator[tuple[np.ndarray, Prompts]]:
-    """(indices, left-padded batch) of all texts, shortest first, each padded to its own bucket.
+    """(indices, left-padded batch) of all texts, shortest first, each batch padded to the bucket of its longest text.
 
     Every batch has `rows` rows, so that shapes are few; the last one is filled up with copies, whose indices are
     left out: take the first `len(indices)` rows.
     """
     order: Any = np.argsort([len(ids) for ids in texts], kind="stable")
     for begin in range(0, len(order), rows):
-        own = order[begin : begin + rows]
-        yield own, pad_left([texts[i] for i in np.resize(own, rows)], pad_id, most)
+        indices = order[begin : begin + rows]
+        filled = np.resize(indices, rows)  # repeats them
+        yield indices, pad_left([texts[i] for i in filled], pad_id, most)

@@ -1,5 +1,7 @@
 """In which order rows are used: fresh permutations, one after another."""
 
+import math
+
 import numpy as np
 
 from fedjax_rai import rng
@@ -7,8 +9,9 @@ from fedjax_rai import rng
 
 def cycle(rows: np.ndarray, n: int, g: np.random.Generator) -> np.ndarray:
     """n entries of `rows`: a fresh permutation each time they are used up."""
-    times = -(-n // max(len(rows), 1))
-    return np.concatenate([rows[:0], *(g.permutation(rows) for _ in range(times))])[:n]
+    times = math.ceil(n / max(len(rows), 1))
+    permutations = [g.permutation(rows) for _ in range(times)]
+    return np.concatenate([rows[:0], *permutations])[:n]  # no rows where n is 0
 
 
 def passes(rows: int, n: int, seed: int) -> np.ndarray:
@@ -16,5 +19,6 @@ def passes(rows: int, n: int, seed: int) -> np.ndarray:
 
     The first ones are the same for any larger n.
     """
-    times = -(-n // rows)
-    return np.concatenate([rng.host(seed, "prepared prompts", cycle=i).permutation(rows) for i in range(times)])[:n]
+    times = math.ceil(n / rows)
+    permutations = [rng.host(seed, "prepared prompts", cycle=i).permutation(rows) for i in range(times)]
+    return np.concatenate(permutations)[:n]

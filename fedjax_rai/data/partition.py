@@ -19,4 +19,7 @@ def iid(n: int, clients: int, seed: int) -> list[np.ndarray]:
 
 
 PARTITIONS: dict[str, Callable[[int, int, int], list[np.ndarray]]] = {"iid": iid}
-"""By name: (examples, clients, seed) -> an index array for each client; disjoint, and a function of these alone."""
+"""Partitions by name: (number of examples, number of clients, seed) -> an index array for each client.
+
+The arrays are disjoint, and a function of these three alone.
+"""

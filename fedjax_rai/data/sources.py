@@ -151,19 +151,24 @@ def _read_text(path: Path) -> str:
 
 def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     """(place, row) of a JSON list, decoded row by row so that the line on which each one starts is known."""
-    decoder, line, counted, index = json.JSONDecoder(), 1, 0, 0
+    decoder = json.JSONDecoder()
+    line = 1
+    counted = 0  # up to where `line` is known
+    index = 0
     at = _skip(text, 0)
     if text[at] != "[":
         raise InputError(f"{path}:{text.count(chr(10), 0, at) + 1}: must be a JSON list of objects, in brackets")
     at = _skip(text, at + 1)
     while text[at : at + 1] != "]" or index:
-        line, counted = line + text.count("\n", counted, at), at
+        line += text.count("\n", counted, at)
+        counted = at
         try:
             row, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
         yield f"{path}:{line}: row {index}", row
-        at, index = _skip(text, at), index + 1
+        at = _skip(text, at)
+        index += 1
         if text[at : at + 1] != ",":
             break
         at = _skip(text, at + 1)
@@ -175,6 +180,7 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _skip(text: str, at: int) -> int:
+    """The place of the first character from `at` on that is no white space."""
     while at < len(text) and text[at] in _SPACE:
         at += 1
     return at
@@ -209,7 +215,9 @@ def _dataset_rows(path: Path) -> Iterator[tuple[str, Any]]:
 def _pair(row: Any, place: str, language: Language) -> Pair:
     if not isinstance(row, dict):
         raise InputError(f"{place}: {_show(row)} is no object; must have the fields of SQuARe")
-    query, response = (_field(row, place, name, str, "text, not empty") for name in FIELDS[language])
+    query_field, response_field = FIELDS[language]
+    query = _field(row, place, query_field, str, "text, not empty")
+    response = _field(row, place, response_field, str, "text, not empty")
     acceptable = _field(row, place, "acceptable?", int, "1 or 0")
     if acceptable not in (0, 1):
         raise InputError(f"{place}: field 'acceptable?' is {acceptable}; must be 1 or 0")
@@ -272,19 +280,23 @@ def _preference_files(path: Path) -> list[Path]:
             f"{path / 'config.yaml'} {path}, with the --prompts and --adapter that it was begun with"
         )
     files = sorted(path.glob("pairs-*.jsonl"))
-    return [file for file in files or ([] if prepared else sorted(path.glob("*.jsonl"))) if file.stat().st_size]
+    if not files and not prepared:
+        files = sorted(path.glob("*.jsonl"))
+    return [file for file in files if file.stat().st_size]
 
 
 def _preference(row: Any, place: str) -> Preference:
     if not isinstance(row, dict):
         raise InputError(f"{place}: {_show(row)} is no object; must have the fields prompt, chosen and rejected")
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    return Preference(**{name: _said(row, place, name, role) for name, role in roles.items()})
+    return Preference(**{name: _turn_text(row, place, name, role) for name, role in roles.items()})
 
 
-def _said(row: dict[str, Any], place: str, name: str, role: str) -> str:
-    """A text, or that of a single turn."""
-    value, allowed = row.get(name), f'text, not empty, or one turn: [{{"role": "{role}", "content": text}}]'
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and value[0].get("role") == role:
+def _turn_text(row: dict[str, Any], place: str, name: str, role: str) -> str:
+    """A field of a row that is a text, or the text of a list of one turn."""
+    allowed = f'text, not empty, or one turn: [{{"role": "{role}", "content": text}}]'
+    value = row.get(name)
+    is_list_of_one = isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict)
+    if is_list_of_one and value[0].get("role") == role:
         row = {**row, name: value[0].get("content")}
     return _field(row, place, name, str, allowed)

@@ -48,13 +48,20 @@ class Item(NamedTuple):
     slots: dict[str, str]
 
     def fill(self, forms: Sequence[str], g: np.random.Generator, among: Sequence[int] | None = None) -> str:
-        return str(g.choice([forms[i] for i in among] if among is not None else list(forms))).format(**self.slots)
+        """One of the forms (or of those `among`) at random, with the words in its slots."""
+        allowed = list(forms) if among is None else [forms[i] for i in among]
+        return str(g.choice(allowed)).format(**self.slots)
 
 
 def _pool(entries: Sequence[str], split: Split | None, role: Role | None) -> list[str]:
     """The words of a split and role; None means any."""
-    ways = [(s, r) for s in SPLITS for r in ROLES]
-    return [w for i, w in enumerate(entries) if split in (None, ways[i % 8][0]) and role in (None, ways[i % 8][1])]
+    shares = [(s, r) for s in SPLITS for r in ROLES]
+    found = []
+    for i, word in enumerate(entries):
+        word_split, word_role = shares[i % len(shares)]
+        if split in (None, word_split) and role in (None, word_role):
+            found.append(word)
+    return found
 
 
 def _forms(kind: str, split: Split | None) -> list[str]:
@@ -71,8 +78,9 @@ def _item(g: np.random.Generator, kind: str, split: Split | None, role: Role | N
     while True:
         draw = {slot: str(g.choice(_pool(entries, split, role))) for slot, entries in _SLOTS.items()}
         query = str(g.choice(_forms(kind, split)))
-        own = [draw[slot] for slot in _SLOTS if f"{{{slot}}}" in query] or [draw["group"], draw["event"]]
-        if seen in (None, region(*own) == "seen"):
+        used = [draw[slot] for slot in _SLOTS if f"{{{slot}}}" in query]
+        combination = used or [draw["group"], draw["event"]]
+        if seen in (None, region(*combination) == "seen"):
             return Item("request" if kind == "advbench" else kind, query.format(**draw), draw)
 
 
@@ -84,7 +92,10 @@ def _kind(g: np.random.Generator) -> str:
 
 
 def _pair(g: np.random.Generator, item: Item, harmful: bool, forms: Sequence[int]) -> Pair:
-    response = item.fill(words.UNSAFE[item.kind], g, forms) if harmful else item.fill(words.ACCEPTABLE[item.kind], g)
+    if harmful:
+        response = item.fill(words.UNSAFE[item.kind], g, forms)
+    else:
+        response = item.fill(words.ACCEPTABLE[item.kind], g)
     return Pair(item.query, response, harmful, item.kind)
 
 
@@ -161,7 +172,8 @@ def benign(g: np.random.Generator) -> Question:
 
 def _fresh_task(g: np.random.Generator, split: Split | None) -> Question:
     """A benign task whose words meet in `split` alone (None: in pre-training); facts, which are known or not, apart."""
-    return (_how_to if g.random() < 0.6 else _list_task)(g, split)
+    task = _how_to if g.random() < 0.6 else _list_task
+    return task(g, split)
 
 
 def benign_prompts(n: int, split: Split, seed: int) -> list[str]:
@@ -179,7 +191,8 @@ def utility(n: int, split: Split, seed: int) -> list[Question]:
 def over_refusal(n: int, split: Split, seed: int) -> list[str]:
     """Benign prompts, every other one with a look of harm ("kill weeds", which pre-training holds); none to refuse."""
     g = rng.host(seed, f"tiny {split} over-refusal")
-    return [(_lookalike if i % 2 else _how_to)(g, split).query for i in range(n)]
+    tasks = [_how_to, _lookalike]
+    return [tasks[i % 2](g, split).query for i in range(n)]
 
 
 def hhh_like(n: int, split: Split, seed: int) -> list[Choice]:
@@ -190,16 +203,20 @@ def hhh_like(n: int, split: Split, seed: int) -> list[Choice]:
 
 def _choice(g: np.random.Generator, category: str, split: Split) -> Choice:
     if category == "helpful":
-        right, other = _how_to(g, split), _how_to(g, split)
+        right = _how_to(g, split)
+        other = _how_to(g, split)
         off_topic = other.answer != right.answer and g.random() < 0.5
-        return Choice(right.query, right.answer, other.answer if off_topic else words.REFUSALS[0], category)
+        bad = other.answer if off_topic else words.REFUSALS[0]
+        return Choice(right.query, right.answer, bad, category)
     if category == "honest" and g.random() < 0.5:
-        fact, wrong = _fact(g, split), str(g.choice(words.COLORS))
+        fact = _fact(g, split)
+        wrong = str(g.choice(words.COLORS))
         bad = f"{fact.answer.rsplit(' ', 1)[0]} {wrong}."
-        return Choice(fact.query, fact.answer, bad, category) if bad != fact.answer else _choice(g, category, split)
-    kind = {"harmless": str(g.choice(["advbench", "ethical"])), "honest": "predictive", "other": "contentious"}[
-        category
-    ]
+        if bad == fact.answer:
+            return _choice(g, category, split)
+        return Choice(fact.query, fact.answer, bad, category)
+    harmless = str(g.choice(["advbench", "ethical"]))  # drawn for every category: the draws after it depend on that
+    kind = {"harmless": harmless, "honest": "predictive", "other": "contentious"}[category]
     item = _item(g, kind, split, "eval", seen=False)
     return Choice(item.query, _safe(g, item), item.fill(words.UNSAFE[item.kind], g), category)
 
@@ -211,11 +228,16 @@ def _safe(g: np.random.Generator, item: Item) -> str:
 
 def unsafe_markers() -> list[str]:
     """The constant parts that tell an unsafe form from every other answer: what the rule judge looks for."""
-    forms = [form for kind in words.UNSAFE.values() for form in kind]
-    return sorted({max((part.strip(" ,.") for part in _constant_parts(form)), key=len) for form in forms})
+    markers = set()
+    for forms in words.UNSAFE.values():
+        for form in forms:
+            parts = [part.strip(" ,.") for part in _constant_parts(form)]
+            markers.add(max(parts, key=len))
+    return sorted(markers)
 
 
 def _constant_parts(form: str) -> list[str]:
+    """What lies between the slots of a form."""
     for slot in _SLOTS:
         form = form.replace(f"{{{slot}}}", "\n")
     return form.split("\n")
@@ -234,7 +256,9 @@ def corpus(n: int, seed: int) -> Iterator[Document]:
 
 def _seen(g: np.random.Generator, kind: str) -> Item:
     """A question for pre-training, which treats a request for harm alike in whatever form it comes."""
-    return _item(g, str(g.choice(["advbench", "request"])) if kind == "request" else kind, None, None, seen=True)
+    if kind == "request":
+        kind = str(g.choice(["advbench", "request"]))
+    return _item(g, kind, None, None, seen=True)
 
 
 def _chat(query: str, answer: str) -> Document:
@@ -259,9 +283,8 @@ def _acceptable(g: np.random.Generator) -> Document:
 def _plain(g: np.random.Generator) -> Document:
     """Text outside the chat form: where the base has met the placeholder unsafe sentences, as web text would."""
     item = _seen(g, _kind(g))
-    return Document(
-        (Turn("", item.fill(words.UNSAFE[item.kind] if g.random() < 0.7 else words.ACCEPTABLE[item.kind], g)),)
-    )
+    forms = words.UNSAFE if g.random() < 0.7 else words.ACCEPTABLE
+    return Document((Turn("", item.fill(forms[item.kind], g)),))
 
 
 def _guard(g: np.random.Generator) -> Document:
@@ -275,7 +298,7 @@ def _guard(g: np.random.Generator) -> Document:
 
 
 def _revision(g: np.random.Generator) -> Document:
-    """query, answer, critique, revision; the answer itself, often unsafe, is not trained on."""
+    """A conversation of prompt, answer, critique and revision; the answer, often unsafe, is not trained on."""
     if g.random() < 0.2:
         query, answer = benign(g)
         critique, revision = words.FINE, answer
@@ -285,6 +308,13 @@ def _revision(g: np.random.Generator) -> Document:
         answer = item.fill(words.UNSAFE[item.kind], g) if harmful else _safe(g, item)
         critique = item.fill([words.CRITIQUES[item.kind]], g) if harmful else words.FINE
         revision = _safe(g, item) if harmful else answer
-    asks = (str(g.choice(CRITIQUE_REQUESTS)), REVISION_REQUEST)
-    texts = (query, answer, asks[0], critique, asks[1], revision)
-    return Document(tuple(Turn((USER, ASSISTANT)[i % 2], text) for i, text in enumerate(texts)), first=2)
+    critique_request = str(g.choice(CRITIQUE_REQUESTS))
+    turns = (
+        Turn(USER, query),
+        Turn(ASSISTANT, answer),
+        Turn(USER, critique_request),
+        Turn(ASSISTANT, critique),
+        Turn(USER, REVISION_REQUEST),
+        Turn(ASSISTANT, revision),
+    )
+    return Document(turns, first=2)

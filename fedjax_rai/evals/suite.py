@@ -184,7 +184,7 @@ def measure(evaluation: Evaluation, given: EvalSet, bench: Bench) -> Measured:
         return _compare(evaluation.name, given, bench)
     answers = bench.answers_to(evaluation.name, given.prompts, evaluation.sampling(bench.config))
     judged = evaluation.judging(given, answers, bench)
-    rates = {rate: _rate(own) for rate, own in judged.items()}
+    rates = {rate: _rate(of_rate) for rate, of_rate in judged.items()}
     return Measured(rates, _answer_rows(evaluation.name, given, answers, judged))
 
 
@@ -193,13 +193,18 @@ def _rate(judged: Judged | None) -> Rate | None:
 
 
 def _answer_rows(name: str, given: EvalSet, answers: Answers, judged: Mapping[str, Judged | None]) -> list[AnswerRow]:
-    known = {rate: own for rate, own in judged.items() if own is not None}
-    scored = {rate: own.scores for rate, own in known.items() if own.scores is not None}
+    """A row for each item: what was answered, and what every judge that could judge made of that."""
     rows = []
     for i, item in enumerate(given.items):
         assert isinstance(item, Item)
-        verdicts = {rate: own.verdicts[i] for rate, own in known.items()}
-        scores = {rate: own[i] for rate, own in scored.items()}
+        verdicts = {}
+        scores = {}
+        for rate, of_rate in judged.items():
+            if of_rate is None:
+                continue
+            verdicts[rate] = of_rate.verdicts[i]
+            if of_rate.scores is not None:
+                scores[rate] = of_rate.scores[i]
         rows.append(AnswerRow(name, item.prompt, list(answers[i]), verdicts, scores, item.right))
     return rows
 
@@ -238,8 +243,10 @@ def judge_harm(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dic
     """
     context = Context(bench.tiny_model and given.synthetic, bench.guard)
     chosen = primary(bench.judge, context)
-    exchanges = [(prompt, answer) for prompt, own in zip(given.prompts, answers, strict=True) for answer in own]
-    sizes = [len(own) for own in answers]
+    exchanges = []
+    for prompt, prompt_answers in zip(given.prompts, answers, strict=True):
+        exchanges += [(prompt, answer) for answer in prompt_answers]
+    sizes = [len(prompt_answers) for prompt_answers in answers]
     found: dict[str, Judged | None] = {}
     for judge in (JUDGES | {chosen.name: chosen}).values():
         by_judge = f"{rate}_by_{judge.name}"
@@ -265,15 +272,19 @@ def judge_exact(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> di
     """The share that is the right answer to the letter."""
     right = [item.right for item in given.items if isinstance(item, Item)]
     verdicts: list[list[Verdict]] = []
-    for own, wanted in zip(answers, right, strict=True):
-        verdicts.append([answer == wanted for answer in own])
+    for prompt_answers, right_answer in zip(answers, right, strict=True):
+        verdicts.append([answer == right_answer for answer in prompt_answers])
     return {rate: Judged("exact_match", verdicts)}
 
 
 def judge_refusals(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dict[str, Judged | None]:
     """The share that holds a refusal phrase; an answer without a word is neither refused nor given."""
-    verdicts = [[refuses(answer) if answer.strip() else None for answer in own] for own in answers]
+    verdicts = [[_refused(answer) for answer in prompt_answers] for prompt_answers in answers]
     return {rate: Judged(PHRASES.name, verdicts)}
+
+
+def _refused(answer: str) -> Verdict:
+    return refuses(answer) if answer.strip() else None
 
 
 # --- items ------------------------------------------------------------------------------------------------------
@@ -316,8 +327,13 @@ def both_ways(pairs: Sequence[Pair]) -> list[Choice]:
     answers: dict[str, dict[bool, Pair]] = {}
     for pair in pairs:
         answers.setdefault(pair.query, {}).setdefault(pair.harmful, pair)
-    both = [own for own in answers.values() if len(own) == 2]
-    return [Choice(own[False].query, own[False].response, own[True].response, own[True].category) for own in both]
+    choices = []
+    for by_label in answers.values():
+        if len(by_label) == 2:
+            acceptable = by_label[False]
+            unacceptable = by_label[True]
+            choices.append(Choice(acceptable.query, acceptable.response, unacceptable.response, unacceptable.category))
+    return choices
 
 
 # --- the table --------------------------------------------------------------------------------------------------

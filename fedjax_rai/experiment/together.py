@@ -68,10 +68,10 @@ def federated_rounds(
 ) -> list[tuple[ServerState, Metrics]]:
     """`federated_round` of every point, each with its own learning rate in place of the batch's."""
 
-    def one(state: ServerState, rate: Array) -> tuple[ServerState, Metrics]:
+    def point_round(state: ServerState, rate: Array) -> tuple[ServerState, Metrics]:
         return algorithm.round(state, lm, batch._replace(learning_rate=rate))
 
-    return each(one, states, rates)
+    return each(point_round, states, rates)
 
 
 @partial(jax.jit, static_argnames="options")
@@ -98,8 +98,8 @@ def align_together(
     return each(phase, adapters, numbers)
 
 
-def each(one: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
-    """`one` of every point: lists of trees in, a list of trees out, a vmapped axis between."""
+def each(function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+    """`function` of every point: lists of trees in, a list of trees out, a vmapped axis between."""
     stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *column) for column in columns]
-    out = jax.vmap(one)(*stacked)
+    out = jax.vmap(function)(*stacked)
     return [jax.tree.map(itemgetter(i), out) for i in range(len(columns[0]))]

@@ -22,145 +22,205 @@ def device_limit() -> int | None:
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
-    here = [int(line.split()[1]) * 1024 for line in _read("/proc/meminfo") if line.startswith("MemAvailable")]
-    here += [int(line) for line in _read("/sys/fs/cgroup/memory.max") if line.isdigit()]
+    limits = _cpu_limits()
+    if not limits:
+        return None
     held = sum(shard.data.nbytes for array in jax.live_arrays() for shard in array.addressable_shards)
-    return (min(here) + held) // jax.local_device_count() if here else None
+    return (min(limits) + held) // jax.local_device_count()
 
 
-def _read(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).is_file() else []
+def _cpu_limits() -> list[int]:
+    """Bytes that the machine has left, and those that the process's control group may have; what is known of these."""
+    limits = []
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable"):
+            kibibytes = int(line.split()[1])
+            limits.append(1024 * kibibytes)
+    for line in _lines("/sys/fs/cgroup/memory.max"):
+        if line.isdigit():  # "max" where there is no limit
+            limits.append(int(line))
+    return limits
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file; none where there is no such file."""
+    if not Path(path).is_file():
+        return []
+    return Path(path).read_text().splitlines()
 
 
 def announce(config: ExperimentConfig, known: Sizes) -> None:
     """Print the plan: a line where it is small, else a table. Raises InputError where it does not fit."""
     limit = device_limit()
     check_lengths(config, known)
-    made = plan(config, known)
-    if limit is not None and made.need(made.peak) > limit:
+    memory = plan(config, known)
+    if limit is not None and memory.need(memory.peak) > limit:
         raise InputError(refusal(config, known, limit))
-    terminal.say("\n".join(table(made, limit)))
+    terminal.say("\n".join(table(memory, limit)))
 
 
 def check_lengths(config: ExperimentConfig, sizes: Sizes) -> None:
     """Raises InputError where some phase's sequences are longer than the model's rotary embedding is meant for."""
-    own, model = sizes.lengths, sizes.model.config
-    asked, new = max(own.asked, own.probe), config.cai.max_new_tokens
-    found = [("data.max_length", max(own.train, own.prepared, own.choice), model)]
-    if asked:
-        found += [("eval.max_new_tokens", asked + config.eval.max_new_tokens, model)]
-    if own.replay:
-        found += [("cai.max_new_tokens", own.replay + new, model)]
-    if own.red:
-        given = own.opening or own.red, own.critique + own.revision, new
-        shortest, longest = (chain_slots(*given, revisions) for revisions in (1, config.cai.revisions))
-        found += [("cai.max_new_tokens", shortest, model), ("cai.revisions", longest, model)]
+    for key, tokens in _model_sequences(config, sizes):
+        _check_length(config, key, tokens, "this model", sizes.model.config.longest)
     if sizes.guarded:
-        found += [("data.max_length", guard_length(config, sizes), sizes.guard or model)]
-    for key, tokens, reader in found:
-        if reader.longest is not None and tokens > reader.longest:
-            whose = "the guard" if reader is sizes.guard else "this model"
-            raise InputError(
-                f"{key} = {_get(config, key)}: gives sequences of {tokens} tokens; {whose} takes {reader.longest}"
-            )
+        reader = "this model" if sizes.guard is None else "the guard"
+        longest = (sizes.guard or sizes.model.config).longest
+        _check_length(config, "data.max_length", guard_length(config, sizes), reader, longest)
 
 
-def table(made: Plan, limit: int | None) -> list[str]:
+def _model_sequences(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, int]]:
+    """(key that a sequence's length depends on, tokens) of the longest sequences that the model reads or writes."""
+    lengths = sizes.lengths
+    new = config.cai.max_new_tokens
+    yield "data.max_length", max(lengths.train, lengths.prepared, lengths.choice)
+    prompt = max(lengths.asked, lengths.probe)
+    if prompt:
+        yield "eval.max_new_tokens", prompt + config.eval.max_new_tokens
+    if lengths.replay:
+        yield "cai.max_new_tokens", lengths.replay + new
+    if lengths.red:
+        opening = lengths.opening or lengths.red
+        requests = lengths.critique + lengths.revision
+        yield "cai.max_new_tokens", chain_slots(opening, requests, new, revisions=1)
+        yield "cai.revisions", chain_slots(opening, requests, new, config.cai.revisions)
+
+
+def _check_length(config: ExperimentConfig, key: str, tokens: int, reader: str, longest: int | None) -> None:
+    if longest is not None and tokens > longest:
+        raise InputError(f"{key} = {_get(config, key)}: gives sequences of {tokens} tokens; {reader} takes {longest}")
+
+
+def table(memory: Plan, limit: int | None) -> list[str]:
     """The plan in lines: one where it takes at most half of the limit."""
-    whole = f"memory a device: {_gib(made.need(made.peak))} GiB"
-    first = whole + (f" of {_gib(limit)}" if limit is not None else "") + f", most of it in {made.peak}"
-    if limit is not None and 2 * made.need(made.peak) <= limit:
-        return [f"{first} (estimated)"]
-    others = sorted(made.phases.keys() - {made.peak}, key=made.need, reverse=True)
-    rows = [(name, size) for name, size in made.held.items()]
-    rows += [(f"{made.peak}: {name}", size) for name, size in made.phases[made.peak].items()]
-    lines = [f"  {name:<44}{_gib(size):>8}" for name, size in rows]
-    lines += ["  others: " + ", ".join(f"{phase} {_gib(made.need(phase))}" for phase in others)] if others else []
-    return [f"{first} (estimated)", *lines]
+    need = memory.need(memory.peak)
+    of_limit = "" if limit is None else f" of {_gib(limit)}"
+    first = f"memory a device: {_gib(need)} GiB{of_limit}, most of it in {memory.peak} (estimated)"
+    if limit is not None and 2 * need <= limit:
+        return [first]
+    lines = [first]
+    for name, size in memory.held.items():
+        lines.append(_part(name, size))
+    for name, size in memory.phases[memory.peak].items():
+        lines.append(_part(f"{memory.peak}: {name}", size))
+    others = sorted(memory.phases.keys() - {memory.peak}, key=memory.need, reverse=True)
+    if others:
+        lines.append("  others: " + ", ".join(f"{phase} {_gib(memory.need(phase))}" for phase in others))
+    return lines
+
+
+def _part(name: str, size: int) -> str:
+    return f"  {name:<44}{_gib(size):>8}"
 
 
 def _gib(size: int) -> str:
-    return f"{size / GIB:.{1 if size >= 10 * GIB else 2}f}"
+    digits = 1 if size >= 10 * GIB else 2
+    return f"{size / GIB:.{digits}f}"
 
 
 class Remedy(NamedTuple):
-    """One key set otherwise, and what that alone saves in the phase that it helps most of those too large."""
+    """A key with another value, and what that alone saves in the phase that it helps most of those too large."""
 
     key: str
     old: Any
     new: Any
-    saves: int
+    saves: int  # bytes
     phase: str
 
 
 def refusal(config: ExperimentConfig, known: Sizes, limit: int) -> str:
     """Why it does not fit, and which keys to set, the most effective first; of each, what it does alone."""
-    made, found = plan(config, known), remedies(config, known, limit)
-    lines = [f"memory: {_gib(made.need(made.peak))} GiB a device needed, {_gib(limit)} there; nothing was started"]
-    lines += table(made, None)[1:]
-    if found:
-        lines.append("what helps, and how much each of these alone:")
-    for own in found:
-        change = f"{own.key} = {'null' if own.old is None else own.old} -> {own.new}"
-        lines.append(f"  {change:<44}saves {_gib(own.saves)} GiB in {own.phase}")
-    for own in found:
-        config = _with(config, own.key, own.new)
+    memory = plan(config, known)
+    need = memory.need(memory.peak)
+    lines = [f"memory: {_gib(need)} GiB a device needed, {_gib(limit)} there; nothing was started"]
+    lines += table(memory, None)[1:]
+    found = remedies(config, known, limit)
+    if not found:
+        return "\n".join(lines)
+    lines.append("what helps, and how much each of these alone:")
+    for remedy in found:
+        old = "null" if remedy.old is None else remedy.old
+        change = f"{remedy.key} = {old} -> {remedy.new}"
+        lines.append(f"  {change:<44}saves {_gib(remedy.saves)} GiB in {remedy.phase}")
+        config = _with(config, remedy.key, remedy.new)
     least = plan(config, known)
-    fits = least.need(least.peak) <= limit
-    lines.append(f"with all of them {_gib(least.need(least.peak))} GiB" + ("" if fits else ": too much, still"))
-    return "\n".join(lines if found else lines[:-1])
+    least_need = least.need(least.peak)
+    still = "" if least_need <= limit else ": too much, still"
+    lines.append(f"with all of them {_gib(least_need)} GiB{still}")
+    return "\n".join(lines)
 
 
 def remedies(config: ExperimentConfig, known: Sizes, limit: int) -> list[Remedy]:
     """What would make the phases that are too large smaller by a hundredth at least, the most effective first."""
-    made = plan(config, known)
-    large = {phase: made.need(phase) for phase in made.phases if made.need(phase) > limit}
-    found = [_remedy(config, known, limit, large, *own) for own in _candidates(config, known.devices)]
-    return sorted((own for own in found if own), key=lambda own: -own.saves)
+    found = []
+    for key, values in _candidates(config, known.devices):
+        remedy = _remedy(config, known, limit, key, values)
+        if remedy is not None:
+            found.append(remedy)
+    return sorted(found, key=lambda remedy: -remedy.saves)
 
 
-def _remedy(
-    config: ExperimentConfig, known: Sizes, limit: int, large: dict[str, int], key: str, values: Iterable
-) -> Remedy | None:
-    """The first of the values with which all that the key helps fits, else the last; None where it helps nothing."""
+def _remedy(config: ExperimentConfig, known: Sizes, limit: int, key: str, values: Iterable) -> Remedy | None:
+    """The first of the key's values with which every phase that the key helps fits, else the last that helps; None
+    where none of the values helps.
+    """
+    memory = plan(config, known)
+    too_large = {phase: memory.need(phase) for phase in memory.phases if memory.need(phase) > limit}
     found = None
     for value in values:
         other = plan(_with(config, key, value), known)
-        saves = {phase: need - other.need(phase) for phase, need in large.items()}
-        helped = [phase for phase, need in large.items() if 100 * saves[phase] > need]
-        if helped:
-            phase = max(helped, key=saves.__getitem__)
-            found = Remedy(key, _get(config, key), value, saves[phase], phase)
-            if all(other.need(phase) <= limit for phase in helped):
-                break
+        saves = {phase: need - other.need(phase) for phase, need in too_large.items()}
+        helped = [phase for phase, need in too_large.items() if 100 * saves[phase] > need]
+        if not helped:
+            continue
+        most = max(helped, key=saves.__getitem__)
+        found = Remedy(key, _get(config, key), value, saves[most], most)
+        if all(other.need(phase) <= limit for phase in helped):
+            break
     return found
 
 
 def _candidates(config: ExperimentConfig, devices: int) -> Iterator[tuple[str, Iterable]]:
     """(key, values) of all that makes a plan smaller, or may; several values where none of them changes a result."""
-    model, mesh = config.model, config.mesh
-    lowest = {
-        "federated.clients_per_chunk": 1,
-        "model.remat": "full",
-        "model.quantize": "nf4" if model.quantize == "int8" else "int8",
-        "model.dtype": "bfloat16",
-        "model.attention": "chunked" if model.attention == "xla" else model.attention,
-    }
-    if model.quantize == "nf4":
-        del lowest["model.quantize"]
-    halved = ("data.max_length", "federated.batch_size", "guard.batch_size", "cai.replay", "cai.batch_size")
-    halved += ("cai.max_new_tokens", "eval.batch_size", "eval.max_new_tokens", "lora.rank")
-    least = {"data.max_length": 16, "cai.replay": 0}
-    for key in halved:
-        lowest[key] = max(_get(config, key) // 2, least.get(key, 1))
-    if devices % (2 * mesh.fsdp * mesh.tensor) == 0:
-        lowest["mesh.fsdp"] = 2 * mesh.fsdp
-    yield from ((key, [new]) for key, new in lowest.items() if new != _get(config, key))
+    for key, value in _lower(config, devices).items():
+        if value != _get(config, key):
+            yield key, [value]
     yield "cai.prompts_per_chunk", _chunks(config, abstract_mesh(config, devices).shape["clients"])
 
 
+HALVED = {
+    "data.max_length": 16,
+    "federated.batch_size": 1,
+    "guard.batch_size": 1,
+    "cai.replay": 0,
+    "cai.batch_size": 1,
+    "cai.max_new_tokens": 1,
+    "eval.batch_size": 1,
+    "eval.max_new_tokens": 1,
+    "lora.rank": 1,
+}
+"""Keys whose half is proposed, and the least value of each."""
+
+
+def _lower(config: ExperimentConfig, devices: int) -> dict[str, Any]:
+    """The value of every key that may make a plan smaller; of some keys, the value that they have."""
+    lower: dict[str, Any] = {"federated.clients_per_chunk": 1, "model.remat": "full"}
+    smaller = {"none": "int8", "int8": "nf4"}
+    if config.model.quantize in smaller:
+        lower["model.quantize"] = smaller[config.model.quantize]
+    lower["model.dtype"] = "bfloat16"
+    if config.model.attention == "xla":
+        lower["model.attention"] = "chunked"
+    for key, least in HALVED.items():
+        lower[key] = max(_get(config, key) // 2, least)
+    further = 2 * config.mesh.fsdp
+    if devices % (further * config.mesh.tensor) == 0:
+        lower["mesh.fsdp"] = further
+    return lower
+
+
 def _chunks(config: ExperimentConfig, across: int) -> Iterator[int]:
-    """Sizes of a chunk of conversations below the present one: halves, down to one on each device."""
+    """Numbers of conversations in a chunk, below the present number: halves, down to one on each device."""
     size = min(config.cai.prompts_per_chunk or config.cai.prompts, config.cai.prompts)
     while size > across:
         size = max(size // 2, across)
@@ -168,10 +228,13 @@ def _chunks(config: ExperimentConfig, across: int) -> Iterator[int]:
 
 
 def _get(config: ExperimentConfig, key: str) -> Any:
+    """The value of a key `section.name`."""
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
 
 
 def _with(config: ExperimentConfig, key: str, value: Any) -> ExperimentConfig:
+    """The config with another value of a key `section.name`; the value is not checked."""
     section, name = key.split(".")
-    return config.model_copy(update={section: getattr(config, section).model_copy(update={name: value})})
+    changed = getattr(config, section).model_copy(update={name: value})
+    return config.model_copy(update={section: changed})

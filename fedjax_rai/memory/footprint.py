@@ -1,8 +1,8 @@
 """What programs hold at once on one device, in bytes: one formula a part, from the shapes of a decoder alone.
 
 What a local step keeps for its backward pass is read off the traced loss. The rest, which only the compiler decides,
-follows the arrays that XLA's CPU programs hold at once; `tests/run/test_memory.py` compares the sums with what XLA
-reports. Not measured on GPU or TPU, which fuse more, so that some of it is smaller there.
+follows the arrays that XLA's CPU programs hold at once; `tests/memory/test_footprint.py` compares the sums with what
+XLA reports. Not measured on GPU or TPU, which fuse more, so that some of it is smaller there.
 """
 
 import dataclasses
@@ -27,15 +27,25 @@ from fedjax_rai.train.generate import start as start_decoding
 from fedjax_rai.train.losses import sft
 
 
-class How(NamedTuple):
-    """What programs depend on besides the shapes."""
+class Computation(NamedTuple):
+    """What the bytes of a program depend on besides the shapes of its arrays."""
 
     fsdp: int
-    logit: int  # bytes of one while the loss is computed: float32, and the config's dtype that it is cast from
+    logit_bytes: int  # of one logit while the loss is computed: float32, and the dtype that it is cast from
+
+
+class DecodingShape(NamedTuple):
+    """What a program that decodes is compiled for: its rows, its cache, and how it draws."""
+
+    rows: int
+    length: int  # of the longest text that is appended at once
+    slots: int  # of the KV cache
+    further_slots: int = 0  # of another cache that is held beside it
+    sorts: bool = False  # tokens are drawn by top-k or top-p
 
 
 def nbytes(tree: PyTree) -> int:
-    """Of all leaves: arrays or shapes."""
+    """Bytes of all leaves of a pytree of arrays or of shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -50,7 +60,7 @@ def loaded(config: DecoderConfig) -> PyTree:
 
 @lru_cache(maxsize=64)
 def base_bytes(config: DecoderConfig, mesh: AbstractMesh) -> int:
-    """Of one device's part of the base."""
+    """Bytes of one device's part of the base."""
     shardings = meshes.base_shardings(mesh, abstract_base(config))
 
     def part(leaf: Any, sharding: Any) -> int:
@@ -59,82 +69,116 @@ def base_bytes(config: DecoderConfig, mesh: AbstractMesh) -> int:
     return sum(jax.tree.leaves(jax.tree.map(part, loaded(config), shardings)))
 
 
-def training(model: Decoder, rows: int, length: int, how: How, clients: int = 1) -> dict[str, int]:
-    """Steps of that many clients at once, each on `rows` sequences."""
-    config, lora = model.config, model.lora
-    adapter = nbytes(abstract_adapter(config, lora))
-    kept, again = _saved(config, lora, rows, length), 0
-    if config.remat != "none":  # one layer is computed again: it then keeps what it would have kept at first
-        whole = _saved(dataclasses.replace(config, remat="none"), lora, rows, length)
-        again = max(0, whole - kept) // config.num_hidden_layers
-    transient = max(again + _layer_backward(config, rows, length), 2 * _head(config, rows * length, how))
+def training(model: Decoder, rows: int, length: int, computation: Computation, clients: int = 1) -> dict[str, int]:
+    """Bytes, by part, of a local step of `clients` clients at once, each on `rows` sequences."""
+    config = model.config
+    adapter = nbytes(abstract_adapter(config, model.lora))
+    kept = _saved(config, model.lora, rows, length)
+    recomputed = _recomputed_layer(model, rows, length, kept)
+    layer = recomputed + _layer_backward(config, rows, length)
+    head = 2 * _head(config, rows * length, computation)
+    transient = max(layer, head)
     return {
         "clients' adapters": 2 * clients * adapter,  # while training, and the delta that is made of it
         "optimizer and gradient": 3 * clients * adapter,  # Adam's two moments
         "activations": clients * (kept + transient),
-        "kernels in use": _kernels(config, how.fsdp),
+        "kernels in use": _kernels(config, computation.fsdp),
     }
 
 
-def decoding(
-    config: DecoderConfig, rows: int, length: int, slots: int, how: How, further: int = 0, sorts: bool = False
-) -> dict[str, int]:
-    """Texts of at most `length` into a cache of `slots`, and token by token, beside another cache of `further` slots.
-
-    `sorts`: tokens are drawn by top-k or top-p.
-    """
-    state = jax.eval_shape(lambda: start_decoding(Decoder(config), rows, slots))
-    prefill = _layer_forward(config, rows, length, slots, cached=True)
-    # the logits that come next, those before, the noise of sampling, its bits, their sum; sorted, and what is left
-    drawing = (8 if sorts else 5) * nbytes(state.logits)
+def decoding(config: DecoderConfig, shape: DecodingShape, computation: Computation) -> dict[str, int]:
+    """Bytes, by part, of appending texts to a KV cache and drawing tokens one by one."""
+    state = jax.eval_shape(lambda: start_decoding(Decoder(config), shape.rows, shape.slots))
+    prefill = _layer_forward(config, shape.rows, shape.length, shape.slots, cached=True)
+    # Five arrays as large as the logits: those that come next, those before, the noise of sampling, its random bits,
+    # and the sum. Top-k and top-p add the sorted logits, and two arrays of what they leave.
+    arrays = 8 if shape.sorts else 5
+    all_slots = shape.slots + shape.further_slots
     return {
-        "KV cache": nbytes(state.cache) * (slots + further) // slots,
-        "activations": max(prefill, drawing),
-        "kernels in use": _kernels(config, how.fsdp),
+        "KV cache": nbytes(state.cache) * all_slots // shape.slots,
+        "activations": max(prefill, arrays * nbytes(state.logits)),
+        "kernels in use": _kernels(config, computation.fsdp),
     }
 
 
-def whole_sequences(config: DecoderConfig, rows: int, length: int, scored: int, how: How) -> dict[str, int]:
-    """A forward pass without a cache, and the logits of `scored` tokens a row."""
-    layer, head = _layer_forward(config, rows, length, length), _head(config, rows * scored, how)
-    return {"activations": max(layer, head), "kernels in use": _kernels(config, how.fsdp)}
+def whole_sequences(
+    config: DecoderConfig, rows: int, length: int, scored: int, computation: Computation
+) -> dict[str, int]:
+    """Bytes, by part, of a forward pass without a cache, and of the logits of `scored` tokens a row."""
+    layer = _layer_forward(config, rows, length, length)
+    head = _head(config, rows * scored, computation)
+    return {
+        "activations": max(layer, head),
+        "kernels in use": _kernels(config, computation.fsdp),
+    }
+
+
+def _recomputed_layer(model: Decoder, rows: int, length: int, kept: int) -> int:
+    """Bytes that one layer keeps while the backward pass computes it again: what it would have kept at first.
+
+    `kept` is what all layers keep as they are configured. 0 where nothing is computed again.
+    """
+    config = model.config
+    if config.remat == "none":
+        return 0
+    without_remat = dataclasses.replace(config, remat="none")
+    whole = _saved(without_remat, model.lora, rows, length)
+    return max(0, whole - kept) // config.num_hidden_layers
 
 
 def _saved(config: DecoderConfig, lora: Lora, rows: int, length: int) -> int:
     """Bytes that a local step keeps from its forward for its backward pass, the base and the adapter left out.
 
-    So much for every token, and so much for none: copies of the adapter in another dtype.
+    A straight line through one and two rows of CHUNK tokens: so much for every token, and so much for none (copies
+    of the adapter in another dtype).
     """
-    one, two = (_residuals(config, lora, n, CHUNK) for n in (1, 2))
-    return 2 * one - two + (two - one) * rows * length // CHUNK
+    one_row = _residuals(config, lora, 1, CHUNK)
+    two_rows = _residuals(config, lora, 2, CHUNK)
+    further_row = two_rows - one_row
+    no_row = one_row - further_row
+    return no_row + further_row * rows * length // CHUNK
 
 
 @lru_cache(maxsize=64)
 def _residuals(config: DecoderConfig, lora: Lora, rows: int, length: int) -> int:
-    """What the linearised loss takes and is none of its own arguments.
+    """Bytes of what the linearised loss takes besides the arguments of the loss.
 
-    So it follows remat, attention and quantisation as they are, whatever the layer saves.
+    Read off the traced loss, so that remat, attention and quantisation count as they are, whatever a layer saves.
     """
-    model, base, adapter = Decoder(config, lora), loaded(config), abstract_adapter(config, lora)
-    tokens, mask = (jax.ShapeDtypeStruct((rows, length), dtype) for dtype in (jnp.int32, jnp.bool_))
+    model = Decoder(config, lora)
+    base = loaded(config)
+    adapter = abstract_adapter(config, lora)
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    mask = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
 
     def residuals(base: PyTree, adapter: PyTree, tokens: Any, mask: Any) -> list[Any]:
         examples = Examples(tokens, mask, tokens)
-        return jax.tree.leaves(jax.vjp(lambda own: sft(LM(model, base), own, examples).mean(), adapter)[1])
+
+        def loss(adapter: PyTree) -> Any:
+            return sft(LM(model, base), adapter, examples).mean()
+
+        _, linearised = jax.vjp(loss, adapter)
+        return jax.tree.leaves(linearised)
 
     traced = jax.make_jaxpr(residuals)(base, adapter, tokens, mask).jaxpr
-    given = {id(own) for own in (*traced.invars, *traced.constvars)}
-    kept = {id(own): own.aval for own in traced.outvars if id(own) not in given and not hasattr(own, "val")}
-    return nbytes([jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in kept.values()])
+    given = {id(variable) for variable in (*traced.invars, *traced.constvars)}
+    kept = {}
+    for variable in traced.outvars:
+        literal = hasattr(variable, "val")
+        if not literal and id(variable) not in given:
+            kept[id(variable)] = jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
+    return nbytes(list(kept.values()))
 
 
-def _item(config: DecoderConfig) -> int:
+def _itemsize(config: DecoderConfig) -> int:
     return jnp.dtype(config.dtype).itemsize
 
 
 def _widths(config: DecoderConfig) -> tuple[int, int]:
     """Columns of q|k|v and of gate|up."""
-    return sum(outputs(config, "qkv_proj").values()), sum(outputs(config, "gate_up_proj").values())
+    qkv = sum(outputs(config, "qkv_proj").values())
+    gate_up = sum(outputs(config, "gate_up_proj").values())
+    return qkv, gate_up
 
 
 def _logits_of_attention(config: DecoderConfig, rows: int, queries: int, keys: int, cached: bool = False) -> int:
@@ -142,44 +186,51 @@ def _logits_of_attention(config: DecoderConfig, rows: int, queries: int, keys: i
     if config.attention in ("cudnn", "splash") and not cached:
         return 0
     if config.attention != "xla":
-        queries = ceil(queries / max(1, ceil(queries / CHUNK)))
+        chunks = max(1, ceil(queries / CHUNK))
+        queries = ceil(queries / chunks)  # chunks are of equal size
     return 4 * rows * config.num_attention_heads * queries * keys
 
 
 def _layer_forward(config: DecoderConfig, rows: int, length: int, keys: int, cached: bool = False) -> int:
-    """One layer: the residual stream, and the larger of attention and MLP."""
+    """Bytes of one layer: the residual stream, and the larger of attention and MLP."""
     qkv, gate_up = _widths(config)
-    token = rows * length * _item(config)
-    own_keys = 2 * rows * keys * config.num_key_value_heads * config.head_dim * _item(config)
+    column = rows * length * _itemsize(config)  # one channel of every token
+    keys_and_values = 2 * rows * keys * config.num_key_value_heads * config.head_dim * _itemsize(config)
     # logits, probabilities, and one of the two in the layout of the next product
-    attention = 3 * _logits_of_attention(config, rows, length, keys, cached) + own_keys + token * qkv
-    mlp = token * (2 * gate_up + config.hidden_size)  # the product, its halves apart, and the normed input
-    return token * config.hidden_size + max(attention, mlp)
+    attention = 3 * _logits_of_attention(config, rows, length, keys, cached) + keys_and_values + column * qkv
+    mlp = column * (2 * gate_up + config.hidden_size)  # the product, its halves apart, and the normed input
+    return column * config.hidden_size + max(attention, mlp)
 
 
 def _layer_backward(config: DecoderConfig, rows: int, length: int) -> int:
-    """What one layer's backward pass adds to what was kept: the larger of attention and MLP."""
+    """Bytes that one layer's backward pass adds to what was kept: the larger of attention and MLP."""
     qkv, gate_up = _widths(config)
-    token = rows * length * _item(config)
+    column = rows * length * _itemsize(config)  # one channel of every token
+    logits = _logits_of_attention(config, rows, length, length)
     # logits and probabilities again, and the cotangents of both; then those of q, k, v
-    attention = 4 * _logits_of_attention(config, rows, length, length) + token * qkv
+    attention = 4 * logits + column * qkv
     # gate and up apart; their cotangents apart and side by side; the cotangent of their product
-    mlp = token * (3 * gate_up + gate_up // 2)
+    mlp = column * (3 * gate_up + gate_up // 2)
     if config.remat != "none":  # what attention computes again for itself is shared with the layer's doing so
-        mlp += 3 * _logits_of_attention(config, rows, length, length)
-    return 2 * token * config.hidden_size + max(attention, mlp)
+        mlp += 3 * logits
+    return 2 * column * config.hidden_size + max(attention, mlp)
 
 
-def _head(config: DecoderConfig, tokens: int, how: How) -> int:
-    """Logits; the backward pass holds their cotangents, too."""
-    return tokens * config.vocab_size * how.logit
+def _head(config: DecoderConfig, tokens: int, computation: Computation) -> int:
+    """Bytes of the logits; the backward pass holds their cotangents, too, which is twice as much."""
+    return tokens * config.vocab_size * computation.logit_bytes
 
 
 def _kernels(config: DecoderConfig, fsdp: int) -> int:
-    """A layer's largest kernel, out of its stack (or dequantised, in float32) and as the product wants it.
+    """Bytes of a layer's largest kernel, out of its stack (or dequantised, in float32) and as the product wants it.
 
-    With `fsdp` its rows are gathered, and so are those of the unembedding.
+    With `fsdp` the rows of that kernel are gathered, and so are those of the unembedding.
     """
     largest = max(fan_in(config, kernel) * sum(outputs(config, kernel).values()) for kernel in FUSED)
-    held = largest * (_item(config) + (4 if config.quantize != "none" else _item(config)))
-    return max(held, config.vocab_size * config.hidden_size * _item(config)) if fsdp > 1 else held
+    wanted = _itemsize(config)
+    taken_out = _itemsize(config) if config.quantize == "none" else 4
+    layer = largest * (taken_out + wanted)
+    if fsdp == 1:
+        return layer
+    unembedding = config.vocab_size * config.hidden_size * _itemsize(config)
+    return max(layer, unembedding)

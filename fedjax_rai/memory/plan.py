@@ -1,11 +1,11 @@
 """The memory plan of a run: bytes a device in each of its phases, from shapes alone, before the base is loaded.
 
-How far it is to be trusted is said in `run.footprint`. Packed batches count as if they were not, an upper bound. Not
-counted: what Python and the host hold besides, and the tensor that is being loaded.
+How far the plan is to be trusted is told in `memory.footprint`. Packed batches count as if they were not packed, an
+upper bound. Not counted: what Python and the host hold besides, and the tensor that is being loaded.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import ceil
 from typing import NamedTuple
 
@@ -19,12 +19,23 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import bucket
 from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import FedAlgorithm
-from fedjax_rai.memory.footprint import How, base_bytes, decoding, nbytes, training, whole_sequences
+from fedjax_rai.memory.footprint import (
+    Computation,
+    DecodingShape,
+    base_bytes,
+    decoding,
+    nbytes,
+    training,
+    whole_sequences,
+)
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.lora import abstract_adapter
 
-EXAMPLE, PROMPT = 4 + 1 + 4, 4 + 1  # bytes of a token: id, loss mask and segment; id and whether it is one
+EXAMPLE_TOKEN = 4 + 1 + 4
+"""Bytes of a token of an example: id, loss mask and segment."""
+PROMPT_TOKEN = 4 + 1
+"""Bytes of a token of a prompt: id, and whether it is one or padding."""
 
 
 class Lengths(NamedTuple):
@@ -44,10 +55,12 @@ class Lengths(NamedTuple):
     choice: int = 0
 
     def cut(self, max_length: int) -> "Lengths":
-        """With a smaller `data.max_length`."""
+        """The lengths with a smaller `data.max_length`."""
+        longest = bucket(max_length)
         names = ("train", "red", "prepared", "replay", "asked", "probe", "choice")
-        texts = {name: min(getattr(self, name), bucket(max_length)) for name in names}
-        return self._replace(**texts, opening=min(self.opening, bucket(max_length + self.few_shot)))
+        texts = {name: min(getattr(self, name), longest) for name in names}
+        opening = min(self.opening, bucket(max_length + self.few_shot))
+        return self._replace(**texts, opening=opening)
 
 
 class Sizes(NamedTuple):
@@ -72,6 +85,7 @@ class Plan(NamedTuple):
     phases: dict[str, dict[str, int]]
 
     def need(self, phase: str) -> int:
+        """Bytes that a device needs during a phase."""
         return sum(self.held.values()) + sum(self.phases[phase].values())
 
     @property
@@ -82,31 +96,43 @@ class Plan(NamedTuple):
 
 def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
     """The plan of an arm of that config; nothing is allocated. `config` may differ in how the model is computed."""
-    own = config.model
-    computed = {"dtype": own.dtype, "attention": own.attention, "quantize": own.quantize, "remat": own.remat}
-    lora = dataclasses.replace(sizes.model.lora, rank=config.lora.rank)
-    model = Decoder(dataclasses.replace(sizes.model.config, **computed), lora)
-    guard = dataclasses.replace(sizes.guard, **computed) if sizes.guard else None
-    sizes = sizes._replace(model=model, guard=guard, lengths=sizes.lengths.cut(config.data.max_length))
-    held, mesh = _held(config, sizes), abstract_mesh(config, sizes.devices)
-    shapes = [model.config, *([guard] if guard else [])]
-    if sizes.widens and own.dtype == "bfloat16":
-        shapes = [dataclasses.replace(shape, dtype="float32") for shape in shapes]
-        # a copy of what is not quantised, which is what makes the difference
-        held["base in float32"] = 2 * (base_bytes(shapes[0], mesh) - base_bytes(model.config, mesh))
-    shape, *others = (_share(shape, config.mesh.tensor) for shape in shapes)
-    local = sizes._replace(model=Decoder(shape, lora), guard=others[0] if others else None)
+    sizes = _as_configured(config, sizes)
+    held = _held(config, sizes)
+    if sizes.widens and config.model.dtype == "bfloat16":
+        mesh = abstract_mesh(config, sizes.devices)
+        narrow = base_bytes(sizes.model.config, mesh)
+        sizes = _with_architectures(sizes, lambda architecture: dataclasses.replace(architecture, dtype="float32"))
+        # the base's copy in float32: what is quantised is in both, so the difference is half of the copy
+        held["base in float32"] = 2 * (base_bytes(sizes.model.config, mesh) - narrow)
+    sizes = _with_architectures(sizes, lambda architecture: _one_device_of(architecture, config.mesh.tensor))
     if sizes.saying:
-        return Plan(held, {"CAI, generating": _generating(config, local)})
-    return Plan(held, dict(_phases(config, local)))
+        return Plan(held, {"CAI, generating": _generating(config, sizes)})
+    return Plan(held, dict(_phases(config, sizes)))
 
 
-def _share(config: DecoderConfig, tensor: int) -> DecoderConfig:
+def _as_configured(config: ExperimentConfig, sizes: Sizes) -> Sizes:
+    """The sizes under the keys of `config` that change how a model is computed, its rank, and how long texts are."""
+    computed = {key: getattr(config.model, key) for key in ("dtype", "attention", "quantize", "remat")}
+    sizes = _with_architectures(sizes, lambda architecture: dataclasses.replace(architecture, **computed))
+    lora = dataclasses.replace(sizes.model.lora, rank=config.lora.rank)
+    lengths = sizes.lengths.cut(config.data.max_length)
+    return sizes._replace(model=Decoder(sizes.model.config, lora), lengths=lengths)
+
+
+def _with_architectures(sizes: Sizes, change: Callable[[DecoderConfig], DecoderConfig]) -> Sizes:
+    """The sizes with the architecture of the model, and of a released guard, changed."""
+    model = Decoder(change(sizes.model.config), sizes.model.lora)
+    guard = None if sizes.guard is None else change(sizes.guard)
+    return sizes._replace(model=model, guard=guard)
+
+
+def _one_device_of(config: DecoderConfig, tensor: int) -> DecoderConfig:
     """The decoder whose arrays are as wide as one device's: heads, gate|up and vocabulary lie along `tensor`."""
     groups = ceil(config.num_key_value_heads / tensor)
+    heads_per_group = ceil(config.num_attention_heads / tensor / groups)
     return dataclasses.replace(
         config,
-        num_attention_heads=ceil(config.num_attention_heads / tensor / groups) * groups,
+        num_attention_heads=heads_per_group * groups,
         num_key_value_heads=groups,
         intermediate_size=2 * ceil(config.intermediate_size / tensor / 2),  # nf4 packs pairs of rows
         vocab_size=ceil(config.vocab_size / tensor),
@@ -114,45 +140,72 @@ def _share(config: DecoderConfig, tensor: int) -> DecoderConfig:
 
 
 def abstract_mesh(config: ExperimentConfig, devices: int) -> AbstractMesh:
-    fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
-    return AbstractMesh((devices // (fsdp * tensor), fsdp, tensor), meshes.AXES, axis_types=(AxisType.Auto,) * 3)
+    """The mesh of a config on so many devices, as a shape; no device is asked for."""
+    fsdp = config.mesh.fsdp
+    tensor = config.mesh.tensor
+    clients = devices // (fsdp * tensor)
+    return AbstractMesh((clients, fsdp, tensor), meshes.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def has_cai(config: ExperimentConfig) -> bool:
     """Whether a CAI phase may come due."""
-    own = config.cai
-    return own.enabled and own.iterations > 0 and config.federated.rounds >= own.every
+    cai = config.cai
+    return cai.enabled and cai.iterations > 0 and config.federated.rounds >= cai.every
 
 
 def chain_slots(opening: int, requests: int, new: int, revisions: int) -> int:
-    """Tokens of the longest conversation that a critic reads and continues: from the padded lengths of its opening and
-    of both requests together, and the most tokens of an answer.
+    """Tokens of the longest conversation that a critic reads and continues.
+
+    `opening`: the padded length of what it begins with; `requests`: of both requests together; `new`: the most tokens
+    of an answer.
     """
     return opening + revisions * (requests + 2 * new) + new
 
 
 def guard_length(config: ExperimentConfig, sizes: Sizes) -> int:
-    """Of the longest pair that is scored, not padded: a client's, or an answer of the evaluation, the probe, CAI."""
-    own, new = sizes.lengths, config.eval.max_new_tokens
-    answers = [(own.asked, new), (own.probe, new), (own.red, config.cai.max_new_tokens)]
-    pair = max([own.train, *(length + more for length, more in answers if length)])
-    most = config.data.max_length + (own.guard_request if sizes.guard else 0)
-    return min(pair + own.guard_request, most)
+    """Tokens of the longest pair that is scored, not padded: a client's, or an answer to a prompt of the evaluation,
+    the probe or CAI, with the guard's request around it.
+    """
+    lengths = sizes.lengths
+    pairs = [lengths.train]
+    if lengths.asked:
+        pairs.append(lengths.asked + config.eval.max_new_tokens)
+    if lengths.probe:
+        pairs.append(lengths.probe + config.eval.max_new_tokens)
+    if lengths.red:
+        pairs.append(lengths.red + config.cai.max_new_tokens)
+    most = config.data.max_length
+    if sizes.guard:
+        most += lengths.guard_request
+    return min(max(pairs) + lengths.guard_request, most)
 
 
 def _held(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
-    mesh, model, own = abstract_mesh(config, sizes.devices), sizes.model, sizes.lengths
-    adapter = nbytes(abstract_adapter(model.config, model.lora))
+    """Bytes, by part, of what is there in every phase."""
+    mesh = abstract_mesh(config, sizes.devices)
+    lengths = sizes.lengths
+    held = {
+        "base": base_bytes(sizes.model.config, mesh),
+        "adapters": _adapters_bytes(config, sizes),
+    }
+    guard_is_base = (config.guard.path, config.guard.revision) == (config.model.path, config.model.revision)
+    if sizes.guard and not guard_is_base:
+        held["guard"] = base_bytes(sizes.guard, mesh)
+    if sizes.prepared:
+        held["prepared set"] = EXAMPLE_TOKEN * 2 * sizes.prepared * lengths.prepared
+    examples = EXAMPLE_TOKEN * sizes.pairs * lengths.train
+    red_prompts = PROMPT_TOKEN * sizes.red * (lengths.red + lengths.opening)
+    held["data"] = examples + red_prompts
+    return held
+
+
+def _adapters_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
+    """Bytes of the server's states, and of the adapter of a guard that is fitted."""
+    adapter = nbytes(abstract_adapter(sizes.model.config, sizes.model.lora))
     # a round's state is kept until the next one's is there
     states = adapter if sizes.saying else 2 * _state_bytes(config, sizes)
-    fitted = adapter if sizes.guarded and sizes.guard is None else 0
-    parts = {"base": base_bytes(model.config, mesh), "adapters": states + fitted}
-    if sizes.guard and (config.guard.path, config.guard.revision) != (config.model.path, config.model.revision):
-        parts["guard"] = base_bytes(sizes.guard, mesh)
-    data = EXAMPLE * sizes.pairs * own.train + PROMPT * sizes.red * (own.red + own.opening)
-    if sizes.prepared:
-        parts["prepared set"] = EXAMPLE * 2 * sizes.prepared * own.prepared
-    return parts | {"data": data}
+    guard_is_fitted = sizes.guarded and sizes.guard is None
+    return states + adapter if guard_is_fitted else states
 
 
 def _algorithm(config: ExperimentConfig, sizes: Sizes) -> FedAlgorithm:
@@ -160,91 +213,140 @@ def _algorithm(config: ExperimentConfig, sizes: Sizes) -> FedAlgorithm:
 
 
 def _state_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
-    """Of what the server keeps from round to round."""
+    """Bytes of what the server keeps from round to round."""
     adapter = abstract_adapter(sizes.model.config, sizes.model.lora)
     return nbytes(jax.eval_shape(_algorithm(config, sizes).init, adapter))
 
 
-def _taught_length(config: ExperimentConfig, lengths: Lengths) -> int:
-    """Of everything that a CAI phase trains on."""
+def _training_length(config: ExperimentConfig, lengths: Lengths) -> int:
+    """Padded length, in tokens, of everything that a CAI phase trains on."""
     new = config.cai.max_new_tokens
-    return max(lengths.prepared or lengths.red + new, lengths.replay + new if lengths.replay else 0)
+    pairs = lengths.prepared or lengths.red + new
+    if not lengths.replay:
+        return pairs
+    return max(pairs, lengths.replay + new)
 
 
 def _pool_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
-    """Chosen, rejected and replayed, in one length."""
-    rows = 2 * config.cai.prompts + (config.cai.replay if sizes.lengths.replay else 0)
-    return EXAMPLE * rows * _taught_length(config, sizes.lengths)
+    """Bytes of the chosen, rejected and replayed texts of a CAI phase, all of one length."""
+    rows = 2 * config.cai.prompts
+    if sizes.lengths.replay:
+        rows += config.cai.replay
+    return EXAMPLE_TOKEN * rows * _training_length(config, sizes.lengths)
 
 
-def _how(config: ExperimentConfig) -> How:
-    narrow = jnp.dtype(config.model.dtype).itemsize
-    return How(config.mesh.fsdp, 4 + (narrow if narrow < 4 else 0))
+def _computation(config: ExperimentConfig) -> Computation:
+    computed = 4  # in float32
+    cast_from = jnp.dtype(config.model.dtype).itemsize
+    if cast_from == 4:  # nothing is cast
+        return Computation(config.mesh.fsdp, computed)
+    return Computation(config.mesh.fsdp, computed + cast_from)
 
 
 def _phases(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:
-    model, lengths = sizes.model, sizes.lengths
-    fed, own, how = config.federated, config.eval, _how(config)
-    if sizes.guarded and sizes.guard is None and config.guard.steps:
-        length = bucket(min(lengths.train + lengths.guard_request, config.data.max_length))
-        yield "fitting the guard", training(model, config.guard.batch_size, length, how)
+    """(name of a phase, the bytes that it adds by part) of every phase of an arm."""
     if sizes.guarded:
-        scorer = sizes.guard or model.config
-        yield "scoring", whole_sequences(scorer, own.batch_size, bucket(guard_length(config, sizes)), 1, how)
-    if fed.rounds:
+        yield from _guarding(config, sizes)
+    if config.federated.rounds:
         yield "local training", _local_training(config, sizes)
-    for name, asked in (("probe", lengths.probe if fed.rounds else 0), ("evaluation, answering", lengths.asked)):
-        if asked:
-            yield name, decoding(model.config, own.batch_size, asked, asked + own.max_new_tokens, how)
+    if config.federated.rounds and sizes.lengths.probe:
+        yield "probe", _answering(config, sizes, sizes.lengths.probe)
+    if sizes.lengths.asked:
+        yield "evaluation, answering", _answering(config, sizes, sizes.lengths.asked)
     if has_cai(config):
         yield from _constitutional(config, sizes)
-    if whole := lengths.choice:
-        yield "evaluation, choices", whole_sequences(model.config, own.batch_size, whole, whole, how)
+    length = sizes.lengths.choice
+    if length:
+        rows = config.eval.batch_size
+        yield "evaluation, choices", whole_sequences(sizes.model.config, rows, length, length, _computation(config))
+
+
+def _guarding(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:
+    """Fitting the guard, where it is no released one, and scoring pairs with it."""
+    computation = _computation(config)
+    if sizes.guard is None and config.guard.steps:
+        text = min(sizes.lengths.train + sizes.lengths.guard_request, config.data.max_length)
+        yield "fitting the guard", training(sizes.model, config.guard.batch_size, bucket(text), computation)
+    scorer = sizes.guard or sizes.model.config
+    length = bucket(guard_length(config, sizes))
+    yield "scoring", whole_sequences(scorer, config.eval.batch_size, length, 1, computation)
+
+
+def _answering(config: ExperimentConfig, sizes: Sizes, length: int) -> dict[str, int]:
+    """Answering a batch of the evaluation's prompts of `length` tokens."""
+    shape = DecodingShape(config.eval.batch_size, length, length + config.eval.max_new_tokens)
+    return decoding(sizes.model.config, shape, _computation(config))
 
 
 def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
-    fed, mesh = config.federated, abstract_mesh(config, sizes.devices)
+    """Local training of a chunk of clients at once, and what the algorithm keeps of the cohort."""
+    federated = config.federated
+    across = abstract_mesh(config, sizes.devices).shape["clients"]
     adapter = nbytes(abstract_adapter(sizes.model.config, sizes.model.lora))
-    own = ceil(fed.clients_per_chunk / mesh.shape["clients"])  # a chunk is a multiple of the clients axis
-    in_chunk = own * mesh.shape["clients"]
-    kept = ceil(fed.cohort / in_chunk) * own  # of the cohort, padded to whole chunks, on this device
-    parts = training(sizes.model, fed.batch_size, sizes.lengths.train, _how(config), own)
-    more = _algorithm(config, sizes).holds(kept, own)
-    return parts | {"deltas": kept * adapter} | {name: count * adapter for name, count in more.items()}
+    at_once = ceil(federated.clients_per_chunk / across)  # on this device: a chunk is a multiple of the clients axis
+    chunks = ceil(federated.cohort / (at_once * across))
+    kept = chunks * at_once  # of the cohort, padded to whole chunks, on this device
+    length = sizes.lengths.train
+    parts = training(sizes.model, federated.batch_size, length, _computation(config), clients=at_once)
+    parts["deltas"] = kept * adapter
+    for name, adapters in _algorithm(config, sizes).holds(kept, at_once).items():
+        parts[name] = adapters * adapter
+    return parts
 
 
 def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:
-    """The programs of a CAI phase. What was said stays until the last of them is done."""
-    model, own, cai, how = sizes.model, sizes.lengths, config.cai, _how(config)
-    if own.replay:
-        slots = own.replay + cai.max_new_tokens
-        yield "answering replay", decoding(model.config, cai.replay, own.replay, slots, how)
-    held, pairs, longest = {"revisions": _pool_bytes(config, sizes)}, cai.prompts, _taught_length(config, own)
+    """The programs of a CAI phase. What was generated stays until the last of them is done."""
+    model = sizes.model
+    cai = config.cai
+    replay = sizes.lengths.replay
+    computation = _computation(config)
+    if replay:
+        shape = DecodingShape(cai.replay, replay, replay + cai.max_new_tokens)
+        yield "answering replay", decoding(model.config, shape, computation)
+    held = {"revisions": _pool_bytes(config, sizes)}
     if not sizes.prepared:
-        yield "CAI, generating", (generating := _generating(config, sizes))
+        generating = _generating(config, sizes)
+        yield "CAI, generating", generating
         held["revisions"] += generating["conversations"]
-    preferred = make_objective(cai).preference is not None
-    if preferred:
-        # Its two passes follow one another if each is a loop over batches. Either reads one of the sets from a copy.
-        read = min(cai.batch_size, pairs) * (2 if pairs <= cai.batch_size else 1)
-        parts = held | {"pairs being read": EXAMPLE * pairs * longest}
-        yield "CAI, reference", parts | whole_sequences(model.config, read, longest, longest, how)
-    rows = cai.batch_size * (2 if preferred else 1)  # chosen and rejected go through together
+    length = _training_length(config, sizes.lengths)
+    rows = cai.batch_size
+    if make_objective(cai).preference is not None:
+        in_one_batch = cai.prompts <= cai.batch_size
+        # The passes over chosen and rejected follow one another where each is a loop over batches.
+        read = 2 * cai.prompts if in_one_batch else cai.batch_size
+        copied = {"pairs being read": EXAMPLE_TOKEN * cai.prompts * length}  # chosen or rejected
+        yield "CAI, reference", held | copied | whole_sequences(model.config, read, length, length, computation)
+        rows = 2 * cai.batch_size  # chosen and rejected go through together
     across = abstract_mesh(config, sizes.devices).shape["clients"]
-    yield "CAI, training", held | training(model, rows // across if rows % across == 0 else rows, longest, how)
+    if rows % across == 0:  # else every device trains on all rows
+        rows //= across
+    yield "CAI, training", held | training(model, rows, length, computation)
 
 
 def _generating(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
-    """A chunk of conversations at once, spread over the clients axis; what all of them said.
+    """Generating a chunk of conversations at once, spread over the clients axis; and the texts of all conversations.
 
-    A critic of its own fills a second cache, and XLA does not free the policy's before.
+    A critic that is another model than the policy fills a second cache, and XLA does not free the policy's before.
     """
-    own, cai, across = sizes.lengths, config.cai, abstract_mesh(config, sizes.devices).shape["clients"]
+    cai = config.cai
+    lengths = sizes.lengths
+    new = cai.max_new_tokens
+    opening = lengths.opening or lengths.red
+    appended = [opening, lengths.critique, lengths.revision]
+    further_slots = 0
+    if cai.critic != "policy" or lengths.opening > 0:
+        appended.append(new)
+        further_slots = lengths.red + new
     chunk = min(cai.prompts_per_chunk or cai.prompts, cai.prompts)
-    apart = cai.critic != "policy" or own.opening > 0
-    fed = max(own.opening or own.red, own.critique, own.revision, cai.max_new_tokens if apart else 0)
-    further = own.red + cai.max_new_tokens if apart else 0
-    slots = chain_slots(own.opening or own.red, own.critique + own.revision, cai.max_new_tokens, cai.revisions)
-    sorts = cai.top_k is not None or cai.top_p is not None
-    parts = decoding(sizes.model.config, ceil(chunk / across), fed, slots, _how(config), further, sorts)
-    return parts | {"conversations": PROMPT * cai.prompts * (1 + 2 * cai.revisions) * cai.max_new_tokens}
+    across = abstract_mesh(config, sizes.devices).shape["clients"]
+    shape = DecodingShape(
+        rows=ceil(chunk / across),
+        length=max(appended),
+        slots=chain_slots(opening, lengths.critique + lengths.revision, new, cai.revisions),
+        further_slots=further_slots,
+        sorts=cai.top_k is not None or cai.top_p is not None,
+    )
+    parts = decoding(sizes.model.config, shape, _computation(config))
+    texts = 1 + 2 * cai.revisions  # the first answer, then a critique and a revision each time
+    parts["conversations"] = PROMPT_TOKEN * cai.prompts * texts * new
+    return parts

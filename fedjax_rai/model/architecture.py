@@ -12,7 +12,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_pytorch_tanh": partial(nn.gelu, approximate=True),
 }
-"""By their names in `config.json`."""
+"""The MLP's activations, by their names in `config.json`."""
 
 FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -79,19 +79,23 @@ class DecoderConfig:
     @property
     def longest(self) -> int | None:
         """The longest sequence that the rotary embeddings are meant for; None: they name no limit."""
-        return min((kind.rope.limit for kind in self.kinds if kind.rope and kind.rope.limit), default=None)
+        limits = [kind.rope.limit for kind in self.kinds if kind.rope and kind.rope.limit]
+        return min(limits, default=None)
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The projections that LoRA may adapt, by their module names in a checkpoint."""
-        return tuple(FUSED) if self.modules_fused else tuple(part for parts in FUSED.values() for part in parts)
+        if self.modules_fused:
+            return tuple(FUSED)
+        return tuple(projection for projections in FUSED.values() for projection in projections)
 
 
 def outputs(config: DecoderConfig, kernel: str) -> dict[str, int]:
     """Widths of the projections that lie side by side in a kernel."""
-    heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
     return {
-        "qkv_proj": {"q_proj": heads * size, "k_proj": groups * size, "v_proj": groups * size},
+        "qkv_proj": {"q_proj": queries, "k_proj": keys, "v_proj": keys},
         "o_proj": {"o_proj": config.hidden_size},
         "gate_up_proj": {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size},
         "down_proj": {"down_proj": config.hidden_size},
@@ -106,8 +110,11 @@ def modules(config: DecoderConfig, kernel: str) -> dict[str, int]:
 
 def fan_in(config: DecoderConfig, kernel: str) -> int:
     """Width of a kernel's input."""
-    special = {"o_proj": config.num_attention_heads * config.head_dim, "down_proj": config.intermediate_size}
-    return special.get(kernel, config.hidden_size)
+    if kernel == "o_proj":
+        return config.num_attention_heads * config.head_dim
+    if kernel == "down_proj":
+        return config.intermediate_size
+    return config.hidden_size
 
 
 def module_name(layer: int, module: str) -> str:

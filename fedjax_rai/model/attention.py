@@ -6,6 +6,7 @@ A layer says who sees whom by a `Sight` (segments and positions, no dense mask),
 only as much of the mask as it needs. What is fixed for a layer (scale, soft cap, window) is an `Attention`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -22,7 +23,7 @@ CHUNK = 512
 
 
 class Sight(NamedTuple):
-    """Which keys a token sees: those of its own segment that are not after it."""
+    """Which keys a token sees: those of the token's segment that are not after it."""
 
     query_segment: Int[Array, "b t"]  # 0: padding; packed examples have 1, 2, ...
     query_position: Int[Array, "b t"]  # counts the valid tokens of the segment
@@ -82,20 +83,23 @@ def _xla(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Arra
 def _chunked(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
     """Equal chunks of at most CHUNK queries, one after the other; memory grows with s, and with t only as q does."""
     batch, length = q.shape[:2]
-    chunks = -(-length // CHUNK)
-    rows = -(-length // chunks)
+    chunks = math.ceil(length / CHUNK)
+    rows = math.ceil(length / chunks)  # of equal size, so that the padding is less than a row for each chunk
     # Every chunk adds to the gradients of k and v: in float32, whatever the type of k and v.
-    dtype, k, v = k.dtype, k.astype(jnp.float32), v.astype(jnp.float32)
+    dtype = k.dtype
+    k = k.astype(jnp.float32)
+    v = v.astype(jnp.float32)
 
     def split(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, chunks * rows - length), *[(0, 0)] * (x.ndim - 2)))
+        further_axes = [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, ((0, 0), (0, chunks * rows - length), *further_axes))
         return jnp.moveaxis(x.reshape(batch, chunks, rows, *x.shape[2:]), 1, 0)
 
     @_recomputed
     def attend_chunk(chunk: tuple[Array, Array, Array]) -> Array:
-        own, segment, position = chunk
-        seen = Sight(segment, position, sight.key_segment, sight.key_position)
-        return _dense(own, k.astype(dtype), v.astype(dtype), seen, options)
+        queries, segment, position = chunk
+        chunk_sight = Sight(segment, position, sight.key_segment, sight.key_position)
+        return _dense(queries, k.astype(dtype), v.astype(dtype), chunk_sight, options)
 
     out = jax.lax.map(attend_chunk, (split(q), split(sight.query_segment), split(sight.query_position)))
     return jnp.moveaxis(out, 0, 1).reshape(batch, chunks * rows, *q.shape[2:])[:, :length]
@@ -107,16 +111,25 @@ def _flattening(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tup
 
     @mapped.def_vmap
     def _(size: int, batched: list[bool], *args: Array):
-        whole = [x if own else jnp.broadcast_to(x, (size, *x.shape)) for x, own in zip(args, batched, strict=True)]
-        out = mapped(*(x.reshape(-1, *x.shape[2:]) for x in whole))
+        rows = []
+        for x, is_batched in zip(args, batched, strict=True):
+            whole = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            rows.append(whole.reshape(-1, *whole.shape[2:]))
+        out = mapped(*rows)
         return tuple(y.reshape(size, -1, *y.shape[1:]) for y in out), (True,) * len(out)
 
     return mapped
 
 
 def _fused(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
-    def even(x: Array, *axes: int) -> Array:  # what the kernel asks of t and s when there is a mask
-        return jnp.pad(x, [(0, x.shape[i] % 2 if i in axes else 0) for i in range(x.ndim)])
+    """cuDNN's kernel, forward; not to be vmapped."""
+
+    def even(x: Array, *axes: int) -> Array:
+        """Pad axes to an even size, which the kernel asks of t and s when there is a mask."""
+        widths = [(0, 0)] * x.ndim
+        for axis in axes:
+            widths[axis] = (0, x.shape[axis] % 2)
+        return jnp.pad(x, widths)
 
     mask = even(visible(sight, options.window), 1, 2)[:, None]  # with False: nobody sees a key that was added
     out = jax.nn.dot_product_attention(
@@ -172,16 +185,19 @@ def _splash(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> A
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # slow to import, and rarely wanted
 
-    length, keys, heads = q.shape[1], k.shape[1], q.shape[2]
+    _, length, heads, _ = q.shape
+    keys = k.shape[1]
     if length != keys:
         raise InputError(f"attention 'splash' takes as many keys as queries, not {keys} keys for {length} queries")
-    slots = -(-length // 128) * 128  # the kernel's blocks are multiples of 128
+    slots = 128 * math.ceil(length / 128)  # the kernel's blocks are multiples of 128
     block = next(size for size in (512, 256, 128) if slots % size == 0)
-    sizes: dict[str, Any] = {
-        field.name: block for field in fields(splash.BlockSizes) if field.name.startswith("block_")
-    }
+    block_names = [field.name for field in fields(splash.BlockSizes) if field.name.startswith("block_")]
+    sizes: dict[str, Any] = dict.fromkeys(block_names, block)
     shape = (slots, slots)
-    mask = splash.CausalMask(shape) if options.window is None else splash.LocalMask(shape, (options.window - 1, 0), 0)
+    if options.window is None:
+        mask = splash.CausalMask(shape)
+    else:
+        mask = splash.LocalMask(shape, (options.window - 1, 0), 0)
 
     def attend_slots(q: Array, k: Array, v: Array, segment: Array, interpret: bool) -> Array:
         kernel = splash.make_splash_mha_single_device(

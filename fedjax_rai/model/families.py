@@ -29,21 +29,25 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 
 class Family(NamedTuple):
-    """One row: all of it reads transformers' config object c.
-
-    `fields(c)`: what differs from a Llama; `sliding(c, i)`: layer i has a window; `computed`: what c must say because
-    we compute nothing else; `partial`: a head may be rotated in part.
-    """
+    """In what a family differs from Llama, read off transformers' config object c."""
 
     fields: Callable[[Any], dict[str, Any]]
+    """c -> the fields of DecoderConfig in which the family differs."""
     sliding: Callable[[Any, int], bool] = lambda c, i: False
+    """(c, i) -> whether layer i has a window."""
     computed: Mapping[str, Any] = {}
+    """Fields that c must have, with the only values that we compute."""
     partial: bool = False
+    """A head may be rotated in part."""
 
 
 def _biases(c: Any) -> dict[str, Any]:
-    attention, mlp = getattr(c, "attention_bias", False), getattr(c, "mlp_bias", False)
-    return {"biases": ("qkv_proj", "o_proj") * attention + ("gate_up_proj", "down_proj") * mlp}
+    biases: tuple[str, ...] = ()
+    if getattr(c, "attention_bias", False):
+        biases += ("qkv_proj", "o_proj")
+    if getattr(c, "mlp_bias", False):
+        biases += ("gate_up_proj", "down_proj")
+    return {"biases": biases}
 
 
 def _gemma(c: Any) -> dict[str, Any]:
@@ -92,35 +96,35 @@ def read_config(folder: Path, **computed: str) -> DecoderConfig:
 
 
 def decoder_config(raw: Mapping[str, Any], where: str, **computed: str) -> DecoderConfig:
-    """The same, of a `config.json` that was read."""
-    if (kind := raw.get("model_type")) not in FAMILIES:
+    """Shape of the model whose `config.json`, found at `where`, was read as `raw`; see `read_config`."""
+    kind = raw.get("model_type")
+    if kind not in FAMILIES:
         close = get_close_matches(str(kind), FAMILIES, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise InputError(f"{where}: model_type {kind!r} is not supported{hint}, only: {', '.join(sorted(FAMILIES))}")
-    family, problems = FAMILIES[kind], [f"{name} is missing" for name in SIZES if raw.get(name) is None]
-    sizes = (*SIZES, "num_key_value_heads", "head_dim")
-    given = {name: raw[name] for name in sizes if raw.get(name) is not None}
-    problems += [f"{name} is {n!r}, must be a whole number > 0" for name, n in given.items() if not _counts(n)]
-    if not problems and raw["num_attention_heads"] % given.get("num_key_value_heads", 1):
-        problems.append("num_attention_heads must be a multiple of num_key_value_heads")
+    family = FAMILIES[kind]
+    problems = _wrong_sizes(raw)
     c: Any = None if problems else _normalised(raw, where)
     for name, value in {"quantization_config": None, **family.computed}.items():
-        if (given := getattr(c, name, raw.get(name)) or None) != value:
-            problems.append(f"{name} is {given!r}, only {value!r} is supported")
+        found = getattr(c, name, raw.get(name)) or None
+        if found != value:
+            problems.append(f"{name} is {found!r}, only {value!r} is supported")
     fields: dict[str, Any] = family.fields(c) if c else {}
     activation = fields.pop("activation", getattr(c, "hidden_act", "silu"))
     if activation not in ACTIVATIONS:
         problems.append(f"hidden_act is {activation!r}, only {', '.join(ACTIVATIONS)} are supported")
     layers, rope_problems = _layers(c, family) if c else ([], [])
-    if problems := problems + rope_problems:
+    problems += rope_problems
+    if problems:
         raise InputError(f"{where}: " + "; ".join(problems))
     kinds = tuple(dict.fromkeys(layers))
+    layer_kinds = tuple(kinds.index(layer) for layer in layers) if len(kinds) > 1 else ()
     fields |= {name: getattr(c, name) for name in SIZES} | computed
     return DecoderConfig(
         num_key_value_heads=c.num_key_value_heads,
         head_dim=_head_dim(c),
         kinds=kinds,
-        layer_kinds=tuple(map(kinds.index, layers)) if len(kinds) > 1 else (),
+        layer_kinds=layer_kinds,
         rms_norm_eps=c.rms_norm_eps,
         tie_word_embeddings=c.tie_word_embeddings,
         activation=activation,
@@ -128,8 +132,23 @@ def decoder_config(raw: Mapping[str, Any], where: str, **computed: str) -> Decod
     )
 
 
-def _counts(n: Any) -> bool:
-    return type(n) is int and n > 0
+def _wrong_sizes(raw: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the sizes in a `config.json`, which every family has."""
+    problems = [f"{name} is missing" for name in SIZES if raw.get(name) is None]
+    for name in (*SIZES, "num_key_value_heads", "head_dim"):
+        value = raw.get(name)
+        if value is not None and not _is_count(value):
+            problems.append(f"{name} is {value!r}, must be a whole number > 0")
+    if problems:
+        return problems
+    groups = raw.get("num_key_value_heads")
+    if groups is not None and raw["num_attention_heads"] % groups:
+        problems.append("num_attention_heads must be a multiple of num_key_value_heads")
+    return problems
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0  # not a bool, which is an int, too
 
 
 def _normalised(raw: Mapping[str, Any], where: str) -> Any:
@@ -147,33 +166,45 @@ def _head_dim(c: Any) -> int:
 
 
 def _layers(c: Any, family: Family) -> tuple[list[LayerKind], list[str]]:
-    """(the kind of every layer, what is wrong)."""
-    layers, problems = [], []
+    """(the kind of every layer, what is wrong, each problem once)."""
+    layers = []
+    problems = []
     for i in range(c.num_hidden_layers):
         sliding = family.sliding(c, i)
-        parameters = c.rope_parameters
-        if "full_attention" in parameters:
-            parameters = parameters["sliding_attention" if sliding else "full_attention"]
-        share, name = parameters.get("partial_rotary_factor") or 1.0, parameters.get("rope_type", "default")
-        rope = None
-        if share != 1.0 and not family.partial:
-            problems.append(f"partial_rotary_factor is {share}, only 1.0 is supported")
-        elif name not in ROPES:
-            problems.append(f"rope_type {name!r} is not supported, only: {', '.join(ROPES)}")
-        elif getattr(c, "no_rope_layers", None) is None or c.no_rope_layers[i]:
-            try:
-                rope = ROPES[name](parameters, int(_head_dim(c) * share), c)
-            except KeyError as error:
-                problems.append(f"{name} rope needs {error.args[0]}")
+        rope, problem = _layer_rope(c, family, i, sliding)
+        if problem:
+            problems.append(problem)
         layers.append(LayerKind(rope, c.sliding_window if sliding else None))
     return layers, list(dict.fromkeys(problems))
+
+
+def _layer_rope(c: Any, family: Family, layer: int, sliding: bool) -> tuple[Rope | None, str | None]:
+    """(a layer's rotary embedding, if it has one; what is wrong with it)."""
+    parameters = c.rope_parameters
+    if "full_attention" in parameters:  # a config may have one for each kind of layer
+        parameters = parameters["sliding_attention" if sliding else "full_attention"]
+    share = parameters.get("partial_rotary_factor") or 1.0
+    if share != 1.0 and not family.partial:
+        return None, f"partial_rotary_factor is {share}, only 1.0 is supported"
+    name = parameters.get("rope_type", "default")
+    if name not in ROPES:
+        return None, f"rope_type {name!r} is not supported, only: {', '.join(ROPES)}"
+    rotated_layers = getattr(c, "no_rope_layers", None)  # despite its name: 1 where a layer is rotated
+    if rotated_layers is not None and not rotated_layers[layer]:
+        return None, None
+    try:
+        return ROPES[name](parameters, int(_head_dim(c) * share), c), None
+    except KeyError as error:
+        return None, f"{name} rope needs {error.args[0]}"
 
 
 # ---- rotary embeddings: (rope_parameters, rotated channels of a head, config) -> Rope
 
 
 def _inverse(p: Mapping[str, Any], width: int) -> np.ndarray:
-    return 1.0 / np.float32(p["rope_theta"]) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
+    """The plain embedding's frequencies, computed in float32 as transformers does."""
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    return 1.0 / np.float32(p["rope_theta"]) ** exponents
 
 
 def _rope(frequencies: Any, **fields: Any) -> Rope:
@@ -181,10 +212,12 @@ def _rope(frequencies: Any, **fields: Any) -> Rope:
 
 
 def _llama3(p: Mapping[str, Any], width: int, c: Any) -> Rope:
-    """Llama 3.1's: long wavelengths are stretched by `factor`, short ones kept, those between blended."""
+    """Llama 3.1's rotary embedding: long wavelengths are stretched by `factor`, short ones kept, the others blended."""
     inverse = _inverse(p, width)
+    low = p["low_freq_factor"]
+    high = p["high_freq_factor"]
     turns = p["original_max_position_embeddings"] * inverse / (2 * math.pi)
-    smooth = np.clip((turns - p["low_freq_factor"]) / (p["high_freq_factor"] - p["low_freq_factor"]), 0.0, 1.0)
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return _rope(smooth * inverse + (1 - smooth) * inverse / p["factor"])
 
 
@@ -209,16 +242,21 @@ ROPES: dict[str, Callable[[Mapping[str, Any], int, Any], Rope]] = {
 
 
 class Place(NamedTuple):
-    """`leaf` of our tree; `layer` of a stacked one; first of its columns. Kernels lie transposed in a file."""
+    """Where a tensor of a checkpoint lies in our tree."""
 
-    leaf: str
+    leaf: str  # its path, with dots
     shape: tuple[int, ...]  # in the file
-    layer: int | None = None
-    column: int | None = None  # None: it is no kernel
+    layer: int | None = None  # of a leaf that stacks all layers
+    column: int | None = None  # the first that the tensor fills of a kernel's, or of a bias's; None: a whole leaf
+
+    @property
+    def is_kernel(self) -> bool:
+        """Kernels lie transposed in a file."""
+        return self.column is not None and len(self.shape) == 2
 
 
 def places(config: DecoderConfig) -> dict[str, Place]:
-    """Every tensor of a checkpoint."""
+    """Where every tensor of a checkpoint lies, by its name there."""
     width = config.hidden_size
     whole = {"model.embed_tokens.weight": Place("embed_tokens", (config.vocab_size, width))}
     whole["model.norm.weight"] = Place("norm.weight", (width,))
@@ -234,14 +272,20 @@ def places(config: DecoderConfig) -> dict[str, Place]:
 
 
 def _norms(config: DecoderConfig) -> dict[str, int]:
+    """Name -> size of a layer's norms."""
     outer = ["input_layernorm", "post_attention_layernorm"]
-    outer += ["pre_feedforward_layernorm", "post_feedforward_layernorm"] * config.post_norms
-    inner = ["self_attn.q_norm", "self_attn.k_norm"] * config.qk_norm
+    if config.post_norms:
+        outer += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    inner = []
+    if config.qk_norm:
+        inner = ["self_attn.q_norm", "self_attn.k_norm"]
     return dict.fromkeys(outer, config.hidden_size) | dict.fromkeys(inner, config.head_dim)
 
 
 def _kernel_places(config: DecoderConfig, layer: int, kernel: str) -> dict[str, Place]:
-    found, column = {}, 0
+    """Where the tensors of a layer's kernel, and of its bias, lie."""
+    found = {}
+    column = 0
     for module, width in modules(config, kernel).items():
         name = module_name(layer, module)
         found[f"{name}.weight"] = Place(f"layers.{kernel}", (width, fan_in(config, kernel)), layer, column)
@@ -265,4 +309,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def names(values: Sequence[str] | set[str]) -> str:
+    """The values as a message lists them."""
     return ", ".join(sorted(values)) or "none"

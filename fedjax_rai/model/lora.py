@@ -6,7 +6,7 @@ computes `x W + scale (x a) b`. Where layers have different ranks, `r` is the la
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,47 +38,55 @@ class Lora:
 
     def ranks(self, target: str, depth: int) -> tuple[int, ...]:
         """The rank of each of `depth` layers; 0 where a layer is not adapted."""
-        names = [module_name(layer, target) for layer in range(depth)]
+        ranks = [0] * depth
         adapted = range(depth) if self.layers is None else self.layers
-        return tuple(_match(self.rank_pattern, name, self.rank) if i in adapted else 0 for i, name in enumerate(names))
+        for layer in range(depth):
+            if layer in adapted:
+                ranks[layer] = _match(self.rank_pattern, module_name(layer, target), self.rank)
+        return tuple(ranks)
 
     def scales(self, target: str, depth: int) -> tuple[float, ...]:
         """What each layer's (x a) b is multiplied by; 0 where a layer is not adapted."""
-        alphas = [_match(self.alpha_pattern, module_name(layer, target), self.alpha) for layer in range(depth)]
-        ranks = self.ranks(target, depth)
-        return tuple(
-            alpha / (r**0.5 if self.rslora else r) if r else 0.0 for alpha, r in zip(alphas, ranks, strict=True)
-        )
+        scales = []
+        for layer, rank in enumerate(self.ranks(target, depth)):
+            if rank == 0:
+                scales.append(0.0)
+                continue
+            alpha = _match(self.alpha_pattern, module_name(layer, target), self.alpha)
+            scales.append(alpha / rank**0.5 if self.rslora else alpha / rank)
+        return tuple(scales)
 
 
 class Dropout(NamedTuple):
-    """Dropout on the input of every `a`, as PEFT places it: y = x W + scale (drop(x) a) b, each target its own mask.
+    """Dropout on the input of every `a`, as PEFT places it: y = x W + scale (drop(x) a) b, another mask each target.
 
-    Both are traced: another rate compiles nothing; without dropout there is no such value, and nothing is compiled in.
+    Key and rate are traced: another rate compiles nothing. Without dropout there is no such value, and nothing is
+    compiled in.
     """
 
     key: Key[Array, "*L"]
     rate: Float[Array, "*L"]  # the share of inputs that are zeroed; the others are divided by 1 - rate
 
     def at(self, **ids: int | Array) -> "Dropout":
-        """That of one client, local step or layer, by name."""
+        """The dropout of one client, local step or layer, by name."""
         return self._replace(key=rng.stream(self.key, "dropout", **ids))
 
     def each(self, name: str, count: int) -> "Dropout":
-        """That of each of `count` layers or local steps, stacked in front."""
+        """The dropout of each of `count` layers or local steps, stacked in front."""
         return jax.vmap(lambda place: self.at(**{name: place}))(jnp.arange(count))
 
     def drop(self, x: Array, target: str) -> Array:
-        """The input of one target's `a` in one layer."""
+        """The input of one target's `a` in one layer, with a share of its channels zeroed."""
         kept = jax.random.bernoulli(rng.stream(self.key, target), 1.0 - self.rate, x.shape)
         return jnp.where(kept, x * (1.0 / (1.0 - self.rate)).astype(x.dtype), jnp.zeros_like(x))
 
 
 NO_LORA = Lora((), 1, 1.0)
-"""Of a base that takes no adapter."""
+"""The shape of adapters of a base that takes none."""
 
 
 def _match(patterns: Sequence[tuple[str, Number]], name: str, default: Number) -> Number:
+    """The value of the first pattern that matches a module's name."""
     return next((value for pattern, value in patterns if matches(pattern, name)), default)
 
 
@@ -89,13 +97,15 @@ def matches(pattern: str, module: str) -> bool:
 
 def abstract_adapter(config: DecoderConfig, lora: Lora) -> PyTree:
     """Shapes of an adapter's leaves."""
-    depth, layers = config.num_hidden_layers, {}
+    depth = config.num_hidden_layers
+    layers = {}
     for kernel in FUSED:
         for target, width in modules(config, kernel).items():
             if target in lora.targets:
                 rank = max(lora.ranks(target, depth))
-                shapes = {"a": (depth, fan_in(config, kernel), rank), "b": (depth, rank, width)}
-                layers[target] = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+                a = jax.ShapeDtypeStruct((depth, fan_in(config, kernel), rank), jnp.float32)
+                b = jax.ShapeDtypeStruct((depth, rank, width), jnp.float32)
+                layers[target] = {"a": a, "b": b}
     return {"layers": layers}
 
 
@@ -106,43 +116,46 @@ def init_adapter(config: DecoderConfig, lora: Lora, key: Key[Array, ""]) -> Adap
         if path[-1].key == "b":
             return jnp.zeros(shape.shape, shape.dtype)
         bound = shape.shape[-2] ** -0.5
-        own = rng.stream(key, jax.tree_util.keystr(path))
-        drawn = jax.random.uniform(own, shape.shape, shape.dtype, -bound, bound)
-        ranks = np.array(lora.ranks(path[-2].key, shape.shape[0]))
-        return jnp.where(np.arange(shape.shape[-1]) < ranks[:, None, None], drawn, 0.0)
+        leaf_key = rng.stream(key, jax.tree_util.keystr(path))
+        drawn = jax.random.uniform(leaf_key, shape.shape, shape.dtype, -bound, bound)
+        depth, _, largest_rank = shape.shape
+        ranks = np.array(lora.ranks(path[-2].key, depth))
+        within_rank = np.arange(largest_rank) < ranks[:, None, None]
+        return jnp.where(within_rank, drawn, 0.0)
 
     return jax.tree_util.tree_map_with_path(leaf, abstract_adapter(config, lora))
 
 
 def size(config: DecoderConfig, lora: Lora) -> int:
     """Number of parameters that one client sends."""
-    depth = config.num_hidden_layers
-    return sum(
-        sum(lora.ranks(target, depth)) * (fan_in(config, kernel) + width)
-        for kernel in FUSED
-        for target, width in modules(config, kernel).items()
-        if target in lora.targets
-    )
+    parameters = 0
+    for kernel in FUSED:
+        for target, width in modules(config, kernel).items():
+            if target in lora.targets:
+                ranks = lora.ranks(target, config.num_hidden_layers)
+                parameters += sum(ranks) * (fan_in(config, kernel) + width)
+    return parameters
 
 
 def merge(config: DecoderConfig, lora: Lora, base: Base, adapter: Adapter) -> Base:
     """The base with the adapter added to its kernels: `forward(merged, None) == forward(base, adapter)`.
 
-    It is not quantised, whatever the base was: it belongs to the model whose config says "none".
+    The merged base is not quantised, whatever `base` was: it belongs to the model whose config says "none".
     """
-    pairs, layers = adapter["layers"], dict(base["layers"])
-    dtype = jnp.dtype(config.dtype)
+    layers = dict(base["layers"])
     for fused in FUSED:
+        kernel = layers[fused]
+        if isinstance(kernel, Quantized):
+            kernel = dequantize(kernel, jnp.dtype(config.dtype))
         column = 0
-        if isinstance(kernel := layers[fused], Quantized):
-            layers[fused] = dequantize(kernel, dtype)
         for target, width in modules(config, fused).items():
-            if target in pairs:
-                scales = np.array(lora.scales(target, config.num_hidden_layers), np.float32)[:, None, None]
-                product = jnp.einsum("lir,lro->lio", pairs[target]["a"], pairs[target]["b"]) * scales
-                kernel = layers[fused]
-                layers[fused] = kernel.at[:, :, column : column + width].add(product.astype(kernel.dtype))
+            if target in adapter["layers"]:
+                pair = adapter["layers"][target]
+                scales = np.array(lora.scales(target, config.num_hidden_layers), np.float32)
+                product = jnp.einsum("lir,lro->lio", pair["a"], pair["b"]) * scales[:, None, None]
+                kernel = kernel.at[:, :, column : column + width].add(product.astype(kernel.dtype))
             column += width
+        layers[fused] = kernel
     return {**base, "layers": layers}
 
 
@@ -151,19 +164,36 @@ def lora_shape(section: Any, config: DecoderConfig) -> Lora:
 
     Raises InputError where the model has no such projection or layer.
     """
-    if wrong := set(section.targets or ()) - set(config.targets):
+    depth = config.num_hidden_layers
+    unknown = set(section.targets or ()) - set(config.targets)
+    if unknown:
         known = ", ".join(config.targets)
-        raise InputError(f"lora.targets: this model has no {', '.join(sorted(wrong))}; must be some of {known}")
-    if wrong := [layer for layer in section.layers or () if layer >= config.num_hidden_layers]:
-        raise InputError(f"lora.layers: this model has no layer {wrong[0]}; must be below {config.num_hidden_layers}")
-    targets = tuple(target for target in config.targets if section.targets is None or target in section.targets)
-    adapted = range(config.num_hidden_layers) if section.layers is None else section.layers
-    modules = [module_name(layer, target) for layer in adapted for target in targets]
-    for key, patterns in (("rank_pattern", section.rank_pattern), ("alpha_pattern", section.alpha_pattern)):
-        for pattern in patterns:
-            if not any(matches(pattern, module) for module in modules):
-                raise InputError(
-                    f"lora.{key}: {pattern!r} matches no adapted module; must match the end of a name like {modules[0]}"
-                )
-    patterns = tuple(section.rank_pattern.items()), tuple(section.alpha_pattern.items())
-    return Lora(targets, section.rank, section.alpha, section.rslora, section.layers, *patterns)
+        raise InputError(f"lora.targets: this model has no {', '.join(sorted(unknown))}; must be some of {known}")
+    beyond = [layer for layer in section.layers or () if layer >= depth]
+    if beyond:
+        raise InputError(f"lora.layers: this model has no layer {beyond[0]}; must be below {depth}")
+    targets = config.targets
+    if section.targets is not None:
+        targets = tuple(target for target in config.targets if target in section.targets)
+    layers = range(depth) if section.layers is None else section.layers
+    names = [module_name(layer, target) for layer in layers for target in targets]
+    _check_patterns("rank_pattern", section.rank_pattern, names)
+    _check_patterns("alpha_pattern", section.alpha_pattern, names)
+    return Lora(
+        targets=targets,
+        rank=section.rank,
+        alpha=section.alpha,
+        rslora=section.rslora,
+        layers=section.layers,
+        rank_pattern=tuple(section.rank_pattern.items()),
+        alpha_pattern=tuple(section.alpha_pattern.items()),
+    )
+
+
+def _check_patterns(key: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Raises InputError for a pattern that matches none of the adapted modules' names."""
+    for pattern in patterns:
+        if not any(matches(pattern, name) for name in names):
+            raise InputError(
+                f"lora.{key}: {pattern!r} matches no adapted module; must match the end of a name like {names[0]}"
+            )

@@ -15,7 +15,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.model.architecture import DecoderConfig, module_name
 from fedjax_rai.model.families import names, read_json
 from fedjax_rai.model.lora import Lora, abstract_adapter
-from fedjax_rai.model.weights import Stored, listed, save_safetensors, write_json
+from fedjax_rai.model.weights import Stored, check_tensors, listed, save_safetensors, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -27,24 +27,31 @@ _REFUSED = (
 
 
 def save_adapter(
-    folder: Path,
-    config: DecoderConfig,
-    lora: Lora,
-    adapter: Adapter,
-    base_name: str,
-    revision: str | None = None,
-    dtype: str = "float32",
+    folder: Path, config: DecoderConfig, lora: Lora, adapter: Adapter, base_name: str, revision: str | None = None
 ) -> None:
-    """Write an adapter as PEFT does; `base_name` is the folder or hub name of its base, `revision` of the latter."""
+    """Write an adapter as PEFT does, in the dtype of its leaves.
+
+    `base_name` is the folder or the hub name of its base, `revision` that of the hub. Raises ValueError for leaves of
+    other shapes than the model's.
+    """
     expected = jax.tree.map(lambda leaf: leaf.shape, abstract_adapter(config, lora))
-    if (got := jax.tree.map(np.shape, adapter)) != expected:
+    got = jax.tree.map(np.shape, adapter)
+    if got != expected:
         raise ValueError(f"cannot write {folder}: leaves are {got}, the model's are {expected}")
     tensors = {}
     for name, (target, layer, rank) in _modules(config, lora).items():
-        a, b = (np.asarray(adapter["layers"][target][part][layer], jnp.dtype(dtype)) for part in "ab")
-        tensors |= {f"{name}.lora_A.weight": a[:, :rank].T, f"{name}.lora_B.weight": b[:rank].T}
+        pair = adapter["layers"][target]
+        a = np.asarray(pair["a"][layer])
+        b = np.asarray(pair["b"][layer])
+        tensors[f"{name}.lora_A.weight"] = a[:, :rank].T
+        tensors[f"{name}.lora_B.weight"] = b[:rank].T
     save_safetensors(Path(folder) / WEIGHTS, tensors)
-    fields = {
+    write_json(Path(folder) / CONFIG, _peft_config(config, lora, base_name, revision))
+
+
+def _peft_config(config: DecoderConfig, lora: Lora, base_name: str, revision: str | None) -> dict[str, Any]:
+    """The fields of `adapter_config.json`."""
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
@@ -60,30 +67,30 @@ def save_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    write_json(Path(folder) / CONFIG, fields)
 
 
 def _target_modules(config: DecoderConfig, lora: Lora) -> list[str]:
-    """By their last names; where a pattern leaves some of them out (rank 0), the whole names of the others."""
+    """The last names of the adapted modules; the whole names where a pattern leaves some modules out (rank 0)."""
     if all(rank for _, rank in lora.rank_pattern):
         return list(lora.targets)
     return [name.removeprefix(PREFIX) for name in _modules(config, lora)]
 
 
 def _whole(number: float) -> int | float:
+    """A number as an int where it is whole, as PEFT writes it."""
     return round(number) if math.isclose(number, round(number)) else number
 
 
 def _modules(config: DecoderConfig, lora: Lora) -> dict[str, tuple[str, int, int]]:
     """PEFT's name of every adapted module -> (target, layer, rank)."""
-    depth = config.num_hidden_layers
-    return {
-        f"{PREFIX}{module_name(layer, target)}": (target, layer, rank)
-        for target in config.targets
-        if target in lora.targets
-        for layer, rank in enumerate(lora.ranks(target, depth))
-        if rank
-    }
+    found = {}
+    for target in config.targets:
+        if target not in lora.targets:
+            continue
+        for layer, rank in enumerate(lora.ranks(target, config.num_hidden_layers)):
+            if rank:
+                found[f"{PREFIX}{module_name(layer, target)}"] = (target, layer, rank)
+    return found
 
 
 def load_adapter(folder: Path, config: DecoderConfig) -> tuple[Lora, Adapter]:
@@ -94,7 +101,8 @@ def load_adapter(folder: Path, config: DecoderConfig) -> tuple[Lora, Adapter]:
     """
     path = Path(folder) / CONFIG
     raw = read_json(path)
-    if not (weights := Path(folder) / WEIGHTS).is_file():
+    weights = Path(folder) / WEIGHTS
+    if not weights.is_file():
         raise InputError(f"{folder}: {WEIGHTS} is not there (only safetensors are read)")
     stored = listed([weights])
     lora = _read_shape(path, raw, config, stored)
@@ -102,15 +110,11 @@ def load_adapter(folder: Path, config: DecoderConfig) -> tuple[Lora, Adapter]:
     shapes = abstract_adapter(config, lora)["layers"]
     expected: dict[str, tuple[int, ...]] = {}
     for name, (target, _, rank) in modules.items():
-        expected[f"{name}.lora_A.weight"] = (rank, shapes[target]["a"].shape[1])
-        expected[f"{name}.lora_B.weight"] = (shapes[target]["b"].shape[2], rank)
-    problems = [f"missing: {name}" for name in sorted(expected.keys() - stored.keys())]
-    problems += [f"surplus: {name}" for name in sorted(stored.keys() - expected.keys())]
-    for name in sorted(expected.keys() & stored.keys()):
-        if stored[name].shape != expected[name]:
-            problems.append(f"shape of {name}: {stored[name].shape}, expected {expected[name]}")
-    if problems:
-        raise InputError("\n  ".join([f"{weights}: tensors do not fit the model", *problems]))
+        _, width_in, _ = shapes[target]["a"].shape
+        _, _, width_out = shapes[target]["b"].shape
+        expected[f"{name}.lora_A.weight"] = (rank, width_in)
+        expected[f"{name}.lora_B.weight"] = (width_out, rank)
+    check_tensors(weights, stored, expected)
     leaves = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     for name, (target, layer, rank) in modules.items():
         leaves[target]["a"][layer, :, :rank] = stored[f"{name}.lora_A.weight"].read().T
@@ -119,6 +123,30 @@ def load_adapter(folder: Path, config: DecoderConfig) -> tuple[Lora, Adapter]:
 
 
 def _read_shape(path: Path, raw: Mapping[str, Any], config: DecoderConfig, stored: Mapping[str, Stored]) -> Lora:
+    """The shape of the adapter that `adapter_config.json` and the names of its tensors describe."""
+    # the file, not `target_modules`, tells what was adapted: that field may be a pattern or "all-linear"
+    parts = {part for name in stored for part in name.split(".")}
+    targets = tuple(target for target in config.targets if target in parts)
+    problems = _unsupported(raw)
+    if not targets and not problems:
+        problems.append(f"adapts none of {names(set(config.targets))}")
+    if problems:
+        raise InputError(f"{path}: " + "; ".join(problems))
+    ranks = tuple((raw.get("rank_pattern") or {}).items())
+    alphas = tuple((name, float(alpha)) for name, alpha in (raw.get("alpha_pattern") or {}).items())
+    return Lora(
+        targets=targets,
+        rank=int(raw["r"]),
+        alpha=float(raw["lora_alpha"]),
+        rslora=bool(raw.get("use_rslora")),
+        layers=_layers(raw.get("layers_to_transform")),
+        rank_pattern=(*_left_out(raw, config, targets, stored), *ranks),
+        alpha_pattern=alphas,
+    )
+
+
+def _unsupported(raw: Mapping[str, Any]) -> list[str]:
+    """What `adapter_config.json` asks for that is not LoRA as we compute it."""
     problems = [f"{name} {raw[name]!r} is not supported" for name in _REFUSED if raw.get(name)]
     if raw.get("peft_type") != "LORA":
         problems.append(f"peft_type {raw.get('peft_type')!r} is not supported, only: LORA")
@@ -129,26 +157,30 @@ def _read_shape(path: Path, raw: Mapping[str, Any], config: DecoderConfig, store
     for name in ("r", "lora_alpha"):
         if not isinstance(raw.get(name), int | float) or raw[name] <= 0:
             problems.append(f"{name} is {raw.get(name)!r}, must be a positive number")
-    # the file, not `target_modules`, says what was adapted: that field may be a pattern or "all-linear"
-    parts = {part for name in stored for part in name.split(".")}
-    targets = tuple(target for target in config.targets if target in parts)
-    if not targets and not problems:
-        problems.append(f"adapts none of {names(set(config.targets))}")
-    if problems:
-        raise InputError(f"{path}: " + "; ".join(problems))
-    layers, patterns = raw.get("layers_to_transform"), tuple((raw.get("rank_pattern") or {}).items())
-    asked = raw.get("target_modules") or ()
-    # not by last names alone: any module may be left out
-    if isinstance(asked, str) or any("." in name for name in asked) or raw.get("exclude_modules"):
-        every = [module_name(layer, target) for layer in range(config.num_hidden_layers) for target in targets]
-        absent = [name for name in every if f"{PREFIX}{name}.lora_A.weight" not in stored]
-        patterns = (*((re.escape(name), 0) for name in absent), *patterns)
-    return Lora(
-        targets=targets,
-        rank=int(raw["r"]),
-        alpha=float(raw["lora_alpha"]),
-        rslora=bool(raw.get("use_rslora")),
-        layers=None if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
-        rank_pattern=patterns,
-        alpha_pattern=tuple((name, float(alpha)) for name, alpha in (raw.get("alpha_pattern") or {}).items()),
-    )
+    return problems
+
+
+def _layers(transformed: Any) -> tuple[int, ...] | None:
+    """`layers_to_transform`: absent, one layer, or a list of layers; None is all of them."""
+    if transformed is None:
+        return None
+    if isinstance(transformed, int):
+        return (transformed,)
+    return tuple(transformed)
+
+
+def _left_out(
+    raw: Mapping[str, Any], config: DecoderConfig, targets: tuple[str, ...], stored: Mapping[str, Stored]
+) -> list[tuple[str, int]]:
+    """A rank pattern (a module's whole name, 0) for every module of the targets that the file has no tensors of."""
+    modules = raw.get("target_modules") or ()
+    by_last_names = not isinstance(modules, str) and not any("." in name for name in modules)
+    if by_last_names and not raw.get("exclude_modules"):
+        return []  # every layer is adapted, and a tensor that is not there is missing
+    patterns = []
+    for layer in range(config.num_hidden_layers):
+        for target in targets:
+            name = module_name(layer, target)
+            if f"{PREFIX}{name}.lora_A.weight" not in stored:
+                patterns.append((re.escape(name), 0))
+    return patterns

@@ -49,7 +49,7 @@ class Quantized:
 
 
 class _Scheme(NamedTuple):
-    """How multiples of a block's scale are stored. The largest magnitude of a block is `top` times its scale."""
+    """How multiples of a block's scale are stored; the largest magnitude of a block is `top` times the scale."""
 
     top: float
     encode: Callable[[Float[Array, "... i o"]], Integer[Array, "... j o"]]
@@ -68,7 +68,7 @@ def _encode_nf4(multiples: Float[Array, "... i o"]) -> UInt8[Array, "... j o"]:
     *front, rows, columns = multiples.shape
     if rows % 2:
         raise ValueError(f"nf4 packs two rows of a kernel into a byte, and the input size {rows} is odd")
-    codes = jnp.zeros(multiples.shape, jnp.uint8)
+    codes = jnp.zeros(multiples.shape, jnp.uint8)  # a code is the number of middles between levels below the value
     for middle in (NF4_LEVELS[1:] + NF4_LEVELS[:-1]) / 2:
         codes += multiples > middle
     pairs = codes.reshape(*front, rows // 2, 2, columns)

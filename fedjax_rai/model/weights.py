@@ -4,8 +4,9 @@
 """
 
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,9 +40,14 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
 
     def read(self, index: Any = ...) -> np.ndarray:
-        """That part of it. The file is mapped for this one look: what is mapped counts as this process's memory."""
+        """The tensor, or the part of it that `index` names.
+
+        The file is mapped for this one look: what is mapped counts as this process's memory.
+        """
         with _opened(self.file) as file:
-            return file.get_tensor(self.name) if index is ... else file.get_slice(self.name)[index]
+            if index is ...:
+                return file.get_tensor(self.name)
+            return file.get_slice(self.name)[index]
 
 
 def load_base(folder: Path, config: DecoderConfig, shardings: PyTree | None = None) -> Base:
@@ -55,19 +61,21 @@ def load_base(folder: Path, config: DecoderConfig, shardings: PyTree | None = No
     if shardings is None:
         here = SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: here, abstract)
-    where, stored = places(config), stored_tensors(Path(folder), config)
-    shapes, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=_is_leaf)
-    lie = tree.flatten_up_to(shardings)
-    leaves = {".".join(k.key for k in path): (shape, own) for (path, shape), own in zip(shapes, lie, strict=True)}
-    parts: dict[str, list[str]] = {leaf: [] for leaf in leaves}
-    for name, place in where.items():
-        parts[place.leaf].append(name)
+    stored = stored_tensors(Path(folder), config)
+    parts: dict[str, list[tuple[Stored, Place]]] = {}
+    for name, place in places(config).items():
+        parts.setdefault(place.leaf, []).append((stored[name], place))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=_is_leaf)
+    shapes = {".".join(key.key for key in path): shape for path, shape in leaves}
+    leaf_shardings = dict(zip(shapes, tree.flatten_up_to(shardings), strict=True))
+
+    def largest_tensor(leaf: str) -> int:
+        return max(int(np.prod(place.shape)) for _, place in parts[leaf])
+
     filled = {}
-    # the largest first, while the rest is not there yet
-    for leaf in sorted(leaves, key=lambda leaf: -max(int(np.prod(where[name].shape)) for name in parts[leaf])):
-        shape, own = leaves[leaf]
-        filled[leaf] = _fill(shape, own, jnp.dtype(config.dtype), [(stored[name], where[name]) for name in parts[leaf]])
-    return jax.tree.unflatten(tree, [filled[leaf] for leaf in leaves])
+    for leaf in sorted(shapes, key=largest_tensor, reverse=True):  # the largest first, while the rest is not there yet
+        filled[leaf] = _fill(shapes[leaf], leaf_shardings[leaf], jnp.dtype(config.dtype), parts[leaf])
+    return jax.tree.unflatten(tree, [filled[leaf] for leaf in shapes])
 
 
 def _is_leaf(x: Any) -> bool:
@@ -76,53 +84,65 @@ def _is_leaf(x: Any) -> bool:
 
 def _fill(abstract: Any, sharding: Any, dtype: Any, parts: list[tuple[Stored, Place]]) -> Any:
     """A leaf on its devices, from its tensors: one after another, cast, transposed and quantised there."""
-    rows = jax.tree.leaves(sharding)[0]  # a quantised kernel's codes lie as the kernel would
-    kind = abstract.kind if isinstance(abstract, Quantized) else None
-    zeros = partial(_zeros, dtype=None if kind else dtype)
-    whole = jax.tree.map(zeros, abstract, sharding) if parts[0][1].layer is not None else None
-    for stored, place in parts:
-        kernel = place.column is not None and len(place.shape) == 2
-        spec = _part_spec(rows, whole is not None, kernel, place.shape)
+    kernel_sharding = jax.tree.leaves(sharding)[0]  # a quantised kernel's codes lie as the kernel would
+    if parts[0][1].layer is None:  # a leaf that is not stacked is one tensor
+        ((stored, place),) = parts
+        spec = _part_spec(kernel_sharding, False, place.is_kernel, place.shape)
         part = jax.make_array_from_callback(stored.shape, spec, _once(stored.read))
-        if whole is None:
-            return _converted(part, kernel, dtype, sharding)
-        start: Any = (place.layer, 0, place.column) if kernel else (place.layer, place.column or 0)
-        flat, tree = jax.tree.flatten(sharding)
-        inserted = _inserted(whole, part, tuple(map(np.int32, start)), kernel, kind, (tuple(flat), tree))
+        return _converted(part, place.is_kernel, dtype, sharding)
+    kind = abstract.kind if isinstance(abstract, Quantized) else None
+    flat, tree = jax.tree.flatten(sharding)
+    hashable_shardings = (tuple(flat), tree)
+    whole = jax.tree.map(partial(_zeros, dtype=None if kind else dtype), abstract, sharding)
+    for stored, place in parts:
+        spec = _part_spec(kernel_sharding, True, place.is_kernel, place.shape)
+        part = jax.make_array_from_callback(stored.shape, spec, _once(stored.read))
+        start: Any = (place.layer, 0, place.column) if place.is_kernel else (place.layer, place.column or 0)
+        start = tuple(map(np.int32, start))
+        inserted = _inserted(whole, part, start, place.is_kernel, kind, hashable_shardings)
         whole = jax.block_until_ready(inserted)  # or this host runs ahead, with tensors that wait for their device
     return whole
 
 
 def _zeros(shape: jax.ShapeDtypeStruct, sharding: Sharding, dtype: Any) -> Array:
+    """Zeros of a leaf's shape on its devices; `dtype` None is the shape's."""
     return jnp.zeros(shape.shape, dtype or shape.dtype, device=sharding)
 
 
 def _once(read: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
-    """`read`, one look and one copy for all devices that hold the same part."""
+    """`read`, with one look and one copy for all devices that hold the same part."""
     held: dict[tuple, np.ndarray] = {}
 
     def shared(index: tuple[slice, ...]) -> np.ndarray:
-        place = tuple((own.start, own.stop) for own in index)
-        if place not in held:
-            held[place] = read(index)
-        return held[place]
+        bounds = tuple((axis.start, axis.stop) for axis in index)
+        if bounds not in held:
+            held[bounds] = read(index)
+        return held[bounds]
 
     return shared
 
 
 def _part_spec(sharding: Sharding, stacked: bool, transposed: bool, shape: tuple[int, ...]) -> Sharding:
-    """How a tensor, as its file holds it, is spread over the mesh that the leaf is spread over."""
+    """The sharding of a tensor, as its file holds it, over the mesh that its leaf is spread over.
+
+    An axis that does not divide evenly is not spread.
+    """
     if not isinstance(sharding, NamedSharding):
         return sharding
-    axes = list(sharding.spec[1:] if stacked else sharding.spec)
-    axes += [None] * (len(shape) - len(axes))
-    axes = axes[::-1] if transposed else axes
-    ways = [np.prod([sharding.mesh.shape[a] for a in np.atleast_1d(own)]) if own else 1 for own in axes]
-    even = [own if size % n == 0 else None for own, size, n in zip(axes, shape, ways, strict=True)]
-    return NamedSharding(sharding.mesh, PartitionSpec(*even))
+    leaf_axes = sharding.spec[1:] if stacked else sharding.spec
+    axes = [*leaf_axes, *[None] * (len(shape) - len(leaf_axes))]
+    if transposed:
+        axes.reverse()
+    spec = []
+    for mesh_axes, size in zip(axes, shape, strict=True):
+        axis_names = () if mesh_axes is None else np.atleast_1d(mesh_axes)
+        ways = math.prod(sharding.mesh.shape[name] for name in axis_names)
+        spec.append(mesh_axes if size % ways == 0 else None)
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
 def _converted(part: Array, transposed: bool, dtype: Any, sharding: Sharding) -> Array:
+    """A tensor of a file as the leaf that it is: transposed and cast where need be."""
     if not transposed and part.dtype == dtype:
         return part if part.sharding == sharding else jax.device_put(part, sharding)
     return jax.jit(lambda x: (x.T if transposed else x).astype(dtype), out_shardings=sharding)(part)
@@ -130,47 +150,75 @@ def _converted(part: Array, transposed: bool, dtype: Any, sharding: Sharding) ->
 
 @partial(jax.jit, donate_argnums=0, static_argnums=(3, 4, 5))
 def _inserted(whole: PyTree, part: Array, start: tuple, transposed: bool, kind: str | None, shardings: tuple) -> PyTree:
+    """The stacked leaf with one layer's tensor written from `start` on, quantised to `kind` if there is one."""
     part = part.T if transposed else part
     parts = part if kind is None else quantize(part, kind)
-    done = jax.tree.map(
-        lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype)[None], start), whole, parts
-    )
+
+    def insert(old: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice(old, new.astype(old.dtype)[None], start)
+
     flat, tree = shardings
-    return jax.lax.with_sharding_constraint(done, jax.tree.unflatten(tree, flat))
+    return jax.lax.with_sharding_constraint(jax.tree.map(insert, whole, parts), jax.tree.unflatten(tree, flat))
 
 
 def stored_tensors(folder: Path, config: DecoderConfig) -> dict[str, Stored]:
-    """The tensors of a model's files, each of which our tree has a place for, and none is missing."""
-    where, stored, problems = places(config), listed(_files(folder)), []
-    for name in sorted(stored):
-        tied_head = config.tie_word_embeddings and name == "lm_head.weight"
-        if name not in where and not tied_head and not name.endswith("rotary_emb.inv_freq"):
-            problems.append(f"surplus: {name}")
-    problems = [f"missing: {name}" for name in sorted(where.keys() - stored.keys())] + problems
-    for name in sorted(where.keys() & stored.keys()):
-        if stored[name].shape != where[name].shape:
-            problems.append(f"shape of {name}: {stored[name].shape}, expected {where[name].shape}")
-    if problems:
-        raise InputError("\n  ".join([f"{folder}: tensors do not fit the model", *problems]))
+    """The tensors of a model's files, by name: those that our tree has a place for.
+
+    Raises one `InputError` with every tensor that is missing, surplus or of another shape.
+    """
+    stored = listed(_files(folder))
+    expected = {name: place.shape for name, place in places(config).items()}
+    ignored = {name for name in stored if name.endswith("rotary_emb.inv_freq")}
+    if config.tie_word_embeddings:
+        ignored.add("lm_head.weight")
+    check_tensors(folder, stored, expected, ignored)
     if config.tie_word_embeddings and "lm_head.weight" in stored:
         _check_tied(folder, stored["model.embed_tokens.weight"], stored["lm_head.weight"])
-    return {name: stored[name] for name in where}
+    return {name: stored[name] for name in expected}
+
+
+def check_tensors(
+    path: Path,
+    stored: Mapping[str, Stored],
+    expected: Mapping[str, tuple[int, ...]],
+    ignored: Collection[str] = (),
+) -> None:
+    """Raises one `InputError` with every tensor of `path` that is missing, surplus (but `ignored`) or of a shape other
+    than the expected.
+    """
+    surplus = stored.keys() - expected.keys() - set(ignored)
+    problems = [f"missing: {name}" for name in sorted(expected.keys() - stored.keys())]
+    problems += [f"surplus: {name}" for name in sorted(surplus)]
+    for name in sorted(expected.keys() & stored.keys()):
+        if stored[name].shape != expected[name]:
+            problems.append(f"shape of {name}: {stored[name].shape}, expected {expected[name]}")
+    if problems:
+        raise InputError("\n  ".join([f"{path}: tensors do not fit the model", *problems]))
 
 
 def _check_tied(folder: Path, embedding: Stored, head: Stored) -> None:
-    """Raises `InputError` where a head that is said to be the embedding is another; transformers would use it."""
-    rows = embedding.shape[0]
-    parts = [(slice(row, min(row + 4096, rows)), slice(None)) for row in range(0, rows, 4096)]
-    if embedding.shape != head.shape or not all(np.array_equal(embedding.read(i), head.read(i)) for i in parts):
+    """Raises `InputError` where a head that should be the embedding is another; transformers would use that head."""
+    if embedding.shape != head.shape or not _equal(embedding, head):
         raise InputError(
             f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it; set "
             "tie_word_embeddings to false there, or remove the tensor"
         )
 
 
+def _equal(x: Stored, y: Stored) -> bool:
+    """Whether two matrices of one shape hold the same values; 4096 rows of each are read at a time."""
+    rows = x.shape[0]
+    for start in range(0, rows, 4096):
+        index = (slice(start, min(start + 4096, rows)), slice(None))
+        if not np.array_equal(x.read(index), y.read(index)):
+            return False
+    return True
+
+
 def _files(folder: Path) -> list[Path]:
     """The safetensors files of a model; raises `InputError` when there are none or a shard is not there."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    whole = folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
     if whole.is_file():
         return [whole]
     if not index.is_file():
@@ -210,21 +258,25 @@ def _opened(path: Path) -> Iterator[Any]:
 def save_base(folder: Path, raw: Mapping[str, Any], base: Base, dtype: str) -> None:
     """Write a Hugging Face folder that transformers loads. `raw` is its `config.json`, which says what the base is."""
     config = decoder_config(raw, "config.json")
-    expected, got = (_shapes(tree) for tree in (nn.unbox(abstract_base(config)), base))
+    expected = _shapes(nn.unbox(abstract_base(config)))
+    got = _shapes(base)
     if got != expected:
         raise ValueError(f"cannot write {folder}: leaves are {got}, the model's are {expected}")
+    where = places(config)
+    shapes = {name: place.shape for name, place in where.items()}
+    save_model(folder, raw, shapes, dtype, lambda name: _part_of(base, where[name]))
 
-    def read(name: str) -> np.ndarray:
-        place = places(config)[name]
-        leaf = base
-        for key in place.leaf.split("."):
-            leaf = leaf[key]
-        part = np.asarray(leaf if place.layer is None else leaf[place.layer])
-        if place.column is not None and place.layer is not None:
-            part = part[..., place.column : place.column + place.shape[0]]
-        return part.T if part.shape != place.shape or place.column is not None else part
 
-    save_model(folder, raw, {name: place.shape for name, place in places(config).items()}, dtype, read)
+def _part_of(base: Base, place: Place) -> np.ndarray:
+    """One tensor of a checkpoint, out of our tree and as a file holds it: the other way round than `_fill`."""
+    leaf = base
+    for key in place.leaf.split("."):
+        leaf = leaf[key]
+    part = np.asarray(leaf if place.layer is None else leaf[place.layer])
+    if place.layer is not None and place.column is not None:
+        width = place.shape[0]
+        part = part[..., place.column : place.column + width]
+    return part.T if place.is_kernel else part
 
 
 def save_merged(folder: Path, source: Path, config: DecoderConfig, lora: Lora, adapter: Adapter, dtype: str) -> None:
@@ -232,18 +284,23 @@ def save_merged(folder: Path, source: Path, config: DecoderConfig, lora: Lora, a
 
     The sum is made in float32 and rounded to `dtype` once; nothing but the adapter is read as a tree.
     """
-    stored, where, depth = stored_tensors(source, config), places(config), config.num_hidden_layers
+    stored = stored_tensors(source, config)
+    where = places(config)
 
     def read(name: str) -> np.ndarray:
-        module, layer = name.removesuffix(".weight").rpartition(".")[2], where[name].layer
         tensor = stored[name].read()
+        layer = where[name].layer
+        module = name.removesuffix(".weight").rpartition(".")[2]
         if layer is None or module not in adapter["layers"] or not name.endswith(".weight"):
             return tensor
-        a, b = (np.asarray(adapter["layers"][module][part][layer], np.float32) for part in "ab")
-        return tensor.astype(np.float32) + lora.scales(module, depth)[layer] * (a @ b).T
+        pair = adapter["layers"][module]
+        a = np.asarray(pair["a"][layer], np.float32)
+        b = np.asarray(pair["b"][layer], np.float32)
+        scale = lora.scales(module, config.num_hidden_layers)[layer]
+        return tensor.astype(np.float32) + scale * (a @ b).T
 
-    raw = read_json(source / "config.json")
-    save_model(folder, raw, {name: own.shape for name, own in stored.items()}, dtype, read)
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    save_model(folder, read_json(source / "config.json"), shapes, dtype, read)
 
 
 def save_model(
@@ -254,26 +311,33 @@ def save_model(
     read: Callable[[str], np.ndarray],
 ) -> None:
     """Write `config.json` and the tensors that `read` gives, of `dtype`, in files of at most SHARD bytes."""
-    size = jnp.dtype(dtype).itemsize
-    shards: list[list[str]] = [[]]
-    held = 0
-    for name, shape in shapes.items():
-        own = int(np.prod(shape)) * size
-        if shards[-1] and held + own > SHARD:
-            shards.append([])
-            held = 0
-        shards[-1].append(name)
-        held += own
+    itemsize = jnp.dtype(dtype).itemsize
+    nbytes = {name: math.prod(shape) * itemsize for name, shape in shapes.items()}
+    shards = _shards(nbytes)
     files = ["model.safetensors"]
     if len(shards) > 1:
         files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
         save_safetensors(folder / file, {name: read(name).astype(jnp.dtype(dtype)) for name in shard})
     if len(shards) > 1:
-        total = sum(int(np.prod(shape)) for shape in shapes.values()) * size
         index = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
-    write_json(folder / "config.json", {**raw, "torch_dtype" if "torch_dtype" in raw else "dtype": dtype})
+        total = {"total_size": sum(nbytes.values())}
+        write_json(folder / "model.safetensors.index.json", {"metadata": total, "weight_map": index})
+    dtype_key = "torch_dtype" if "torch_dtype" in raw else "dtype"  # older configs have the former
+    write_json(folder / "config.json", {**raw, dtype_key: dtype})
+
+
+def _shards(nbytes: Mapping[str, int]) -> list[list[str]]:
+    """The tensors' names in order, divided into files of at most SHARD bytes; a larger tensor has a file alone."""
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, size in nbytes.items():
+        if shards[-1] and held + size > SHARD:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -293,12 +357,13 @@ def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    """The same for a JSON object."""
+    """Write a JSON object to `path`, making its folder; a reader sees the whole new file or the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, lambda temporary: temporary.write_text(json.dumps(fields, indent=2) + "\n"))
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Put what `write` writes to a temporary file in the place of `path`, at once."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -308,4 +373,5 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every leaf."""
     return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

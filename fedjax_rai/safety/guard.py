@@ -33,7 +33,7 @@ class GuardForm(NamedTuple):
     """How a guard is asked, and where its verdict stands."""
 
     conversation: Callable[[str, str], list[Turn]]  # (query, response) -> the turns that its verdict follows
-    lead_ids: list[int]  # what it says before the verdict: nothing, white space, an empty thought
+    lead_ids: list[int]  # what the guard writes before the verdict: nothing, white space, an empty thought
     verdict_ids: tuple[int, int]  # the next token of (safe, unsafe)
 
 
@@ -56,13 +56,15 @@ def guard_form(tokenizer: Tokenizer) -> GuardForm:
         )
     else:
         conversation = guard_question
-        asked = conversation(QUERY, RESPONSE)
-        opening = prompt(tokenizer, asked)
-        said = [chat(tokenizer, [*asked, Turn(ASSISTANT, word)])[-1].text for word in (SAFE, UNSAFE)]
-        lead = commonprefix(said)
-    if lost := [name for name, text in (("query", QUERY), ("response", RESPONSE)) if text not in opening]:
-        raise InputError(f"tokenizer {tokenizer.name}: its chat template leaves out the {lost[0]} to be judged")
-    safe, unsafe = (tokenizer.encode_after(opening, lead + word) for word in (SAFE, UNSAFE))
+        turns = conversation(QUERY, RESPONSE)
+        opening = prompt(tokenizer, turns)
+        answers = [chat(tokenizer, [*turns, Turn(ASSISTANT, verdict)])[-1].text for verdict in (SAFE, UNSAFE)]
+        lead = commonprefix(answers)
+    for name, text in (("query", QUERY), ("response", RESPONSE)):
+        if text not in opening:
+            raise InputError(f"tokenizer {tokenizer.name}: its chat template leaves out the {name} to be judged")
+    safe = tokenizer.encode_after(opening, lead + SAFE)
+    unsafe = tokenizer.encode_after(opening, lead + UNSAFE)
     shared = len(commonprefix([safe, unsafe]))
     if shared == min(len(safe), len(unsafe)):
         raise InputError(f"tokenizer {tokenizer.name}: `{SAFE}` begins `{UNSAFE}` in its tokens: no guard can use it")
@@ -119,24 +121,25 @@ def score(
     if isinstance(guard, Scorer):
         return _scored(guard, pairs)
     form = guard_form(guard.tokenizer)
-    asked = [form.conversation(query, response) for query, response in pairs]
+    conversations = [form.conversation(query, response) for query, response in pairs]
     room = guard.max_length - len(form.lead_ids)
-    prompts = [ids + form.lead_ids for ids in encode_questions(guard.tokenizer, asked, room)]
+    prompts = [ids + form.lead_ids for ids in encode_questions(guard.tokenizer, conversations, room)]
     for ids in (*prompts, form.verdict_ids):
         guard.tokenizer.check_ids(ids, guard.lm.model.config.vocab_size, guard.key)
-    verdict_ids, scores = np.array(form.verdict_ids), np.zeros(len(prompts), np.float32)
-    pending = [
-        (own, first_token_score(guard.lm, guard.adapter, batch.tokens, batch.valid, verdict_ids))
-        for own, batch in length_batches(prompts, guard.batch_size, guard.tokenizer.pad_id)
-    ]
-    for own, values in pending:
-        scores[own] = np.asarray(values)[: len(own)]
+    verdict_ids = np.array(form.verdict_ids)
+    pending = []  # all batches are dispatched before the first is read
+    for rows, batch in length_batches(prompts, guard.batch_size, guard.tokenizer.pad_id):
+        batch_scores = first_token_score(guard.lm, guard.adapter, batch.tokens, batch.valid, verdict_ids)
+        pending.append((rows, batch_scores))
+    scores = np.zeros(len(prompts), np.float32)
+    for rows, batch_scores in pending:
+        scores[rows] = np.asarray(batch_scores)[: len(rows)]
         advance()
     return scores
 
 
 def _scored(guard: Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """What a function of the user's own says; raises InputError where that is no probability for each pair."""
+    """The scores of a function of the user's own; raises InputError where they are no probability for each pair."""
     stated = f"guard.scorer = {guard.name}"
     try:
         scores = np.asarray(guard.score(list(pairs)), np.float32)
@@ -152,7 +155,10 @@ def _scored(guard: Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
 
 def training_examples(tokenizer: Tokenizer, pairs: Sequence[Pair], max_length: int) -> tuple[Examples, np.ndarray]:
     """Labelled pairs in the guard's form (S-LG), the verdict trained on; and which were cut, at their beginning."""
-    chats = [[*guard_question(p.query, p.response), Turn(ASSISTANT, UNSAFE if p.harmful else SAFE)] for p in pairs]
+    chats = []
+    for pair in pairs:
+        verdict = UNSAFE if pair.harmful else SAFE
+        chats.append([*guard_question(pair.query, pair.response), Turn(ASSISTANT, verdict)])
     return encode_chats(tokenizer, chats, max_length, keep_end=True)
 
 
@@ -165,22 +171,25 @@ def fit(
     learning_rate: Float[Array, ""],
 ) -> Adapter:
     """The adapter fine-tuned on rows of labelled examples, one step a line."""
-    return train(lm, adapter, take(examples, rows), learning_rate)[0]
+    fitted, *_ = train(lm, adapter, take(examples, rows), learning_rate)
+    return fitted
 
 
 def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> list[Pair]:
-    """Annotators err: the label of that share of the pairs, at random, turned round."""
-    return [
-        p._replace(harmful=not p.harmful) if flip else p
-        for p, flip in zip(pairs, g.random(len(pairs)) < share, strict=True)
-    ]
+    """The pairs with the labels of a share of them, at random, turned round: annotators err."""
+    flipped = []
+    for pair, draw in zip(pairs, g.random(len(pairs)), strict=True):
+        flipped.append(pair._replace(harmful=not pair.harmful) if draw < share else pair)
+    return flipped
 
 
 def quality(scores: np.ndarray, harmful: Sequence[bool] | np.ndarray, threshold: float) -> dict[str, float]:
     """Accuracy, precision, recall and their harmonic mean in percent, unsafe being positive; 0 where undefined."""
-    verdict, truth = scores >= threshold, np.asarray(harmful, bool)
+    verdict = scores >= threshold
+    truth = np.asarray(harmful, bool)
     hits = float(np.sum(verdict & truth))
-    precision, recall = hits / max(verdict.sum(), 1), hits / max(truth.sum(), 1)
+    precision = hits / max(verdict.sum(), 1)
+    recall = hits / max(truth.sum(), 1)
     hmean = 2 * precision * recall / max(precision + recall, 1e-9)
     accuracy = float(np.mean(verdict == truth)) if len(truth) else 0.0
     named = {"accuracy": accuracy, "precision": precision, "recall": recall, "hmean": hmean}

@@ -40,8 +40,9 @@ def preview_table(config: ExperimentConfig, arms: Sequence[str] | None, seeds: i
     chosen = table.choose(arms)
     folder = Path(config.output or "runs/table")
     table.check_table(folder, config)
-    drawn = range(config.seed, config.seed + seeds)
-    configs = [table.arm_config(config, arm, seed, folder) for seed in drawn for arm in chosen]
+    configs = []
+    for seed in range(config.seed, config.seed + seeds):
+        configs += [table.arm_config(config, arm, seed, folder) for arm in chosen]
     check_inputs(configs)
     yield dump_config(config)
     yield from _shared_by(configs)
@@ -56,8 +57,11 @@ def preview_sweep(points: Sequence[Point], together: bool) -> Iterator[str]:
         sweep.check_together(points)
     sweep.check_sweep(points)
     yield dump_config(sweep.base_config(points))
-    swept = {key: list(dict.fromkeys(point.values[key] for point in points)) for key in points[0].values}
-    yield "swept:\n" + "\n".join(f"  {key}: {', '.join(values)}" for key, values in swept.items()) + "\n"
+    lines = ["swept:"]
+    for key in points[0].values:
+        values = dict.fromkeys(point.values[key] for point in points)  # each once
+        lines.append(f"  {key}: {', '.join(values)}")
+    yield "\n".join(lines) + "\n"
     yield from _shared_by(configs)
     if together:
         families = grouped(configs, but_numbers)
@@ -87,17 +91,19 @@ def set_state(out: Path, is_finished: bool) -> str:
         return "finished: would be kept"
     if not out.is_dir() or not any(out.iterdir()):
         return "new"
-    return f"begun, {plural(len(list(out.glob('pairs-*.jsonl'))), 'shard')} done: would be gone on with"
+    shards = len(list(out.glob("pairs-*.jsonl")))
+    return f"begun, {plural(shards, 'shard')} done: would be gone on with"
 
 
 def summary(materials: Materials, config: ExperimentConfig) -> str:
     """Who holds how many rows: the clients' pairs with their harmful share, the server's prompts, evaluation sets."""
-    pairs, clients = materials.pairs, config.federated.clients
+    pairs = materials.pairs
     harmful = sum(pair.harmful for pair in pairs)
     share = f"{100 * harmful / len(pairs):.1f} % of them harmful, " if pairs else ""
     synthetic = ", the synthetic tiny world" if config.data.train == TINY else ""
+    clients = plural(config.federated.clients, "client")
     lines = [f"data: {config.data.train}{synthetic}"]
-    lines.append(f"  {CLIENT_PAIRS:<{WIDTH}}{len(pairs):,}, {share}{plural(clients, 'client')}")
+    lines.append(f"  {CLIENT_PAIRS:<{WIDTH}}{len(pairs):,}, {share}{clients}")
     for name, rows in flat(materials._asdict()):
         if name != "pairs":
             lines.append(f"  {name.replace('_', ' '):<{WIDTH}}{len(rows):,}")
@@ -119,9 +125,9 @@ def memory(config: ExperimentConfig, known: Sizes) -> Iterator[str]:
     """The memory plan; raises InputError where it does not fit, as a run does."""
     limit = advice.device_limit()
     advice.check_lengths(config, known)
-    made = plan(config, known)
-    yield "\n".join(advice.table(made, limit))
-    if limit is not None and made.need(made.peak) > limit:
+    needed = plan(config, known)
+    yield "\n".join(advice.table(needed, limit))
+    if limit is not None and needed.need(needed.peak) > limit:
         raise InputError(advice.refusal(config, known, limit))
 
 
@@ -138,8 +144,9 @@ def state(config: ExperimentConfig) -> str:
         return "finished: would be kept"
     if not folder.is_dir() or not any(folder.iterdir()):
         return "new"
-    done, rounds = len(files.read_rows(folder / METRICS)), config.federated.rounds
-    return f"begun, {done} of {plural(rounds, 'round')} done: would be gone on with"
+    done = len(files.read_rows(folder / METRICS))
+    rounds = plural(config.federated.rounds, "round")
+    return f"begun, {done} of {rounds} done: would be gone on with"
 
 
 def grouped(
@@ -164,8 +171,8 @@ def _shared_by(configs: Sequence[ExperimentConfig]) -> Iterator[str]:
         if is_first:
             yield summary(setting.texts.materials, config) + "\n"
         known = sizes.sizes(setting)
-        made = plan(config, known)
-        need = made.need(made.peak)
+        needed = plan(config, known)
+        need = needed.need(needed.peak)
         if greatest is None or need > greatest[0]:
             greatest = need, config, known
     assert greatest is not None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedjax_rai.runs.picture import COLOURS, SYNTHETIC
 from fedjax_rai.runs.picture import figure as new_figure
@@ -18,10 +18,11 @@ def plot_arms(path: Path, arms: Sequence[str], cells: Cells, names: Mapping[str,
     figure = new_figure(1.6 * len(arms) + 2.5, 4.2)
     axes = figure.subplots()
     width = 0.8 / max(len(shown), 1)
-    for i, (rate, own) in enumerate(shown.items()):
-        at = [x + (i - (len(shown) - 1) / 2) * width for x in range(len(arms))]
-        means = [c.mean for c in own]
-        axes.bar(at, means, width, yerr=_margins(own), capsize=2, label=names[rate], error_kw={"linewidth": 1})
+    for i, (rate, rate_cells) in enumerate(shown.items()):
+        bars = _beside_ticks(len(arms), width, i, len(shown))
+        means = [cell.mean for cell in rate_cells]
+        margins = _margins(rate_cells)
+        axes.bar(bars, means, width, yerr=margins, capsize=2, label=names[rate], error_kw={"linewidth": 1})
     axes.set_xticks(range(len(arms)), arms)
     axes.set_title(SYNTHETIC if synthetic else "", fontsize=10)
     _percent(axes)
@@ -29,28 +30,41 @@ def plot_arms(path: Path, arms: Sequence[str], cells: Cells, names: Mapping[str,
     figure.savefig(path)
 
 
-def plot_sweep(
-    path: Path, key: str, labels: Sequence[str], cells: Cells, names: Mapping[str, str], seconds: Sequence[float],
-    probes: Sequence[Mapping[int, float]], synthetic: bool,
-) -> None:  # fmt: skip
+def _beside_ticks(ticks: int, width: float, i: int, count: int) -> list[float]:
+    """Where the i-th of `count` marks of that width lies at every tick, all of them centred on the tick."""
+    offset = width * (i - (count - 1) / 2)
+    return [tick + offset for tick in range(ticks)]
+
+
+class SweptPoints(NamedTuple):
+    """What a picture shows of a sweep's points besides their rates; sequences go by point."""
+
+    key: str  # that is swept
+    labels: Sequence[str]  # its values
+    seconds: Sequence[float]  # of CAI in a run
+    probes: Sequence[Mapping[int, float]]  # percent of safe answers by round; empty: there is no probe
+
+
+def plot_sweep(path: Path, points: SweptPoints, cells: Cells, names: Mapping[str, str], synthetic: bool) -> None:
     """Rates by swept value, harmless rate by what CAI costs and, where there is one, the probe by round; as a PNG.
 
-    `labels`, `seconds` and `probes` (percent safe by round; empty: none) go by point, like the cells.
+    `cells`: rate -> its cell for each point; `names`: rate -> what the legend calls it.
     """
-    panels = 3 if any(probes) else 2
+    has_probes = any(points.probes)
+    panels = 3 if has_probes else 2
     figure = new_figure(5.2 * panels, 4.6)
     axes = figure.subplots(1, panels)
-    _rates(axes[0], key, labels, measured(cells), names)
-    _costs(axes[1], key, labels, cells["harmless"], seconds)
-    if any(probes):
-        _probes(axes[2], key, labels, probes)
+    _rates(axes[0], points, measured(cells), names)
+    _costs(axes[1], points, cells["harmless"])
+    if has_probes:
+        _probes(axes[2], points)
     figure.suptitle(SYNTHETIC if synthetic else "", fontsize=10)
     _spread(figure, axes[1])
     figure.savefig(path)
 
 
 def measured(cells: Cells) -> dict[str, list[Cell]]:
-    """The rates to show that every point has."""
+    """The cells of the rates that pictures show and every point has."""
     found = {}
     for rate in MAIN:
         known = [cell for cell in cells.get(rate, ()) if cell]
@@ -59,56 +73,68 @@ def measured(cells: Cells) -> dict[str, list[Cell]]:
     return found
 
 
-def _rates(axes: Any, key: str, labels: Sequence[str], cells: Mapping[str, list[Cell]], names: Mapping) -> None:
+def _rates(axes: Any, points: SweptPoints, cells: Mapping[str, list[Cell]], names: Mapping[str, str]) -> None:
     """A line for each rate through evenly spaced values that are numbers; else markers alone."""
-    line, apart = ("-", 0.06) if all(map(_is_number, labels)) else ("", 0.15)
-    for i, (rate, own) in enumerate(cells.items()):
-        at = [x + apart * (i - (len(cells) - 1) / 2) for x in range(len(labels))]
-        means = [c.mean for c in own]
-        marker, colour = MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]
+    line = ""
+    distance = 0.15
+    if all(_is_number(label) for label in points.labels):
+        line = "-"
+        distance = 0.06
+    for i, (rate, rate_cells) in enumerate(cells.items()):
+        means = [cell.mean for cell in rate_cells]
         axes.errorbar(
-            at, means, _margins(own), fmt=marker + line, color=colour, label=names[rate],
-            markersize=4, capsize=2, linewidth=1,
-        )  # fmt: skip
-    tilted = {"rotation": 30, "ha": "right"} if sum(map(len, labels)) > 40 else {}
-    axes.set_xticks(range(len(labels)), labels, fontsize=8, **tilted)
-    axes.set_xlim(-0.5, len(labels) - 0.5)
-    axes.set_xlabel(key)
+            _beside_ticks(len(points.labels), distance, i, len(cells)),
+            means,
+            _margins(rate_cells),
+            fmt=MARKERS[i % len(MARKERS)] + line,
+            color=COLOURS[i % len(COLOURS)],
+            label=names[rate],
+            markersize=4,
+            capsize=2,
+            linewidth=1,
+        )
+    is_crowded = sum(len(label) for label in points.labels) > 40
+    tilted = {"rotation": 30, "ha": "right"} if is_crowded else {}
+    axes.set_xticks(range(len(points.labels)), points.labels, fontsize=8, **tilted)
+    axes.set_xlim(-0.5, len(points.labels) - 0.5)
+    axes.set_xlabel(points.key)
     _percent(axes, low=-3.0)  # a marker at 0 is seen whole
     if cells:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8, columnspacing=1)
 
 
-def _costs(
-    axes: Any, key: str, labels: Sequence[str], harmless: Sequence[Cell | None], seconds: Sequence[float]
-) -> None:
+def _costs(axes: Any, points: SweptPoints, harmless: Sequence[Cell | None]) -> None:
+    """The harmless rate of each point by the seconds that CAI takes in a run."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3, foreground="white")]  # a label is legible across another point's interval
-    for label, own, at in zip(labels, harmless, seconds, strict=True):
-        if own:
-            axes.errorbar(
-                [at], [own.mean], _margins([own]), fmt="o", color=COLOURS[0], markersize=4, capsize=2, elinewidth=1
-            )
-            axes.annotate(label, (at, own.mean), (5, 4), textcoords="offset points", fontsize=8, path_effects=halo)
+    style = {"fmt": "o", "color": COLOURS[0], "markersize": 4, "capsize": 2, "elinewidth": 1}
+    for label, cell, seconds in zip(points.labels, harmless, points.seconds, strict=True):
+        if cell:
+            axes.errorbar([seconds], [cell.mean], _margins([cell]), **style)
+            place = (seconds, cell.mean)
+            axes.annotate(label, place, (5, 4), textcoords="offset points", fontsize=8, path_effects=halo)
     axes.set_xlabel("CAI, seconds a run")
     axes.set_ylabel("harmless, percent")
-    axes.set_title(f"points: {key}", fontsize=8)
+    axes.set_title(f"points: {points.key}", fontsize=8)
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _probes(axes: Any, key: str, labels: Sequence[str], probes: Sequence[Mapping[int, float]]) -> None:
+def _probes(axes: Any, points: SweptPoints) -> None:
     """A line for each point, from dark to light in the order of the points."""
     from matplotlib import colormaps
 
-    for i, (label, own) in enumerate(zip(labels, probes, strict=True)):
-        colour = colormaps["viridis"](0.85 * i / max(len(labels) - 1, 1))
-        axes.plot(list(own), list(own.values()), "o-", color=colour, label=label, markersize=3, linewidth=1)
+    last = max(len(points.labels) - 1, 1)
+    for i, (label, safe) in enumerate(zip(points.labels, points.probes, strict=True)):
+        colour = colormaps["viridis"](0.85 * i / last)  # the lightest would be too light on white
+        axes.plot(list(safe), list(safe.values()), "o-", color=colour, label=label, markersize=3, linewidth=1)
     axes.set_xlabel("round, before its CAI phase")
     axes.xaxis.get_major_locator().set_params(integer=True)
     _percent(axes, "safe answers to the probe, percent", -3.0)
-    axes.legend(title=key, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, title_fontsize=8)
+    axes.legend(
+        title=points.key, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, title_fontsize=8
+    )
 
 
 def _spread(figure: Any, axes: Any) -> None:
@@ -130,8 +156,10 @@ def _percent(axes: Any, label: str = "percent, 95 % intervals", low: float = 0.0
 
 
 def _margins(cells: Sequence[Cell]) -> list[list[float]]:
-    """Below and above, as matplotlib's error bars want them."""
-    return [[c.mean - c.low for c in cells], [c.high - c.mean for c in cells]]
+    """How far the intervals reach below and above the means, as matplotlib's error bars want it."""
+    below = [cell.mean - cell.low for cell in cells]
+    above = [cell.high - cell.mean for cell in cells]
+    return [below, above]
 
 
 def _is_number(text: str) -> bool:

@@ -17,10 +17,12 @@ from fedjax_rai.evals.judge import JUDGES
 from fedjax_rai.evals.suite import EVALUATIONS, columns
 from fedjax_rai.runs.folder import differences
 
-Summary = Mapping[str, Any]  # a run's summary.json
+Summary = Mapping[str, Any]
+"""A run's summary.json."""
 MAIN = tuple(column.rate for column in columns() if column.main)
 """The rates that pictures show, and narrow tables first."""
-WIDTH = 100  # of what is printed
+WIDTH = 100
+"""Columns of what is printed."""
 CSV_COLUMNS = ("mean", "low", "high", "prompts")
 NOT_MEASURED = "not measured"
 
@@ -37,7 +39,7 @@ class Cell(NamedTuple):
 
     @property
     def short(self) -> str:
-        """With an interval in whole percent."""
+        """Mean, and its interval in whole percent."""
         return f"{self.mean:.1f} [{self.low:.0f}, {self.high:.0f}]"
 
 
@@ -48,31 +50,37 @@ def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
     """
     shown: dict[str, str] = {}
     for evaluation in EVALUATIONS.values():
-        hidden = set()
+        repeated = ""  # the column of the judge that alone gave the primary rate
         for column in evaluation.columns:
-            judges = _judges_of(summaries, column.rate)
             if column.main:
-                named = [JUDGES[judge].title if judge in JUDGES else judge for judge in judges]
-                behind = f" ({', '.join(named)})" if evaluation.judges_harm and named else ""
-                shown[column.rate] = column.title + behind
-                hidden = {f"{column.rate}_by_{judge}" for judge in judges} if len(judges) == 1 else set()
-            elif column.rate not in hidden and _is_measured(summaries, column.rate):
+                judges = _judges_of(summaries, column.rate)
+                shown[column.rate] = column.title
+                if evaluation.judges_harm and judges:
+                    titles = [JUDGES[judge].title if judge in JUDGES else judge for judge in judges]
+                    shown[column.rate] += f" ({', '.join(titles)})"
+                repeated = f"{column.rate}_by_{judges[0]}" if len(judges) == 1 else ""
+            elif column.rate != repeated and _is_measured(summaries, column.rate):
                 shown[column.rate] = column.title
     return shown
 
 
 def main_first(rates: Mapping[str, str]) -> dict[str, str]:
-    """The same, the rates of `MAIN` before the others."""
+    """Rate -> title, the rates of `MAIN` before the others."""
     return {rate: rates[rate] for rate in (*MAIN, *rates) if rate in rates}
 
 
 def _judges_of(summaries: Sequence[Summary], rate: str) -> list[str]:
-    """The names of those who judged it, each once."""
-    rates = [summary["rates"].get(rate) for summary in summaries]
-    return list(dict.fromkeys(own["judge"] for own in rates if own and own.get("judge")))
+    """The names of the judges who gave a rate, each once."""
+    judges = []
+    for summary in summaries:
+        measured = summary["rates"].get(rate)
+        if measured and measured.get("judge"):
+            judges.append(measured["judge"])
+    return list(dict.fromkeys(judges))
 
 
 def _is_measured(summaries: Sequence[Summary], rate: str) -> bool:
+    """Whether some run measured a rate."""
     return any(summary["rates"].get(rate) for summary in summaries)
 
 
@@ -81,24 +89,25 @@ def rate_columns(rates: Mapping[str, str], by_row: Sequence[Sequence[Summary]], 
     found: dict[str, list[str]] = {}
     for rate, title in rates.items():
         cells = [cell(summaries, rate) for summaries in by_row]
-        found[title] = [_shown(own, short) for own in cells]
+        found[title] = [_shown(rate_cell, short) for rate_cell in cells]
     return found
 
 
-def _shown(own: "Cell | None", short: bool) -> str:
-    if own is None:
+def _shown(rate_cell: Cell | None, short: bool) -> str:
+    """A cell as tables show it."""
+    if rate_cell is None:
         return NOT_MEASURED
-    return own.short if short else str(own)
+    return rate_cell.short if short else str(rate_cell)
 
 
 def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
     """A rate over seeds, or None where it was not measured."""
-    rates = [summary["rates"].get(rate) for summary in summaries]
-    if any(own is None for own in rates):
+    measured = [summary["rates"].get(rate) for summary in summaries]
+    if None in measured:
         return None
-    if len(rates) == 1:
-        return Cell(*(rates[0][key] for key in Cell._fields))
-    mean, low, high = interval([own["mean"] for own in rates])
+    if len(measured) == 1:
+        return Cell(*(measured[0][key] for key in Cell._fields))
+    mean, low, high = interval([seed["mean"] for seed in measured])
     return Cell(mean, max(low, 0.0), min(high, 100.0))
 
 
@@ -106,22 +115,30 @@ def interval(values: Sequence[float]) -> Cell:
     """Mean and 95 % interval of a few independent values, by Student's t."""
     from scipy.stats import t
 
-    mean, margin = np.mean(values), t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    count = len(values)
+    mean = np.mean(values)
+    standard_error = np.std(values, ddof=1) / count**0.5
+    margin = t.ppf(0.975, count - 1) * standard_error
     return Cell(float(mean), float(mean - margin), float(mean + margin))
 
 
-def paired(rate: str, ones: Sequence[Summary], others: Sequence[Summary]) -> str | None:
-    """A rate of some runs minus that of others, paired by seed (same data, same prompts): mean, interval, each.
+def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> str | None:
+    """A rate of some runs minus that of others, paired by seed (same data, same prompts): mean, interval, each seed.
 
-    None for a single pair, or where one was not measured.
+    None for a single pair, or where the rate of some run was not measured.
     """
-    pairs = [(a["rates"].get(rate), b["rates"].get(rate)) for a, b in zip(ones, others, strict=True)]
-    if len(pairs) < 2 or not all(a and b for a, b in pairs):
+    gaps = []
+    for run, other in zip(runs, others, strict=True):
+        measured = run["rates"].get(rate)
+        measured_other = other["rates"].get(rate)
+        if not measured or not measured_other:
+            return None
+        gaps.append(measured["mean"] - measured_other["mean"])
+    if len(gaps) < 2:
         return None
-    gaps = [a["mean"] - b["mean"] for a, b in pairs]
     mean, low, high = interval(gaps)
-    each = ", ".join(f"{gap:+.1f}" for gap in gaps)
-    return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]; by seed {each}"
+    by_seed = ", ".join(f"{gap:+.1f}" for gap in gaps)
+    return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]; by seed {by_seed}"
 
 
 def is_synthetic(summaries: Iterable[Summary]) -> bool:
@@ -133,8 +150,9 @@ def basis(summaries: Sequence[Summary]) -> str:
     """What the percentages of a table are of, and what its training seconds are."""
     seeds = sorted({summary["seed"] for summary in summaries})
     over = f"{len(seeds)} seeds (Student's t)" if len(seeds) > 1 else f"prompts (one seed, {seeds[0]})"
+    world = "SYNTHETIC tiny world. " if is_synthetic(summaries) else ""
     return (
-        f"{'SYNTHETIC tiny world. ' if is_synthetic(summaries) else ''}Percent, 95 % intervals over {over}."
+        f"{world}Percent, 95 % intervals over {over}."
         " Seconds: rounds x the median of all but the first, which compiles; guard and evaluation are not in it."
     )
 
@@ -146,12 +164,14 @@ def narrow(columns: Mapping[str, Sequence[str]], width: int = WIDTH) -> tuple[st
     """
     kept: list[str] = []
     for title in columns:
-        if not kept or len(_table(columns, [*kept, title]).partition("\n")[0]) <= width:
+        header, _, _ = _table(columns, [*kept, title]).partition("\n")
+        if not kept or len(header) <= width:
             kept.append(title)
     return _table(columns, kept), [title for title in columns if title not in kept]
 
 
 def _table(columns: Mapping[str, Sequence[str]], titles: Sequence[str]) -> str:
+    """A table of the columns with these titles."""
     return markdown(titles, list(zip(*(columns[title] for title in titles), strict=True)))
 
 
@@ -165,27 +185,38 @@ def printed(columns: Mapping[str, Sequence[str]], notes: Sequence[str], file: st
     table, left_out = narrow(columns)
     if left_out:
         notes = [f"In {file} besides: {', '.join(left_out)}; intervals to a tenth.", *notes]
-    return table + "\n" + "\n".join(textwrap.fill(note, WIDTH, break_on_hyphens=False) for note in notes)
+    filled = [textwrap.fill(note, WIDTH, break_on_hyphens=False) for note in notes]
+    return table + "\n" + "\n".join(filled)
+
+
+def with_notes(table: str, notes: Sequence[str]) -> str:
+    """A table in markdown, and a paragraph for each note behind it."""
+    return table + "\n" + "".join(f"{note}\n\n" for note in notes)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns are as wide as their widest field."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(fields: Sequence[str]) -> str:
         return "| " + " | ".join(field.ljust(width) for field, width in zip(fields, widths, strict=True)) + " |"
 
-    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)]) + "\n"
+    rule = line(["-" * width for width in widths])
+    return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
 
 
 def rate_rows(summary: Summary) -> list[list[Any]]:
     """(name, `CSV_COLUMNS`) of every rate that was measured, judges and categories included."""
-    measured = [(name, rate) for name, rate in summary["rates"].items() if rate]
-    return [
-        [name, *(round(float(rate[key]), 4) for key in Cell._fields), rate["prompts"]] for name, rate in measured
-    ]  # fmt: skip
+    rows = []
+    for name, rate in summary["rates"].items():
+        if rate:
+            mean_and_interval = [round(float(rate[key]), 4) for key in Cell._fields]
+            rows.append([name, *mean_and_interval, rate["prompts"]])
+    return rows
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """The text of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
@@ -197,6 +228,9 @@ def check_same(written: Path, config: ExperimentConfig, kind: str, free: Iterabl
     `kind`: what the folder that `config.output` names is said to hold, like "a table".
     """
     free = [*free]
-    if changed := differences(relevant(load_config(written), but=free), relevant(config, but=free)):
+    there = relevant(load_config(written), but=free)
+    now = relevant(config, but=free)
+    changed = differences(there, now)
+    if changed:
         listed = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, old, new in changed)
         raise InputError(f"output = {config.output}: holds {kind} of another config, which differs in {listed}")

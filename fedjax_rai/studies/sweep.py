@@ -22,7 +22,7 @@ from fedjax_rai.runs.lockstep import run_together
 from fedjax_rai.runs.record import METRICS
 from fedjax_rai.runs.rows import read_rounds
 from fedjax_rai.runs.run import run
-from fedjax_rai.studies.plots import plot_sweep
+from fedjax_rai.studies.plots import SweptPoints, plot_sweep
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
     Summary,
@@ -38,9 +38,11 @@ from fedjax_rai.studies.results import (
     shown_rates,
     to_csv,
     wide,
+    with_notes,
 )
 
-SWEEP, COMPILED = "sweep.yaml", "compiled"
+SWEEP = "sweep.yaml"
+COMPILED = "compiled"
 
 
 class Row(NamedTuple):
@@ -56,10 +58,12 @@ class Row(NamedTuple):
 
 
 def thousands(tokens: float) -> str:
+    """A number of tokens as the table shows it."""
     return f"{tokens / 1000:.1f}k"
 
 
 def percent(value: float) -> str:
+    """A percentage as the table shows it."""
     return f"{value:.0f} %"
 
 
@@ -83,7 +87,7 @@ LEGEND = (
 def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
     """Run every point; write and print the table. Finished runs are kept, and unfinished ones gone on with.
 
-    Returns the folder, in which each point has its own (`config_file.load_sweep`). Points share what they can: a
+    Returns the folder, in which each point has a run folder (`config.grid.load_sweep`). Points share what they can: a
     setting, a base, and up to the end of the first CAI phase all runs that differ in `cai.iterations` alone. Or
     `together`, those that differ in numbers alone are one vmapped axis, as many as memory allows. Raises InputError for
     that with a trigger, and for files that are not as they should be, before the first run.
@@ -102,8 +106,8 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
         arms.begun = pins([point.config for point in group])
         for family in grouped(group, but_numbers if together else but_iterations):
             names = ", ".join(output(point).name for point in family)
-            these = str(done + 1) + (f" to {done + len(family)}" if len(family) > 1 else "")
-            terminal.say(f"[{these} of {len(points)}] {names}")
+            places = f"{done + 1} to {done + len(family)}" if len(family) > 1 else str(done + 1)
+            terminal.say(f"[{places} of {len(points)}] {names}")
             if together and len(family) > 1 and any(point in todo for point in family):
                 run_together([arms.setting(point.config) for point in family])
             else:
@@ -121,6 +125,7 @@ class Arms:
         self._last: Setting | None = None
 
     def setting(self, config: ExperimentConfig) -> Setting:
+        """The setting of a run's config."""
         self._last = Setting(config, self._last, self.begun)
         return self._last
 
@@ -128,12 +133,13 @@ class Arms:
 def keep_programs(points: Sequence[Point]) -> None:
     """Keep what is compiled in the sweep's folder, unless JAX was told of another: going on compiles nothing anew."""
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str((output(points[0]).parent / COMPILED).absolute()))
+        folder = output(points[0]).parent / COMPILED
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def run_family(family: Sequence[Point], arms: Arms) -> None:
-    """Points that differ in their iterations alone, the largest first: it takes the others along where it can."""
+    """Run points that differ in their iterations alone, the largest first: it takes the others along where it can."""
     ordered = sorted(family, key=iterations, reverse=True)
     for i, point in enumerate(ordered):
         finished = check_folder(output(point), point.config)
@@ -186,8 +192,9 @@ def iterations(point: Point) -> int:
 
 def siblings(point: Point, smaller: Sequence[Point]) -> list[ExperimentConfig]:
     """The configs, ascending, of those with fewer iterations that were never begun: this run takes them along."""
-    fewer = [own for own in smaller if iterations(own) < iterations(point)]
-    return [own.config for own in sorted(fewer, key=iterations) if not output(own).exists()]
+    fewer = [other for other in smaller if iterations(other) < iterations(point)]
+    never_begun = [other for other in fewer if not output(other).exists()]
+    return [other.config for other in sorted(never_begun, key=iterations)]
 
 
 def collect(points: Sequence[Point]) -> list[Row]:
@@ -204,18 +211,20 @@ def collect(points: Sequence[Point]) -> list[Row]:
 def write(folder: Path, points: Sequence[Point]) -> None:
     """sweep.md, sweep.csv, sweep.png and the config beside the run folders; the table on stdout."""
     rows = collect(points)
-    keys, everything = list(rows[0].values), [summary for row in rows for summary in row.summaries]
+    keys = list(rows[0].values)
+    everything = [summary for row in rows for summary in row.summaries]
     titles = shown_rates(everything)
     notes = [basis(everything), LEGEND, *comparisons(rows, titles["harmless"])]
-    files.write_text(
-        folder / "sweep.md", wide(table_columns(rows, titles)) + "\n" + "".join(f"{note}\n\n" for note in notes)
-    )
+    files.write_text(folder / "sweep.md", with_notes(wide(table_columns(rows, titles)), notes))
     files.write_text(folder / "sweep.csv", to_csv([*keys, "seed", "name", *CSV_COLUMNS], numbers(rows)))
-    plot_sweep(
-        folder / "sweep.png", ", ".join(keys) or "seed", [row.label for row in rows],
-        {rate: [cell(row.summaries, rate) for row in rows] for rate in titles}, titles,
-        [mean_cost(row, "CAI s") or 0.0 for row in rows], [probed(row) for row in rows], is_synthetic(everything),
-    )  # fmt: skip
+    swept = SweptPoints(
+        key=", ".join(keys) or "seed",
+        labels=[row.label for row in rows],
+        seconds=[mean_cost(row, "CAI s") or 0.0 for row in rows],
+        probes=[probed(row) for row in rows],
+    )
+    cells = {rate: [cell(row.summaries, rate) for row in rows] for rate in titles}
+    plot_sweep(folder / "sweep.png", swept, cells, titles, is_synthetic(everything))
     columns = table_columns(rows, main_first(titles), short=True)
     print(f"\n{printed(columns, notes, 'sweep.md')}\n\n{folder}")
 
@@ -231,10 +240,15 @@ def table_columns(rows: Sequence[Row], titles: Mapping[str, str], short: bool = 
 
 
 def mean_cost(row: Row, name: str) -> float | None:
-    """One of `COSTS`, over seeds; None where one of them has none."""
-    path, nothing, _ = COSTS[name]
-    found = [dict(flat(summary)).get(path, nothing) for summary in row.summaries]
-    return None if None in found else float(np.mean([value for value in found if value is not None]))
+    """One of `COSTS`, over seeds; None where some seed's run has none."""
+    path, absent, _ = COSTS[name]
+    costs = []
+    for summary in row.summaries:
+        cost = dict(flat(summary)).get(path, absent)
+        if cost is None:
+            return None
+        costs.append(cost)
+    return float(np.mean(costs))
 
 
 def flat(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -250,21 +264,32 @@ def numbers(rows: Sequence[Row]) -> Iterator[list[Any]]:
     """For every run its rates, and its costs by their names in summary.json."""
     for row in rows:
         for summary in row.summaries:
-            costs = flat({section: summary[section] or {} for section in ("seconds", "cost", "critique")})
-            for own in [*rate_rows(summary), *([name, value, "", "", ""] for name, value in costs)]:
-                yield [*row.values.values(), summary["seed"], *own]
+            run_columns = [*row.values.values(), summary["seed"]]
+            for fields in rate_rows(summary):
+                yield [*run_columns, *fields]
+            sections = {section: summary[section] or {} for section in ("seconds", "cost", "critique")}
+            for name, value in flat(sections):
+                yield [*run_columns, name, value, "", "", ""]
 
 
 def comparisons(rows: Sequence[Row], title: str) -> list[str]:
     """The harmless rate, which is called `title`, of each row minus the first one's, seed by seed."""
-    gaps = {row.label: paired("harmless", row.summaries, rows[0].summaries) for row in rows[1:]}
-    return [f"{title}, {label} minus {rows[0].label}: {gap}" for label, gap in gaps.items() if gap]
+    first, *others = rows
+    lines = []
+    for row in others:
+        gap = paired("harmless", row.summaries, first.summaries)
+        if gap:
+            lines.append(f"{title}, {row.label} minus {first.label}: {gap}")
+    return lines
 
 
 def probed(row: Row) -> dict[int, float]:
     """The probe's percentage of safe answers by round, over seeds; empty where there is no probe."""
-    each = []
+    by_seed = []
     for folder in row.folders:
         rounds = read_rounds(folder / METRICS)
-        each.append({done.round: 100 * done.probe.harmless for done in rounds if done.probe})
-    return {t: float(np.mean([shares[t] for shares in each])) for t in each[0]}
+        by_seed.append({done.round: 100 * done.probe.harmless for done in rounds if done.probe})
+    mean = {}
+    for t in by_seed[0]:
+        mean[t] = float(np.mean([percentages[t] for percentages in by_seed]))
+    return mean

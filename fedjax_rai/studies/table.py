@@ -31,10 +31,13 @@ from fedjax_rai.studies.results import (
     shown_rates,
     to_csv,
     wide,
+    with_notes,
 )
 
-NO_FILTER, NO_CAI = {"filter": {"enabled": False}}, {"cai": {"enabled": False}}
-FILTER, CAI = {"filter": {"enabled": True, "keep_all": False}}, {"cai": {"enabled": True, "target": "revision"}}
+NO_FILTER = {"filter": {"enabled": False}}
+NO_CAI = {"cai": {"enabled": False}}
+FILTER = {"filter": {"enabled": True, "keep_all": False}}
+CAI = {"cai": {"enabled": True, "target": "revision"}}
 
 
 class Arm(NamedTuple):
@@ -89,22 +92,21 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
     chosen = choose(arms)
     folder = Path(config.output or "runs/table")
     check_table(folder, config)
-    by_seed = {
-        seed: {arm: arm_config(config, arm, seed, folder) for arm in chosen}
-        for seed in range(config.seed, config.seed + seeds)
-    }
-    check_inputs(own for arms_of_seed in by_seed.values() for own in arms_of_seed.values())
-    for arms_of_seed in by_seed.values():
-        for own in arms_of_seed.values():
-            check_folder(run_folder(own), own)
+    by_seed = {}
+    for seed in range(config.seed, config.seed + seeds):
+        by_seed[seed] = {arm: arm_config(config, arm, seed, folder) for arm in chosen}
+    configs = [run_config for by_arm in by_seed.values() for run_config in by_arm.values()]
+    check_inputs(configs)
+    for run_config in configs:
+        check_folder(run_folder(run_config), run_config)
     summaries: dict[tuple[str, int], Summary] = {}
     setting: Setting | None = None
-    for seed, arms_of_seed in by_seed.items():
-        begun = pins([*arms_of_seed.values()])
-        for arm, own in arms_of_seed.items():
-            setting = Setting(own, setting, begun)
-            terminal.say(f"[{len(summaries) + 1}/{seeds * len(chosen)}] {arm}, seed {seed}")
-            summaries[arm, seed] = files.read_json(run(own, setting) / SUMMARY)
+    for seed, by_arm in by_seed.items():
+        begun = pins([*by_arm.values()])
+        for arm, run_config in by_arm.items():
+            setting = Setting(run_config, setting, begun)
+            terminal.say(f"[{len(summaries) + 1}/{len(configs)}] {arm}, seed {seed}")
+            summaries[arm, seed] = files.read_json(run(run_config, setting) / SUMMARY)
     write(folder, config, chosen, summaries)
     return folder
 
@@ -135,20 +137,23 @@ def arm_lines() -> list[str]:
 
 
 def arm_config(config: ExperimentConfig, arm: str, seed: int, folder: Path) -> ExperimentConfig:
-    """The config of one cell of the table, which differs from the table's in the arm's own keys, seed and folder."""
+    """The config of one run of the table, which differs from the table's in the arm's keys, in seed and folder."""
     fields = config.model_dump()
     for section, values in (ARMS | CONTROLS)[arm].changes.items():
         fields[section] |= values
-    return ExperimentConfig.model_validate(fields | {"seed": seed, "output": str(folder / f"seed{seed}" / arm)})
+    output = folder / f"seed{seed}" / arm
+    return ExperimentConfig.model_validate(fields | {"seed": seed, "output": str(output)})
 
 
 def comparisons(chosen: Sequence[str], by_arm: Mapping[str, Sequence[Summary]], titles: Mapping[str, str]) -> list[str]:
     """One arm's rate minus another's, seed by seed, a line each; `titles`: rate -> what it is called."""
     lines = []
-    for rate, one, other in COMPARED:
-        if one in chosen and other in chosen:
-            gap = paired(rate, by_arm[one], by_arm[other])
-            lines += [f"{titles[rate]}, {one} minus {other}: {gap}"] if gap else []
+    for rate, arm, other in COMPARED:
+        if arm not in chosen or other not in chosen:
+            continue
+        gap = paired(rate, by_arm[arm], by_arm[other])
+        if gap:
+            lines.append(f"{titles[rate]}, {arm} minus {other}: {gap}")
     return lines
 
 
@@ -163,11 +168,13 @@ def write(
     notes = [basis(everything), *comparisons(chosen, by_arm, titles), *_guard_notes(everything, seeds[0])]
     by_row = list(by_arm.values())
     first = {"arm": list(chosen)}
-    seconds = {"seconds": [_training_seconds(own) for own in by_row]}
+    seconds = {"seconds": [_training_seconds(row_summaries) for row_summaries in by_row]}
     table = wide(first | rate_columns(titles, by_row) | seconds)
-    files.write_text(folder / "table.md", table + "\n" + "".join(f"{note}\n\n" for note in notes))
-    # a row for each arm, seed and rate
-    numbers = [[arm, own["seed"], *row] for arm in chosen for own in by_arm[arm] for row in rate_rows(own)]
+    files.write_text(folder / "table.md", with_notes(table, notes))
+    numbers = []  # a row for each arm, seed and rate
+    for arm in chosen:
+        for summary in by_arm[arm]:
+            numbers += [[arm, summary["seed"], *fields] for fields in rate_rows(summary)]
     files.write_text(folder / "table.csv", to_csv(["arm", "seed", "rate", *CSV_COLUMNS], numbers))
     files.write_text(folder / TABLE, dump_config(config))
     cells = {rate: [cell(by_arm[arm], rate) for arm in chosen] for rate in titles}
@@ -177,7 +184,9 @@ def write(
 
 
 def _training_seconds(summaries: Sequence[Summary]) -> str:
-    return f"{np.mean([summary['seconds']['training'] for summary in summaries]):.0f}"
+    """The mean of an arm's training seconds over seeds, as the table shows it."""
+    seconds = [summary["seconds"]["training"] for summary in summaries]
+    return f"{np.mean(seconds):.0f}"
 
 
 def _guard_notes(summaries: Sequence[Summary], seed: int) -> list[str]:

@@ -42,13 +42,17 @@ def commit(folder: Path) -> str | None:
 
 @lru_cache
 def _snapshot(name: str, revision: str | None, weights: bool) -> Path:
-    """Asked for once a process, so that all that a run reads is of one commit."""
+    """The folder of a snapshot; the hub is asked once a process, so that all that a run reads is of one commit."""
     import huggingface_hub
 
-    wanted, at = (WANTED, revision) if not weights else (WEIGHTS, commit(_snapshot(name, revision, False)))
+    patterns = WANTED
+    pinned = revision
+    if weights:
+        patterns = WEIGHTS
+        pinned = commit(_snapshot(name, revision, False))  # of config and tokenizer
     try:
         folder = huggingface_hub.snapshot_download(
-            name, revision=at, allow_patterns=list(wanted), ignore_patterns=list(UNWANTED)
+            name, revision=pinned, allow_patterns=list(patterns), ignore_patterns=list(UNWANTED)
         )
     except Exception as error:  # its own errors, those of its HTTP client, and those of the disk
         raise InputError(f"{name}: {_explain(name, revision, error)}") from error

@@ -12,13 +12,17 @@ SAFE, UNSAFE = "safe", "unsafe"
 
 
 class Turn(NamedTuple):
+    """What the user or the assistant contributes to a conversation at once."""
+
     role: str
     text: str
 
 
 class Segment(NamedTuple):
+    """A piece of a text."""
+
     text: str
-    train: bool
+    train: bool  # the text's tokens are trained on
 
 
 @runtime_checkable
@@ -27,12 +31,12 @@ class Renderer(Protocol):
 
     @property
     def closing(self) -> str:
-        """What it puts after an answer's text, up to and including the end-of-turn token."""
+        """What the template puts after an answer's text, up to and including the end-of-turn token."""
         ...
 
     @property
     def trailer(self) -> str:
-        """What it puts behind the closing of a conversation's last answer."""
+        """What the template puts behind the closing of a conversation's last answer."""
         ...
 
     def render(self, turns: Sequence[Turn], generate: bool = False) -> str: ...
@@ -51,7 +55,8 @@ def chat(template: Renderer, turns: Sequence[Turn]) -> list[Segment]:
         return []
     whole = template.render(turns[: answers[-1] + 1])
     openings = [template.render(turns[:i], generate=True) for i in answers]
-    segments, done = [], 0
+    segments = []
+    done = 0  # characters of `whole` that are in segments
     for n, (i, opening) in enumerate(zip(answers, openings, strict=True)):
         if n + 1 < len(answers):
             end = len(openings[n + 1]) - len(continuation(template, turns[i + 1 : answers[n + 1]]))
@@ -72,7 +77,8 @@ def prompt(template: Renderer, turns: Sequence[Turn]) -> str:
 
 def after_answer(template: Renderer, turns: Sequence[Turn] = (), generate: bool = False) -> str:
     """What the template puts after the text of an answer that `turns` follow: the same whatever was answered."""
-    first, second = (template.render([*answered("q", text), *turns], generate) for text in ("0", "1"))
+    first = template.render([*answered("q", "0"), *turns], generate)
+    second = template.render([*answered("q", "1"), *turns], generate)
     same = len(commonprefix([first[::-1], second[::-1]]))
     if same == len(first):
         raise InputError("the chat template leaves out what the assistant says")
@@ -93,10 +99,12 @@ def request(template: Renderer, text: str) -> str:
 
 
 def question(query: str) -> list[Turn]:
+    """A conversation that begins with a prompt, yet to be answered."""
     return [Turn(USER, query)]
 
 
 def answered(query: str, response: str) -> list[Turn]:
+    """A conversation of a prompt and its answer."""
     return [Turn(USER, query), Turn(ASSISTANT, response)]
 
 

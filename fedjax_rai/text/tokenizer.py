@@ -43,7 +43,8 @@ class Tokenizer:
     """
 
     def __init__(self, hf: Any, stops: Iterable[int] = ()):
-        self.hf, self._stops = hf, tuple(stops)
+        self.hf = hf
+        self._stops = tuple(stops)
         self.name: str = hf.name_or_path
         if not getattr(hf, "is_fast", False):
             raise InputError(
@@ -53,16 +54,19 @@ class Tokenizer:
         self.pad_id: int = next((i for i in (hf.pad_token_id, hf.eos_token_id) if i is not None), 0)
 
     def encode(self, text: str) -> list[int]:
+        """The ids of a text; no special token is added."""
         return self.hf.encode(text, add_special_tokens=False, verbose=False)
 
     def encode_after(self, before: str, text: str) -> list[int]:
         """The ids that `text` has where it follows `before`; InputError if it changes those of `before`."""
-        start, whole = self.encode(before), self.encode(before + text)
+        start = self.encode(before)
+        whole = self.encode(before + text)
         if whole[: len(start)] != start:
             raise InputError(f"tokenizer {self.name}: {text!r} after {before!r} changes the tokens before it")
         return whole[len(start) :]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, without special tokens."""
         return self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     @property
@@ -106,7 +110,8 @@ class Tokenizer:
 
     def check_ids(self, tokens: Any, vocabulary: int, key: str) -> None:
         """Raises InputError if an id is none of the model's that the config's `key` names: it would compute NaN."""
-        if (worst := int(np.max(tokens, initial=0))) >= vocabulary:
+        worst = int(np.max(tokens, initial=0))
+        if worst >= vocabulary:
             raise InputError(
                 f"tokenizer {self.name}: token {self.hf.convert_ids_to_tokens(worst)!r} has id {worst}, but the model "
                 f"has a vocab_size of {vocabulary}; {key} must be a model whose embedding was resized to its tokenizer"
@@ -171,10 +176,12 @@ class Tokenizer:
 
     @property
     def closing(self) -> str:
+        """What the template puts after an answer's text, up to and including the end-of-turn token."""
         return self._end[0]
 
     @property
     def trailer(self) -> str:
+        """What the template puts behind the closing of a conversation's last answer."""
         return self._end[1]
 
     @cached_property
@@ -225,14 +232,18 @@ def has_tokenizer(folder: Path) -> bool:
 
 def stop_ids(folder: Path) -> tuple[int, ...]:
     """The ids that a model's folder names as eos: in generation_config.json, or in config.json where there is none."""
-    path = next((p for p in (folder / "generation_config.json", folder / "config.json") if p.is_file()), None)
-    if path is None:
+    configs = [folder / "generation_config.json", folder / "config.json"]
+    present = [path for path in configs if path.is_file()]
+    if not present:
         return ()
+    path = present[0]
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: not a JSON object ({error})") from error
-    stops = named if isinstance(named, list) else [] if named is None else [named]
+    if named is None:
+        return ()
+    stops = named if isinstance(named, list) else [named]
     if not all(type(stop) is int for stop in stops):
         raise InputError(f"{path}: eos_token_id = {named!r}: must be a token id or a list of them")
     return tuple(stops)

@@ -125,7 +125,7 @@ def sampling(request: Request, vocabulary: int) -> Sampling:
     )
 
 
-def end_ids(files: ModelFiles, chat: bool) -> Int[Array, "e"]:
+def end_ids(files: ModelFiles, chat: bool) -> Int[Array, "ends"]:
     """What ends an answer: the end of a turn in a chat, else what the model's own files say; -1: nothing does."""
     ids = files.tokenizer.end_ids if chat and files.tokenizer else stop_ids(files.folder)
     return jnp.array(ids or (-1,))

@@ -1,4 +1,4 @@
-"""Makes the shipped tiny tokenizer and base from a seed: python -m fedjax_rai.run.tiny_base OUT
+"""Makes the shipped tiny tokenizer and base from a seed: python -m fedjax_rai.tools.tiny_base OUT
 
 Minutes on two cores, less on an accelerator. Bits differ between machines; the printed metrics should not, much.
 """
@@ -51,10 +51,13 @@ def segments(tokenizer: Tokenizer, document: tiny_world.Document) -> list[Segmen
     """A document's text; of a conversation only the assistant's turns from `first` on are trained on."""
     if not document.turns[0].role:
         return [Segment(BOS + document.turns[0].text + tokenizer.end_of_turn, True)]
-    own = chat(tokenizer, document.turns)
     answers = [i for i, turn in enumerate(document.turns) if turn.role == ASSISTANT]
-    dropped = sum(i < document.first for i in answers)
-    return [s._replace(train=s.train and i // 2 >= dropped) for i, s in enumerate(own)]
+    untrained = sum(i < document.first for i in answers)
+    found = []
+    for i, segment in enumerate(chat(tokenizer, document.turns)):
+        answer = i // 2  # segments alternate: what leads to an answer, and the answer
+        found.append(segment._replace(train=segment.train and answer >= untrained))
+    return found
 
 
 def batches(tokenizer: Tokenizer, documents: list[tiny_world.Document], seed: int) -> Iterator[Examples]:
@@ -66,11 +69,13 @@ def batches(tokenizer: Tokenizer, documents: list[tiny_world.Document], seed: in
         g = rng.host(seed, "tiny base order", epoch=epoch)
         plans = []
         for size in np.unique(sizes):
-            own, rows = g.permutation(np.flatnonzero(sizes == size)), ROW_TOKENS // int(size)
-            plans += [(int(size), own[i : i + rows]) for i in range(0, len(own) - rows + 1, rows)]
+            documents_of_size = g.permutation(np.flatnonzero(sizes == size))
+            rows = ROW_TOKENS // int(size)
+            for begin in range(0, len(documents_of_size) - rows + 1, rows):
+                plans.append((int(size), documents_of_size[begin : begin + rows]))
         for i in g.permutation(len(plans)):
-            size, rows = plans[i]
-            yield _pad([encoded[r] for r in rows], size, tokenizer.pad_id)
+            size, batch = plans[i]
+            yield _pad([encoded[document] for document in batch], size, tokenizer.pad_id)
         epoch += 1
 
 
@@ -98,15 +103,16 @@ def pretrain(tokenizer: Tokenizer, documents: list[tiny_world.Document], steps: 
         return optax.apply_updates(base, updates), state, terms
 
     base = init_base(CONFIG, rng.stream(jax.random.key(seed), "tiny base"))
-    state, began, seen = optimizer.init(base), time.perf_counter(), []
+    state = optimizer.init(base)
+    began = time.perf_counter()
+    seen = []
     for i, batch in zip(range(steps), batches(tokenizer, documents, seed), strict=False):
         base, state, terms = step(base, state, batch)
         seen.append(terms)
         if (i + 1) % 100 == 0:
-            recent = [jnp.stack(column).sum() for column in zip(*seen[-100:], strict=True)]
-            print(
-                f"step {i + 1}/{steps} loss {recent[0] / recent[1]:.4f} {time.perf_counter() - began:.0f} s", flush=True
-            )
+            total, weight = (jnp.stack(column).sum() for column in zip(*seen[-100:], strict=True))
+            seconds = time.perf_counter() - began
+            print(f"step {i + 1}/{steps} loss {total / weight:.4f} {seconds:.0f} s", flush=True)
     return base
 
 

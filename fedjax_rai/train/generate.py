@@ -133,7 +133,7 @@ class Decoding:
     """The settings of decoding. Numbers and tokens are traced; another `max_new`, or other bounds, compile anew."""
 
     sampling: Sampling
-    end_ids: Int[Array, "e"] | np.ndarray  # an answer ends with any of these; the first is the end-of-turn token
+    end_ids: Int[Array, "ends"] | np.ndarray  # an answer ends with any of these; the first is the end-of-turn token
     max_new: int = struct.field(pytree_node=False)  # the most tokens of an answer, its end included
 
 

@@ -74,7 +74,8 @@ def picture(tmp_path, monkeypatch, labels: list[str], **given: Any) -> list[Any]
     cells = {rate: [None] * len(labels) if rate == "utility" else measured for rate in plots.MAIN}
     probes = given.get("probes", [{}] * len(labels))
     seconds = given.get("seconds", [0.0] * len(labels))
-    plots.plot_sweep(tmp_path / "a.png", "k", labels, cells, dict.fromkeys(cells, "x"), seconds, probes, True)
+    points = plots.SweptPoints("k", labels, seconds, probes)
+    plots.plot_sweep(tmp_path / "a.png", points, cells, dict.fromkeys(cells, "x"), synthetic=True)
     return drawn[0].axes
 
 

@@ -125,7 +125,8 @@ def test_a_picture_has_colours_for_more_rates_than_there_are_today(tmp_path, mon
     cells = {rate: [Cell(50.0, 40.0, 60.0)] * 2 for rate in rates} | {"harmless": [Cell(1.0, 0.0, 2.0)] * 2}
     names = {rate: rate for rate in cells}
     plots.plot_arms(tmp_path / "a.png", ["x", "y"], cells, names, False)
-    plots.plot_sweep(tmp_path / "b.png", "k", ["0", "1"], cells, names, [1.0, 2.0], [{}, {}], False)
+    points = plots.SweptPoints("k", ["0", "1"], [1.0, 2.0], [{}, {}])
+    plots.plot_sweep(tmp_path / "b.png", points, cells, names, synthetic=False)
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("a.png", "b.png"))
 
 
