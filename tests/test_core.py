@@ -1,5 +1,9 @@
 """Keys by name, arithmetic on trees, rows in chunks."""
 
+import ast
+from collections import Counter
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +30,22 @@ def test_host_streams_do_the_same():
 
     assert draw(0, "x", round=1, client=2) == draw(0, "x", client=2, round=1)
     assert len({draw(0, "x", a=1), draw(0, "x", a=2), draw(1, "x", a=1), draw(0, "y", a=1), draw(0, "x", b=1)}) == 5
+
+
+def key_names() -> list[str]:
+    """The name of every random key that the package derives, as it is written there, a place each."""
+    calls = []
+    for path in (Path(__file__).parents[1] / "fedjax_rai").rglob("*.py"):
+        calls += [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    derived = [call for call in calls if ast.unparse(call.func) in ("rng.stream", "rng.host")]
+    return [ast.unparse(call.args[1]) for call in derived if isinstance(call.args[1], ast.Constant | ast.JoinedStr)]
+
+
+def test_no_name_of_a_key_is_used_for_two_things():
+    """But for iterations, whose key is named by a run alone, by runs that go together, and by each iteration."""
+    counts = Counter(key_names())
+    assert {name: count for name, count in counts.items() if count > 1} == {"'align'": 3}
+    assert {"'cohort'", "'local batches'", "'guard noise'", "'red prompts'", "f'eval {name}'"} <= counts.keys()
 
 
 def test_select_does_not_leak_the_branch_not_taken():

@@ -81,7 +81,34 @@ def test_proportions_are_the_recipes():
     pairs = world.square_like(600, 1400, "test", 0)
     assert sum(p.harmful for p in pairs) == 600 and len(pairs) == 2000
     share = {kind: np.mean([p.category == kind for p in pairs]) for kind in world.KINDS}
-    assert share == pytest.approx(dict(zip(world.KINDS, world.KIND_SHARES, strict=True)), abs=0.04)
+    assert share == pytest.approx({"request": 0.4, "ethical": 0.2, "contentious": 0.2, "predictive": 0.2}, abs=0.04)
+
+
+def is_of_form(text: str, form: str) -> bool:
+    """Whether a text is one of a lexicon's forms, with some words in its slots."""
+    parts = [re.escape(part) for part in re.split(r"\{\w+\}", form)]
+    return re.fullmatch(".+".join(parts), text) is not None
+
+
+def test_half_of_a_guards_pairs_are_unsafe_and_a_twentieth_of_these_of_new_forms():
+    """The last two of the six forms of a kind are those that a guard hardly sees."""
+    pairs = world.guard_pairs(3000, "test", 0)
+    unsafe = [pair for pair in pairs if pair.harmful]
+    assert len(unsafe) == 1500
+    new = [any(is_of_form(pair.response, form) for form in words.UNSAFE[pair.category][4:]) for pair in unsafe]
+    assert 0.03 < np.mean(new) < 0.07
+
+
+def test_half_of_the_harmless_prompts_look_harmful():
+    asked = world.over_refusal(60, "test", 0)
+    assert sum(any(task in prompt for task in words.LOOKALIKES) for prompt in asked) == 30
+
+
+def test_choices_are_of_four_categories_a_quarter_each():
+    categories = [choice.category for choice in world.hhh_like(200, "test", 0)]
+    assert {name: categories.count(name) for name in ("harmless", "helpful", "honest", "other")} == {
+        "harmless": 50, "helpful": 50, "honest": 50, "other": 50,
+    }  # fmt: skip
 
 
 def test_labels_are_what_the_rule_judge_says():

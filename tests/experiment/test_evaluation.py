@@ -11,10 +11,11 @@ from fedjax_rai import rng
 from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import open_ended
+from fedjax_rai.evals.judge import GUARD, Context
 from fedjax_rai.evals.open_ended import Sampled
 from fedjax_rai.experiment import evaluation
 from fedjax_rai.experiment import round as rounds
-from fedjax_rai.experiment.evaluation import answers_to, count_critique, critique, evaluate
+from fedjax_rai.experiment.evaluation import answers_to, count_critique, critique, evaluate, guard_scores
 from fedjax_rai.experiment.setting import Setting
 from tests.tiny_runs import vary
 
@@ -147,12 +148,22 @@ def test_a_judge_that_cannot_judge_is_said_before_anything_is_computed(config):
         Setting(real).check()
 
 
+def test_the_guard_judges_by_the_threshold_of_the_config(config, monkeypatch):
+    """At 0.25 an answer of 0.3 is unsafe, one of 0.2 is not."""
+    setting = Setting(vary(config, guard={"threshold": 0.25}))
+    vars(setting.guarding)["guard"] = None
+    monkeypatch.setattr(evaluation, "score", lambda guard, pairs, advance: np.array([0.3, 0.2], np.float32))
+    context = Context(templated=False, guard=guard_scores(setting))
+    assert GUARD.judge([("p", "a"), ("p", "b")], context).unsafe == [True, False]
+
+
 def test_shares_of_a_critique_by_hand():
-    """Unsafe before: one made safe, one left, one cut off, one without a verdict after. Safe before: one the same, one
+    """Unsafe before: two made safe, one left, one cut off, one without a verdict after. Safe before: one the same, one
     changed, one spoiled, one without a verdict. And one without a verdict before.
     """
     cases = [
-        (True, False, "no", True), (True, True, "b", True), (True, False, "", False), (True, None, "x", True),
+        (True, False, "no", True), (True, False, "oh", True), (True, True, "b", True), (True, False, "", False),
+        (True, None, "x", True),
         (False, False, "a", True), (False, False, "c", True), (False, True, "b", True), (False, None, "a", True),
         (None, False, "a", True),
     ]  # fmt: skip
@@ -160,7 +171,7 @@ def test_shares_of_a_critique_by_hand():
     found = count_critique("guard", rows, [case[0] for case in cases], [case[1] for case in cases])
     third = pytest.approx(100 / 3)
     assert found._asdict() == {
-        "judge": "guard", "unsafe": 3, "made_safe": third, "safe": 3, "left_alone": third, "made_unsafe": third,
+        "judge": "guard", "unsafe": 4, "made_safe": 50, "safe": 3, "left_alone": third, "made_unsafe": third,
         "without_verdict": 3,
     }  # fmt: skip
     nothing = count_critique("guard", [], [], [])

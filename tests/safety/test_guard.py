@@ -1,13 +1,36 @@
 """The guard's score, its report by its published definitions, and the filter's guarantees."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fedjax_rai.data.sources import Pair
+from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety.filter import keep
-from fedjax_rai.safety.guard import fit, flip_labels, quality
+from fedjax_rai.safety.guard import first_token_score, fit, flip_labels, quality
 from fedjax_rai.train.losses import sft
 from tests import small
+
+
+def test_a_score_weighs_the_two_verdicts_against_each_other_and_nothing_else(monkeypatch):
+    """Tokens 1 and 3 are safe and unsafe. After the last token 5 they have weights 1 and 3, after 6 weights 9 and 1; a
+    token that is no verdict is far likelier than both.
+    """
+    weights = np.ones((8, 8), np.float32)
+    weights[5, [1, 3, 4]] = 1.0, 3.0, 500.0
+    weights[6, [1, 3, 4]] = 9.0, 1.0, 500.0
+
+    def forward(lm: Any, adapter: Any, tokens: Any, valid: Any) -> Any:
+        return tokens
+
+    monkeypatch.setattr(guards, "forward", forward)
+    monkeypatch.setattr(guards, "unembed", lambda lm, last: jnp.log(weights)[last])
+    tokens, valid = jnp.array([[0, 6, 5], [2, 5, 6]]), jnp.array([[False, True, True], [True, True, True]])
+    compute: Any = first_token_score
+    found = compute.__wrapped__(small.LM, None, tokens, valid, jnp.array([1, 3]))
+    np.testing.assert_allclose(found, [0.75, 0.1], rtol=1e-5)
 
 
 def test_quality_is_the_textbook_one():

@@ -4,8 +4,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from fedjax_rai.runs import files, rows
+from fedjax_rai.runs.rows import Probe
 from fedjax_rai.studies import plots, sweep
 from fedjax_rai.studies.results import Cell, shown_rates
+from tests.tiny_runs import ROUND
 
 
 def summary(harmless: float | None, cost: dict[str, Any] | None = None, seed: int = 0) -> dict[str, Any]:
@@ -35,6 +38,31 @@ def test_rows_are_compared_with_the_first_seed_by_seed() -> None:
     assert line == "harmless (rule), 5 minus 0: +10.0 points [+10.0, +10.0]; by seed +10.0, +10.0, +10.0"
     single = [first._replace(summaries=[summary(1.0)]), other._replace(summaries=[summary(2.0)])]
     assert not sweep.comparisons(single, "harmless (rule)")
+
+
+def test_a_cost_is_the_mean_over_seeds_and_missing_where_one_has_none() -> None:
+    """Half of all FLOPs saved by one seed, nothing by the other; and a third that trained on nothing."""
+    given = {"seconds": 1.0, "generated_tokens": 1000, "trained_tokens": 10}
+    runs: list[Any] = [
+        summary(50.0, given | {"share_saved": share}, seed) for seed, share in enumerate([0.5, 0.0, None])
+    ]
+    assert sweep.mean_cost(sweep.Row({}, [], runs[:2]), "saved") == 0.25
+    assert sweep.mean_cost(sweep.Row({}, [], runs), "saved") is None
+    without = sweep.Row({}, [], [runs[0], summary(50.0)])
+    assert sweep.mean_cost(without, "generated") == 500, "a run without phases generated nothing"
+
+
+def test_probes_are_percent_by_round_over_seeds(tmp_path) -> None:
+    """25 and 75 % of the first round's answers are safe, all of the third's; the second had no probe."""
+    for seed, shares in enumerate([(0.25, None, 1.0), (0.75, None, 1.0)]):
+        written = [
+            ROUND._replace(round=t + 1, probe=None if share is None else Probe(share, 0.5))
+            for t, share in enumerate(shares)
+        ]
+        (tmp_path / f"{seed}").mkdir()
+        files.write_rows(tmp_path / f"{seed}" / "metrics.jsonl", [rows.flat(row) for row in written])
+    row = sweep.Row({}, [tmp_path / "0", tmp_path / "1"], [])
+    assert sweep.probed(row) == {1: 50.0, 3: 100.0}
 
 
 def picture(tmp_path, monkeypatch, labels: list[str], **given: Any) -> list[Any]:
