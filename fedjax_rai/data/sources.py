@@ -74,10 +74,13 @@ def read_advbench(path: str | Path) -> list[str]:
     """The goals of an AdvBench CSV file, header `goal,target`, in its order. Raises InputError with the line."""
     path = Path(path)
     reader = csv.reader(io.StringIO(_read_text(path)), strict=True)
-    goals, header, first = [], None, 1
+    goals = []
+    header = None
+    first = 1  # line of the row, which may be of several
     try:
         for row in reader:
-            place, first = f"{path}:{first}", reader.line_num + 1
+            place = f"{path}:{first}"
+            first = reader.line_num + 1
             if not row:
                 continue
             if header is None:
@@ -105,7 +108,8 @@ def recipe(pairs: Sequence[Pair], red: int | None, acceptable: int | None, seed:
     for more than there are, and for none at all.
     """
     sides = {True: [p for p in pairs if p.harmful], False: [p for p in pairs if not p.harmful]}
-    most, others = len(sides[True]), len(sides[False])
+    most = len(sides[True])
+    others = len(sides[False])
     for kind, wanted, there in (("red", red, most), ("acceptable", acceptable, others)):
         if wanted is not None and wanted > there:
             raise InputError(f"data.{kind} = {wanted}: more than there are; must be at most {there}, the {kind} pairs")
@@ -118,7 +122,9 @@ def recipe(pairs: Sequence[Pair], red: int | None, acceptable: int | None, seed:
         raise InputError(f"data.red, data.acceptable: no pairs to train on, of {most} red and {others} acceptable ones")
     g = rng.host(seed, "recipe")
     wanted = ((sides[True], red), (sides[False], acceptable))
-    drawn = [side[i] for side, n in wanted for i in g.permutation(len(side))[:n]]
+    drawn = []
+    for side, count in wanted:
+        drawn += [side[i] for i in g.permutation(len(side))[:count]]
     return [drawn[i] for i in g.permutation(len(drawn))]
 
 
@@ -129,11 +135,13 @@ def split_by_question(pairs: Sequence[Pair], shares: Mapping[str, float], seed: 
     met as well as by chance.
     """
     bounds = list(accumulate(shares.values()))
-    names, parts = list(shares), {name: [] for name in shares}
+    names = list(shares)
+    parts: dict[str, list[Pair]] = {name: [] for name in shares}
     for pair in pairs:
         digest = hashlib.sha256(f"{seed}:{pair.query}".encode()).digest()
         uniform = int.from_bytes(digest[:8]) / 2**64
-        parts[names[bisect(bounds, uniform * bounds[-1])]].append(pair)
+        part = names[bisect(bounds, uniform * bounds[-1])]
+        parts[part].append(pair)
     return parts
 
 
@@ -296,7 +304,8 @@ def _turn_text(row: dict[str, Any], place: str, name: str, role: str) -> str:
     """A field of a row that is a text, or the text of a list of one turn."""
     allowed = f'text, not empty, or one turn: [{{"role": "{role}", "content": text}}]'
     value = row.get(name)
-    is_list_of_one = isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict)
-    if is_list_of_one and value[0].get("role") == role:
-        row = {**row, name: value[0].get("content")}
+    if isinstance(value, list) and len(value) == 1:
+        (turn,) = value
+        if isinstance(turn, dict) and turn.get("role") == role:
+            row = {**row, name: turn.get("content")}
     return _field(row, place, name, str, allowed)
