@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh
 
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import Examples
@@ -14,6 +15,7 @@ from fedjax_rai.fed.aggregate import weighted_mean
 from fedjax_rai.fed.algorithm import ALGORITHMS, construct
 from fedjax_rai.fed.base import FedAlgorithm
 from fedjax_rai.fed.client import Cohort, Mapper
+from fedjax_rai.mesh import AXES
 from fedjax_rai.model import decoder
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.decoder import Decoder, init_base
@@ -100,3 +102,9 @@ def distance(x, y) -> float:
 def compilations(jitted: Any) -> int:
     """How many programs a jitted function holds."""
     return jitted._cache_size()
+
+
+def mesh(devices: int, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """The first so many devices as (clients, fsdp, tensor)."""
+    shape = (devices // (fsdp * tensor), fsdp, tensor)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:devices])

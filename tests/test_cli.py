@@ -15,6 +15,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.runs import prepare, report, run
 from fedjax_rai.studies import sweep, table
+from tests.processes import succeed
 
 HEAVY = ("jax", "flax", "transformers", "datasets", "numpy", "orbax", "matplotlib", "rich")
 RUNNER = CliRunner()
@@ -60,16 +61,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     [["--help"], ["-V"], ["run", "-h"], ["run", "absent.yaml"], ["config", "a.yaml"], ["generate", "tiny"]],
 )
 def test_help_and_bad_input_load_nothing_heavy(arguments: list[str]) -> None:
-    root = str(Path(__file__).parents[1])
-    code = f"""import sys
-sys.path.insert(0, {root!r})
-from fedjax_rai import __version__, cli
-from fedjax_rai.cli import app
-try: app({arguments!r})
-except SystemExit: pass
-sys.exit(', '.join(sorted(set({HEAVY!r}) & set(sys.modules))) or None)"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"loaded: {done.stderr}"
+    succeed("loaded_modules", ",".join(HEAVY), *arguments, folder=Path.cwd())
 
 
 def test_the_module_is_the_command() -> None:

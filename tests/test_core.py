@@ -1,4 +1,4 @@
-"""Keys by name, arithmetic on trees, sums divided last."""
+"""Keys by name, arithmetic on trees, rows in chunks."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from fedjax_rai import rng, trees
-from fedjax_rai.train.losses import Sum, sft, token_logps
-from tests import small
 
 
 def bits(key):
@@ -58,27 +56,3 @@ def test_chunks_keep_every_row_of_every_leaf_in_its_place(chunk):
     np.testing.assert_array_equal(doubled, 2 * rows["a"])
     assert drawn.shape == (5, 2)
     assert laid == 4 * [(chunk,)]
-
-
-def test_token_logps_is_log_softmax():
-    logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
-    targets = jnp.array([[0, 4, 2], [1, 1, 3]])
-    plain = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(targets)[..., None], -1)[..., 0]
-    np.testing.assert_allclose(token_logps(logits, targets), plain, atol=1e-6)
-
-
-def test_micro_batches_add_up_to_the_whole():
-    """The mean of ragged means is another number: (sum, weight) is not."""
-    whole = small.corpus(8)
-    loss = jax.jit(lambda e: sft(small.LM, None, e))
-    parts = [loss(type(whole)(*(c[i : i + 2] for c in whole))) for i in range(0, 8, 2)]
-    added = Sum(*(sum(column, jnp.zeros(())) for column in zip(*parts, strict=True)))
-    np.testing.assert_allclose(added.mean(), loss(whole).mean(), rtol=1e-6)
-    assert abs(float(np.mean([p.mean() for p in parts])) - float(added.mean())) > 1e-4
-
-
-def test_what_padding_holds_changes_nothing():
-    whole = small.corpus(8)
-    other = whole._replace(tokens=jnp.where(whole.valid, whole.tokens, 5))
-    losses = [sft(small.LM, None, e).mean() for e in (whole, other)]
-    assert float(losses[0]) == float(losses[1])

@@ -1,7 +1,14 @@
 """What the tests of runs share."""
 
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
 
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment.cost import CaiCost, Cost, LocalCost
@@ -41,6 +48,51 @@ def vary(config: ExperimentConfig, suffix: str = "", **fields: Any) -> Experimen
 def timeless(folder: Path) -> list[dict[str, Any]]:
     """A run's rows of metrics without the seconds, which no two runs share."""
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in files.read_rows(folder / "metrics.jsonl")]
+
+
+@contextmanager
+def dies_when(condition: Callable[[dict[str, Any]], bool]) -> Iterator[None]:
+    """What runs within is killed, at the latest moment before a row of metrics is written that the condition holds of.
+
+    Fails where nothing was killed.
+    """
+    append_row = files.append_row
+
+    def killed(path: Path, row: dict[str, Any]) -> None:
+        if condition(row):
+            raise KeyboardInterrupt
+        append_row(path, row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "append_row", killed)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def after_round(last: int) -> Callable[[dict[str, Any]], bool]:
+    """Holds of a run's first row after that of round `last`."""
+    return lambda row: row["round"] > last
+
+
+def after_rows(count: int) -> Callable[[dict[str, Any]], bool]:
+    """Holds of the row that comes after `count` others, of whichever runs."""
+    rows = itertools.count()
+    return lambda row: next(rows) >= count
+
+
+def adapter_bytes(folder: Path) -> bytes:
+    """A run's adapter, as it is stored."""
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def adapter_distance(folder: Path, other: Path) -> float:
+    """Between two runs' adapters, as a share of the norm: Adam makes a step of rounding where a gradient is tiny."""
+
+    def flat(run: Path) -> np.ndarray:
+        tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+        return np.concatenate([tensors[name].ravel() for name in sorted(tensors)])
+
+    return float(np.linalg.norm(flat(folder) - flat(other)) / np.linalg.norm(flat(other)))
 
 
 class Arms:

@@ -1,7 +1,5 @@
 """The Python API: light to import, strict, and values of the user's own by names that a run can note."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,27 +12,15 @@ from fedjax_rai.config.files import digests
 from fedjax_rai.config.names import look_up
 from fedjax_rai.data.partition import PARTITIONS, iid
 from fedjax_rai.runs import files
-
-ROOT = Path(__file__).parents[2]
-
-
-def program(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+from tests.processes import succeed
 
 
 def test_importing_loads_nothing_heavy_and_is_quick() -> None:
-    heavy = "{'jax', 'flax', 'numpy', 'pydantic', 'yaml'}"
-    code = (
-        "import sys, time; began = time.process_time(); import fedjax_rai as rai; took = time.process_time() - began\n"
-        f"print(sorted({heavy} & {{*sys.modules}}), took < 0.1, 'run' in dir(rai))"
-    )
-    assert program(code) == "[] True True"
+    succeed("front_door")
 
 
 def test_loading_a_config_needs_no_jax() -> None:
-    code = "import sys, fedjax_rai as rai; rai.load_config({'seed': 3}); print('jax' in sys.modules)"
-    assert program(code) == "False"
+    succeed("config_without_jax")
 
 
 def test_everything_that_is_offered_is_there_and_nothing_else() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from fedjax_rai.data.sources import Preference, read_preferences
 from fedjax_rai.errors import InputError
+from tests.texts import write_lines
 
 PLAIN = {"prompt": "asked", "chosen": "good", "rejected": "bad"}
 
@@ -18,47 +19,43 @@ def turns(**texts: Any) -> dict[str, Any]:
     return {name: [{"role": roles[name], "content": text}] for name, text in (PLAIN | texts).items()}
 
 
-def written(path: Path, *rows: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def test_texts_and_turns_read_the_same_and_other_fields_are_ignored(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", PLAIN, turns(), PLAIN | {"prompt": turns()["prompt"], "id": 3, "turns": None})
+    path = write_lines(
+        tmp_path / "a.jsonl", [PLAIN, turns(), PLAIN | {"prompt": turns()["prompt"], "id": 3, "turns": None}]
+    )
     assert read_preferences(path) == [Preference("asked", "good", "bad")] * 3
 
 
 def test_space_around_and_other_scripts_do_no_harm(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", turns(prompt=" 물음\u2028?\n", chosen="둘\n\n셋"))
+    path = write_lines(tmp_path / "a.jsonl", [turns(prompt=" 물음\u2028?\n", chosen="둘\n\n셋")])
     path.write_bytes(b"\xef\xbb\xbf\n" + path.read_bytes())
     assert read_preferences(path) == [Preference("물음\u2028?", "둘\n\n셋", "bad")]
 
 
 def test_a_folder_s_shards_are_read_in_order_and_nothing_else(tmp_path: Path) -> None:
     for shard in (1, 0, 2):
-        written(tmp_path / f"pairs-{shard:05}.jsonl", *[PLAIN | {"prompt": f"{shard}.{i}"} for i in range(2)])
-    written(tmp_path / "dropped-00000.jsonl", {"cause": "equal"})
-    written(tmp_path / "pairs-00003.jsonl")
+        write_lines(tmp_path / f"pairs-{shard:05}.jsonl", [PLAIN | {"prompt": f"{shard}.{i}"} for i in range(2)])
+    write_lines(tmp_path / "dropped-00000.jsonl", [{"cause": "equal"}])
+    write_lines(tmp_path / "pairs-00003.jsonl", [])
     assert [own.prompt for own in read_preferences(tmp_path)] == ["0.0", "0.1", "1.0", "1.1", "2.0", "2.1"]
 
 
 def test_a_folder_of_other_names_is_read_whole(tmp_path: Path) -> None:
-    written(tmp_path / "b.jsonl", PLAIN | {"prompt": "second"})
-    written(tmp_path / "a.jsonl", PLAIN | {"prompt": "first"})
+    write_lines(tmp_path / "b.jsonl", [PLAIN | {"prompt": "second"}])
+    write_lines(tmp_path / "a.jsonl", [PLAIN | {"prompt": "first"}])
     (tmp_path / "README.md").write_text("mine")
     assert [own.prompt for own in read_preferences(tmp_path)] == ["first", "second"]
 
 
 def test_an_unfinished_set_is_refused_and_a_finished_one_without_pairs_too(tmp_path: Path) -> None:
-    written(tmp_path / "pairs-00000.jsonl", PLAIN)
+    write_lines(tmp_path / "pairs-00000.jsonl", [PLAIN])
     (tmp_path / "config.yaml").write_text("")
     with pytest.raises(InputError, match=r"unfinished set .* to go on: fedjax-rai cai generate .*config\.yaml"):
         read_preferences(tmp_path)
     (tmp_path / "summary.json").write_text("{}")
     assert len(read_preferences(tmp_path)) == 1
-    written(tmp_path / "pairs-00000.jsonl")
-    written(tmp_path / "dropped-00000.jsonl", {"cause": "equal"})
+    write_lines(tmp_path / "pairs-00000.jsonl", [])
+    write_lines(tmp_path / "dropped-00000.jsonl", [{"cause": "equal"}])
     with pytest.raises(InputError, match="no rows; must hold at least one"):
         read_preferences(tmp_path)
     (tmp_path / "pairs-00000.jsonl").unlink()
@@ -90,7 +87,7 @@ ASSISTANT, USER = TEXT % "assistant", TEXT % "user"
     ],
 )
 def test_a_malformed_row_is_refused_with_its_line(tmp_path: Path, bad: Any, message: str) -> None:
-    path = written(tmp_path / "a.jsonl", PLAIN, bad)
+    path = write_lines(tmp_path / "a.jsonl", [PLAIN, bad])
     for read in (path, tmp_path):
         with pytest.raises(InputError, match=rf"a\.jsonl:2: row 1: {message}"):
             read_preferences(read)
@@ -100,7 +97,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.jsonl: cannot be read: No such file"):
         read_preferences(tmp_path / "absent.jsonl")
     with pytest.raises(InputError, match=r"a\.jsonl: the file is empty"):
-        read_preferences(written(tmp_path / "a.jsonl"))
+        read_preferences(write_lines(tmp_path / "a.jsonl", []))
     (tmp_path / "a.jsonl").write_text(json.dumps(PLAIN) + "\n{'prompt'")
     with pytest.raises(InputError, match=r"a\.jsonl:2:2: not valid JSON"):
         read_preferences(tmp_path / "a.jsonl")

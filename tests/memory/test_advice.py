@@ -164,7 +164,7 @@ def test_a_set_that_does_not_fit_is_refused_with_what_helps(config, tmp_path, mo
     with pytest.raises(InputError) as refused:
         prepare.prepare(config, tmp_path / "set", 4)
     text = str(refused.value)
-    assert "nothing was started" in text and "cai.prompts_per_chunk = 4 -> 1" in text
+    assert "nothing was started" in text and "cai.prompts_per_chunk = 4 -> 2" in text, "one on each device"
     assert not any(other in text for other in ("training", "guard", "evaluation", "federated"))
     assert not (tmp_path / "set").exists()
     setting, scaffold = Setting(config), vary(config, federated={"algorithm": "scaffold"})

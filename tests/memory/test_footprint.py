@@ -19,12 +19,12 @@ from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.memory import footprint
 from fedjax_rai.memory.plan import Lengths, Sizes, plan
-from fedjax_rai.mesh import make_mesh
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
+from tests import small
 
 NUMBER, COUNT, ENDS = (
     jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((), "float32"), ((), "int32"), ((2,), "int32"))
@@ -81,7 +81,7 @@ def training(shape, *, clients=1, cohort=1, b=4, l=256, rank=8, algorithm="fedav
     own = {"clients": 8, "cohort": cohort, "rounds": 1, "batch_size": b, "clients_per_chunk": clients}
     config, known = config_of(shape, rank, federated=own | {"algorithm": algorithm}), sizes(shape, rank, train=l)
     lm = LM(known.model, footprint.loaded(shape))
-    made: Any = make_algorithm(config.federated, dict(config), make_mesh())
+    made: Any = make_algorithm(config.federated, dict(config), small.mesh(1))
     state = jax.eval_shape(made.init, abstract_adapter(shape, known.model.lora))
     who = Cohort(ints(cohort), ints(cohort, 2, b), jax.ShapeDtypeStruct((cohort,), jnp.float32))  # pyright: ignore
     lowered = federated_round.lower(made, state, lm, RoundBatch(corpus(64, l), who, NUMBER))  # pyright: ignore
@@ -93,7 +93,7 @@ def options(config: ExperimentConfig) -> Options:
     return Options(
         end_ids=(1, 2), max_new=cai.max_new_tokens, chunk=cai.prompts_per_chunk or cai.prompts,
         batch_size=cai.batch_size, critic_is_policy=cai.critic == "policy", train_on_revisions=True,
-        reference_is_base=False, objective=make_objective(cai), mesh=make_mesh(),
+        reference_is_base=False, objective=make_objective(cai), mesh=small.mesh(1),
     )  # fmt: skip
 
 

@@ -60,14 +60,15 @@ def edit_json(path: Path, **changes) -> None:
 
 
 @partial(jax.jit, static_argnums=0)
-def _logits(model, base, adapter, tokens, segments):
+def traced_logits(model, base, adapter, tokens, segments):
+    """Of every position, as a program that may stand within another: differentiated, mapped or lowered."""
     lm = decoder.LM(model, base)
     return decoder.unembed(lm, decoder.forward(lm, adapter, tokens, segments))
 
 
 def logits(model, base, adapter, tokens, valid=None) -> np.ndarray:
     valid = np.ones(tokens.shape, bool) if valid is None else valid
-    return np.asarray(_logits(model, base, adapter, jnp.asarray(tokens), jnp.asarray(valid)))
+    return np.asarray(traced_logits(model, base, adapter, jnp.asarray(tokens), jnp.asarray(valid)))
 
 
 def check_reference(folder: Path, expected, atol: float = 1e-4) -> None:

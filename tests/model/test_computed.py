@@ -24,7 +24,7 @@ from fedjax_rai.model.attention import Sight
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base, forward_cached, segment_positions
 from fedjax_rai.model.lora import Lora
 from tests import small
-from tests.model.common import MODELS, random_adapter
+from tests.model.common import MODELS, random_adapter, traced_logits
 
 LENGTH = 14
 SEGMENTS = np.array([[0] * 5 + [1] * 9, [1] * 11 + [0] * 3, [0] + [1] * 6 + [2] * 7])
@@ -63,8 +63,7 @@ def problem(folder: Path) -> tuple[Any, Any, np.ndarray]:
 
 
 def logits(model: Decoder, base, adapter, tokens):
-    lm = LM(model, base)
-    return decoder.unembed(lm, decoder.forward(lm, adapter, tokens, jnp.asarray(SEGMENTS)))
+    return traced_logits(model, base, adapter, tokens, jnp.asarray(SEGMENTS))
 
 
 @partial(jax.jit, static_argnums=0)

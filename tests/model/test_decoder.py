@@ -1,7 +1,6 @@
 """The decoder computes what transformers computes, cached or not, and its adapters obey the laws of LoRA."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,8 @@ from fedjax_rai.model.attention import Sight
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora
 from tests import small
+from tests.model.common import random_adapter, random_base
+from tests.model.common import traced_logits as logits
 
 CONFIG = DecoderConfig(
     vocab_size=23,
@@ -32,33 +33,12 @@ VALID = jnp.array([[1] * 7, [0] * 6 + [1], [0] * 3 + [1] * 4], bool)
 TOKENS = jax.random.randint(jax.random.key(9), VALID.shape, 0, CONFIG.vocab_size)
 
 
-def random_base(model: Decoder, seed: int = 0):
-    """Larger than a fresh base, so that attention is not uniform and every weight matters."""
-    base = jax.tree.map(lambda leaf: 10 * leaf, decoder.init_base(model.config, jax.random.key(seed)))
-    return jax.tree.map(lambda leaf: leaf / 10 if leaf.ndim == 1 else leaf, base)
-
-
-def random_adapter(model: Decoder, seed: int = 1):
-    """Both matrices random: a fresh adapter, whose b is zero, would prove little."""
-    keys = jax.random.key(seed)
-    adapter = lora.init_adapter(model.config, model.lora, keys)
-    leaves, tree = jax.tree.flatten(adapter)
-    own = jax.random.split(keys, len(leaves))
-    return jax.tree.unflatten(tree, [jax.random.normal(k, x.shape) * 0.3 for k, x in zip(own, leaves, strict=True)])
-
-
-@partial(jax.jit, static_argnums=0)
-def logits(model, base, adapter, tokens, valid):
-    lm = LM(model, base)
-    return decoder.unembed(lm, decoder.forward(lm, adapter, tokens, valid))
-
-
 def test_a_model_is_static_and_its_base_is_traced():
     """Another base, or the same model made again, compiles nothing; another model does."""
     first_token = jax.jit(lambda lm: decoder.unembed(lm, decoder.forward(lm, None, TOKENS, VALID)[:, -1]))
     again = Decoder(replace(CONFIG), MODEL.lora)
-    outputs = [first_token(LM(model, random_base(model))) for model in (MODEL, again)]
-    other_base = jax.tree.map(lambda leaf: 2 * leaf, random_base(MODEL))
+    outputs = [first_token(LM(model, random_base(model.config))) for model in (MODEL, again)]
+    other_base = jax.tree.map(lambda leaf: 2 * leaf, random_base(CONFIG))
     assert np.abs(first_token(LM(MODEL, other_base)) - outputs[0]).max() > 1e-2
     np.testing.assert_array_equal(*outputs)
     assert small.compilations(first_token) == 1
@@ -69,7 +49,7 @@ def test_a_model_is_static_and_its_base_is_traced():
 @pytest.mark.parametrize("adapted", [False, True])
 def test_cached_equals_uncached(adapted):
     """Prefill of left-padded ragged rows, then one token at a time, against whole sequences."""
-    base, adapter = random_base(MODEL), random_adapter(MODEL) if adapted else None
+    base, adapter = random_base(CONFIG), random_adapter(CONFIG, MODEL.lora) if adapted else None
     prompt, slots = 4, VALID.shape[1]
     valid = np.asarray(VALID).copy()
     valid[:, prompt:] = True
@@ -97,7 +77,7 @@ def test_cached_equals_uncached(adapted):
 
 
 def test_a_cache_slot_that_is_not_seen_does_not_matter():
-    base = random_base(MODEL)
+    base = random_base(CONFIG)
     one, sees = jnp.array([[1]]), jnp.array([[1, 0, 1]])
     sight = Sight(one, one, sees, jnp.array([[0, 0, 1]]))
     outputs = []
@@ -109,7 +89,7 @@ def test_a_cache_slot_that_is_not_seen_does_not_matter():
 
 
 def test_a_ragged_batch_equals_one_by_one():
-    base, adapter = random_base(MODEL), random_adapter(MODEL)
+    base, adapter = random_base(CONFIG), random_adapter(CONFIG, MODEL.lora)
     together = logits(MODEL, base, adapter, TOKENS, VALID)
     for row, valid in enumerate(np.asarray(VALID)):
         alone = logits(MODEL, base, adapter, TOKENS[row, valid][None], jnp.ones((1, valid.sum()), bool))
@@ -122,7 +102,7 @@ def test_a_ragged_batch_equals_one_by_one():
 
 
 def test_the_future_and_the_padding_change_nothing():
-    base = random_base(MODEL)
+    base = random_base(CONFIG)
     before = np.asarray(logits(MODEL, base, None, TOKENS, VALID))
     changed = jnp.where(VALID, TOKENS, (TOKENS + 5) % CONFIG.vocab_size).at[:, -1].add(1) % CONFIG.vocab_size
     after = np.asarray(logits(MODEL, base, None, changed, VALID))
@@ -132,7 +112,7 @@ def test_the_future_and_the_padding_change_nothing():
 
 
 def test_padding_gives_finite_values_and_gradients():
-    base, adapter = random_base(MODEL), random_adapter(MODEL)
+    base, adapter = random_base(CONFIG), random_adapter(CONFIG, MODEL.lora)
 
     def loss(adapter):
         hidden = decoder.forward(LM(MODEL, base), adapter, TOKENS, VALID)
@@ -145,7 +125,7 @@ def test_padding_gives_finite_values_and_gradients():
 @pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj"), ("k_proj",), ("up_proj", "down_proj", "o_proj")])
 def test_merged_equals_adapted(targets):
     model = Decoder(CONFIG, Lora(targets, rank=2, alpha=3.0))
-    base, adapter = random_base(model), random_adapter(model)
+    base, adapter = random_base(model.config), random_adapter(model.config, model.lora)
     assert set(adapter["layers"]) == set(targets)
     adapted = logits(model, base, adapter, TOKENS, VALID)
     merged = logits(model, lora.merge(CONFIG, model.lora, base, adapter), None, TOKENS, VALID)
@@ -154,14 +134,14 @@ def test_merged_equals_adapted(targets):
 
 
 def test_a_fresh_adapter_equals_the_base():
-    base, fresh = random_base(MODEL), lora.init_adapter(CONFIG, MODEL.lora, jax.random.key(3))
+    base, fresh = random_base(CONFIG), lora.init_adapter(CONFIG, MODEL.lora, jax.random.key(3))
     np.testing.assert_array_equal(logits(MODEL, base, fresh, TOKENS, VALID), logits(MODEL, base, None, TOKENS, VALID))
     assert all(np.any(pair["a"]) and not np.any(pair["b"]) for pair in fresh["layers"].values())
 
 
 def test_every_matrix_of_the_adapter_matters():
     """Zeroing any one b changes the output, and every leaf has a gradient in every layer."""
-    base, adapter = random_base(MODEL), random_adapter(MODEL)
+    base, adapter = random_base(CONFIG), random_adapter(CONFIG, MODEL.lora)
     whole = logits(MODEL, base, adapter, TOKENS, VALID)
     for target in TARGETS:
         layers = {**adapter["layers"], target: jax.tree.map(jnp.zeros_like, adapter["layers"][target])}
@@ -172,7 +152,7 @@ def test_every_matrix_of_the_adapter_matters():
 
 
 def test_vmapped_adapters_equal_looped():
-    base, adapters = random_base(MODEL), [random_adapter(MODEL, seed) for seed in range(3)]
+    base, adapters = random_base(CONFIG), [random_adapter(CONFIG, MODEL.lora, seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
     run = jax.vmap(lambda adapter: logits(MODEL, base, adapter, TOKENS, VALID))
     looped = [logits(MODEL, base, adapter, TOKENS, VALID) for adapter in adapters]
@@ -182,7 +162,7 @@ def test_vmapped_adapters_equal_looped():
 
 def test_remat_equals_no_remat():
     """Same values and gradients, from another program: the option does something."""
-    base, adapter = random_base(MODEL), random_adapter(MODEL)
+    base, adapter = random_base(CONFIG), random_adapter(CONFIG, MODEL.lora)
 
     def loss_of(model):
         def loss(variables):
@@ -197,7 +177,7 @@ def test_remat_equals_no_remat():
 
 
 def test_bfloat16_activations_come_close():
-    base = random_base(MODEL)
+    base = random_base(CONFIG)
     exact = logits(MODEL, base, None, TOKENS, VALID)
     half = MODEL.copy(config=replace(CONFIG, dtype="bfloat16"))
     assert decoder.forward(LM(half, base), None, TOKENS, VALID).dtype == jnp.bfloat16

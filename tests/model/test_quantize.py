@@ -1,9 +1,6 @@
 """A quantised kernel is near the kernel, packed as it says, and may be fused, stacked, mapped, scanned and sharded."""
 
-import os
 import runpy
-import subprocess
-import sys
 from functools import partial
 from math import gcd
 from pathlib import Path
@@ -15,6 +12,7 @@ import pytest
 
 from fedjax_rai.model import quantize as q
 from fedjax_rai.model.quantize import QUANTIZATIONS, Quantized
+from tests.processes import succeed
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 quantize = jax.jit(q.quantize, static_argnames="kind")
@@ -286,29 +284,6 @@ def test_the_backward_pass_keeps_neither_kernels_nor_copies_of_codes(kind):
     assert temporary(2) < 3 * size * size * 4
 
 
-SHARDED = """
-import sys
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
-from fedjax_rai.mesh import make_mesh
-from fedjax_rai.model import quantize as q
-
-mesh = make_mesh(fsdp=2, tensor=4)
-kernel, x = (jax.random.normal(jax.random.key(i), shape) / 16 for i, shape in enumerate([(256, 24), (6, 256)]))
-over = NamedSharding(mesh, P("fsdp", "tensor"))
-for kind in q.QUANTIZATIONS:
-    one = jax.jit(q.quantize, static_argnums=1)(kernel, kind)
-    eight = jax.device_put(one, over)
-    assert {shard.data.shape for shard in eight.values.addressable_shards} == {(one.values.shape[0] // 2, 6)}
-    made = jax.jit(q.quantize, static_argnums=1, out_shardings=over)(jax.device_put(kernel, over), kind)
-    jax.tree.map(np.testing.assert_array_equal, made, one)
-    run = jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sum(jnp.sin(q.matmul(x, kernel)))))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), run(x, eight), run(x, one))
-"""
-
-
 @pytest.mark.slow
 def test_eight_devices_are_one_device():
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed("sharded_kernels", devices=8)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -30,6 +28,7 @@ from tests.model.common import (
     random_base,
     read_tensors,
 )
+from tests.processes import succeed
 
 TIED, UNTIED = FIXTURES / "models/llama3_tied_sharded", FIXTURES / "models/plain_untied"
 RAW: dict[str, Any] = {
@@ -268,8 +267,7 @@ def test_a_large_model_is_written_in_shards(tmp_path, monkeypatch):
 
 
 def test_importing_loads_neither_torch_nor_transformers():
-    code = "import sys, fedjax_rai.model.peft; print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    succeed("imported_modules", "torch,transformers,peft", "fedjax_rai.model.peft")
 
 
 @pytest.mark.parity

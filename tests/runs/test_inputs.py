@@ -1,8 +1,6 @@
 """Files that a config names: mistakes in them are said first, and a run does not go on with others."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.folder import VERSIONS, check_folder, note_versions
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.studies.sweep import run_sweep
+from tests.processes import run_program
 from tests.tiny_runs import vary
 
 
@@ -64,12 +63,8 @@ def test_a_run_does_not_go_on_with_another_file_of_the_same_name(own, tmp_path, 
 
 
 def test_two_processes_do_not_write_to_one_folder(tmp_path):
-    code = (
-        f"from pathlib import Path; from fedjax_rai.runs import files; files.alone(Path({str(tmp_path)!r})).__enter__()"
-    )
-
     def other() -> str:
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
+        return run_program("enter_folder", tmp_path).stderr
 
     with files.alone(tmp_path):
         assert "another process is at work there; wait for it, or name another folder" in other()

@@ -1,15 +1,9 @@
 """Points of a sweep as rows of one vmapped axis: each is what it is by itself."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
@@ -23,7 +17,9 @@ from fedjax_rai.runs.folder import run_folder
 from fedjax_rai.runs.lockstep import room, run_together
 from fedjax_rai.runs.run import run
 from tests import small
-from tests.tiny_runs import vary
+from tests.processes import succeed
+from tests.texts import write_lines
+from tests.tiny_runs import adapter_distance, after_rows, dies_when, vary
 
 
 def points(config: ExperimentConfig, output: str = "") -> list[ExperimentConfig]:
@@ -36,20 +32,10 @@ def points(config: ExperimentConfig, output: str = "") -> list[ExperimentConfig]
     ]
 
 
-def adapter(folder: Path) -> dict[str, np.ndarray]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    """Of the norm: Adam makes a step of the rounding errors where a gradient is almost nothing."""
-    both = [np.concatenate([own[name].ravel() for name in sorted(own)]) for own in (one, other)]
-    return float(np.linalg.norm(both[0] - both[1]) / np.linalg.norm(both[1]))
-
-
 def assert_same_run(folder: Path, other: Path) -> None:
     """But for time, and for the last digits of numbers."""
     assert {path.name for path in folder.iterdir()} == {path.name for path in other.iterdir()}
-    assert distance(adapter(folder), adapter(other)) < 1e-3
+    assert adapter_distance(folder, other) < 1e-3
     assert (folder / "revisions.jsonl").read_text() == (other / "revisions.jsonl").read_text()
     rows, others = files.read_rows(folder / "metrics.jsonl"), files.read_rows(other / "metrics.jsonl")
     assert len(rows) == len(others)
@@ -100,29 +86,12 @@ def test_points_together_are_what_they_are_alone(config, arm, sections):
     assert seconds[0] == seconds[1] == seconds[2]
 
 
-EIGHT = """
-import sys
-from pathlib import Path
-from fedjax_rai.config.load import load_config
-from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.runs.lockstep import run_together
-
-configs = [load_config(Path(path)) for path in sys.argv[1:]]
-settings = [Setting(configs[0])]
-assert dict(settings[0].models.mesh.shape) == {"clients": 4, "fsdp": 2, "tensor": 1}
-for config in configs[1:]:
-    settings.append(Setting(config, arm[-1]))
-run_together(settings)
-"""
-
-
 @pytest.mark.slow
 def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config, arm, tmp_path):
-    paths, root = [tmp_path / f"{i}.yaml" for i in range(3)], Path(__file__).parents[2]
+    paths = [tmp_path / f"{i}.yaml" for i in range(3)]
     for path, own in zip(paths, points(config, "together"), strict=True):
         path.write_text(dump_config(vary(own, mesh={"fsdp": 2})))
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(root)}
-    subprocess.run([sys.executable, "-c", EIGHT, *map(str, paths)], check=True, env=environment, cwd=root)
+    succeed("points_together", *paths, devices=8)
     for eight, alone in zip(points(config, "together"), points(config, "alone"), strict=True):
         assert_same_run(run_folder(eight), run(alone, arm(alone)))
 
@@ -130,7 +99,7 @@ def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config,
 @pytest.mark.slow
 def test_points_on_a_prepared_set_are_what_they_are_alone(config, arm, tmp_path):
     pairs = [{"prompt": f"how do I do {i}", "chosen": f"do not {i}", "rejected": f"so {i}"} for i in range(6)]
-    (tmp_path / "set.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    write_lines(tmp_path / "set.jsonl", pairs)
     own = vary(config, cai={"data": str(tmp_path / "set.jsonl"), "method": "sft+dpo"})
     folders = run_together([arm(point) for point in points(own, "together")])
     for folder, alone in zip(folders, points(own, "alone"), strict=True):
@@ -143,17 +112,8 @@ def test_killed_between_any_two_points_they_go_on_to_the_same_numbers(config, ar
     """At the latest moment before row `written` of all the points' rows is there."""
     config = vary(config, federated={"rounds": 3})
     whole = run_together([arm(own) for own in points(config, "whole")])
-    append, count = files.append_row, iter(range(100))
-
-    def killed(path, row):
-        if next(count) == written:
-            raise KeyboardInterrupt
-        append(path, row)
-
-    monkeypatch.setattr(files, "append_row", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with dies_when(after_rows(written)):
         run_together([arm(own) for own in points(config, "killed")])
-    monkeypatch.setattr(files, "append_row", append)
     calls = []
     monkeypatch.setattr(loop, "play_round", lambda f, s, t, n: calls.append((t, len(f))) or play_round(f, s, t, n))
     resumed = run_together([arm(own) for own in points(config, "killed")])
@@ -194,10 +154,18 @@ def test_more_memory_has_room_for_more_points_and_larger_points_for_fewer(config
     assert found == sorted(found) and found[0] == 1 < 10 < found[-1]
     assert rooms(2**36, cai={"prompts": 400}) < rooms(2**36)
     assert rooms(2**36, federated={"clients_per_chunk": 4}) <= rooms(2**36)
-    made = plan(config, sizes.sizes(arm(config)))
-    largest = max(made.phases, key=made.need)
-    assert largest == made.peak and rooms(made.need(made.peak)) == 1
     assert rooms(None) > 10**6
+
+
+def test_each_point_after_the_first_takes_what_its_rounds_hold_besides_base_and_data(config, arm, monkeypatch):
+    made = plan(config, sizes.sizes(arm(config)))
+    first = max(made.need(phase) for phase in ("local training", "CAI, generating", "CAI, training"))
+    further = first - made.held["base"] - made.held["data"]
+    for points_there in (2, 3, 6):
+        enough = first + (points_there - 1) * further
+        for limit, expected in ((enough, points_there), (enough - 1, points_there - 1)):
+            monkeypatch.setattr(advice, "device_limit", lambda limit=limit: limit)
+            assert room(arm(config)) == expected
 
 
 @pytest.mark.slow
@@ -223,4 +191,4 @@ def test_numbers_of_an_algorithm_go_together_too(config, arm, federated, section
     for folder, own in zip(together, both, strict=True):
         alone = vary(own, "alone")
         assert_same_run(folder, run(alone, arm(alone)))
-    assert distance(adapter(together[0]), adapter(together[1])) > 1e-3
+    assert adapter_distance(*together) > 1e-3

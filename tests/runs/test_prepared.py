@@ -1,6 +1,5 @@
 """Runs on a prepared set: they train on its pairs, and generate nothing."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,26 +9,26 @@ from fedjax_rai.experiment import phase
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.run import run
-from tests.tiny_runs import vary
+from tests.texts import write_lines
+from tests.tiny_runs import adapter_bytes, after_round, dies_when, vary
 
 
 @pytest.fixture
 def prepared(config, tmp_path) -> ExperimentConfig:
     """A config that trains on a set."""
     pairs = [{"prompt": f"question {i}?", "chosen": f"no, {i}", "rejected": f"yes {i}"} for i in range(9)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    write_lines(tmp_path / "pairs.jsonl", pairs)
     return vary(config, cai={"data": str(tmp_path / "pairs.jsonl")})
 
 
 def trained(config: ExperimentConfig, setting: Setting, folder: str) -> bytes:
-    out = run(vary(config, folder), setting)
-    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
+    return adapter_bytes(run(vary(config, folder), setting))
 
 
 @pytest.mark.slow
 def test_a_run_trains_on_a_set(prepared, monkeypatch):
     """By each method: something is learnt, nothing is generated, and a run killed in its second round is the same."""
-    shared, written = Setting(prepared), files.append_row
+    shared = Setting(prepared)
     none = trained(vary(prepared, cai={"enabled": False}), shared, "none")
     assert trained(vary(prepared, cai={"iterations": 0}), shared, "zero") == none
     monkeypatch.setattr(phase, "rollout_batch", None)
@@ -37,16 +36,8 @@ def test_a_run_trains_on_a_set(prepared, monkeypatch):
     for method in ("sft", "dpo", "sft+dpo"):
         own = vary(prepared, cai={"method": method})
         whole = trained(own, shared, f"{method}-whole")
-
-        def killed(path, row):
-            if row["round"] > 1:
-                raise KeyboardInterrupt
-            written(path, row)
-
-        monkeypatch.setattr(files, "append_row", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with dies_when(after_round(1)):
             trained(own, shared, method)
-        monkeypatch.setattr(files, "append_row", written)
         assert trained(own, shared, method) == whole
         metrics = files.read_rows(Path(f"{prepared.output}{method}") / "metrics.jsonl")
         assert [row["cai_pairs"] for row in metrics] == [prepared.cai.prompts] * 2

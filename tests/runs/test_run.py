@@ -13,17 +13,17 @@ from fedjax_rai.experiment.round import Federation, play_round
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import federated_round
 from fedjax_rai.model import lora
-from fedjax_rai.runs import files, loop
+from fedjax_rai.runs import loop
 from fedjax_rai.runs.run import evaluate_run, run
 from fedjax_rai.text.hub import resolve
 from tests import small
-from tests.tiny_runs import timeless, vary
+from tests.tiny_runs import adapter_bytes, after_round, dies_when, timeless, vary
 
 
 def play(config, arm, **options):
     """(folder, adapter bytes) of a run."""
     folder = run(config, arm(config), **options)
-    return folder, (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    return folder, adapter_bytes(folder)
 
 
 def test_a_run_folder_holds_all_that_the_run_was(config, arm, capsys):
@@ -75,17 +75,8 @@ def test_resumed_equals_uninterrupted_bitwise(config, arm, monkeypatch, algorith
     """Killed while the metrics of round `stop_after` are being read, at the latest moment before they are written."""
     config = vary(config, federated={"rounds": 3, "algorithm": algorithm})
     whole, adapter = play(vary(config, "whole"), arm)
-    written = files.append_row
-
-    def killed(path, row):
-        if row["round"] > stop_after:
-            raise KeyboardInterrupt
-        written(path, row)
-
-    monkeypatch.setattr(files, "append_row", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with dies_when(after_round(stop_after)):
         play(config, arm)
-    monkeypatch.setattr(files, "append_row", written)
     calls = []
     monkeypatch.setattr(loop, "play_round", lambda f, s, t, fewer: calls.append(t) or play_round(f, s, t, fewer))
     resumed, again = play(config, arm)
@@ -190,7 +181,7 @@ def test_a_table_shares_a_setting_without_changing_a_run(config, arm):
     shared = Setting(config, other)
     assert shared.models is other.models and shared.texts is other.texts and shared.guarding is other.guarding
     alone = play(vary(config, "alone"), arm)[1]
-    assert (run(config, shared) / "adapter" / "adapter_model.safetensors").read_bytes() == alone
+    assert adapter_bytes(run(config, shared)) == alone
 
 
 def test_the_base_arm_is_the_base(config, arm):

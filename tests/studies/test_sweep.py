@@ -1,8 +1,6 @@
 """Sweeps: what is swept, that a point is an ordinary run however much it shares, and what is written."""
 
 import csv
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +25,8 @@ from fedjax_rai.runs.run import run
 from fedjax_rai.studies import sweep
 from fedjax_rai.studies.sweep import run_sweep
 from tests import small
-from tests.tiny_runs import vary
+from tests.processes import succeed
+from tests.tiny_runs import adapter_bytes, after_rows, dies_when, vary
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +46,7 @@ def content(folder: Path) -> dict[str, Any]:
     """All that a run says but how long it took."""
     rows = files.read_rows(folder / "metrics.jsonl")
     return {
-        "adapter": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "adapter": adapter_bytes(folder),
         "rows": [{key: value for key, value in row.items() if "seconds" not in key} for row in rows],
         "revisions": files.read_rows(folder / "revisions.jsonl"),
         "answers": (folder / "answers.jsonl").read_text(),
@@ -152,19 +151,18 @@ def test_a_mistake_is_said_once_however_many_points_make_it(config) -> None:
 def test_bad_input_loads_nothing_heavy(config, tmp_path) -> None:
     (tmp_path / "a.yaml").write_text("lora: {rank: 0}\n")
     for arguments in (["sweep", "--help"], ["sweep", str(tmp_path / "a.yaml"), "seed=0,1"]):
-        code = f"""import sys
-from fedjax_rai.cli import app
-try: app({arguments!r})
-except SystemExit: pass
-sys.exit(', '.join(sorted({{"jax", "numpy", "matplotlib"}} & set(sys.modules))) or None)"""
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"loaded: {done.stderr}"
+        succeed("loaded_modules", "jax,numpy,matplotlib", *arguments)
 
 
 def test_the_command_runs_the_points_it_was_given(config, tmp_path, monkeypatch) -> None:
     (tmp_path / "a.yaml").write_text(dump_config(config))
     given: list[Any] = []
-    monkeypatch.setattr(sweep, "run_sweep", lambda *arguments: given.append(arguments))
+
+    def noted(*arguments: Any) -> Path:
+        given.append(arguments)
+        return tmp_path
+
+    monkeypatch.setattr(sweep, "run_sweep", noted)
     monkeypatch.setattr(sweep, "keep_programs", lambda points: None)
     points = load_sweep(tmp_path / "a.yaml", ["seed=0,1", "output=b"])
     for options, together in (((), False), (("--together",), True)):
@@ -206,27 +204,19 @@ def test_points_are_the_runs_that_they_would_be_apart_and_share_the_way_to_the_f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 5, 7, 10])
-def test_an_interrupted_sweep_goes_on_to_the_same_end(phased, apart, monkeypatch, killed_at: int) -> None:
+def test_an_interrupted_sweep_goes_on_to_the_same_end(phased, apart, killed_at: int) -> None:
     """Rows of metrics are written in this order: round 1 of the largest; in round 2 of 0, 2 and 5 iterations; its
     rounds 3 and 4; the same of the others.
     """
-    points, calls, written = grid(phased, "cai.iterations=0,2,5"), [], files.append_row
-
-    def killed(path: Path, row: dict[str, Any]) -> None:
-        calls.append(path)
-        if len(calls) == killed_at:
-            raise KeyboardInterrupt
-        written(path, row)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(files, "append_row", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run_sweep(points)
+    points = grid(phased, "cai.iterations=0,2,5")
+    with dies_when(after_rows(killed_at - 1)):
+        run_sweep(points)
     assert not (sweep.output(points[0]).parent / "sweep.md").exists()
     folder = run_sweep(points)
     for point in points:
         assert content(sweep.output(point)) == apart(vary(phased, cai={"iterations": point.config.cai.iterations}))
-    assert len(list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))) > 0
+    table = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
+    assert {row["cai.iterations"] for row in table} == {"0", "2", "5"}
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
 from fedjax_rai.text.tokenizer import load_tokenizer
 from tests.model.common import FIXTURES, random_adapter
+from tests.texts import write_lines
 
 GREEDY = ("--greedy", "--dtype", "float32", "--json")
 
@@ -36,11 +37,6 @@ def refused(model: Any, prompts: Path, *options: object) -> str:
 def given(stdin: bytes | None, *options: object) -> Any:
     """The command's result with these options, and this standard input."""
     return CliRunner().invoke(app, ["generate", *map(str, options)], input=stdin)
-
-
-def written(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -63,7 +59,7 @@ def test_greedy_tokens_are_those_of_transformers_up_to_the_end(stopping, tmp_pat
         for own, n in zip(expected["tokens"], expected["lengths"], strict=True)
     ]
     for batch in (1, 16):
-        got = generate(folder, written(tmp_path / "p.jsonl", rows), "--max-new", 32, "--batch-size", batch, *GREEDY)
+        got = generate(folder, write_lines(tmp_path / "p.jsonl", rows), "--max-new", 32, "--batch-size", batch, *GREEDY)
         assert [row["text"] for row in got] == [None] * len(rows)
         for row, greedy in zip(got, expected["greedy"].tolist(), strict=True):
             until = next((i + 1 for i, token in enumerate(greedy) if token in (end, 63)), 32)
@@ -75,7 +71,7 @@ def test_prompts_take_the_chat_template_unless_raw(tmp_path):
     tokenizer, text = load_tokenizer("tiny"), "What is 3 plus 4?"
     templated = tokenizer.encode(prompt(tokenizer, question(text)))
     rows = [{"prompt": text}, {"token_ids": templated}, {"token_ids": tokenizer.hf(text)["input_ids"]}]
-    path = written(tmp_path / "p.jsonl", rows)
+    path = write_lines(tmp_path / "p.jsonl", rows)
     asked, ids, _ = generate("tiny", path, "--max-new", 6, *GREEDY)
     assert asked == ids and asked["text"] == tokenizer.decode(asked["token_ids"])
     raw, _, plain = generate("tiny", path, "--max-new", 6, "--raw", *GREEDY)
@@ -83,7 +79,7 @@ def test_prompts_take_the_chat_template_unless_raw(tmp_path):
 
 
 def test_text_is_printed_without_json(tmp_path):
-    path = written(tmp_path / "p.jsonl", [{"prompt": "What is 3 plus 4?"}])
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "What is 3 plus 4?"}])
     (row,) = generate("tiny", path, "--max-new", 6, *GREEDY)
     done = CliRunner().invoke(app, ["generate", "tiny", "--prompts", str(path), "--max-new", "6", "--dtype", "fp32"])
     assert done.stdout == row["text"] + "\n"
@@ -92,7 +88,7 @@ def test_text_is_printed_without_json(tmp_path):
 def test_prompts_come_from_options_a_file_or_standard_input(tmp_path):
     """The same prompts by each way have the same answers, in the order given."""
     texts = ["What is 3 plus 4?", "Who broke it?", "{x} is what?"]
-    path = written(tmp_path / "p.jsonl", [{"prompt": text} for text in texts])
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": text} for text in texts])
     options = ("tiny", "--max-new", 6, *GREEDY)
     by_file = given(None, *options, "--prompts", path)
     assert by_file.exit_code == 0 and len(by_file.stdout.splitlines()) == 3
@@ -127,7 +123,7 @@ def test_bad_sources_of_prompts_are_refused(stdin, options, message):
 @pytest.mark.slow
 def test_samples_depend_on_the_seed_and_on_nothing_else(tmp_path):
     rows = [{"prompt": "Tell me about the town."}, {"prompt": "Who broke it?"}, {"prompt": "Why is that, and where?"}]
-    path = written(tmp_path / "p.jsonl", rows)
+    path = write_lines(tmp_path / "p.jsonl", rows)
     options = ("--max-new", 8, "--temperature", 1.5, "--top-p", 0.95, "--json")
     once = generate("tiny", path, *options)
     assert generate("tiny", path, "--batch-size", 1, *options) == once
@@ -137,7 +133,7 @@ def test_samples_depend_on_the_seed_and_on_nothing_else(tmp_path):
 @pytest.mark.slow
 def test_each_bound_on_sampling_is_applied(tmp_path):
     """One that keeps the likeliest token alone is greedy; one that keeps all tokens changes no sample."""
-    path = written(tmp_path / "p.jsonl", [{"prompt": "Tell me about the town."}, {"prompt": "Who broke it?"}])
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "Tell me about the town."}, {"prompt": "Who broke it?"}])
     options = ("--max-new", 8, "--json")
     greedy = generate("tiny", path, "--greedy", *options)
     drawn = generate("tiny", path, "--temperature", 3, *options)
@@ -153,7 +149,7 @@ def test_an_adapter_changes_the_answer(tmp_path):
     config = families.read_config(folder)
     own = Lora(config.targets, 2, 8.0, rank_pattern=(("o_proj", 1),))
     peft.save_adapter(tmp_path / "adapter", config, own, random_adapter(config, own), str(folder))
-    path = written(tmp_path / "p.jsonl", [{"token_ids": [1, 2, 3]}])
+    path = write_lines(tmp_path / "p.jsonl", [{"token_ids": [1, 2, 3]}])
     plain = generate(folder, path, "--max-new", 32, *GREEDY)
     assert plain != generate(folder, path, "--max-new", 32, "--adapter", tmp_path / "adapter", *GREEDY)
     assert generate(folder, path, "--max-new", 125, *GREEDY)
@@ -180,7 +176,7 @@ def test_a_bad_row_is_named_by_file_and_line(line, message, tmp_path):
 
 
 def test_what_is_not_there_or_contradicts_itself_is_refused(tmp_path):
-    path = written(tmp_path / "p.jsonl", [{"prompt": "a"}])
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "a"}])
     assert "absent.jsonl: no such file; must be JSON lines" in refused("tiny", tmp_path / "absent.jsonl")
     assert "no such folder" in refused(tmp_path / "absent", path)
     for bound in (("--top-p", 0.5), ("--top-k", 3), ("--min-p", 0)):
@@ -194,7 +190,7 @@ def test_what_is_not_there_or_contradicts_itself_is_refused(tmp_path):
     assert "--top-k" in refused("tiny", path, "--top-k", 0) and "--min-p" in refused("tiny", path, "--min-p", -0.1)
     assert "this model has no tokenizer; give token_ids" in refused(FIXTURES / "models" / "phi3", path)
     assert "adapter_config.json: no such file" in refused("tiny", path, "--adapter", tmp_path)
-    assert "holds no prompts" in refused("tiny", written(tmp_path / "e.jsonl", []))
+    assert "holds no prompts" in refused("tiny", write_lines(tmp_path / "e.jsonl", []))
     assert resolve("tiny").is_dir()
 
 
@@ -217,7 +213,7 @@ def test_the_command_equals_transformers_generate(family, tmp_path):
     peft.save_adapter(tmp_path / "adapter", config, own, random_adapter(config, own), str(tmp_path / "base"))
     model = library.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
     rows = [draw.integers(0, vocabulary, n).tolist() for n in (17, 3, 40, 9)]
-    path = written(tmp_path / "p.jsonl", [{"token_ids": ids} for ids in rows])
+    path = write_lines(tmp_path / "p.jsonl", [{"token_ids": ids} for ids in rows])
     got = generate(tmp_path / "base", path, "--adapter", tmp_path / "adapter", "--max-new", 24, *GREEDY)
     ends = set(model.generation_config.eos_token_id)
     for row, ids in zip(got, rows, strict=True):

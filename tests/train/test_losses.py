@@ -1,4 +1,4 @@
-"""Losses of preference pairs: their laws, and TRL's numbers on one ragged batch (live in test_trl.py)."""
+"""Losses: sums divided last, the laws of preference pairs, and TRL's numbers on a ragged batch (live in test_trl)."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from fedjax_rai.data.examples import Examples
 from fedjax_rai.model import families, peft, weights
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.train import losses
-from fedjax_rai.train.losses import PREFERENCES, LogRatios
+from fedjax_rai.train.losses import PREFERENCES, LogRatios, Sum, sft, token_logps
 from tests import small
 from tests.model.common import FIXTURES, read_tensors
 
@@ -111,6 +111,30 @@ def test_mapped_over_betas_and_pairs_is_one_by_one(name):
 
 
 answered = jax.jit(losses.answer_logps)
+
+
+def test_token_logps_is_log_softmax():
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    targets = jnp.array([[0, 4, 2], [1, 1, 3]])
+    plain = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(token_logps(logits, targets), plain, atol=1e-6)
+
+
+def test_micro_batches_add_up_to_the_whole():
+    """The mean of ragged means is another number: (sum, weight) is not."""
+    whole = small.corpus(8)
+    loss = jax.jit(lambda e: sft(small.LM, None, e))
+    parts = [loss(type(whole)(*(c[i : i + 2] for c in whole))) for i in range(0, 8, 2)]
+    added = Sum(*(sum(column, jnp.zeros(())) for column in zip(*parts, strict=True)))
+    np.testing.assert_allclose(added.mean(), loss(whole).mean(), rtol=1e-6)
+    assert abs(float(np.mean([p.mean() for p in parts])) - float(added.mean())) > 1e-4
+
+
+def test_what_padding_holds_changes_nothing():
+    whole = small.corpus(8)
+    other = whole._replace(tokens=jnp.where(whole.valid, whole.tokens, 5))
+    losses = [sft(small.LM, None, e).mean() for e in (whole, other)]
+    assert float(losses[0]) == float(losses[1])
 
 
 def test_answers_add_up_to_the_sft_loss():

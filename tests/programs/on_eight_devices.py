@@ -1,0 +1,16 @@
+"""A law of the mesh on eight devices: `on_eight_devices.py rounds NAME [FSDP]`, or `... phase`."""
+
+import sys
+
+import jax
+
+from tests import mesh_laws
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+assert jax.device_count() == 8
+law, *arguments = sys.argv[1:]
+if law == "rounds":
+    name, *fsdp = arguments
+    mesh_laws.check_rounds(8, name, *map(int, fsdp))
+else:
+    mesh_laws.check_phase(8, revisions=2)
