@@ -27,7 +27,7 @@ class Wanted(NamedTuple):
 
 @cache
 def wanted() -> dict[str, Wanted]:
-    """By key, of every key that the schema marks as `a_file`."""
+    """What every key that the schema marks as `a_file` must name, by key."""
     found = {}
     for key, schema in schemas().items():
         if "file" in schema:
