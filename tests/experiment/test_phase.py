@@ -212,6 +212,7 @@ def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm)
     assert critique(setting, rows[4:5])["made_safe"] is None
 
 
+@pytest.mark.slow
 def test_a_fork_is_every_count_by_itself(config, arm):
     """Snapshots on the way to the largest count are the adapters that the smaller counts lead to."""
     federation = Federation(arm(vary(config, cai={"method": "sft+dpo", "iterations": 3})))

@@ -54,7 +54,7 @@ def play(name, cohorts, chunk=1, **numbers):
     return state, metrics
 
 
-QUICK = ("fedavg", "fedadam")
+QUICK = ("fedavg",)
 every_algorithm = pytest.mark.parametrize(
     "name", [*QUICK, *(small.slow(name) for name in ALGORITHMS if name not in QUICK)]
 )

@@ -160,6 +160,7 @@ def test_killed_and_gone_on_with_is_uninterrupted(warm, tmp_path, monkeypatch, k
     assert ends[0] == ends[1] and len(written_files.read_json(out / "versions.json")) == 1
 
 
+@pytest.mark.slow
 def test_neither_batches_nor_shards_change_a_row(warm, tmp_path, monkeypatch):
     whole = by_number(prepare.prepare(warm, tmp_path / "a", SOME))
     other = vary(warm, cai={"prompts": 9, "prompts_per_chunk": 3})

@@ -86,6 +86,7 @@ def test_resumed_equals_uninterrupted_bitwise(config, arm, monkeypatch, algorith
         assert (resumed / name).read_text() == (whole / name).read_text()
 
 
+@pytest.mark.slow
 def test_a_filter_that_keeps_all_is_no_filter(config, arm):
     keeps = vary(config, "keep", filter={"enabled": True, "keep_all": True})
     assert play(keeps, arm)[1] == play(config, arm)[1]

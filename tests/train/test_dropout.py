@@ -105,6 +105,7 @@ def test_clients_with_the_same_data_train_apart():
     assert small.distance(one.delta, none.delta) > 1e-4
 
 
+@pytest.mark.slow
 def test_every_local_step_drops_anew():
     """The loss of steps that change nothing (learning rate 0) on one batch: without dropout all are the same."""
     rows = jnp.repeat(small.cohort([2]).rows[0][:1], 2, axis=0)
@@ -118,6 +119,7 @@ def test_every_local_step_drops_anew():
         assert (abs(totals[1] - 2 * totals[0]) > 1e-2) == apart
 
 
+@pytest.mark.slow
 def test_a_round_names_its_clients_and_another_rate_compiles_nothing():
     """Two clients of the same rows: their mean under dropout is neither's alone, and 0 drops nothing."""
     algorithm = small.algorithm("fedavg", Mapper(4))
