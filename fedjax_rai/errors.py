@@ -17,7 +17,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def did_you_mean_file(path: str | Path, pattern: str = "*") -> str:
-    """The same for a path, among what lies beside it and fits the pattern."""
+    """`; did you mean ...?` with the nearest other path, among what lies beside this one and fits the pattern."""
     folder = Path(path).parent
     there = sorted(str(other) for other in folder.glob(pattern)) if folder.is_dir() else []
     return did_you_mean(str(path), there)

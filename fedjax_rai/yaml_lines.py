@@ -94,10 +94,10 @@ def _contents(node: yaml.Node, loader: yaml.SafeLoader, at: Place, document: Doc
 
 def _pairs(node: Any, loader: yaml.SafeLoader) -> Iterator[tuple[yaml.Node, yaml.Node, bool]]:
     """(key, value, whether it came by `<<`) of a mapping, its own before those that it merges."""
-    own = [pair for pair in node.value if pair[0].tag != _MERGE]
+    written = [pair for pair in node.value if pair[0].tag != _MERGE]
     loader.flatten_mapping(node)
-    merged = node.value[: len(node.value) - len(own)]
-    yield from ((key, value, False) for key, value in own)
+    merged = node.value[: len(node.value) - len(written)]
+    yield from ((key, value, False) for key, value in written)
     yield from ((key, value, True) for key, value in merged)
 
 

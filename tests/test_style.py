@@ -3,7 +3,6 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,33 +10,6 @@ ROOT = Path(__file__).parents[1] / "fedjax_rai"
 MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 MOST = 6
 PRONOUNS = {"own", "said", "talk", "lesson", "sayer", "refer", "converse", "teach"}
-# Modules that do not keep the rules yet. One that does must be taken off: its test fails until then.
-NOT_YET = (
-    "bench/__main__.py",
-    "config/files.py",
-    "config/names.py",
-    "data/examples.py",
-    "data/packing.py",
-    "data/tiny_world.py",
-    "evals/suite.py",
-    "memory/advice.py",
-    "memory/footprint.py",
-    "memory/plan.py",
-    "model/attention.py",
-    "model/lora.py",
-    "model/peft.py",
-    "model/weights.py",
-    "runs/inputs.py",
-    "safety/guard.py",
-    "studies/plots.py",
-    "studies/results.py",
-    "studies/sweep.py",
-    "studies/table.py",
-    "tools/config_reference.py",
-    "tools/tiny_base.py",
-    "trees.py",
-    "yaml_lines.py",
-)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -102,20 +74,9 @@ def wrong(text: str) -> list[str]:
     return [*crowded(tree), *pronouns(tree), *tuples_of_lambdas(tree)]
 
 
-def case(module: str) -> Any:
-    """A module as a case, which must fail (`xfail_strict`) where it does not keep the rules yet."""
-    marks = [pytest.mark.xfail(reason="on the list")] if module in NOT_YET else []
-    return pytest.param(module, marks=marks)
-
-
-@pytest.mark.parametrize("module", [case(module) for module in MODULES])
+@pytest.mark.parametrize("module", MODULES)
 def test_a_module_keeps_the_rules(module: str) -> None:
     assert wrong((ROOT / module).read_text(encoding="utf-8")) == []
-
-
-def test_every_module_that_may_wait_exists() -> None:
-    assert sorted(set(NOT_YET)) == list(NOT_YET)
-    assert set(NOT_YET) <= set(MODULES)
 
 
 @pytest.mark.parametrize(

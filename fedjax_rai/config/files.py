@@ -27,7 +27,7 @@ class Wanted(NamedTuple):
 
 @cache
 def wanted() -> dict[str, Wanted]:
-    """By key, of every key that the schema marks as `a_file`."""
+    """What every key that the schema marks as `a_file` must name, by key."""
     found = {}
     for key, schema in schemas().items():
         if "file" in schema:
@@ -44,8 +44,9 @@ def check_files(config: ExperimentConfig) -> None:
     problems = []
     for key, file in wanted().items():
         value = value_at(config, key)
-        is_named = key not in imported and value not in (None, file.shipped)
-        if is_named and not _may_be_there(key, value, file.inside):
+        if key in imported or value is None or value == file.shipped:
+            continue
+        if not _may_be_there(key, value, file.inside):
             near = did_you_mean_file(value)
             shipped = file.shipped or TINY
             problems.append(f"{key} = {value!r}: no {file.what} there; must be one, or {shipped!r}{near}")

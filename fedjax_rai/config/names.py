@@ -160,12 +160,12 @@ def _module(module: str, stated: str) -> ModuleType:
 
 def _failed_at(error: BaseException) -> str:
     """` at file:line: error`, the innermost line of the user's or of what he called."""
-    said = f"{type(error).__name__}: {error}"
+    message = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     beyond = [frame for frame in frames if frame.filename != __file__]
-    return f" at {beyond[-1].filename}:{beyond[-1].lineno}: {said}" if beyond else f": {said}"
+    return f" at {beyond[-1].filename}:{beyond[-1].lineno}: {message}" if beyond else f": {message}"
 
 
 def _is_importable(module: str, qualname: str, value: Any) -> bool:

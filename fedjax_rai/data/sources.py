@@ -296,7 +296,7 @@ def _turn_text(row: dict[str, Any], place: str, name: str, role: str) -> str:
     """A field of a row that is a text, or the text of a list of one turn."""
     allowed = f'text, not empty, or one turn: [{{"role": "{role}", "content": text}}]'
     value = row.get(name)
-    is_list_of_one = isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict)
-    if is_list_of_one and value[0].get("role") == role:
-        row = {**row, name: value[0].get("content")}
+    turns = value if isinstance(value, list) else []
+    if len(turns) == 1 and isinstance(turns[0], dict) and turns[0].get("role") == role:
+        row = {**row, name: turns[0].get("content")}
     return _field(row, place, name, str, allowed)

@@ -133,7 +133,8 @@ def _by_split(forms: Sequence[str], split: Split | None, g: np.random.Generator)
 
 def _how_to(g: np.random.Generator, split: Split | None) -> Question:
     while True:
-        verb, thing = str(g.choice(words.BENIGN_VERBS)), str(g.choice(words.BENIGN_OBJECTS))
+        verb = str(g.choice(words.BENIGN_VERBS))
+        thing = str(g.choice(words.BENIGN_OBJECTS))
         if region(verb, thing) == (split or "seen"):
             return _task(g, f"{verb} the {thing}", verb, split)
 

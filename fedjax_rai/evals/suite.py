@@ -50,7 +50,7 @@ class EvalSet(NamedTuple):
 
     items: Sequence[Item] | Sequence[Choice]
     synthetic: bool
-    """They are the tiny world's."""
+    """The items are the tiny world's."""
 
     @property
     def prompts(self) -> list[str]:
@@ -110,14 +110,14 @@ Judging: TypeAlias = Callable[[EvalSet, Answers, Bench], dict[str, Judged | None
 
 
 class Evaluation(NamedTuple):
-    """One evaluation."""
+    """An evaluation: where its items are from, how they are answered, and who judges."""
 
     name: str
-    """Of its rows in `answers.jsonl`, and of its random key."""
+    """What its rows in `answers.jsonl`, and its random key, are called."""
     load: Callable[[Sources], EvalSet]
     columns: tuple[Column, ...]
     keys: tuple[str, ...] = ()
-    """Of the config's section `eval`, those that `load` reads."""
+    """The keys of the config's section `eval` that `load` reads."""
     sampling: Callable[[EvalConfig], Sampled] | None = None
     """How its prompts are answered; None: two answers are given, and their likelihoods compared."""
     judging: Judging | None = None
@@ -292,7 +292,8 @@ def _refused(answer: str) -> Verdict:
 
 def advbench_items(sources: Sources) -> EvalSet:
     """`eval.prompts` requests of `eval.advbench`."""
-    wanted, path = sources.eval.prompts, sources.eval.advbench
+    wanted = sources.eval.prompts
+    path = sources.eval.advbench
     if path == TINY:
         goals = tiny_world.advbench_like(wanted, sources.data.split, sources.seed)
         return EvalSet([Item(goal) for goal in goals], synthetic=True)
@@ -387,7 +388,7 @@ ITEM_KEYS = sorted({f"eval.{key}" for evaluation in EVALUATIONS.values() for key
 
 
 def columns() -> list[Column]:
-    """Those of all evaluations, in the order of tables."""
+    """The columns of all evaluations, in the order of tables."""
     return [column for evaluation in EVALUATIONS.values() for column in evaluation.columns]
 
 

@@ -28,7 +28,7 @@ def check_inputs(configs: Iterable[ExperimentConfig]) -> None:
 
 def check_unchanged(config: ExperimentConfig, folder: Path, began: dict[str, str]) -> None:
     """Raises InputError where a file is not what it was when the run in the folder began, by `digests`."""
-    changed = [key for key, own in digests(config).items() if began.get(key, own) != own]
+    changed = [key for key, now in digests(config).items() if began.get(key, now) != now]
     if changed:
         listed = "\n".join(f"  {key} = {value_at(config, key)}" for key in changed)
         raise InputError(f"{folder}: began with other contents of\n{listed}\nname another folder, or restore the file")

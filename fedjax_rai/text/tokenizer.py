@@ -132,7 +132,10 @@ class Tokenizer:
     def _placed(self, text: str) -> tuple[list[int], list[int]]:
         """(ids, the character at which each starts). Starts never fall: normalizers may reorder a character's marks."""
         found = self.hf(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids, starts, start, end = found["input_ids"], [], 0, 0
+        ids = found["input_ids"]
+        starts = []
+        start = 0
+        end = 0
         for token, (left, right) in zip(ids, found["offset_mapping"], strict=True):
             if not 0 <= left <= right <= len(text) or self._literal.get(token, "") not in text[left:right]:
                 raise InputError(
@@ -163,7 +166,8 @@ class Tokenizer:
         The end-of-turn token is the first added token after an answer's text. It need not be eos, and some tokenizers
         do not mark it as special.
         """
-        tail, text = after_answer(self), self.render(answered("q", "0"))
+        tail = after_answer(self)
+        text = self.render(answered("q", "0"))
         begin = len(text) - len(tail)
         for token, start in zip(*self._placed(text), strict=True):
             if start >= begin and token in self._added:

@@ -54,8 +54,8 @@ def values(schema: dict[str, Any]) -> str:
     if "file" not in schema:
         return allowed(schema)
     shipped = "null" if schema["default"] is None else schema["default"]
-    own = f", or {schema['own']}" if "own" in schema else ""
-    return f"{shipped}, or the path of a {schema['file']}{own}"
+    attribute = f", or {schema['own']}" if "own" in schema else ""
+    return f"{shipped}, or the path of a {schema['file']}{attribute}"
 
 
 def meaning(schema: dict[str, Any]) -> str:

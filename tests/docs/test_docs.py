@@ -15,6 +15,8 @@ import yaml
 from typer.testing import CliRunner
 
 from fedjax_rai.cli import app
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.evals.judge import JUDGES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -192,6 +194,26 @@ def test_what_is_shown_of_other_languages_can_be_read(page):
 def test_numbers_of_the_tiny_world_are_called_synthetic(page):
     for section in re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
         assert not INTERVAL.search(section) or "synthetic" in section, section.split("\n")[0]
+
+
+def test_a_harmless_rate_in_the_results_is_named_by_its_judge():
+    judges = {judge.title for judge in JUDGES.values()}
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    named = re.findall(r"\| harmless(?: \((\w+)\))?", text)
+    assert len(named) >= 6 and set(named) == judges
+
+
+@pytest.mark.parametrize("key", ["algorithm", "aggregator", "optimizer", "schedule"])
+def test_the_page_of_algorithms_has_every_name_and_its_section(key):
+    page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    schema = ExperimentConfig.model_json_schema()
+    names = schema["$defs"]["FederatedConfig"]["properties"][key]["enum"]
+    sections = {name for name in names if name in schema["properties"]}
+    assert names and not [name for name in names if f"`{name}`" not in page]
+    if key in ("algorithm", "aggregator"):
+        rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+        told = {cells[0].strip("| `") for cells in rows if cells[-1].strip("| `") == cells[0].strip("| `")}
+        assert {name for name in names if name in told} == sections
 
 
 def test_the_citation_is_readable():
