@@ -10,6 +10,7 @@ import pytest
 
 from fedjax_rai.config.schema import CaiConfig
 from fedjax_rai.errors import InputError
+from fedjax_rai.experiment import phase as phases
 from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import critique
 from fedjax_rai.experiment.materials import gather
@@ -99,6 +100,20 @@ def test_a_batch_is_of_the_prompts_that_its_rows_name(config, arm):
     assert batch.critic_prompts is None, "the critic is the policy, without few-shot turns"
     by_base: Any = Phase(arm(vary(config, cai={"critic": "base"}))).source(1)
     assert by_base.batch.critic_prompts is not None
+
+
+def test_principles_are_drawn_by_the_category_of_each_prompt(config, arm, monkeypatch):
+    setting, drawn = arm(config), []
+
+    def draw(constitution: Any, categories: list[str], revisions: int, g: Any) -> np.ndarray:
+        drawn.append((categories, revisions))
+        return np.zeros((len(categories), revisions), np.int32)
+
+    monkeypatch.setattr(phases, "draw", draw)
+    source: Any = Phase(arm(vary(config, cai={"prompts": 40, "revisions": 2}))).source(0)
+    red_prompts = setting.texts.materials.red_prompts
+    categories = [red_prompts[int(row)].category for row in np.asarray(source.batch.rows)]
+    assert drawn == [(categories, 2)] and len(set(categories)) == 4
 
 
 def test_every_phase_takes_other_prepared_pairs_and_as_many_as_are_asked_for(config, tmp_path):

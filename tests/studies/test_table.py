@@ -8,7 +8,7 @@ import pytest
 
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.errors import InputError
-from fedjax_rai.studies import plots
+from fedjax_rai.studies import plots, table
 from fedjax_rai.studies.results import Cell, cell, interval, narrow, shown_rates
 from fedjax_rai.studies.table import ARMS, CONTROLS, arm_config, arm_lines, choose, comparisons, run_table, write
 from tests.tiny_runs import vary
@@ -46,6 +46,19 @@ def test_cells_of_one_seed_take_the_interval_over_prompts():
     one = {"rates": {"x": {"mean": 50.0, "low": 40.0, "high": 60.0}, "y": None}}
     assert cell([one], "x") == Cell(50.0, 40.0, 60.0) and cell([one], "y") is None
     assert str(Cell(50.0, 39.96, 60.0)) == "50.0 [40.0, 60.0]" and Cell(50.06, 39.4, 60.0).short == "50.1 [39, 60]"
+
+
+def test_cells_of_several_seeds_take_students_interval_within_0_and_100():
+    """96 and 100: 98 with a margin of 12.706 * sqrt(8) / sqrt(2) = 25.41."""
+    over_seeds = [{"rates": {"x": {"mean": mean}}} for mean in (96.0, 100.0)]
+    assert cell(over_seeds, "x") == pytest.approx((98.0, 72.588, 100.0), abs=1e-3)
+    assert cell([{"rates": {"x": {"mean": mean}}} for mean in (0.0, 4.0)], "x") == pytest.approx(
+        (2.0, 0.0, 27.412), abs=1e-3
+    )
+
+
+def test_seconds_are_the_mean_over_seeds():
+    assert table._training_seconds([{"seconds": {"training": 10.0}}, {"seconds": {"training": 20.0}}]) == "15"
 
 
 def test_comparisons_are_paired_by_seed():
