@@ -18,6 +18,8 @@ from fedjax_rai.runs.folder import ADAPTER, CONFIG, check_folder, open_folder, p
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.loop import train
 from fedjax_rai.runs.picture import PICTURE, draw_run
+from fedjax_rai.runs.record import METRICS
+from fedjax_rai.runs.rows import read_rounds
 
 
 def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequence[ExperimentConfig] = ()) -> Path:
@@ -59,6 +61,7 @@ def evaluate_run(folder: Path) -> None:
         raise InputError(f"{folder}: not a run folder with {CONFIG} and {ADAPTER}/ (is the run finished?)")
     config = load_config(folder / CONFIG)
     check_inputs([config])
+    read_rounds(folder / METRICS)  # what is wrong with them is said before anything is computed
     setting = Setting(config, pins=pins([config]))
     _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
     conclude(setting, adapter)
