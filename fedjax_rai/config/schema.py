@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from fedjax_rai.config.names import OWN, Name
+from fedjax_rai.config.names import OWN, Name, is_attribute
 
 TINY = "tiny"
 """The shipped synthetic model, data or prompts, where a path or a name would stand."""
@@ -202,7 +202,7 @@ class FederatedConfig(Section):
     @classmethod
     def _falls(cls, final: float, info: ValidationInfo) -> float:
         initial = info.data.get("learning_rate", final)
-        if final > initial:
+        if final > initial and not is_attribute(info.data.get("schedule", "")):
             raise ValueError(f"must be at most federated.learning_rate = {initial}: schedules fall")
         return final
 

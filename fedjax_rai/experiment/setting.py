@@ -18,7 +18,7 @@ from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.config.views import View
-from fedjax_rai.data.partition import PARTITIONS
+from fedjax_rai.data.partition import PARTITIONS, checked_partition
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import GuardScores, named
 from fedjax_rai.evals.suite import check_judge
@@ -32,6 +32,7 @@ from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
 from fedjax_rai.safety.guard import score
 from fedjax_rai.text.hub import commit
+from fedjax_rai.train.optimizers import learning_rate
 
 PARTS: tuple[Any, ...] = (Models, Texts, Guarding, Replay)  # each after those that it needs
 
@@ -68,7 +69,9 @@ class Setting:
         for part in PARTS:
             self._parts[part.__name__] = self._shared(part, previous) or self._built(part)
         partition = look_up(PARTITIONS, config.data.partition, "data.partition")
-        self.client_rows = partition(len(self.texts.materials.pairs), config.federated.clients, config.seed)
+        pairs, clients = len(self.texts.materials.pairs), config.federated.clients
+        parts = partition(pairs, clients, config.seed)
+        self.client_rows = checked_partition(parts, pairs, clients, config.data.partition)
 
     def _shared(self, part: Any, previous: "Setting | None") -> Any:
         name = part.__name__
@@ -124,6 +127,8 @@ class Setting:
 
     def check(self) -> None:
         """Read all that this arm will use. Raises InputError for what is wrong, before anything is written."""
+        for t in range(self.config.federated.rounds):
+            learning_rate(self.config.federated, t)
         _read(self, "model", "models.base", "models.tokenizer.closing", "texts.corpus")
         cai = self.config.cai
         if cai.enabled and cai.data == ONLINE:

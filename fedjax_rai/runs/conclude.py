@@ -77,10 +77,11 @@ def filtered(setting: Setting) -> Filtered:
     pairs = setting.texts.materials.pairs
     left = [pairs[i] for client_rows in Federation(setting).kept for i in client_rows]
     harmful = sum(pair.harmful for pair in left)
+    dealt = np.concatenate(setting.client_rows)  # a partition may leave pairs out
     return Filtered(
         kept=len(left),
-        dropped=len(pairs) - len(left),
-        without_score=int(np.isnan(setting.guarding.scores).sum()),
+        dropped=len(dealt) - len(left),
+        without_score=int(np.isnan(setting.guarding.scores[dealt]).sum()),
         harmful_share_kept=harmful / len(left) if left else None,
     )
 

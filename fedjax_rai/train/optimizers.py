@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
+import numpy as np
 import optax
 
 from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import FederatedConfig
+from fedjax_rai.errors import InputError
 
 
 def adam(weight_decay: float = 0.0) -> optax.GradientTransformation:
@@ -46,9 +48,12 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """That optimizer of gradients clipped to a Euclidean norm (null: not clipped), their decay not counted.
 
-    The same arguments give the same value, so that what is compiled for it is compiled once.
+    The same arguments give the same value, so that what is compiled for it is compiled once. Raises TypeError where
+    the constructor gives something else.
     """
     optimizer = constructor(weight_decay)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"gives a value of the type {type(optimizer).__name__}")
     if clip_norm is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
@@ -76,6 +81,20 @@ SCHEDULES: dict[str, Callable[[int, int, float, float], float]] = {"constant": c
 
 
 def learning_rate(federated: FederatedConfig, t: int) -> float:
-    """The clients' learning rate in round t, counted from 0, by the schedule of that name."""
+    """The clients' learning rate in round t, counted from 0, by the schedule of that name.
+
+    Raises InputError where a schedule of the user's own gives no finite number above 0 (as float32).
+    """
     schedule = look_up(SCHEDULES, federated.schedule, "federated.schedule")
-    return schedule(t, federated.rounds, federated.learning_rate, federated.final_learning_rate)
+    numbers = (t, federated.rounds, federated.learning_rate, federated.final_learning_rate)
+    if federated.schedule in SCHEDULES:
+        return schedule(*numbers)
+    stated = f"federated.schedule = {federated.schedule}: "
+    try:
+        rate = float(schedule(*numbers))
+    except (TypeError, ValueError) as error:
+        form = "a function of (t, rounds, learning_rate, final_learning_rate) that gives a number"
+        raise InputError(f"{stated}calling it in round {t} (from 0) failed ({error}); must be {form}") from error
+    if not 0 < np.float32(rate) < np.inf:
+        raise InputError(f"{stated}gives {rate} in round {t} (from 0); must be a finite number > 0")
+    return rate

@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from fedjax_rai.cai.constitution import Constitution, Principle, find_constitution
 from fedjax_rai.config.files import digests
-from fedjax_rai.config.load import dump_config
+from fedjax_rai.config.load import dump_config, load_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.runs.folder import VERSIONS, check_folder, note_versions
 from fedjax_rai.safety.guard import Scorer, score
+from fedjax_rai.train.optimizers import learning_rate
 from tests.tiny_runs import vary
 
 KIND = Constitution((Principle("kind", "Is it kind?", "Make it kind."),))
@@ -20,6 +23,10 @@ def first_clients_have_one(n: int, clients: int, seed: int) -> list[np.ndarray]:
     return [np.arange(i, i + 1) for i in range(clients - 1)] + [np.arange(clients - 1, n)]
 
 
+def overlapping(n: int, clients: int, seed: int) -> list[np.ndarray]:
+    return [np.arange(2)] * clients
+
+
 def long_is_unsafe(pairs) -> list[float]:
     return [float(len(response) > 45) for _, response in pairs]
 
@@ -27,6 +34,8 @@ def long_is_unsafe(pairs) -> list[float]:
 def test_a_partition_deals_out_the_pairs(config) -> None:
     setting = Setting(vary(config, data={"partition": f"{__name__}:first_clients_have_one"}))
     assert [len(rows) for rows in setting.client_rows] == [1, 1, 1, 37]
+    with pytest.raises(InputError, match="^data.partition = .*:overlapping: pair 0 stands twice"):
+        Setting(vary(config, data={"partition": f"{__name__}:overlapping"}))
 
 
 def test_a_function_is_a_guard_for_filter_and_scores(config) -> None:
@@ -81,3 +90,81 @@ def test_a_run_does_not_go_on_with_a_value_that_is_another_now(config, tmp_path,
     path.write_text("def deal(n, clients, seed): return []\n")
     with pytest.raises(InputError, match=r"run: began with other contents of\n  data\.partition = dealt:deal\nname"):
         check_folder(folder, named)
+
+
+def no_aggregator() -> str:
+    return "mean"
+
+
+def no_optimizer(weight_decay: float) -> str:
+    return "adam"
+
+
+def no_algorithm(local, aggregator, mapper) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("algorithm", "os.path:join", r"calling it failed \(.*\); must be a function of trainer, aggregator"),
+        ("algorithm", f"{__name__}:no_algorithm", "gives a value of the type NoneType; must be .* a FedAlgorithm"),
+        ("aggregator", "os.path:join", r"calling it failed \(.*\); must be a function without arguments"),
+        ("aggregator", f"{__name__}:no_aggregator", "gives a value of the type str; must be .* an Aggregator"),
+        ("optimizer", "os.path:join", r"calling it failed \(.*\); must be a function of the weight decay"),
+        ("optimizer", f"{__name__}:no_optimizer", r"calling it failed \(gives a value of the type str\); must be"),
+    ],
+)
+def test_what_is_no_algorithm_aggregator_or_optimizer_is_refused(config, key, value, message) -> None:
+    named = vary(config, federated={key: value})
+    with pytest.raises(InputError, match=f"^federated.{key} = {value}: {message}"):
+        make_algorithm(named.federated, dict(named), AbstractMesh((1,), ("clients",)))
+
+
+def to_zero(t: int, rounds: int, initial: float, final: float) -> float:
+    return initial * (1 - t / 2)
+
+
+def not_a_number(t: int, rounds: int, initial: float, final: float) -> float:
+    return float("nan")
+
+
+def too_small(t: int, rounds: int, initial: float, final: float) -> float:
+    return 1e-60
+
+
+def of_the_round(t: int) -> float:
+    return 1.0
+
+
+def rising(t: int, rounds: int, initial: float, final: float) -> float:
+    return initial + (final - initial) * t / rounds
+
+
+@pytest.mark.parametrize(
+    ("name", "t", "message"),
+    [
+        ("to_zero", 2, r"gives 0.0 in round 2 \(from 0\); must be a finite number > 0"),
+        ("to_zero", 3, r"gives -0.\d+ in round 3"),
+        ("not_a_number", 0, "gives nan in round 0"),
+        ("too_small", 0, "gives 1e-60 in round 0"),
+        ("of_the_round", 0, "calling it in round 0 .* failed"),
+    ],
+)
+def test_a_schedule_that_gives_no_rate_is_refused(config, name, t, message) -> None:
+    named = vary(config, federated={"schedule": f"{__name__}:{name}"})
+    with pytest.raises(InputError, match=f"^federated.schedule = {__name__}:{name}: {message}"):
+        learning_rate(named.federated, t)
+
+
+def test_a_schedule_is_checked_in_every_round_before_a_run(config) -> None:
+    with pytest.raises(InputError, match="gives 0.0 in round 2"):
+        Setting(vary(config, federated={"schedule": f"{__name__}:to_zero", "rounds": 3})).check()
+
+
+def test_a_schedule_of_the_users_own_may_rise(config) -> None:
+    rates = {"learning_rate": 1.0, "final_learning_rate": 3.0, "rounds": 4}
+    named = vary(config, federated={"schedule": f"{__name__}:rising", **rates})
+    assert [learning_rate(named.federated, t) for t in (0, 2)] == [1.0, 2.0]
+    with pytest.raises(InputError, match="schedules fall"):
+        load_config({"federated": {"schedule": "cosine", **rates}})

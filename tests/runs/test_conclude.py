@@ -30,6 +30,9 @@ def test_what_the_filter_left_by_hand(config):
     assert filtered(setting) == Filtered(kept=4, dropped=4, without_score=1, harmful_share_kept=0.25)
     nothing = scored(setting, harmful, [0.9] * 8)
     assert filtered(nothing) == Filtered(kept=0, dropped=8, without_score=0, harmful_share_kept=None)
+    partly = scored(setting, harmful, scores)
+    partly.client_rows = [np.array([0, 1]), np.array([4]), np.array([], int), np.array([7])]
+    assert filtered(partly) == Filtered(kept=2, dropped=2, without_score=0, harmful_share_kept=0.5)
 
 
 def test_the_guards_quality_is_told_by_who_it_is_of(config):
