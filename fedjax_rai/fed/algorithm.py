@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import FederatedConfig
+from fedjax_rai.errors import InputError
 from fedjax_rai.fed.aggregate import AGGREGATORS, Aggregator
 from fedjax_rai.fed.base import FedAlgorithm, Row
 from fedjax_rai.fed.client import Mapper
@@ -28,20 +30,61 @@ ALGORITHMS: dict[str, Row] = {
 }
 
 
+class _Form(NamedTuple):
+    """What a key takes: a row of the table, or the user's own constructor of the kind."""
+
+    key: str
+    table: Mapping[str, Any]
+    kind: type
+    text: str  # how the user's own is called, and what it gives
+
+
+_OPTIMIZER = _Form(
+    "federated.optimizer",
+    OPTIMIZERS,
+    optax.GradientTransformation,
+    "a function of the weight decay that gives an optax.GradientTransformation",
+)
+_AGGREGATOR = _Form(
+    "federated.aggregator", AGGREGATORS, Aggregator, "a function without arguments that gives an Aggregator"
+)
+_ALGORITHM = _Form(
+    "federated.algorithm",
+    ALGORITHMS,
+    FedAlgorithm,
+    "a function of trainer, aggregator and mapper that gives a FedAlgorithm",
+)
+
+
 def make_algorithm(federated: FederatedConfig, sections: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> FedAlgorithm:
     """The algorithm, aggregator and local optimizer of a config; `sections` holds the numbers of each, by its name.
 
     A chunk is a multiple of the mesh's clients axis. Configs that differ in numbers of sections give equal algorithms.
+    Raises InputError for a value of the user's own that cannot be called so, or gives something else.
     """
-    direction = look_up(OPTIMIZERS, federated.optimizer, "federated.optimizer")
-    optimizer = make_optimizer(direction, federated.weight_decay, federated.clip_norm)
-    rule = look_up(AGGREGATORS, federated.aggregator, "federated.aggregator")
-    aggregator: Aggregator = construct(rule, sections)()
+    optimizer = _made(
+        _OPTIMIZER, federated.optimizer, lambda row: make_optimizer(row, federated.weight_decay, federated.clip_norm)
+    )
+    aggregator = _made(_AGGREGATOR, federated.aggregator, lambda row: construct(row, sections)())
     across = mesh.shape["clients"]
     chunk = -(-federated.clients_per_chunk // across) * across
     mapper = Mapper(federated.clients, chunk, over_clients(mesh))
-    algorithm = look_up(ALGORITHMS, federated.algorithm, "federated.algorithm")
-    return construct(algorithm, sections)(Trainer(optimizer), aggregator, mapper)
+    local = Trainer(optimizer)
+    return _made(_ALGORITHM, federated.algorithm, lambda row: construct(row, sections)(local, aggregator, mapper))
+
+
+def _made(form: _Form, name: str, make: Callable[[Any], Any]) -> Any:
+    """What is made of the row or of the user's own constructor of that name."""
+    row = look_up(form.table, name, form.key)
+    if name in form.table:
+        return make(row)
+    try:
+        value = make(row)
+    except TypeError as error:
+        raise InputError(f"{form.key} = {name}: calling it failed ({error}); must be {form.text}") from error
+    if not isinstance(value, form.kind):
+        raise InputError(f"{form.key} = {name}: gives a value of the type {type(value).__name__}; must be {form.text}")
+    return value
 
 
 def construct(row: Row | Callable, sections: Mapping[str, Any]) -> Callable:
