@@ -1,5 +1,6 @@
 """Values that a config names: a row of a table, or the user's own value as `package.module:attribute`."""
 
+import dis
 import functools
 import hashlib
 import importlib
@@ -7,9 +8,9 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -101,7 +102,8 @@ def given(value: Any) -> str:
     """A name for a value: `module:qualname` where another process can import it, else a generated one.
 
     `look_up` finds the value by either. A generated name holds a part of the digest of the value's source, so that two
-    values of one name are told apart, and is unknown to other processes until they are given the value, too.
+    values of one name are told apart, and is unknown to other processes until they are given the value, too. Raises
+    InputError where another value has that name, and nothing shows that both are the same.
     """
     module, qualname = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if module and qualname and is_attribute(f"{module}:{qualname}") and _is_importable(module, qualname, value):
@@ -109,6 +111,12 @@ def given(value: Any) -> str:
     word = re.sub(r"\W+", "_", getattr(value, "__name__", type(value).__name__)).strip("_")
     text = source(value)
     attribute = f"{word}_{hashlib.sha256(text.encode()).hexdigest()[:8]}" if text else word
+    taken = _given.get(attribute, value)
+    if taken is not value and not (text and source(taken) == text):
+        raise InputError(
+            f"{GIVEN}:{attribute}: another value of that name was given before, and their sources do not tell them "
+            f"apart; must be put into a function of another name, or into a file and named as {FORM}"
+        )
     _given[attribute] = value
     return f"{GIVEN}:{attribute}"
 
@@ -116,7 +124,8 @@ def given(value: Any) -> str:
 def source(value: Any) -> str:
     """What a value is made of, as text: source of functions and classes, with what they closed over; data as they are.
 
-    Functions that it calls are not followed. Empty for what has no source.
+    Of the globals that its functions read, numbers, texts and tuples of them count. Functions that it calls are not
+    followed. Empty for what has no source.
     """
     return _text(value, 0)
 
@@ -206,37 +215,101 @@ def _text(value: Any, depth: int) -> str:
         return ""
     if isinstance(value, functools.partial):
         return _text((value.func, value.args, value.keywords), depth + 1)
-    if inspect.isfunction(value) or inspect.isclass(value):
+    if inspect.ismethod(value):
+        return _text((value.__func__, value.__self__), depth + 1)
+    if inspect.isbuiltin(value):
+        return _of_c(value, depth)
+    if inspect.isclass(value):
+        return _code(value, depth) or f"{value.__module__}:{value.__qualname__}"
+    if inspect.isfunction(value):
         return _code(value, depth)
     if isinstance(value, Mapping):
         return "\n".join(f"{key}: {_text(item, depth + 1)}" for key, item in value.items())
     if isinstance(value, tuple | list):
         return type(value).__name__ + "\n".join(_text(item, depth + 1) for item in value)
-    if isinstance(value, str | bytes | int | float | bool | None):
+    if isinstance(value, Set):  # in an order that every process has
+        return type(value).__name__ + "\n".join(sorted(_text(item, depth + 1) for item in value))
+    if isinstance(value, str | bytes | int | float | complex | bool | None):
         return repr(value)
     if hasattr(value, "tobytes"):  # an array
         return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
     wrapped = getattr(value, "__wrapped__", None)  # of a jitted function
     if wrapped is not None:
         return _text(wrapped, depth + 1)
-    return _code(type(value), depth) + _text(getattr(value, "__dict__", {}), depth + 1)
+    name = getattr(value, "__name__", "") if depth else ""  # alone, it tells no value from another
+    return _code(type(value), depth) + name + _text(_attributes(value), depth + 1)
+
+
+def _of_c(value: Any, depth: int) -> str:
+    """A built-in function's name; a method's, with what it is of, and nothing where that cannot be told."""
+    name = f"{value.__module__}:{value.__qualname__}"
+    if value.__self__ is None or inspect.ismodule(value.__self__):
+        return name
+    owner = _text(value.__self__, depth + 1)
+    return f"{name}{owner}" if owner else ""
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What an instance holds, in its dictionary and in slots."""
+    found = {**getattr(value, "__dict__", {})}
+    for kind in type(value).__mro__:
+        for name, member in vars(kind).items():
+            if inspect.ismemberdescriptor(member) and not name.startswith("__") and hasattr(value, name):
+                found[name] = member.__get__(value)
+    return found
 
 
 def _code(value: Any, depth: int) -> str:
+    """Of a function or a class."""
     try:
         code = inspect.getsource(value)
     except (OSError, TypeError):
-        code = _bytecode(value.__code__) if inspect.isfunction(value) else ""
-    if not inspect.isfunction(value):
-        return code
-    cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-    return code + _text([*(value.__defaults__ or ()), *cells], depth + 1)
+        code = ""
+    if inspect.isfunction(value):
+        return (code or _bytecode(value.__code__)) + _bound(value, depth) + _globals(value, depth)
+    methods = [member for member in vars(value).values() if inspect.isfunction(member)]
+    if not code:
+        code = "\n".join(_bytecode(method.__code__) for method in methods)
+    return code + "".join(_globals(method, depth) for method in methods)
+
+
+def _bound(function: FunctionType, depth: int) -> str:
+    """What a function closed over, and its defaults."""
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    named = [function.__kwdefaults__] if function.__kwdefaults__ else []
+    return _text([*(function.__defaults__ or ()), *cells, *named], depth + 1)
+
+
+_PLAIN = str | bytes | int | float | complex | bool | tuple | None
+
+
+def _globals(function: FunctionType, depth: int) -> str:
+    """The plain values among the globals that a function reads."""
+    found = {}
+    for name in sorted(_global_names(function.__code__)):
+        value = function.__globals__.get(name, function)
+        if isinstance(value, _PLAIN):
+            found[name] = value
+    return _text(found, depth + 1)
+
+
+def _global_names(code: CodeType) -> set[str]:
+    """Of a function's code, and of the functions within it."""
+    names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    within = [item for item in code.co_consts if isinstance(item, CodeType)]
+    return names.union(*(_global_names(item) for item in within))
 
 
 def _bytecode(code: CodeType) -> str:
     """What Python runs, where a function was written into no file."""
-    constants = [_bytecode(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
+    constants = [_constant(item) for item in code.co_consts]
     return "\n".join([code.co_code.hex(), repr(code.co_names), *constants])
+
+
+def _constant(item: Any) -> str:
+    if isinstance(item, CodeType):
+        return _bytecode(item)
+    return _text(item, 0) if isinstance(item, Set) else repr(item)
 
 
 def _is_filled(cell: Any) -> bool:

@@ -1,11 +1,13 @@
 """Names in configs: rows of tables, and the user's own values, which a run notes and does not go on without."""
 
 import functools
+import itertools
 import re
 import sys
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from fedjax_rai.cai.options import METHODS
@@ -218,3 +220,74 @@ def test_values_of_the_users_own_are_told_apart_by_what_they_hold() -> None:
     pairs = [({"a": 1}, {"a": 2}), ((1, "x"), (1, "y")), (functools.partial(max, 1), functools.partial(max, 2))]
     for one, other in pairs:
         assert names.source(one) == names.source(one) != names.source(other)
+
+
+def run_as(text: str, **constants):
+    """`f` of a text that stands in no file, with globals."""
+    found = {**constants}
+    exec(text, found)
+    return found["f"]
+
+
+class Slotted:
+    """Holds what it holds in a slot."""
+
+    __slots__ = ("share",)
+
+    def __init__(self, share: float):
+        self.share = share
+
+    def __call__(self) -> float:
+        return self.share
+
+
+def of_keywords(value):
+    def f(*, share=value):
+        return share
+
+    return f
+
+
+def closed_over(value):
+    return lambda x: x in value
+
+
+NESTED = "def f(xs):\n    return [(lambda y: y + SHIFT)(x) for x in xs]"
+METHOD = "class A:\n    def __call__(self):\n        return {}\nf = A()"
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (of_keywords(0.1), of_keywords(0.1), of_keywords(0.2)),
+        (closed_over({"a", "b", "c"}), closed_over({"c", "b", "a"}), closed_over({"a", "b"})),
+        (closed_over(frozenset({1})), closed_over(frozenset({1})), closed_over(frozenset({2}))),
+        (Slotted(0.1), Slotted(0.1), Slotted(0.2)),
+        ("a".count, "a".count, "b".count),
+        (functools.partial(max, 1), functools.partial(max, 1), functools.partial(min, 1)),
+        (closed_over(int), closed_over(int), closed_over(float)),
+        (closed_over(np.maximum), closed_over(np.maximum), closed_over(np.minimum)),
+        (Slotted(0.1).__call__, Slotted(0.1).__call__, Slotted(0.2).__call__),
+        *(
+            (run_as(NESTED, SHIFT=one), run_as(NESTED, SHIFT=one), run_as(NESTED, SHIFT=other))
+            for one, other in [(1, 2), ("a", "b"), ((1, 2.0), (1, 3.0))]
+        ),
+        (run_as(METHOD.format(1)), run_as(METHOD.format(1)), run_as(METHOD.format(2))),
+        (run_as(METHOD.format("N"), N=1), run_as(METHOD.format("N"), N=1), run_as(METHOD.format("N"), N=2)),
+    ],
+)
+def test_values_that_behave_otherwise_have_other_names(one, same, other) -> None:
+    assert given(one) == given(same) != given(other)
+
+
+def test_a_global_that_is_not_read_makes_no_other_name() -> None:
+    text = "f = lambda x: x.shift + 1"
+    assert given(run_as(text, shift=1)) == given(run_as(text, shift=2))
+
+
+def test_a_value_does_not_take_another_s_name_unseen() -> None:
+    first, second = itertools.count(1), itertools.count(2)
+    assert look_up({}, given(first), "k") is first
+    assert given(first) == given(first)
+    with pytest.raises(InputError, match="^given:count: another value of that name was given before"):
+        given(second)
