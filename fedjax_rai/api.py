@@ -285,9 +285,14 @@ def _named(value: Any) -> Any:
 
 
 def _load(source: Source, overrides: Sequence[str], default: str, output: str | Path | None) -> ExperimentConfig:
-    """The config of a source, with another output if one is given."""
+    """The config of a source, with another output if one is given; `default` where none is named, {stem} its name."""
     if isinstance(source, ExperimentConfig):
-        source = source.model_dump()
+        fields = source.model_dump()
+        if "output" not in source.model_fields_set:
+            stem = Path(source.output or "run").name
+            default = default.format(stem=stem.replace("{", "{{").replace("}", "}}"))
+            fields["output"] = None
+        source = fields
     config = load.load_config(source if isinstance(source, Mapping) else Path(source), overrides, default)
     return config if output is None else config.model_copy(update={"output": str(output)})
 

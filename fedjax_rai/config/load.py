@@ -32,8 +32,9 @@ def load_config(
     """The config in a YAML file, or of a mapping of the same form; everything not named is the default.
 
     `key.path=value` overrides are applied in order. An empty file or section is all defaults; a config without `output`
-    gets the one given, {stem} being the file's, or "run". Raises InputError, which lists every problem with its line:
-    keys that do not exist or stand twice, values of a wrong type or out of range, overrides that cannot be read.
+    gets the one given, {stem} being the file's, or "run", which does not count as set (`model_fields_set`). Raises
+    InputError, which lists every problem with its line: keys that do not exist or stand twice, values of a wrong type
+    or out of range, overrides that cannot be read.
     """
     if isinstance(source, Mapping):
         read, stem = _from_mapping(source), "run"
@@ -42,7 +43,8 @@ def load_config(
     problems = [*read.problems]
     for override in overrides:
         problems += _apply(override, read)
-    if read.data.get("output") is None:
+    is_named = read.data.get("output") is not None
+    if not is_named:
         read.data["output"] = output.format(stem=stem)
     try:
         config = ExperimentConfig.model_validate(read.data)
@@ -51,6 +53,8 @@ def load_config(
         problems += [_explain(item, read) for item in error.errors() if item["type"] != "invalid_key"]
     if config is None or problems:
         raise InputError("\n".join(sorted(problems, key=_file_order)))
+    if not is_named:
+        config.model_fields_set.discard("output")
     return config
 
 

@@ -39,6 +39,30 @@ def test_a_config_is_loaded_from_a_file_a_mapping_or_another(tmp_path: Path) -> 
     assert rai.load_config(from_file) == rai.load_config(str(tmp_path / "a.yaml"), ["seed=2"]) == from_file
 
 
+def test_run_table_and_sweep_of_one_loaded_config_have_folders_of_their_own(tmp_path: Path, monkeypatch) -> None:
+    """Unless the config, or `output`, names one; a config that was loaded twice or copied is as one that was not."""
+    from fedjax_rai.runs import run
+    from fedjax_rai.studies import sweep, table
+
+    monkeypatch.setattr(run, "run", lambda config: config.output)
+    monkeypatch.setattr(table, "run_table", lambda config, arms, seeds: config.output)
+    monkeypatch.setattr(sweep, "run_sweep", lambda points, together: Path(points[0].config.output).parent)
+
+    def folders(config, **given) -> list[str]:
+        done = [rai.run(config, **given), rai.table(config, **given), rai.sweep(config, {"seed": [1]}, **given)]
+        return [str(each.folder) for each in done]
+
+    path = tmp_path / "a.yaml"
+    path.write_text("seed: 1\n")
+    config = rai.load_config(path)
+    expected = ["runs/a", "runs/a-table", "runs/a-sweep"]
+    assert folders(config) == folders(path) == folders(rai.load_config(config, ["seed=2"])) == expected
+    assert folders(config.model_copy(update={"seed": 2})) == folders(config, partition=iid) == expected
+    assert folders(rai.load_config({})) == ["runs/run", "runs/run-table", "runs/run-sweep"]
+    assert folders(rai.load_config(path, ["output=runs/a"])) == folders(config, output="runs/a") == ["runs/a"] * 3
+    assert folders(config.model_copy(update={"output": "runs/b"})) == ["runs/b"] * 3
+
+
 def test_what_is_wrong_with_a_mapping_is_all_said() -> None:
     with pytest.raises(rai.InputError) as caught:
         rai.load_config({"lora": {"rnk": 3}, "guard": None, "seed": -1, "data": 3}, ["cai.prompts=0"])
