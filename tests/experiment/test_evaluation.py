@@ -185,7 +185,11 @@ def test_a_critique_is_by_the_rule_judge_where_the_prompts_are_the_tiny_worlds(c
         {"prompt": "q", "response": UNSAFE, "revisions": ["no", UNSAFE], "whole": True},
         {"prompt": "q", "response": "no", "revisions": [UNSAFE, "no"], "whole": True},
     ]
-    assert critique(setting, rows) == {
+    blank = [
+        {"prompt": "q", "response": " ", "revisions": [" "], "whole": True},
+        {"prompt": "q", "response": UNSAFE, "revisions": [""], "whole": True},
+    ]
+    assert critique(setting, rows + blank) == {
         "judge": "rule", "unsafe": 2, "made_safe": 50, "safe": 1, "left_alone": 100, "made_unsafe": 0,
-        "without_verdict": 0,
+        "without_verdict": 2,
     }  # fmt: skip

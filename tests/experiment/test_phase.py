@@ -205,8 +205,8 @@ def test_conversations_are_written_down(config, arm):
 
 
 def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm):
-    """By hand: four unsafe responses of which one is made safe (one says the same, one nothing, one does not end), and
-    three safe ones, of which one is changed and one spoiled."""
+    """By hand: three unsafe responses of which one is made safe (one says the same, one does not end), one that is
+    answered by nothing, and three safe ones, of which one is changed and one spoiled."""
     setting = arm(config)
     from fedjax_rai.data.tiny_world import unsafe_markers
 
@@ -220,9 +220,9 @@ def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm)
     ]  # fmt: skip
     found = critique(setting, rows)
     assert found == {
-        "judge": "rule", "unsafe": 4, "made_safe": 25.0, "safe": 3,
+        "judge": "rule", "unsafe": 3, "made_safe": pytest.approx(100 / 3), "safe": 3,
         "left_alone": pytest.approx(100 / 3), "made_unsafe": pytest.approx(100 / 3),
-        "without_verdict": 0,
+        "without_verdict": 1,
     }  # fmt: skip
     assert critique(setting, rows[4:5])["made_safe"] is None
 
