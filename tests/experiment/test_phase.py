@@ -41,7 +41,7 @@ def test_a_phase_comes_after_every_so_many_rounds(config, arm, every):
 
 @pytest.mark.parametrize("safe", [0.25, 0.5, small.slow(0.75)])
 def test_a_trigger_runs_it_only_where_the_probe_is_below(config, arm, monkeypatch, safe):
-    monkeypatch.setattr(rounds, "probe", lambda *_: safe)
+    monkeypatch.setattr(rounds, "probe", lambda *_: {"probe_harmless": safe})
     _, rows, _ = play(vary(config, cai={"probe": 4, "trigger": 0.5}), arm)
     assert ran(rows) == [safe < 0.5] * 2 and [row["probe_harmless"] for row in rows] == [safe] * 2
 
