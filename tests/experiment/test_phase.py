@@ -42,7 +42,7 @@ def test_a_phase_comes_after_every_so_many_rounds(config, arm, every):
 
 @pytest.mark.parametrize("safe", [0.25, 0.5, small.slow(0.75)])
 def test_a_trigger_runs_it_only_where_the_probe_is_below(config, arm, monkeypatch, safe):
-    monkeypatch.setattr(rounds, "probe", lambda *_: safe)
+    monkeypatch.setattr(rounds, "probe", lambda *_: {"probe_harmless": safe})
     _, rows, _ = play(vary(config, cai={"probe": 4, "trigger": 0.5}), arm)
     assert ran(rows) == [safe < 0.5] * 2 and [row["probe_harmless"] for row in rows] == [safe] * 2
 
@@ -213,8 +213,8 @@ def test_conversations_are_written_down(config, arm):
 
 
 def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm):
-    """By hand: four unsafe responses of which one is made safe (one says the same, one nothing, one does not end), and
-    three safe ones, of which one is changed and one spoiled."""
+    """By hand: three unsafe responses of which one is made safe (one says the same, one does not end), one that is
+    answered by nothing, and three safe ones, of which one is changed and one spoiled."""
     setting = arm(config)
     from fedjax_rai.data.tiny_world import unsafe_markers
 
@@ -228,9 +228,9 @@ def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm)
     ]  # fmt: skip
     found = critique(setting, rows)
     assert found == {
-        "judge": "rule", "unsafe": 4, "made_safe": 25.0, "safe": 3,
+        "judge": "rule", "unsafe": 3, "made_safe": pytest.approx(100 / 3), "safe": 3,
         "left_alone": pytest.approx(100 / 3), "made_unsafe": pytest.approx(100 / 3),
-        "without_verdict": 0,
+        "without_verdict": 1,
     }  # fmt: skip
     assert critique(setting, rows[4:5])["made_safe"] is None
 
