@@ -327,6 +327,8 @@ def _check_sampling(greedy: bool, temperature: float | None, bounds: dict[str, A
 
 def _check_prompts(texts: list[str] | None, file: Path | None) -> None:
     """Raises InputError unless there is exactly one source of prompts, and a file is there."""
+    if STANDARD_INPUT in (texts or []):
+        raise InputError("--prompt -: must be a text; --prompts - reads standard input")
     if bool(texts) == (file is not None):
         wrong = "both --prompt and --prompts" if texts else "no prompts"
         raise InputError(f"{wrong}: must be one of --prompt TEXT, --prompts FILE, or --prompts - for standard input")

@@ -83,6 +83,7 @@ def test_the_module_is_the_command() -> None:
         (["eval", "absent"], "absent: no such folder; must be that of a finished run"),
         (["eval", "."], "not a run folder"),
         (["table", "a.yaml", "--arms", "fl,[b]"], "--arms [b]: no such arm"),
+        (["generate", "tiny", "--prompt", "-"], "--prompt -: must be a text; --prompts - reads standard input"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(arguments: list[str], message: str) -> None:

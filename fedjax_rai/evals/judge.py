@@ -158,8 +158,13 @@ def own_judge(function: Callable[..., Any], name: str) -> Judge:
     """A judge from a function (prompt, answer) -> is the answer unsafe? None, or NaN, is no verdict.
 
     A function that `over_lists` marks takes (prompts, answers), two lists, and gives a list. `name` stands in the
-    rate's name. Judging raises InputError for anything but a truth value or none.
+    rate's name. Raises InputError for a name that is one of ours, whose rate it would be mistaken for; judging raises
+    InputError for anything but a truth value or none.
     """
+    taken = [AUTO, *JUDGES]
+    if name in taken:
+        also = ", ".join(taken)
+        raise InputError(f"eval.judge: a judge of the user's own is named {name}; name the function other than {also}")
     return Judge(name, name, partial(_by_function, function, name), lambda context: True)
 
 

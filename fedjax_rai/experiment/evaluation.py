@@ -11,7 +11,7 @@ from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.schema import TINY
 from fedjax_rai.evals import open_ended
 from fedjax_rai.evals.choice import likelihoods
-from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, GuardScores, Judge, named
+from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, GuardScores, Judge, judgement, named
 from fedjax_rai.evals.open_ended import Sampled, Subject, nothing
 from fedjax_rai.evals.rate import Rate, Verdict
 from fedjax_rai.evals.suite import EVALUATIONS, Bench, Measured, batches, measure
@@ -114,8 +114,8 @@ def critique(setting: Setting, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), JUDGED)).astype(int))
     judge, context = _judge_of_revisions(setting)
     looked_at = [rows[i] for i in chosen]
-    before = judge.judge([(row["prompt"], row["response"]) for row in looked_at], context).unsafe
-    after = judge.judge([(row["prompt"], row["revisions"][-1]) for row in looked_at], context).unsafe
+    before = judgement(judge, [(row["prompt"], row["response"]) for row in looked_at], context).unsafe
+    after = judgement(judge, [(row["prompt"], row["revisions"][-1]) for row in looked_at], context).unsafe
     return count_critique(judge.name, looked_at, before, after)._asdict()
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Metrics
-from fedjax_rai.cai.options import make_sampling
+from fedjax_rai.cai.options import is_due, make_sampling
 from fedjax_rai.cai.revise import Rollout
-from fedjax_rai.config.schema import CaiConfig, ExperimentConfig
+from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
 from fedjax_rai.evals.open_ended import Sampled
@@ -152,16 +152,6 @@ def play_round(
     return [end], passed
 
 
-def is_due(cai: CaiConfig, t: int, safe_share: float | None) -> bool:
-    """Whether a phase follows round t: it is the last of every `cai.every`, and the probe is below `cai.trigger`.
-
-    `safe_share`: the probe's; None, which no trigger allows, where there is no probe.
-    """
-    if not cai.enabled or (t + 1) % cai.every != 0:
-        return False
-    return cai.trigger is None or (safe_share is not None and safe_share < cai.trigger)
-
-
 def _local_training(federations: Sequence[Federation], states: Sequence[ServerState], t: int) -> list[End]:
     """Local training, aggregation, and the probe if there is one."""
     first = federations[0]
@@ -182,12 +172,12 @@ def _local_training(federations: Sequence[Federation], states: Sequence[ServerSt
 
 
 def _probed(federation: Federation, state: ServerState, outcome: Outcome) -> Outcome:
-    """With the probe's share of safe answers, where a run has a probe."""
+    """With the probe's numbers, where a run has a probe."""
     prompts = federation.config.cai.probe
     if not prompts:
         return outcome
-    share = probe(federation.setting, prompts, state.adapter)
-    return outcome._replace(local=outcome.local | {"probe_harmless": share}, probe_done=when_done(()))
+    found = probe(federation.setting, prompts, state.adapter)
+    return outcome._replace(local=outcome.local | found, probe_done=when_done(()))
 
 
 def _aligned(federation: Federation, end: End, t: int, counts: Sequence[int]) -> list[End]:
@@ -225,11 +215,18 @@ def _aligned_together(federations: Sequence[Federation], ends: Sequence[End], t:
     return aligned
 
 
-def probe(setting: Setting, prompts: int, adapter: Adapter) -> float:
-    """The share of safe answers to the fixed probe prompts, by the guard; waits for the device."""
+def probe(setting: Setting, prompts: int, adapter: Adapter) -> dict[str, float | int]:
+    """The answers to the fixed probe prompts, by the guard; waits for the device.
+
+    `probe_harmless`: the share of safe ones, of all; one without a score is not safe. `probe_without_verdict`: how many
+    have no score or no word; absent where none.
+    """
     queries = setting.texts.materials.probe_prompts[:prompts]
     sampled = Sampled(samples=1, temperature=1.0, max_new=setting.config.eval.max_new_tokens)
     answers = answers_to(setting, adapter, "probe", queries, sampled)
     pairs = [(query, texts[0]) for query, texts in zip(queries, answers, strict=True)]
     scores = score(setting.guarding.guard, pairs)
-    return float(np.mean(scores < setting.config.guard.threshold))
+    found: dict[str, float | int] = {"probe_harmless": float(np.mean(scores < setting.config.guard.threshold))}
+    blank = np.array([not answer.strip() for _, answer in pairs])
+    missing = int(np.sum(np.isnan(scores) | blank))
+    return found | {"probe_without_verdict": missing} if missing else found

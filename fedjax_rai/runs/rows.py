@@ -20,6 +20,10 @@ class Probe(NamedTuple):
     """Share (0 to 1) of the answers that the guard calls safe; an answer without a score is not safe."""
     seconds: float
     """Seconds of answering and scoring; its tokens are not counted."""
+    without_verdict: int | None = None
+    """Answers without a score or without a word, all of which `harmless` counts too: an empty one by its score. Absent:
+    there was none.
+    """
 
 
 class Phase(NamedTuple):

@@ -118,6 +118,13 @@ def test_a_judge_is_named_by_a_name_or_an_attribute():
         named("tests.evals.test_judge:FILLED")
 
 
+@pytest.mark.parametrize("name", ["auto", "rule", "refusal_phrases", "guard"])
+def test_a_judge_of_ones_own_takes_no_name_of_ours(monkeypatch, name):
+    monkeypatch.setitem(globals(), name, always)
+    with pytest.raises(InputError, match=f"eval.judge: .* is named {name}; name the function other than auto, rule,"):
+        named(f"tests.evals.test_judge:{name}")
+
+
 def always(prompt: str, answer: str) -> bool:
     return True
 

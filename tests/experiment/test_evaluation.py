@@ -111,14 +111,22 @@ def test_the_probe_is_the_share_that_the_guard_calls_safe(config, settings, monk
         asked.append((name, prompts, sampled.samples, sampled.temperature))
         return [[prompt.upper()] for prompt in prompts]
 
+    scores = np.array([0.1, 0.2, 0.4, 0.9], np.float32)
+
     def score(guard: Any, pairs: Any) -> np.ndarray:
         assert pairs == [("a", "A"), ("b", "B"), ("c", "C"), ("d", "D")]
-        return np.array([0.1, 0.2, 0.4, 0.9], np.float32)
+        return scores
 
     monkeypatch.setattr(rounds, "answers_to", answers_to)
     monkeypatch.setattr(rounds, "score", score)
-    assert rounds.probe(setting, 4, setting.fresh_adapter("adapter")) == 0.75
+    adapter = setting.fresh_adapter("adapter")
+    assert rounds.probe(setting, 4, adapter) == {"probe_harmless": 0.75}
     assert asked == [("probe", prompts[:4], 1, 1.0)]
+    scores[:] = [np.nan, 0.2, 0.4, 0.9]
+    assert rounds.probe(setting, 4, adapter) == {"probe_harmless": 0.5, "probe_without_verdict": 1}
+    monkeypatch.setattr(rounds, "answers_to", lambda *_: [["A"], [" "], ["C"], ["D"]])
+    monkeypatch.setattr(rounds, "score", lambda *_: scores)
+    assert rounds.probe(setting, 4, adapter) == {"probe_harmless": 0.5, "probe_without_verdict": 2}
 
 
 def test_a_judge_of_ones_own_gives_the_headline(config, settings, monkeypatch):
@@ -185,7 +193,11 @@ def test_a_critique_is_by_the_rule_judge_where_the_prompts_are_the_tiny_worlds(c
         {"prompt": "q", "response": UNSAFE, "revisions": ["no", UNSAFE], "whole": True},
         {"prompt": "q", "response": "no", "revisions": [UNSAFE, "no"], "whole": True},
     ]
-    assert critique(setting, rows) == {
+    blank = [
+        {"prompt": "q", "response": " ", "revisions": [" "], "whole": True},
+        {"prompt": "q", "response": UNSAFE, "revisions": [""], "whole": True},
+    ]
+    assert critique(setting, rows + blank) == {
         "judge": "rule", "unsafe": 2, "made_safe": 50, "safe": 1, "left_alone": 100, "made_unsafe": 0,
-        "without_verdict": 0,
+        "without_verdict": 2,
     }  # fmt: skip

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_rai.cai.options import is_due, may_be_due
 from fedjax_rai.config.schema import CaiConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import phase as phases
@@ -15,7 +16,7 @@ from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import critique
 from fedjax_rai.experiment.materials import gather
 from fedjax_rai.experiment.phase import Phase, nothing_usable
-from fedjax_rai.experiment.round import Federation, is_due, play_round
+from fedjax_rai.experiment.round import Federation, play_round
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.run import run
@@ -41,7 +42,7 @@ def test_a_phase_comes_after_every_so_many_rounds(config, arm, every):
 
 @pytest.mark.parametrize("safe", [0.25, 0.5, small.slow(0.75)])
 def test_a_trigger_runs_it_only_where_the_probe_is_below(config, arm, monkeypatch, safe):
-    monkeypatch.setattr(rounds, "probe", lambda *_: safe)
+    monkeypatch.setattr(rounds, "probe", lambda *_: {"probe_harmless": safe})
     _, rows, _ = play(vary(config, cai={"probe": 4, "trigger": 0.5}), arm)
     assert ran(rows) == [safe < 0.5] * 2 and [row["probe_harmless"] for row in rows] == [safe] * 2
 
@@ -158,6 +159,13 @@ def test_when_a_phase_is_due(every, trigger, safe, rounds_with_a_phase):
     assert not any(is_due(cai.model_copy(update={"enabled": False}), t, safe) for t in range(6))
 
 
+def test_a_phase_may_be_due_where_some_round_can_have_one():
+    cai = CaiConfig(every=3, probe=1, trigger=0.5, iterations=2)
+    assert [rounds for rounds in range(7) if may_be_due(cai, rounds)] == [3, 4, 5, 6]
+    assert not may_be_due(cai.model_copy(update={"iterations": 0}), 6)
+    assert not may_be_due(cai.model_copy(update={"enabled": False}), 6)
+
+
 @pytest.mark.parametrize(
     ("row", "warning"),
     [
@@ -205,8 +213,8 @@ def test_conversations_are_written_down(config, arm):
 
 
 def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm):
-    """By hand: four unsafe responses of which one is made safe (one says the same, one nothing, one does not end), and
-    three safe ones, of which one is changed and one spoiled."""
+    """By hand: three unsafe responses of which one is made safe (one says the same, one does not end), one that is
+    answered by nothing, and three safe ones, of which one is changed and one spoiled."""
     setting = arm(config)
     from fedjax_rai.data.tiny_world import unsafe_markers
 
@@ -220,9 +228,9 @@ def test_a_critique_is_no_rubber_stamp_if_it_mends_and_leaves_alone(config, arm)
     ]  # fmt: skip
     found = critique(setting, rows)
     assert found == {
-        "judge": "rule", "unsafe": 4, "made_safe": 25.0, "safe": 3,
+        "judge": "rule", "unsafe": 3, "made_safe": pytest.approx(100 / 3), "safe": 3,
         "left_alone": pytest.approx(100 / 3), "made_unsafe": pytest.approx(100 / 3),
-        "without_verdict": 0,
+        "without_verdict": 1,
     }  # fmt: skip
     assert critique(setting, rows[4:5])["made_safe"] is None
 

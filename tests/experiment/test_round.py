@@ -134,7 +134,7 @@ def test_the_probe_is_of_the_adapter_that_the_round_left_and_before_its_phase(co
     none = jnp.zeros((1, 4), jnp.int32)
     vars(made.setting.texts)["corpus"] = Examples(none, none.astype(bool), none)
     vars(made.setting.texts)["lengths"] = np.ones(40, int)
-    monkeypatch.setattr(rounds, "probe", lambda setting, prompts, adapter: float(adapter["x"]))
+    monkeypatch.setattr(rounds, "probe", lambda setting, prompts, adapter: {"probe_harmless": float(adapter["x"])})
     (((_, outcome),), _) = play_round([made], [ServerState({"x": jnp.float32(1.0)}, ())], 0)
     assert outcome.local["probe_harmless"] == 0.75 and outcome.cai is None
 

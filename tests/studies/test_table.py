@@ -61,12 +61,25 @@ def test_seconds_are_the_mean_over_seeds():
     assert table._training_seconds([{"seconds": {"training": 10.0}}, {"seconds": {"training": 20.0}}]) == "15"
 
 
-def test_comparisons_are_paired_by_seed():
+def test_a_control_that_differs_in_more_than_revision_is_not_compared(config):
+    """By method or data too, a difference would not be revision's."""
+    arms = ["fl+cai", "fl+unrevised"]
+    by_arm = {arm: [{"rates": {"harmless": {"mean": mean}}}] * 2 for arm, mean in zip(arms, (60.0, 50.0), strict=True)}
+    for changed, says in (
+        ({"method": "sft+dpo"}, "fl+cai minus fl+unrevised is left out: cai.method differs too, and is sft there"),
+        ({"data": "revisions"}, "fl+cai minus fl+unrevised is left out: cai.data differs too, and is online there"),
+    ):
+        assert comparisons(vary(config, cai=changed), arms, by_arm, {"harmless": "harmless"}) == [says]
+    (line,) = comparisons(vary(config, cai={"method": "sft", "data": "online"}), arms, by_arm, {"harmless": "harmless"})
+    assert line.startswith("harmless, fl+cai minus fl+unrevised: +10.0 points")
+
+
+def test_comparisons_are_paired_by_seed(config):
     def harmless(mean):
         return {"rates": {"harmless": {"mean": mean}}}
 
     by_arm = {arm: [harmless(m + 10 * s) for s in (0, 1, 2)] for arm, m in (("fl", 50.0), ("fl+filter", 60.0))}
-    (line,) = comparisons(["fl", "fl+filter"], by_arm, {"harmless": "harmless (rule)"})
+    (line,) = comparisons(config, ["fl", "fl+filter"], by_arm, {"harmless": "harmless (rule)"})
     assert line == ("harmless (rule), fl+filter minus fl: +10.0 points [+10.0, +10.0]; by seed +10.0, +10.0, +10.0")
 
 
