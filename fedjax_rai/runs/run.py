@@ -14,7 +14,7 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.runs.conclude import conclude
-from fedjax_rai.runs.folder import ADAPTER, CONFIG, check_folder, open_folder, pins, run_folder
+from fedjax_rai.runs.folder import ADAPTER, CONFIG, check_folder, entered, pins, run_folder
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.loop import train
 from fedjax_rai.runs.picture import PICTURE, draw_run
@@ -40,9 +40,10 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
     setting = setting or Setting(config, pins=pins([config]))
     advice.announce(config, sizes.sizes(setting))
     setting.check()
-    open_folder(folder, config, setting)
-    (state,) = train([Federation(setting)], siblings)
-    finish(setting, state.adapter)
+    with entered(folder, config, setting) as finished:
+        if not finished:
+            (state,) = train([Federation(setting)], siblings)
+            finish(setting, state.adapter)
     return folder
 
 
