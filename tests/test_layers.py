@@ -65,6 +65,17 @@ def source(module: str) -> str:
     return (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
 
 
+def offered() -> set[str]:
+    """The names that the package itself offers, each of which loads its front door."""
+    for node in ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    raise AssertionError("fedjax_rai/__init__.py has no __all__")
+
+
+OFFERED = offered()
+
+
 def is_module(name: str) -> bool:
     return (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()
 
@@ -80,6 +91,9 @@ def imports(text: str, module: str) -> Iterator[tuple[str, str]]:
         else:
             continue
         for name in names:
+            if name == "fedjax_rai" or (name.startswith("fedjax_rai.") and name.removeprefix("fedjax_rai.") in OFFERED):
+                yield "api", name.rpartition(".")[2]  # the package itself offers what its front door does
+                continue
             if not name.startswith("fedjax_rai."):
                 continue
             name = name.removeprefix("fedjax_rai.")
@@ -143,6 +157,8 @@ def test_packages_import_nothing(init: Path) -> None:
         ("rng", "def f():\n    from fedjax_rai.config import schema"),
         ("model.lora", "from fedjax_rai.data import examples"),
         ("model.lora", "from fedjax_rai.text import prompts"),
+        ("model.lora", "import fedjax_rai as rai"),
+        ("runs.run", "from fedjax_rai import run"),
         ("fed.client", "from fedjax_rai.config.schema import ExperimentConfig"),
     ],
 )

@@ -115,3 +115,18 @@ def make_sampling(cai: CaiConfig) -> Sampling:
         if value is not None:
             bounds[name] = jnp.asarray(value)
     return Sampling(jnp.float32(cai.temperature), **bounds)
+
+
+def is_due(cai: CaiConfig, t: int, safe_share: float | None) -> bool:
+    """Whether a phase follows round t: it is the last of every `cai.every`, and the probe is below `cai.trigger`.
+
+    `safe_share`: the probe's; None, which no trigger allows, where there is no probe.
+    """
+    if not cai.enabled or (t + 1) % cai.every != 0:
+        return False
+    return cai.trigger is None or (safe_share is not None and safe_share < cai.trigger)
+
+
+def may_be_due(cai: CaiConfig, rounds: int) -> bool:
+    """Whether some round of so many may have a phase that trains, whatever the probe says."""
+    return cai.iterations > 0 and any(is_due(cai, t, safe_share=0.0) for t in range(rounds))

@@ -12,9 +12,9 @@ import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Metrics
-from fedjax_rai.cai.options import make_sampling
+from fedjax_rai.cai.options import is_due, make_sampling
 from fedjax_rai.cai.revise import Rollout
-from fedjax_rai.config.schema import CaiConfig, ExperimentConfig
+from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
 from fedjax_rai.evals.open_ended import Sampled
@@ -150,16 +150,6 @@ def play_round(
         return _aligned_together(federations, ends, t), []
     *passed, end = _aligned(federations[0], ends[0], t, [*fewer, *counts])
     return [end], passed
-
-
-def is_due(cai: CaiConfig, t: int, safe_share: float | None) -> bool:
-    """Whether a phase follows round t: it is the last of every `cai.every`, and the probe is below `cai.trigger`.
-
-    `safe_share`: the probe's; None, which no trigger allows, where there is no probe.
-    """
-    if not cai.enabled or (t + 1) % cai.every != 0:
-        return False
-    return cai.trigger is None or (safe_share is not None and safe_share < cai.trigger)
 
 
 def _local_training(federations: Sequence[Federation], states: Sequence[ServerState], t: int) -> list[End]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from fedjax_rai import mesh as meshes
-from fedjax_rai.cai.options import make_objective
+from fedjax_rai.cai.options import make_objective, may_be_due
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import bucket
 from fedjax_rai.fed.algorithm import make_algorithm
@@ -149,8 +149,7 @@ def abstract_mesh(config: ExperimentConfig, devices: int) -> AbstractMesh:
 
 def has_cai(config: ExperimentConfig) -> bool:
     """Whether a CAI phase may come due."""
-    cai = config.cai
-    return cai.enabled and cai.iterations > 0 and config.federated.rounds >= cai.every
+    return may_be_due(config.cai, config.federated.rounds)
 
 
 def chain_slots(opening: int, requests: int, new: int, revisions: int) -> int:

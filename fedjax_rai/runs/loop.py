@@ -82,22 +82,23 @@ class Loop:
             self.siblings = []
         return Pending(t, going, ends, parting, passed if parts else [])
 
-    def settle(self, round: Pending) -> None:
+    def settle(self, pending: Pending) -> None:
         """Write a round down; waits for the device."""
-        for config, end in zip(round.parting, round.parting_ends, strict=True):
-            self._part(config, round.t, end)
-        longest = max(round.ends, key=lambda end: end.outcome.cai is not None)
-        seconds, self.began = timed(longest.outcome, self.began)
+        for config, end in zip(pending.parting, pending.parting_ends, strict=True):
+            self._part(config, pending.t, end)
+        seconds, self.began = timed([end.outcome for end in pending.ends], self.began)
         if len(self.federations) > 1:
-            seconds = shared(seconds, len(round.going))
-        rows = [self.records[i].add(round.t, *end, seconds) for i, end in zip(round.going, round.ends, strict=True)]
+            seconds = shared(seconds, len(pending.going))
+        rows = [
+            self.records[i].add(pending.t, *end, seconds) for i, end in zip(pending.going, pending.ends, strict=True)
+        ]
         self.advance(f"loss {rows[0].train_loss:.3f}")
 
     def _part(self, config: ExperimentConfig, t: int, end: End) -> None:
         """Fill a sibling's folder as if it had run by itself to the end of round t."""
         (record,) = self.records
         folder = run_folder(config)
-        seconds, _ = timed(end.outcome, self.began)
+        seconds, _ = timed([end.outcome], self.began)
         with entered(folder, config, record.setting) as finished:
             if finished:
                 return

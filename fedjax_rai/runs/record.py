@@ -1,6 +1,6 @@
 """The rounds of a run on disk: a row of metrics each, the conversations of CAI phases, and states to go on from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,12 +85,18 @@ def revisions(setting: Setting, t: int, rollout: Rollout) -> Iterator[Revision]:
         yield Revision(t + 1, *conversation)
 
 
-def timed(outcome: Outcome, began: float) -> tuple[dict[str, float], float]:
-    """(seconds of a round that began then, by fields of `Round`; when it ended); waits for the device."""
-    local = outcome.local_done.result()
-    probed = outcome.probe_done.result() if outcome.probe_done else local
-    end = outcome.cai_done.result() if outcome.cai_done else probed
+def timed(outcomes: Sequence[Outcome], began: float) -> tuple[dict[str, float], float]:
+    """(seconds of a round that began then, by fields of `Round`; when it ended); waits for the device.
+
+    Of several runs that went together: local training is one program, the probes follow each other, and the phase of
+    those that have one is a program again.
+    """
+    local = outcomes[0].local_done.result()
+    probes = [outcome.probe_done.result() for outcome in outcomes if outcome.probe_done]
+    phases = [outcome.cai_done.result() for outcome in outcomes if outcome.cai_done]
+    probed = max(probes, default=local)
+    end = max(phases, default=probed)
     parts = {"seconds": end - began, "local_seconds": local - began, "cai_seconds": end - probed}
-    if outcome.probe_done:
+    if probes:
         parts["probe_seconds"] = probed - local
     return {name: round(value, 3) for name, value in parts.items()}, end

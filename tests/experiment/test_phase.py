@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_rai.cai.options import is_due, may_be_due
 from fedjax_rai.config.schema import CaiConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import phase as phases
@@ -15,7 +16,7 @@ from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import critique
 from fedjax_rai.experiment.materials import gather
 from fedjax_rai.experiment.phase import Phase, nothing_usable
-from fedjax_rai.experiment.round import Federation, is_due, play_round
+from fedjax_rai.experiment.round import Federation, play_round
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.run import run
@@ -156,6 +157,13 @@ def test_when_a_phase_is_due(every, trigger, safe, rounds_with_a_phase):
     cai = CaiConfig(every=every, probe=4, trigger=trigger)
     assert [t for t in range(6) if is_due(cai, t, safe)] == rounds_with_a_phase
     assert not any(is_due(cai.model_copy(update={"enabled": False}), t, safe) for t in range(6))
+
+
+def test_a_phase_may_be_due_where_some_round_can_have_one():
+    cai = CaiConfig(every=3, probe=1, trigger=0.5, iterations=2)
+    assert [rounds for rounds in range(7) if may_be_due(cai, rounds)] == [3, 4, 5, 6]
+    assert not may_be_due(cai.model_copy(update={"iterations": 0}), 6)
+    assert not may_be_due(cai.model_copy(update={"enabled": False}), 6)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
 from fedjax_rai.runs import files, lockstep
 from fedjax_rai.runs import run as single
+from fedjax_rai.runs.folder import run_folder
 from tests.tiny_runs import vary
 
 COMMANDS = {"run": single, "together": lockstep}
@@ -35,7 +36,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begin(config) -> dict[Path, bytes]:
     """Another process's run has begun; what is in its folder."""
-    folder = Path(config.output)
+    folder = run_folder(config)
     folder.mkdir()
     (folder / "config.yaml").write_text(f"# theirs\n{dump_config(config)}")
     return contents(folder)
@@ -48,9 +49,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nothing_is_written_where_another_process_is_at_work(config, arm, command):
     theirs = begin(config)
-    with files.alone(Path(config.output)), pytest.raises(InputError, match="another process is at work there"):
+    with files.alone(run_folder(config)), pytest.raises(InputError, match="another process is at work there"):
         go(command, config, arm)
-    assert contents(Path(config.output)) == theirs
+    assert contents(run_folder(config)) == theirs
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -61,7 +62,7 @@ def test_a_run_that_another_process_began_meanwhile_is_not_written_over(config, 
     monkeypatch.setattr(advice, "announce", lambda *_: theirs.update(begin(other)))
     with pytest.raises(InputError, match="federated.local_steps: 3 there, 2 now"):
         go(command, config, arm)
-    assert contents(Path(config.output)) == theirs
+    assert contents(run_folder(config)) == theirs
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -70,12 +71,12 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(config, arm
 
     def finish_theirs(*_) -> None:
         begin(config)
-        (Path(config.output) / "summary.json").write_text("{}")
-        theirs.update(contents(Path(config.output)))
+        (run_folder(config) / "summary.json").write_text("{}")
+        theirs.update(contents(run_folder(config)))
 
     monkeypatch.setattr(advice, "announce", finish_theirs)
     go(command, config, arm)
-    assert contents(Path(config.output)) == theirs
+    assert contents(run_folder(config)) == theirs
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -83,7 +84,7 @@ def test_a_folder_is_held_until_its_run_is_finished(config, arm, command, monkey
     held = []
 
     def finish(setting, _) -> None:
-        with pytest.raises(InputError, match="another process"), files.alone(Path(setting.config.output)):
+        with pytest.raises(InputError, match="another process"), files.alone(run_folder(setting.config)):
             pass
         held.append(setting.config.output)
 

@@ -25,9 +25,11 @@ def trained(config, arm, tmp_path) -> Path:
     shutil.copy(CONSTITUTION, tmp_path / "own.yaml")
     config = vary(config, cai={"constitution": str(tmp_path / "own.yaml")})
     setting = arm(config)
-    with folder.entered(Path(config.output), config, setting):
-        save_adapter(Path(config.output) / "adapter", *setting.shapes, setting.fresh_adapter("adapter"), "tiny")
-    return Path(config.output)
+    model, lora = setting.shapes
+    there = folder.run_folder(config)
+    with folder.entered(there, config, setting):
+        save_adapter(there / "adapter", model, lora, setting.fresh_adapter("adapter"), "tiny")
+    return there
 
 
 def test_a_moved_folder_is_evaluated_where_it_is(trained, tmp_path):

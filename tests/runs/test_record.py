@@ -65,8 +65,16 @@ def test_seconds_are_from_one_end_to_the_next():
     """Began at 10, adapter there at 12, probe at 13.5, phase at 17."""
     whole = Outcome(LOCAL, at(12.0), probe_done=at(13.5), cai=PHASE_ON_DEVICE, cai_done=at(17.0))
     parts = {"seconds": 7.0, "local_seconds": 2.0, "cai_seconds": 3.5, "probe_seconds": 1.5}
-    assert timed(whole, 10.0) == (parts, 17.0)
-    assert timed(Outcome(LOCAL, at(12.0)), 10.0) == ({"seconds": 2.0, "local_seconds": 2.0, "cai_seconds": 0.0}, 12.0)
+    assert timed([whole], 10.0) == (parts, 17.0)
+    assert timed([Outcome(LOCAL, at(12.0))], 10.0) == ({"seconds": 2.0, "local_seconds": 2.0, "cai_seconds": 0.0}, 12.0)
+
+
+def test_seconds_of_runs_that_go_together_reach_from_the_first_part_to_the_last():
+    """Two probes, one after the other, are there at 13 and at 15; one run has a phase, there at 16."""
+    first = Outcome(LOCAL, at(12.0), probe_done=at(13.0))
+    second = Outcome(LOCAL, at(12.0), probe_done=at(15.0), cai=PHASE_ON_DEVICE, cai_done=at(16.0))
+    parts = {"seconds": 6.0, "local_seconds": 2.0, "cai_seconds": 1.0, "probe_seconds": 3.0}
+    assert timed([first, second], 10.0) == (parts, 16.0)
 
 
 def test_a_row_holds_no_key_for_what_was_not_there():
