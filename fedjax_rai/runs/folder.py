@@ -1,7 +1,8 @@
 """A run's folder: whose it is, what it began with, and whether it is finished."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,21 @@ def open_folder(folder: Path, config: ExperimentConfig, setting: Setting) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / CONFIG, dump_config(config))
     note_versions(folder / VERSIONS, setting.commits | {"files": digests(config)})
+
+
+@contextmanager
+def entered(folder: Path, config: ExperimentConfig, setting: Setting) -> Iterator[bool]:
+    """A run's folder for this process alone, with what tells whose it is. Yields whether the run is finished.
+
+    Nothing is written to a finished run's. Raises InputError where another process is at work, and as `check_folder`:
+    another one may have been there since the folder was last looked at.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.alone(folder):
+        finished = check_folder(folder, config)
+        if not finished:
+            open_folder(folder, config, setting)
+        yield finished
 
 
 def check_folder(folder: Path, config: ExperimentConfig) -> bool:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from math import ceil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import but_numbers
 from fedjax_rai.memory import advice
 from fedjax_rai.memory.plan import plan
-from fedjax_rai.runs.folder import check_folder, open_folder, run_folder
+from fedjax_rai.runs.folder import check_folder, entered, run_folder
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.loop import train
 from fedjax_rai.runs.run import finish, run
@@ -62,8 +63,12 @@ def _run_group(settings: Sequence[Setting]) -> None:
     if len(settings) == 1:
         run(settings[0].config, settings[0])
         return
-    for setting in settings:
-        open_folder(run_folder(setting.config), setting.config, setting)
-    states = train([Federation(setting) for setting in settings])
-    for setting, state in zip(settings, states, strict=True):
-        finish(setting, state.adapter)
+    with ExitStack() as stack:
+        left = []
+        for setting in settings:
+            finished = stack.enter_context(entered(run_folder(setting.config), setting.config, setting))
+            if not finished:
+                left.append(setting)
+        states = train([Federation(setting) for setting in left]) if left else []
+        for setting, state in zip(left, states, strict=True):
+            finish(setting, state.adapter)

@@ -9,7 +9,7 @@ from fedjax_rai import terminal
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment.round import End, Federation, play_round
 from fedjax_rai.fed.base import ServerState
-from fedjax_rai.runs.folder import open_folder, run_folder
+from fedjax_rai.runs.folder import entered, run_folder
 from fedjax_rai.runs.record import Record, timed
 
 
@@ -24,7 +24,7 @@ class Pending(NamedTuple):
 
 
 def train(federations: Sequence[Federation], siblings: Sequence[ExperimentConfig] = ()) -> list[ServerState]:
-    """All rounds that are still to do, a record of each; the last states.
+    """All rounds that are still to do, a record of each, in folders that were `entered`; the last states.
 
     Runs that an interruption left behind the others begin, and are joined by these where they left off. `siblings` of a
     single run have fewer `cai.iterations`, ascending, and differ in nothing else: their folders are filled up to the
@@ -99,10 +99,12 @@ class Loop:
         (record,) = self.records
         folder = run_folder(config)
         seconds, _ = timed([end.outcome], self.began)
-        open_folder(folder, config, record.setting)
-        with Record(folder, record.setting) as theirs:
-            theirs.copy_rows(record)
-            theirs.add(t, *end, seconds)
+        with entered(folder, config, record.setting) as finished:
+            if finished:
+                return
+            with Record(folder, record.setting) as theirs:
+                theirs.copy_rows(record)
+                theirs.add(t, *end, seconds)
 
 
 def shared(seconds: dict[str, float], runs: int) -> dict[str, Any]:

@@ -63,11 +63,13 @@ def prepare(config: ExperimentConfig, out: Path, prompts: int | None = None, ada
     writer = Writer(setting, config, policy(setting, adapter), request["prompts"])
     writer.check()
     out.mkdir(parents=True, exist_ok=True)
-    files.write_json(out / SET, request)
-    open_folder(out, config, setting)
     with files.alone(out):
-        writer.write(out)
-    conclude(setting, config, out)
+        check_config(out, config)  # another process may have been there since
+        if not finished(out, request):
+            files.write_json(out / SET, request)
+            open_folder(out, config, setting)
+            writer.write(out)
+            conclude(setting, config, out)
     return out
 
 

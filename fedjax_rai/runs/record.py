@@ -1,7 +1,6 @@
 """The rounds of a run on disk: a row of metrics each, the conversations of CAI phases, and states to go on from."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ METRICS, REVISIONS, CHECKPOINTS = "metrics.jsonl", "revisions.jsonl", "checkpoin
 
 
 class Record:
-    """The record in a run folder, for one process at a time.
+    """The record in a run folder that this process has for itself (`folder.entered`).
 
     A context manager, so that the last state is whole when it is left.
     """
@@ -28,8 +27,6 @@ class Record:
     def __init__(self, folder: Path, setting: Setting):
         self.folder = folder
         self.setting = setting
-        self._held = ExitStack()
-        self._held.enter_context(files.alone(folder))
         self._checkpoints = Checkpoints(folder / CHECKPOINTS)
 
     def __enter__(self) -> "Record":
@@ -37,7 +34,6 @@ class Record:
 
     def __exit__(self, *_: object) -> None:
         self._checkpoints.close()
-        self._held.close()
 
     def restore(self, like: PyTree) -> tuple[int, PyTree]:
         """(rounds done, state after them); rows that are ahead of the state are taken off."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fedjax_rai import terminal
 from fedjax_rai.aliases import Adapter
+from fedjax_rai.config.files import digests
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
@@ -13,9 +14,20 @@ from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
 from fedjax_rai.model.peft import load_adapter, save_adapter
+from fedjax_rai.runs import files
 from fedjax_rai.runs.conclude import conclude
-from fedjax_rai.runs.folder import ADAPTER, CONFIG, check_folder, open_folder, pins, run_folder
-from fedjax_rai.runs.inputs import check_inputs
+from fedjax_rai.runs.folder import (
+    ADAPTER,
+    CONFIG,
+    VERSIONS,
+    began_with,
+    check_folder,
+    entered,
+    note_versions,
+    pins,
+    run_folder,
+)
+from fedjax_rai.runs.inputs import check_inputs, check_unchanged
 from fedjax_rai.runs.loop import train
 from fedjax_rai.runs.picture import PICTURE, draw_run
 from fedjax_rai.runs.record import METRICS
@@ -40,9 +52,10 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
     setting = setting or Setting(config, pins=pins([config]))
     advice.announce(config, sizes.sizes(setting))
     setting.check()
-    open_folder(folder, config, setting)
-    (state,) = train([Federation(setting)], siblings)
-    finish(setting, state.adapter)
+    with entered(folder, config, setting) as finished:
+        if not finished:
+            (state,) = train([Federation(setting)], siblings)
+            finish(setting, state.adapter)
     return folder
 
 
@@ -56,13 +69,20 @@ def finish(setting: Setting, adapter: Adapter) -> None:
 
 
 def evaluate_run(folder: Path) -> None:
-    """Evaluate the adapter of a run folder once more, as its config says; rewrites its evaluation and summary."""
+    """Evaluate the adapter of a run folder once more, as its config says; rewrites its evaluation and summary.
+
+    The folder may have been moved since its run. Raises InputError where files that the config names are not what they
+    were when the run began, and where another process is at work in the folder.
+    """
     if not (folder / CONFIG).is_file() or not (folder / ADAPTER).is_dir():
         raise InputError(f"{folder}: not a run folder with {CONFIG} and {ADAPTER}/ (is the run finished?)")
-    config = load_config(folder / CONFIG)
-    check_inputs([config])
-    read_rounds(folder / METRICS)  # what is wrong with them is said before anything is computed
-    setting = Setting(config, pins=pins([config]))
-    _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
-    conclude(setting, adapter)
-    draw_run(folder)
+    with files.alone(folder):
+        config = load_config(folder / CONFIG).model_copy(update={"output": str(folder)})
+        check_inputs([config])
+        check_unchanged(config, folder, began_with(folder).get("files", {}))
+        read_rounds(folder / METRICS)  # what is wrong with them is said before anything is computed
+        setting = Setting(config, pins=pins([config]))
+        _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
+        note_versions(folder / VERSIONS, setting.commits | {"files": digests(config)})
+        conclude(setting, adapter)
+        draw_run(folder)

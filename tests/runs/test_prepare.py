@@ -337,3 +337,11 @@ def test_real_questions_are_prepared(warm, shared_data, tmp_path, monkeypatch):
     asked = {own["question_en"].strip() for own in json.loads(Path(real.data.train).read_text(encoding="utf-8"))}
     assert len(rows(out)) == 4 and {row["turns"][0]["content"] for row in rows(out)} <= asked
     assert written_files.read_json(out / "summary.json")["synthetic"] == ["model"]
+
+
+def test_a_set_that_another_process_works_at_is_not_written_to(warm, tmp_path, monkeypatch):
+    monkeypatch.setattr(Writer, "check", lambda _: None)
+    (tmp_path / "set").mkdir()
+    with written_files.alone(tmp_path / "set"), pytest.raises(InputError, match="another process is at work there"):
+        prepare.prepare(warm, tmp_path / "set", 4)
+    assert not any((tmp_path / "set").iterdir())
