@@ -78,7 +78,7 @@ def apart(arm, tmp_path_factory: pytest.TempPathFactory):
 def unevaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without an evaluation, which takes longer than they do."""
     monkeypatch.setattr(conclude, "evaluate", lambda *_: ({"harmless": None}, []))
-    monkeypatch.setattr(conclude, "critique", lambda *_: None)
+    monkeypatch.setattr(conclude, "critique_of", lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_grid_with_seeds_has_a_row_for_every_other_combination(config, apart, 
     assert all([summary["seed"] for summary in row.summaries] == [0, 1] for row in rows)
     printed = capsys.readouterr().out
     assert printed.startswith("\n| cai.method | cai.iterations | harmless ") and "over 2 seeds (Student's t)" in printed
-    assert "harmless, sft, 3 - sft, 0: " in printed and "(seeds: " in printed
+    assert "harmless (rule), sft, 3 minus sft, 0: " in printed and "by seed " in printed
     lines = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
     assert list(lines[0]) == ["cai.method", "cai.iterations", "seed", "name", "mean", "low", "high", "prompts"]
     found = {(line["cai.method"], line["cai.iterations"], line["seed"]) for line in lines}
