@@ -70,11 +70,11 @@ def test_a_probe_is_the_share_of_safe_answers(config, monkeypatch):
     setting = Setting(vary(config, guard={"threshold": 0.5}))
     setting.texts.materials = setting.texts.materials._replace(probe_prompts=[*prompts, "q6"])
     vars(setting.guarding)["guard"] = None
-    assert rounds.probe(setting, 4, {}) == 0.75
-    assert rounds.probe(setting, 5, {}) == 0.6
+    assert rounds.probe(setting, 4, {}) == {"probe_harmless": 0.75}
+    assert rounds.probe(setting, 5, {}) == {"probe_harmless": 0.6}
     stricter = Setting(vary(config, guard={"threshold": 0.25}), setting)
     vars(stricter.guarding)["guard"] = None
-    assert rounds.probe(stricter, 4, {}) == 0.5
+    assert rounds.probe(stricter, 4, {}) == {"probe_harmless": 0.5}
 
 
 def test_every_phase_asks_other_red_prompts_by_other_draws(config, arm):

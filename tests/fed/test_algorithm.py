@@ -389,10 +389,9 @@ def test_every_row_goes_through_a_round(key, name):
 
 def test_the_default_config_trains_as_everything_else_does():
     """The guard and constitutional AI take `PLAIN`; so do clients, unless a config says otherwise."""
-    config = ExperimentConfig()
-    algorithm = make_algorithm(config.federated, dict(config), make_mesh())
-    same = ALGORITHMS["fedavg"].constructor(
-        PLAIN, weighted_mean(), Mapper(config.federated.clients, 1, over_clients(make_mesh()))
-    )
+    config, mesh = ExperimentConfig(), small.mesh(1)
+    algorithm = make_algorithm(config.federated, dict(config), mesh)
+    mapper = Mapper(config.federated.clients, 1, over_clients(mesh))
+    same = ALGORITHMS["fedavg"].constructor(PLAIN, weighted_mean(), mapper)
     assert Trainer() == PLAIN
     assert algorithm == same
