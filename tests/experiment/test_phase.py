@@ -33,14 +33,15 @@ def ran(rows) -> list[bool]:
     return ["cai_iterations" in row for row in rows]
 
 
-@pytest.mark.parametrize("every", [small.slow(1), 2, small.slow(3), small.slow(4)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
 def test_a_phase_comes_after_every_so_many_rounds(config, arm, every):
     _, rows, _ = play(vary(config, cai={"every": every}, federated={"rounds": 3}), arm)
     assert ran(rows) == [t % every == 0 for t in (1, 2, 3)]
     assert all((row["cai_seconds"] > 0) == own for row, own in zip(rows, ran(rows), strict=True))
 
 
-@pytest.mark.parametrize("safe", [0.25, 0.5, small.slow(0.75)])
+@pytest.mark.parametrize("safe", [small.slow(0.25), 0.5, small.slow(0.75)])
 def test_a_trigger_runs_it_only_where_the_probe_is_below(config, arm, monkeypatch, safe):
     monkeypatch.setattr(rounds, "probe", lambda *_: {"probe_harmless": safe})
     _, rows, _ = play(vary(config, cai={"probe": 4, "trigger": 0.5}), arm)

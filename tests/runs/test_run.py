@@ -92,6 +92,7 @@ def test_a_filter_that_keeps_all_is_no_filter(config, arm):
     assert play(keeps, arm)[1] == play(config, arm)[1]
 
 
+@pytest.mark.slow
 def test_zero_iterations_of_cai_are_no_cai(config, arm):
     none, zero = vary(config, "none", cai={"enabled": False}), vary(config, "zero", cai={"iterations": 0})
     assert play(zero, arm)[1] == play(none, arm)[1] != play(config, arm)[1]
@@ -119,6 +120,7 @@ def test_a_client_that_kept_nothing_has_no_weight(config, arm):
     assert int(local["clients"]) == int(local["trained_tokens"]) == int(local["step_tokens"]) == 0
 
 
+@pytest.mark.slow
 def test_arms_rounds_and_iteration_counts_share_their_programs(config, arm):
     play(config, arm)
     compiled = federated_round, generate_rollout, pool_of_rollout, align
