@@ -22,7 +22,8 @@ def prepared(config, tmp_path) -> ExperimentConfig:
 
 
 def trained(config: ExperimentConfig, setting: Setting, folder: str) -> bytes:
-    return adapter_bytes(run(vary(config, folder), setting))
+    config = vary(config, folder)
+    return adapter_bytes(run(config, Setting(config, setting)))
 
 
 @pytest.mark.slow
