@@ -17,7 +17,7 @@ FLOORS = (
         "model": "architecture attention decoder families lora peft quantize weights",
     },
     {"data": "examples order packing partition sources tiny_lexicon tiny_world"},
-    {"train": "generate losses optimizers step"},
+    {"train": "dispatch generate losses optimizers step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",

@@ -1,6 +1,6 @@
 """Likelihood choice, as HHH is scored: is the good answer likelier, as a whole, than the bad one?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from fedjax_rai.data.sources import Choice
 from fedjax_rai.evals.open_ended import Subject, nothing
 from fedjax_rai.evals.rate import Verdict
 from fedjax_rai.text.prompts import answered
+from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.losses import answer_logps
 
 _answer_logps = jax.jit(answer_logps)
@@ -25,13 +26,15 @@ def likelihoods(
     """
     chats = [answered(prompt, answer) for prompt, answer in exchanges]
     examples, cut = encode_chats(subject.tokenizer, chats, subject.max_length)
-    pending = []
-    for begin in range(0, len(chats), subject.batch_size):
-        rows = np.arange(begin, min(begin + subject.batch_size, len(chats)))
-        filled: Any = np.resize(rows, subject.batch_size)  # the last batch filled up with copies
-        pending.append((rows, _answer_logps(subject.lm, subject.adapter, take(examples, filled))[0]))
+
+    def dispatched() -> Iterator[tuple[np.ndarray, Any]]:
+        for begin in range(0, len(chats), subject.batch_size):
+            rows = np.arange(begin, min(begin + subject.batch_size, len(chats)))
+            filled: Any = np.resize(rows, subject.batch_size)  # the last batch filled up with copies
+            yield rows, _answer_logps(subject.lm, subject.adapter, take(examples, filled))[0]
+
     logps = np.zeros(len(chats))
-    for rows, values in pending:
+    for rows, values in read_late(dispatched()):
         logps[rows] = np.asarray(values)[: len(rows)]
         advance()
     return logps, ~cut

@@ -1,6 +1,6 @@
 """The answers of a model to prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,8 @@ from fedjax_rai.data.examples import encode_questions, length_batches
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.text.prompts import question
 from fedjax_rai.text.tokenizer import Tokenizer
-from fedjax_rai.train.generate import Decoding, Sampling, generate
+from fedjax_rai.train.dispatch import read_late
+from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
 
 
 class Subject(NamedTuple):
@@ -62,12 +63,14 @@ def answers_to(
     keys = jax.vmap(lambda row: rng.stream(key, "answer", row=row))(np.arange(len(repeated)))
     ends = np.array(tokenizer.end_ids, np.int32)
     decoding = Decoding(Sampling(np.float32(sampled.temperature)), ends, sampled.max_new)
-    pending = []
-    for rows, batch in length_batches(repeated, subject.batch_size, tokenizer.pad_id):
-        batch_keys = keys[np.resize(rows, subject.batch_size)]
-        pending.append((rows, generate(subject.lm, subject.adapter, batch, batch_keys, decoding)))
+
+    def dispatched() -> Iterator[tuple[np.ndarray, Answers]]:
+        for rows, batch in length_batches(repeated, subject.batch_size, tokenizer.pad_id):
+            batch_keys = keys[np.resize(rows, subject.batch_size)]
+            yield rows, generate(subject.lm, subject.adapter, batch, batch_keys, decoding)
+
     texts = [""] * len(repeated)
-    for rows, answers in pending:
+    for rows, answers in read_late(dispatched()):
         tokens = np.asarray(answers.tokens)
         shown = np.asarray(answers.valid) & ~np.isin(tokens, ends)  # not every end is a token that decoding skips
         for place, row in enumerate(rows):

@@ -5,7 +5,7 @@ The guard is an adapter on some base, or a released model; it is sent to the cli
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.model.decoder import LM, forward, unembed
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, answered, chat, guard_question, prompt
 from fedjax_rai.text.tokenizer import Tokenizer
+from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.step import train
 
 # Words of Llama Guard's chat template, which is itself the request for a verdict on the conversation put into it. Other
@@ -127,12 +128,13 @@ def score(
     for ids in (*prompts, form.verdict_ids):
         guard.tokenizer.check_ids(ids, guard.lm.model.config.vocab_size, guard.key)
     verdict_ids = np.array(form.verdict_ids)
-    pending = []  # all batches are dispatched before the first is read
-    for rows, batch in length_batches(prompts, guard.batch_size, guard.tokenizer.pad_id):
-        batch_scores = first_token_score(guard.lm, guard.adapter, batch.tokens, batch.valid, verdict_ids)
-        pending.append((rows, batch_scores))
+
+    def dispatched() -> Iterator[tuple[np.ndarray, Array]]:
+        for rows, batch in length_batches(prompts, guard.batch_size, guard.tokenizer.pad_id):
+            yield rows, first_token_score(guard.lm, guard.adapter, batch.tokens, batch.valid, verdict_ids)
+
     scores = np.zeros(len(prompts), np.float32)
-    for rows, batch_scores in pending:
+    for rows, batch_scores in read_late(dispatched()):
         scores[rows] = np.asarray(batch_scores)[: len(rows)]
         advance()
     return scores

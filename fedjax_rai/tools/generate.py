@@ -22,6 +22,7 @@ from fedjax_rai.model.weights import load_base
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
 from fedjax_rai.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, stop_ids
+from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
 
 
@@ -94,9 +95,12 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
             numbers = np.array([i for i, row in enumerate(rows) if row.chat == chat])
             decoding = Decoding(sampling(request, files.config.vocab_size), end_ids(files, chat), request.max_new)
             size = min(request.batch_size, max(len(numbers), 1))
-            for picked, batch in length_batches([rows[i].ids for i in numbers], size, 0, longest):
-                batch_keys = keys[numbers[np.resize(picked, size)]]
-                found = generate(lm, files.adapter, batch, batch_keys, decoding)
+            batches = length_batches([rows[i].ids for i in numbers], size, 0, longest)
+            dispatched = (
+                (picked, generate(lm, files.adapter, batch, keys[numbers[np.resize(picked, size)]], decoding))
+                for picked, batch in batches
+            )
+            for picked, found in read_late(dispatched):
                 waiting |= zip(numbers[picked].tolist(), read_answers(found, files.tokenizer), strict=False)
                 advance(steps=len(picked))
                 while given in waiting:

@@ -87,7 +87,6 @@ def test_points_together_are_what_they_are_alone(config, arm, sections):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(run=False, reason="collectives of eight devices on two cores wait for each other without end: open")
 def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config, arm, tmp_path):
     paths = [tmp_path / f"{i}.yaml" for i in range(3)]
     for path, own in zip(paths, points(config, "together"), strict=True):
