@@ -25,7 +25,10 @@ FLOORS = (
         "evals": "choice judge open_ended rate suite",
     },
     {"memory": "advice footprint plan"},
-    {"experiment": "cost evaluation guarding materials models phase replay round setting sizes texts together"},
+    {
+        "experiment": "cost evaluation guarding materials models phase replay revising round setting sizes texts "
+        "together"
+    },
     {
         "runs": "checkpoint conclude conversations export files folder inputs lockstep loop picture prepare record "
         "report rows run"

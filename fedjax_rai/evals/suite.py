@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from fedjax_rai.config.schema import TINY, DataConfig, EvalConfig
+from fedjax_rai.config.schema import TINY, EvalConfig
 from fedjax_rai.data import tiny_world
 from fedjax_rai.data.sources import Choice, Pair, read_advbench
 from fedjax_rai.evals.choice import both_answers, prefers_good
@@ -62,7 +62,8 @@ class Sources(NamedTuple):
 
     eval: Any
     """The keys of the config's section `eval` that the evaluations name as theirs, and no others."""
-    data: DataConfig
+    data: Any
+    """The keys of the config's section `data` that say which texts there are."""
     seed: int
     held_out: Sequence[Pair]
     """Pairs about questions that nothing else uses; none in the tiny world, which makes its items itself."""

@@ -186,7 +186,7 @@ def full_epoch(setting: Setting) -> Epoch:
     if cai.data == ONLINE:
         questions = len({prompt.query for prompt in materials.red_prompts})
     else:
-        questions = len(setting.texts.prepared.chosen.tokens)
+        questions = len(setting.revising.prepared.chosen.tokens)
     return Epoch(questions, cai.prompts, len(materials.benign_prompts), cai.batch_size, cai.iterations)
 
 

@@ -72,14 +72,14 @@ class Phase:
         rows = self._rows(len(texts.red_prompts.tokens), t)
         categories = [texts.materials.red_prompts[row].category for row in rows]
         g = rng.host(self.config.seed, "principles", round=t)
-        principles = draw(texts.constitution, categories, self.config.cai.revisions, g)
+        principles = draw(self.setting.revising.constitution, categories, self.config.cai.revisions, g)
         key = rng.stream(self.key(t), "chain")
         keys = jax.vmap(lambda row: rng.stream(key, "respond", row=row))(jnp.arange(len(rows)))
         batch = rollout_batch(self.setting, rows, principles, keys)
-        return OnlineSource(batch, texts.requests, self.setting.replay.examples)
+        return OnlineSource(batch, self.setting.revising.requests, self.setting.replay.examples)
 
     def _prepared(self, t: int) -> PreparedSource:
-        prepared = self.setting.texts.prepared
+        prepared = self.setting.revising.prepared
         objective = self.options.objective
         rows = self._rows(len(prepared.chosen.tokens), t)
         causes = {name: holds[rows] for name, holds in prepared.causes.items()}
@@ -121,12 +121,12 @@ def rollout_batch(setting: Setting, rows: np.ndarray, principles: np.ndarray, ke
 
     A critic that is the policy and needs no few-shot turns goes on in the policy's cache.
     """
-    texts = setting.texts
-    in_one_cache = setting.config.cai.critic == "policy" and not texts.constitution.few_shot
+    texts, revising = setting.texts, setting.revising
+    in_one_cache = setting.config.cai.critic == "policy" and not revising.constitution.few_shot
     return RolloutBatch(
         rows=jnp.asarray(rows),
         prompts=_take(texts.red_prompts, rows),
-        critic_prompts=None if in_one_cache else _take(texts.openings, rows),
+        critic_prompts=None if in_one_cache else _take(revising.openings, rows),
         principles=jnp.asarray(principles),
         keys=keys,
     )

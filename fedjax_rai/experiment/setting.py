@@ -25,6 +25,7 @@ from fedjax_rai.evals.suite import check_judge
 from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.experiment.replay import Replay
+from fedjax_rai.experiment.revising import Revising
 from fedjax_rai.experiment.texts import Texts
 from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
@@ -34,7 +35,7 @@ from fedjax_rai.safety.guard import score
 from fedjax_rai.text.hub import commit
 from fedjax_rai.train.optimizers import learning_rate
 
-PARTS: tuple[Any, ...] = (Models, Texts, Guarding, Replay)  # each after those that it needs
+PARTS: tuple[Any, ...] = (Models, Texts, Revising, Guarding, Replay)  # each after those that it needs
 
 
 def keys_of(part: Any) -> set[str]:
@@ -92,6 +93,10 @@ class Setting:
         return self._parts["Texts"]
 
     @property
+    def revising(self) -> Revising:
+        return self._parts["Revising"]
+
+    @property
     def guarding(self) -> Guarding:
         return self._parts["Guarding"]
 
@@ -132,10 +137,10 @@ class Setting:
         _read(self, "model", "models.base", "models.tokenizer.closing", "texts.corpus")
         cai = self.config.cai
         if cai.enabled and cai.data == ONLINE:
-            _read(self.texts, "requests", "red_prompts", "openings")
-            self.texts.name_unknown_categories()
+            _read(self, "revising.requests", "texts.red_prompts", "revising.openings")
+            self.revising.name_unknown_categories()
         elif cai.enabled:
-            _read(self.texts, "prepared")
+            _read(self, "revising.prepared")
         if cai.probe:
             self._check_probe(cai.probe)
         if self.guarding.possible:

@@ -27,7 +27,7 @@ def sizes(setting: Setting) -> Sizes:
         lengths=_lengths(setting),
         pairs=len(setting.texts.materials.pairs),
         red=len(setting.texts.materials.red_prompts) if online else 0,
-        prepared=len(setting.texts.prepared.chosen.tokens) if has_cai(config) and not online else 0,
+        prepared=len(setting.revising.prepared.chosen.tokens) if has_cai(config) and not online else 0,
         **_devices(setting),
     )
 
@@ -44,13 +44,13 @@ def _devices(setting: Setting) -> dict[str, Any]:
 
 
 def _chain_lengths(setting: Setting) -> dict[str, int]:
-    few_shot = setting.texts.constitution.few_shot
+    few_shot = setting.revising.constitution.few_shot
     return {
         "red": setting.texts.red_prompts.tokens.shape[1],
-        "opening": setting.texts.openings.tokens.shape[1] if few_shot else 0,
+        "opening": setting.revising.openings.tokens.shape[1] if few_shot else 0,
         "few_shot": len(setting.models.tokenizer.encode(prompt(setting.models.tokenizer, few_shot))) if few_shot else 0,
-        "critique": setting.texts.requests.critique.tokens.shape[1],
-        "revision": setting.texts.requests.revision.tokens.shape[1],
+        "critique": setting.revising.requests.critique.tokens.shape[1],
+        "revision": setting.revising.requests.revision.tokens.shape[1],
     }
 
 
@@ -68,7 +68,7 @@ def _lengths(setting: Setting) -> Lengths:
     return Lengths(
         train=setting.texts.corpus.tokens.shape[1],
         guard_request=_guard_request(setting) if setting.guarding.by_model else 0,
-        prepared=setting.texts.prepared.chosen.tokens.shape[1] if cai and not online else 0,
+        prepared=setting.revising.prepared.chosen.tokens.shape[1] if cai and not online else 0,
         replay=longest(made.benign_prompts) if cai else 0,
         asked=longest(asked),
         probe=longest(made.probe_prompts[: config.cai.probe]),

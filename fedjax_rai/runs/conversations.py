@@ -30,7 +30,7 @@ def read(setting: Setting, rollout: Rollout) -> Iterator[Conversation]:
     whole = np.asarray(rollout.last.ended & ~empty(rollout.last))
     rows = np.asarray(rollout.rows)
     drawn = np.asarray(rollout.principles)
-    names = [principle.name for principle in setting.texts.constitution.principles]
+    names = [principle.name for principle in setting.revising.constitution.principles]
     for i, row in enumerate(rows):
         prompt = setting.texts.materials.red_prompts[row]
         yield Conversation(

@@ -164,7 +164,7 @@ class Writer:
     def check(self) -> None:
         """Read all that is used, so that what is wrong is said before anything is written."""
         advice.announce(self.batch_config, sizes.saying(self.setting))
-        self.setting.texts.name_unknown_categories()
+        self.setting.revising.name_unknown_categories()
         _ = self.setting.models.tokenizer.closing, self.setting.models.base
 
     def batches(self, shard: int) -> list[np.ndarray]:
@@ -182,14 +182,14 @@ class Writer:
     def _principles(self, i: int) -> np.ndarray:
         category = self.setting.texts.materials.red_prompts[self.rows[i]].category
         g = rng.host(self.config.seed, "prepared principles", conversation=i)
-        return draw(self.setting.texts.constitution, [category], self.config.cai.revisions, g)
+        return draw(self.setting.revising.constitution, [category], self.config.cai.revisions, g)
 
     def generate(self, ids: np.ndarray) -> Generated:
         """The conversations of these numbers, at most a batch."""
         setting = self.setting
         batch = self.batch(np.resize(ids, self.options.chunk))
         sampling = make_sampling(self.config.cai)
-        rollout = generate_rollout(setting.lm, self.options, self.adapter, batch, setting.texts.requests, sampling)
+        rollout = generate_rollout(setting.lm, self.options, self.adapter, batch, setting.revising.requests, sampling)
         read = zip(ids.tolist(), conversations.read(setting, rollout), strict=False)  # without the copies
         tokens = 0
         for answers in rollout.answers:
@@ -264,7 +264,7 @@ def cause(conversation: Conversation) -> str | None:
 
 def turns(setting: Setting, conversation: Conversation) -> Iterator[dict[str, str]]:
     """Prompt, response, then critique and revision by each principle, behind the requests for them."""
-    named = {principle.name: principle for principle in setting.texts.constitution.principles}
+    named = {principle.name: principle for principle in setting.revising.constitution.principles}
     texts = [conversation.prompt, conversation.response]
     by_principle = zip(conversation.principles, conversation.critiques, conversation.revisions, strict=True)
     for name, critique, revision in by_principle:

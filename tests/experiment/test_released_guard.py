@@ -79,7 +79,7 @@ def test_ids_that_a_model_has_no_row_for_are_refused_by_their_config_key(guarded
     small = own.guarding.untuned._replace(lm=dataclasses.replace(own.guarding.untuned.lm, model=narrow))
     with pytest.raises(InputError, match=r"has id \d+, .* a vocab_size of 300; guard.path must be"):
         score(small, [("q", "r")])
-    for used in ("texts.corpus", "texts.red_prompts", "texts.requests", "replay.examples", "guarding.guard"):
+    for used in ("texts.corpus", "texts.red_prompts", "revising.requests", "replay.examples", "guarding.guard"):
         fresh = Setting(guarded.model_copy(update={"guard": GuardConfig(pairs=8, steps=2, batch_size=4)}))
         fresh.models.architecture = dataclasses.replace(own.models.architecture, vocab_size=300)
         fresh.models.base = own.models.base

@@ -84,20 +84,24 @@ def test_a_key_that_is_not_named_cannot_be_read(config):
 
 def test_a_setting_takes_over_the_parts_whose_keys_are_equal(config, tmp_path):
     first = Setting(config)
+    every = {"models", "texts", "revising", "guarding", "replay"}
     expected = {
-        "cai.iterations": (True, True, True, True),
-        "federated.clients": (True, True, True, True),
-        "cai.max_new_tokens": (True, True, True, False),
-        "guard.steps": (True, True, False, True),
-        "lora.rank": (True, True, False, True),
-        "cai.probe": (True, False, False, False),
-        "seed": (True, False, False, False),
-        "model.dtype": (False, False, False, False),
+        "cai.iterations": every,
+        "federated.clients": every,
+        "data.packing": every,
+        "lora.dropout": every,
+        "cai.max_new_tokens": every - {"replay"},
+        "cai.constitution": every - {"revising"},
+        "cai.data": every - {"revising"},
+        "guard.steps": every - {"guarding"},
+        "lora.rank": every - {"guarding"},
+        "cai.probe": {"models"},
+        "seed": {"models"},
+        "model.dtype": set(),
     }
     for key, shared in expected.items():
         second = Setting(changed(config, key), first)
-        names = ("models", "texts", "guarding", "replay")
-        assert tuple(getattr(second, name) is getattr(first, name) for name in names) == shared, key
+        assert {name for name in every if getattr(second, name) is getattr(first, name)} == shared, key
 
 
 def test_commits_of_the_hub_are_part_of_what_is_shared(config):

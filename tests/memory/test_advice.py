@@ -122,11 +122,11 @@ def test_a_prepared_set_stays_on_the_device_and_nothing_is_generated(config, tmp
     setting = Setting(own)
     known = lengths.sizes(setting)
     assert (known.red, known.prepared, known.lengths.red) == (0, 5, 0)
-    assert known.lengths.prepared == setting.texts.prepared[0].tokens.shape[1] > 0
+    assert known.lengths.prepared == setting.revising.prepared[0].tokens.shape[1] > 0
     made, online = plan(own, known), plan(config, lengths.sizes(Setting(config)))
     assert "CAI, generating" not in made.phases and "prepared set" not in online.held
     pool = Phase(setting).collect(setting.fresh_adapter("any"), 0).pool
-    assert made.held["prepared set"] == nbytes(setting.texts.prepared[:2]) > 0
+    assert made.held["prepared set"] == nbytes(setting.revising.prepared[:2]) > 0
     assert made.phases["CAI, training"]["revisions"] == nbytes((pool.answers, pool.rejected)) > 0
 
 
@@ -145,7 +145,7 @@ def test_a_smaller_max_length_is_planned_as_its_own_setting_is(config, tmp_path,
     settings = [Setting(config), Setting(other)]
     known, own = (lengths.sizes(setting) for setting in settings)
     assert plan(other, known) == plan(other, own) != plan(config, known)
-    assert known.lengths.opening == (settings[0].texts.openings.tokens.shape[1] if few_shot else 0)
+    assert known.lengths.opening == (settings[0].revising.openings.tokens.shape[1] if few_shot else 0)
 
 
 def test_what_does_not_fit_is_refused_before_the_base_is_read(config, monkeypatch):

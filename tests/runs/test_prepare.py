@@ -91,7 +91,7 @@ def test_a_set_holds_every_conversation_once(warm, tmp_path, monkeypatch):
 def test_rows_are_the_conversations(warm, setting, tmp_path):
     out = prepare.prepare(warm, tmp_path / "set", SOME)
     writer = Writer(setting, warm, setting.fresh_adapter("adapter"), SOME)
-    asks = {principle.name: principle for principle in setting.texts.constitution.principles}
+    asks = {principle.name: principle for principle in setting.revising.constitution.principles}
     generated = [row for ids in writer.batches(0) for row in writer.generate(ids).conversations]
     for (i, own), row in zip(generated, by_number(out), strict=True):
         roles, texts = zip(*((turn["role"], turn["content"]) for turn in row["turns"]), strict=True)
@@ -286,12 +286,14 @@ def test_a_set_has_the_tokens_that_the_online_phase_trains_on(prepared, warm, se
     into tokens as the tokenizer would, nor where question and answer together exceed `data.max_length`."""
     writer = Writer(setting, warm, setting.fresh_adapter("adapter"), SOME)
     numbers = {row["id"]: place for place, row in enumerate(rows(tmp_path / "set", "pairs"))}
-    own = Setting(prepared).texts.prepared
+    own = Setting(prepared).revising.prepared
     sampling = make_sampling(warm.cai)
     compared = 0
     for ids in writer.batches(0):
         batch = writer.batch(np.resize(ids, writer.options.chunk))
-        rollout = generate_rollout(setting.lm, writer.options, writer.adapter, batch, setting.texts.requests, sampling)
+        rollout = generate_rollout(
+            setting.lm, writer.options, writer.adapter, batch, setting.revising.requests, sampling
+        )
         for answers, side in ((rollout.last, own.chosen), (rollout.response, own.rejected)):
             online = examples(batch.prompts, answers)
             for i in set(ids.tolist()) & set(numbers):

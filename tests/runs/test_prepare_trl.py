@@ -52,7 +52,7 @@ def test_the_preference_trainer_takes_the_rows(made, tmp_path):
     trainer = trl.DPOTrainer(
         args=trl.DPOConfig(str(tmp_path / "t"), max_steps=1, **PLAIN), train_dataset=rows, **tiny()
     )
-    prepared = Setting(config).texts.prepared
+    prepared = Setting(config).revising.prepared
     for name, side in (("chosen_ids", prepared.chosen), ("rejected_ids", prepared.rejected)):
         theirs = [(own["prompt_ids"] + own[name], own[name]) for own in trainer.train_dataset]
         assert theirs == ours(side) and len(theirs) > 2
@@ -67,7 +67,7 @@ def test_the_fine_tuning_trainer_takes_prompt_and_chosen(made, tmp_path):
     args = trl.SFTConfig(str(tmp_path / "t"), max_steps=1, shuffle_dataset=False, **PLAIN)
     trainer = trl.SFTTrainer(args=args, train_dataset=rows, **tiny())
     theirs = [(own["input_ids"], [label for label in own["labels"] if label >= 0]) for own in trainer.train_dataset]
-    assert theirs == ours(Setting(config).texts.prepared.chosen)
+    assert theirs == ours(Setting(config).revising.prepared.chosen)
     assert np.isfinite(trainer.train().training_loss)
 
 
