@@ -31,7 +31,7 @@ FLOORS = (
     },
     {
         "runs": "checkpoint conclude conversations export files folder inputs lockstep loop picture prepare record "
-        "report rows run"
+        "report rows run trackers"
     },
     {
         "studies": "dry_run plots results sweep table",

@@ -54,7 +54,7 @@ def _section(view: View, name: str) -> SimpleNamespace:
     return getattr(view, name)
 
 
-WRITES_ONLY = {"output"}  # keys that say where something is written, so that no number depends on them
+WRITES_ONLY = {"output", "tracker"}  # keys that say where something is written, so that no number depends on them
 
 
 def relevant(config: ExperimentConfig, but: Iterable[str] = ()) -> dict[str, Any]:

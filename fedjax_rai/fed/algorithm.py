@@ -62,15 +62,21 @@ def make_algorithm(federated: FederatedConfig, sections: Mapping[str, Any], mesh
     A chunk is a multiple of the mesh's clients axis. Configs that differ in numbers of sections give equal algorithms.
     Raises InputError for a value of the user's own that cannot be called so, or gives something else.
     """
-    optimizer = _made(
-        _OPTIMIZER, federated.optimizer, lambda row: make_optimizer(row, federated.weight_decay, federated.clip_norm)
-    )
     aggregator = _made(_AGGREGATOR, federated.aggregator, lambda row: construct(row, sections)())
     across = mesh.shape["clients"]
     chunk = -(-federated.clients_per_chunk // across) * across
     mapper = Mapper(federated.clients, chunk, over_clients(mesh))
-    local = Trainer(optimizer)
+    local = Trainer(local_optimizer(federated))
     return _made(_ALGORITHM, federated.algorithm, lambda row: construct(row, sections)(local, aggregator, mapper))
+
+
+def local_optimizer(federated: FederatedConfig) -> optax.GradientTransformation:
+    """The clients' optimizer, without its learning rate; raises InputError as `make_algorithm` does."""
+
+    def make(constructor: Callable) -> optax.GradientTransformation:
+        return make_optimizer(constructor, federated.weight_decay, federated.clip_norm)
+
+    return _made(_OPTIMIZER, federated.optimizer, make)
 
 
 def _made(form: _Form, name: str, make: Callable[[Any], Any]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jax.sharding import AbstractMesh
 
@@ -25,6 +26,7 @@ from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.model.quantize import Quantized
 from fedjax_rai.train.generate import start as start_decoding
 from fedjax_rai.train.losses import sft
+from fedjax_rai.train.optimizers import DEFAULT
 
 
 class Computation(NamedTuple):
@@ -32,6 +34,7 @@ class Computation(NamedTuple):
 
     fsdp: int
     logit_bytes: int  # of one logit while the loss is computed: float32, and the dtype that it is cast from
+    optimizer: optax.GradientTransformation = DEFAULT  # of a program that trains
 
 
 class DecodingShape(NamedTuple):
@@ -72,7 +75,9 @@ def base_bytes(config: DecoderConfig, mesh: AbstractMesh) -> int:
 def training(model: Decoder, rows: int, length: int, computation: Computation, clients: int = 1) -> dict[str, int]:
     """Bytes, by part, of a local step of `clients` clients at once, each on `rows` sequences."""
     config = model.config
-    adapter = nbytes(abstract_adapter(config, model.lora))
+    shapes = abstract_adapter(config, model.lora)
+    adapter = nbytes(shapes)
+    moments = nbytes(jax.eval_shape(computation.optimizer.init, shapes))
     kept = _saved(config, model.lora, rows, length)
     recomputed = _recomputed_layer(model, rows, length, kept)
     layer = recomputed + _layer_backward(config, rows, length)
@@ -80,7 +85,7 @@ def training(model: Decoder, rows: int, length: int, computation: Computation, c
     transient = max(layer, head)
     return {
         "clients' adapters": 2 * clients * adapter,  # while training, and the delta that is made of it
-        "optimizer and gradient": 3 * clients * adapter,  # Adam's two moments
+        "optimizer and gradient": clients * (moments + adapter),
         "activations": clients * (kept + transient),
         "kernels in use": _kernels(config, computation.fsdp),
     }

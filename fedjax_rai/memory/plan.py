@@ -17,7 +17,7 @@ from fedjax_rai import mesh as meshes
 from fedjax_rai.cai.options import make_objective, may_be_due
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import bucket
-from fedjax_rai.fed.algorithm import make_algorithm
+from fedjax_rai.fed.algorithm import local_optimizer, make_algorithm
 from fedjax_rai.fed.base import FedAlgorithm
 from fedjax_rai.memory.footprint import (
     Computation,
@@ -286,7 +286,8 @@ def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     chunks = ceil(federated.cohort / (at_once * across))
     kept = chunks * at_once  # of the cohort, padded to whole chunks, on this device
     length = sizes.lengths.train
-    parts = training(sizes.model, federated.batch_size, length, _computation(config), clients=at_once)
+    computation = _computation(config)._replace(optimizer=local_optimizer(federated))
+    parts = training(sizes.model, federated.batch_size, length, computation, clients=at_once)
     parts["deltas"] = kept * adapter
     for name, adapters in _algorithm(config, sizes).holds(kept, at_once).items():
         parts[name] = adapters * adapter

@@ -11,6 +11,7 @@ from fedjax_rai.experiment.round import End, Federation, play_round
 from fedjax_rai.fed.base import ServerState
 from fedjax_rai.runs.folder import entered, run_folder
 from fedjax_rai.runs.record import Record, timed
+from fedjax_rai.runs.rows import Round
 
 
 class Pending(NamedTuple):
@@ -92,7 +93,7 @@ class Loop:
         rows = [
             self.records[i].add(pending.t, *end, seconds) for i, end in zip(pending.going, pending.ends, strict=True)
         ]
-        self.advance(f"loss {rows[0].train_loss:.3f}")
+        self.advance(note(rows[0]))
 
     def _part(self, config: ExperimentConfig, t: int, end: End) -> None:
         """Fill a sibling's folder as if it had run by itself to the end of round t."""
@@ -105,6 +106,14 @@ class Loop:
             with Record(folder, record.setting) as theirs:
                 theirs.copy_rows(record)
                 theirs.add(t, *end, seconds)
+
+
+def note(row: Round) -> str:
+    """What progress shows of a round, and of the phase that followed it."""
+    loss = f"loss {row.train_loss:.3f}"
+    if row.cai is None:
+        return loss
+    return f"{loss}  CAI {row.cai.iterations} iterations, {terminal.duration(row.cai_seconds)}"
 
 
 def shared(seconds: dict[str, float], runs: int) -> dict[str, Any]:

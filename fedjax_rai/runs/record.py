@@ -14,6 +14,7 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import conversations, files, rows
 from fedjax_rai.runs.checkpoint import Checkpoints
 from fedjax_rai.runs.rows import Revision, Round
+from fedjax_rai.runs.trackers import track
 
 METRICS, REVISIONS, CHECKPOINTS = "metrics.jsonl", "revisions.jsonl", "checkpoints"
 
@@ -28,6 +29,7 @@ class Record:
         self.folder = folder
         self.setting = setting
         self._checkpoints = Checkpoints(folder / CHECKPOINTS)
+        self._track = track(setting.config.tracker, folder)
 
     def __enter__(self) -> "Record":
         return self
@@ -61,6 +63,7 @@ class Record:
         if warning is not None:
             terminal.say(warning)
         files.append_row(self.folder / METRICS, rows.flat(row))
+        self._track(rows.flat(row))
         self._checkpoints.save(t + 1, state)
         return row
 

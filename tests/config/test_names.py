@@ -23,12 +23,14 @@ from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS
 from fedjax_rai.model.attention import ATTENTIONS
 from fedjax_rai.model.quantize import QUANTIZATIONS
+from fedjax_rai.runs.trackers import TRACKERS
 from fedjax_rai.safety.guard import MODEL
 from fedjax_rai.train.losses import PREFERENCES
 from fedjax_rai.train.optimizers import OPTIMIZERS, SCHEDULES
 
 # What the names of every key of this kind mean; a new key must be added, with its table.
 TABLES = {
+    "tracker": TRACKERS,
     "data.partition": PARTITIONS,
     "federated.algorithm": ALGORITHMS,
     "federated.aggregator": AGGREGATORS,

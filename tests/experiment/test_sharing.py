@@ -12,6 +12,7 @@ from tests.tiny_runs import vary
 # Another valid value of every key whose kind of value does not tell one by itself.
 OTHERS: dict[str, Any] = {
     "output": "elsewhere",
+    "tracker": "elsewhere:sink",
     "model.path": "owner/name",
     "model.revision": None,  # only of a name on the hub
     "guard.path": "tiny",
@@ -118,5 +119,5 @@ def test_another_number_of_clients_is_another_partition(config):
 
 @pytest.mark.parametrize("key", all_keys())
 def test_every_key_but_where_it_is_written_can_move_a_number(config, key):
-    assert (key in relevant(config)) == (key != "output")
+    assert (key in relevant(config)) == (key not in ("output", "tracker"))
     assert key not in relevant(config, but=[key])

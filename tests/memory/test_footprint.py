@@ -247,3 +247,14 @@ def test_training_on_revisions_needs_what_is_planned(shape, how):
 )
 def test_evaluation_needs_what_is_planned(shape, phase, how):
     check(*evaluating(decoder(**shape), phase, **how))
+
+
+@pytest.mark.parametrize(("optimizer", "copies"), [("adam", 3), ("adamw", 3), ("sgd", 1)])
+def test_a_local_optimizer_is_counted_by_what_it_keeps(optimizer, copies):
+    """The gradient, and Adam's two moments and its count of steps (4 bytes)."""
+    shape = decoder()
+    known = sizes(shape, train=32)
+    adapter = footprint.nbytes(abstract_adapter(shape, known.model.lora))
+    federated = {"optimizer": optimizer, "cohort": 1, "clients_per_chunk": 1}
+    found = plan(config_of(shape, federated=federated), known).phases["local training"]["optimizer and gradient"]
+    assert found == copies * adapter + (4 if copies == 3 else 0)

@@ -1,8 +1,15 @@
 """How runs that go together share a round's seconds."""
 
-from fedjax_rai.runs.loop import shared
+from fedjax_rai.runs.loop import note, shared
+from tests.tiny_runs import PHASE, ROUND
 
 
 def test_the_seconds_of_a_round_are_shared_out_evenly():
     """Nine seconds of three runs, of which 4.5 are the phase's: a run's seconds add up over the runs to the round's."""
     assert shared({"seconds": 9.0, "cai_seconds": 4.5}, 3) == {"seconds": 3.0, "cai_seconds": 1.5, "together": 3}
+
+
+def test_progress_tells_of_a_round_and_of_the_phase_that_followed():
+    assert note(ROUND._replace(train_loss=0.51944)) == "loss 0.519"
+    phase = ROUND._replace(train_loss=2.0, cai=PHASE._replace(iterations=25), cai_seconds=12.34)
+    assert note(phase) == "loss 2.000  CAI 25 iterations, 12 s"
