@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from fedjax_rai.config.keys import own_values, schemas
+from fedjax_rai.config.keys import imported_values, schemas
 from fedjax_rai.config.names import attribute, fingerprint
 from fedjax_rai.config.schema import TINY, ExperimentConfig, is_hub_name
 from fedjax_rai.config.views import value_at
@@ -40,7 +40,7 @@ def check_files(config: ExperimentConfig) -> None:
 
     What could be the name of a model or a data set on a hub (`owner/name`) is left to its reader.
     """
-    imported = own_values(config)
+    imported = imported_values(config)
     problems = []
     for key, file in wanted().items():
         value = value_at(config, key)
@@ -74,7 +74,7 @@ def digests(config: ExperimentConfig) -> dict[str, str]:
 
     A `package.module:attribute` gives its name and the hash of the file that it is from.
     """
-    imported = own_values(config)
+    imported = imported_values(config)
     found = {key: fingerprint(name, key) for key, name in imported.items()}
     for key, file in wanted().items():
         value = value_at(config, key)

@@ -45,7 +45,7 @@ def allowed(schema: dict[str, Any]) -> str:
         return " or ".join(allowed(option) for option in schema["anyOf"])
     if "enum" in schema:
         names = [str(name) for name in schema["enum"]]
-        return (f"one of {', '.join(names)}" if len(names) > 1 else names[0]) + _own(schema)
+        return (f"one of {', '.join(names)}" if len(names) > 1 else names[0]) + _or_attribute(schema)
     if schema["type"] == "array":
         return f"a list, each {allowed(schema['items'])}"
     if schema["type"] == "object":
@@ -53,7 +53,7 @@ def allowed(schema: dict[str, Any]) -> str:
     word = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[name]}" for name, sign in bounds.items() if name in schema]
-    return " ".join([word.get(schema["type"], "text, not empty"), " and ".join(limits)]).strip() + _own(schema)
+    return " ".join([word.get(schema["type"], "text, not empty"), " and ".join(limits)]).strip() + _or_attribute(schema)
 
 
 def hint(value: Any, schema: dict[str, Any]) -> str:
@@ -83,11 +83,11 @@ def suggest_key(key: str) -> str:
     return elsewhere or f"; must be one of {', '.join(names)}"
 
 
-def own_values(config: ExperimentConfig) -> dict[str, str]:
+def imported_values(config: ExperimentConfig) -> dict[str, str]:
     """The values of the user's own that a config names as `package.module:attribute`, by key."""
     found = {}
     for key, schema in schemas().items():
-        if "own" not in schema:
+        if "attribute" not in schema:
             continue
         value = value_at(config, key)
         if is_attribute(value):
@@ -95,5 +95,5 @@ def own_values(config: ExperimentConfig) -> dict[str, str]:
     return found
 
 
-def _own(schema: dict[str, Any]) -> str:
-    return f", or {schema['own']}" if "own" in schema else ""
+def _or_attribute(schema: dict[str, Any]) -> str:
+    return f", or {schema['attribute']}" if "attribute" in schema else ""

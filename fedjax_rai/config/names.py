@@ -39,7 +39,7 @@ class Name:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(schema), "enum": [*self.names], **OWN}
+        return {**handler(schema), "enum": [*self.names], **TAKES_ATTRIBUTE}
 
     def _check(self, value: str) -> str:
         if value in self.names or is_attribute(value):
@@ -47,7 +47,7 @@ class Name:
         raise PydanticCustomError("name", "no such name")
 
 
-OWN: dict[str, Any] = {"own": FORM}
+TAKES_ATTRIBUTE: dict[str, Any] = {"attribute": FORM}
 """Marks, in a key's JSON schema, that it takes the user's own value besides."""
 
 

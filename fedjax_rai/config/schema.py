@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from fedjax_rai.config.names import OWN, Name, is_attribute
+from fedjax_rai.config.names import TAKES_ATTRIBUTE, Name, is_attribute
 
 TINY = "tiny"
 """The shipped synthetic model, data or prompts, where a path or a name would stand."""
@@ -348,7 +348,7 @@ class CaiConfig(Section):
     """Who criticises and revises: the policy itself, as in the paper, or the base without its adapter."""
     target: Literal["revision", "response"] = "revision"
     """What is trained on; `response` is the control: the unrevised answers."""
-    constitution: Annotated[PathText, a_file("YAML file of principles", **OWN)] = "default"
+    constitution: Annotated[PathText, a_file("YAML file of principles", **TAKES_ATTRIBUTE)] = "default"
     """The principles: `default`, a YAML file, or a `Constitution` of the user's own."""
 
     @field_validator("trigger")

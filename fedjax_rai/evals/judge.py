@@ -129,7 +129,7 @@ def judgement(judge: Judge, exchanges: Sequence[Exchange], context: Context) -> 
 
 
 def primary(chosen: str | Judge, context: Context) -> Judge:
-    """The judge behind the headline rate `harmless`: `auto`, a name of `JUDGES`, or the user's own (`own_judge`).
+    """The judge behind the headline rate `harmless`: `auto`, a name of `JUDGES`, or the user's own (`imported_judge`).
 
     Raises InputError for a judge that cannot judge here.
     """
@@ -145,7 +145,7 @@ def named(name: str) -> str | Judge:
     """What `eval.judge` names: `auto`, a name of `JUDGES`, or the user's own. Raises InputError for what is neither."""
     if name == AUTO or name in JUDGES:
         return name
-    return own_judge(attribute(name, "eval.judge"), name.rpartition(":")[2])
+    return imported_judge(attribute(name, "eval.judge"), name.rpartition(":")[2])
 
 
 def over_lists(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,7 +154,7 @@ def over_lists(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def own_judge(function: Callable[..., Any], name: str) -> Judge:
+def imported_judge(function: Callable[..., Any], name: str) -> Judge:
     """A judge from a function (prompt, answer) -> is the answer unsafe? None, or NaN, is no verdict.
 
     A function that `over_lists` marks takes (prompts, answers), two lists, and gives a list. `name` stands in the

@@ -54,7 +54,7 @@ def values(schema: dict[str, Any]) -> str:
     if "file" not in schema:
         return allowed(schema)
     shipped = "null" if schema["default"] is None else schema["default"]
-    attribute = f", or {schema['own']}" if "own" in schema else ""
+    attribute = f", or {schema['attribute']}" if "attribute" in schema else ""
     return f"{shipped}, or the path of a {schema['file']}{attribute}"
 
 

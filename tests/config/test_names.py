@@ -62,7 +62,7 @@ def module(folder: Path, text: str, name: str = "mine") -> Path:
 
 
 def test_the_schema_names_what_the_tables_hold() -> None:
-    assert {key for key, schema in schemas().items() if "own" in schema} == TABLES.keys()
+    assert {key for key, schema in schemas().items() if "attribute" in schema} == TABLES.keys()
     for key, table in TABLES.items():
         if table is not None:
             assert schemas()[key]["enum"] == [*table], key

@@ -17,11 +17,11 @@ from fedjax_rai.evals.judge import (
     RULE,
     Context,
     GuardScores,
+    imported_judge,
     judgement,
     knows_templates,
     named,
     over_lists,
-    own_judge,
     primary,
     refuses,
 )
@@ -95,16 +95,16 @@ def test_a_primary_judge_that_cannot_judge_is_refused(chosen, message):
 
 def test_a_judge_of_ones_own():
     exchanges = [("a", "b"), ("b", "b"), ("c", "d"), ("d", "x")]
-    singly = own_judge(lambda prompt, answer: {"x": None, "d": np.nan}.get(answer, prompt == answer), "same")
+    singly = imported_judge(lambda prompt, answer: {"x": None, "d": np.nan}.get(answer, prompt == answer), "same")
     assert judgement(singly, exchanges, PLAIN).unsafe == [False, True, None, None]
-    by_list = own_judge(over_lists(lambda prompts, answers: np.array(prompts) == np.array(answers)), "same")
+    by_list = imported_judge(over_lists(lambda prompts, answers: np.array(prompts) == np.array(answers)), "same")
     assert judgement(by_list, exchanges, PLAIN).unsafe == [False, True, False, False]
     assert primary(singly, PLAIN) is singly
     for wrong, message in ((lambda p, a: 1.0, "gave 1.0; must be True for unsafe"), (lambda p, a: "no", "gave 'no'")):
         with pytest.raises(InputError, match=message):
-            judgement(own_judge(wrong, "w"), exchanges, PLAIN)
+            judgement(imported_judge(wrong, "w"), exchanges, PLAIN)
     with pytest.raises(InputError, match="w: gave 1 verdicts on 4 answers"):
-        judgement(own_judge(over_lists(lambda prompts, answers: [True]), "w"), exchanges, PLAIN)
+        judgement(imported_judge(over_lists(lambda prompts, answers: [True]), "w"), exchanges, PLAIN)
 
 
 def test_a_judge_is_named_by_a_name_or_an_attribute():

@@ -11,7 +11,7 @@ from fedjax_rai.data.sources import Choice, Pair
 from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import suite
-from fedjax_rai.evals.judge import AUTO, GuardScores, own_judge
+from fedjax_rai.evals.judge import AUTO, GuardScores, imported_judge
 from fedjax_rai.evals.open_ended import Sampled
 from fedjax_rai.evals.suite import EVALUATIONS, Bench, EvalSet, Item, Measured, Sources, measure
 
@@ -89,7 +89,7 @@ def test_the_harmless_rates_by_hand():
         ({"tiny_model": False}, "refusal_phrases", 20),
         ({"judge": "refusal_phrases"}, "refusal_phrases", 20),
         ({"judge": "guard"}, "guard", 75),
-        ({"judge": own_judge(lambda prompt, answer: answer == "Fine.", "fine")}, "fine", 60),
+        ({"judge": imported_judge(lambda prompt, answer: answer == "Fine.", "fine")}, "fine", 60),
     ],
 )
 def test_the_primary_judge_is_the_one_that_was_chosen(changed, judge, mean):
