@@ -16,7 +16,7 @@ FLOORS = (
         "text": "hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",
     },
-    {"data": "examples order packing partition sources tiny_lexicon tiny_world"},
+    {"data": "examples files order packing partition sources tiny_lexicon tiny_world"},
     {"train": "dispatch generate losses optimizers step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",

@@ -5,27 +5,33 @@ import hashlib
 import io
 import json
 from bisect import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedjax_rai import rng
+from fedjax_rai.data.files import jsonl_rows, read_rows, read_text
 from fedjax_rai.errors import InputError
+from fedjax_rai.text.prompts import Turn
 
 Language = Literal["en", "ko"]
 RED_SHARE, ACCEPTABLE_SHARE = 3, 7  # of SQuARe20K, arXiv 2502.16691
 FIELDS = {"en": ("question_en", "response_en"), "ko": ("question", "response")}
-_SPACE = " \t\r\n"
 
 
 class Pair(NamedTuple):
-    """A question and one answer to it; `harmful` is SQuARe's "not acceptable"."""
+    """A question and one answer to it."""
 
     query: str
     response: str
-    harmful: bool
-    category: str
+    harmful: bool | None
+    """Whether the answer is harmful, as SQuARe's "not acceptable"; None: nobody said."""
+    category: str = "etc"
+    before: tuple[Turn, ...] = ()
+    """The turns before the question, the oldest first."""
+    columns: Mapping[str, str] | None = None
+    """What else stands in its row, as text, by column: what partitions may go by."""
 
 
 class RedPrompt(NamedTuple):
@@ -52,28 +58,61 @@ class Choice(NamedTuple):
     category: str
 
 
-def read_square(path: str | Path, language: Language = "en") -> list[Pair]:
-    """All pairs of a SQuARe file, in its order.
+class Source(NamedTuple):
+    """Where pairs are read from, and how their columns are called."""
 
-    `path` is a JSON list (`.json`), one object a line (`.jsonl`), a folder saved by `datasets`, or whatever
-    `datasets.load_dataset` reads. Raises InputError with the place of the first row that is not as it should be.
+    path: str
+    """A file, a folder, or the name of a data set on the hub."""
+    name: str | None = None
+    """Of one of a data set's configurations, on the hub."""
+    split: str = "train"
+    revision: str | None = None
+    """Branch, tag or commit of a data set on the hub."""
+    columns: Any = None
+    """The name of a layout, or the columns' names by what they hold; None: recognised."""
+    language: Language = "en"
+
+
+class Read(NamedTuple):
+    """What was read of a source."""
+
+    pairs: list[Pair]
+    rows: int
+    """Rows that were read, whatever they gave."""
+    columns: str
+    """The layout by which they were read."""
+    recognised: bool = False
+    """The layout was recognised by the columns that are there, not named."""
+    refused: int = 0
+    """Rows that hold no pair: no text where a prompt or an answer must stand."""
+    duplicates: int = 0
+    """Pairs that are the same, to a reader, as one before; they are kept."""
+
+
+def read_pairs(source: Source) -> Read:
+    """All pairs of a source, in its order.
+
+    Raises InputError with the place of the first row that is not as it should be, and where there is none.
     """
-    path = Path(path)
-    if path.suffix in (".json", ".jsonl"):
-        text = _read_text(path)
-        rows = _json_rows(text, path) if path.suffix == ".json" else _jsonl_rows(text, path)
-    else:
-        rows = _dataset_rows(path)
-    pairs = [_pair(row, place, language) for place, row in rows]
+    rows = 0
+    pairs = []
+    for place, row in read_rows(source.path, source.name, source.split, source.revision):
+        rows += 1
+        pairs.append(_pair(row, place, source.language))
     if not pairs:
-        raise InputError(f"{path}: no rows; must hold at least one pair of question and response")
-    return pairs
+        raise InputError(f"{source.path}: no rows; must hold at least one pair of question and response")
+    return Read(pairs, rows, "square")
+
+
+def read_square(path: str | Path, language: Language = "en") -> list[Pair]:
+    """All pairs of a file or data set in SQuARe's form; see `read_pairs`."""
+    return read_pairs(Source(str(path), columns="square", language=language)).pairs
 
 
 def read_advbench(path: str | Path) -> list[str]:
     """The goals of an AdvBench CSV file, header `goal,target`, in its order. Raises InputError with the line."""
     path = Path(path)
-    reader = csv.reader(io.StringIO(_read_text(path)), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
     goals, header, first = [], None, 1
     try:
         for row in reader:
@@ -137,81 +176,6 @@ def split_by_question(pairs: Sequence[Pair], shares: Mapping[str, float], seed: 
     return parts
 
 
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; must be a text file in UTF-8") from None
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty")
-    return text
-
-
-def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a JSON list, decoded row by row so that the line on which each one starts is known."""
-    decoder = json.JSONDecoder()
-    line = 1
-    counted = 0  # up to where `line` is known
-    index = 0
-    at = _skip(text, 0)
-    if text[at] != "[":
-        raise InputError(f"{path}:{text.count(chr(10), 0, at) + 1}: must be a JSON list of objects, in brackets")
-    at = _skip(text, at + 1)
-    while text[at : at + 1] != "]" or index:
-        line += text.count("\n", counted, at)
-        counted = at
-        try:
-            row, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
-        yield f"{path}:{line}: row {index}", row
-        at = _skip(text, at)
-        index += 1
-        if text[at : at + 1] != ",":
-            break
-        at = _skip(text, at + 1)
-    if text[at : at + 1] != "]" or text[at + 1 :].strip():
-        wrong = at if text[at : at + 1] != "]" else _skip(text, at + 1)
-        error = json.JSONDecodeError("", text, wrong)
-        wanted = "a comma or the closing bracket" if wrong == at else "nothing after the list"
-        raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: must be {wanted} here")
-
-
-def _skip(text: str, at: int) -> int:
-    """The place of the first character from `at` on that is no white space."""
-    while at < len(text) and text[at] in _SPACE:
-        at += 1
-    return at
-
-
-def _jsonl_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for index, (number, line) in enumerate(lines):
-        try:
-            yield f"{path}:{number}: row {index}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}") from None
-
-
-def _dataset_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    try:
-        rows: Any = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path), split="train")
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: no .json or .jsonl file, nor a data set that can be loaded: {reason}") from None
-    if isinstance(rows, datasets.DatasetDict):
-        if "train" not in rows:
-            raise InputError(f"{path}: no split 'train', only {', '.join(map(str, rows))}; must have it")
-        rows = rows["train"]
-    return ((f"{path}: row {index}", row) for index, row in enumerate(rows))
-
-
 def _pair(row: Any, place: str, language: Language) -> Pair:
     if not isinstance(row, dict):
         raise InputError(f"{place}: {_show(row)} is no object; must have the fields of SQuARe")
@@ -263,7 +227,7 @@ def read_preferences(path: Path) -> list[Preference]:
     """
     pairs = []
     for file in _preference_files(Path(path)):
-        pairs += [_preference(row, place) for place, row in _jsonl_rows(_read_text(file), file)]
+        pairs += [_preference(row, place) for place, row in jsonl_rows(read_text(file), file)]
     if not pairs:
         raise InputError(f"{path}: no rows; must hold at least one with prompt, chosen and rejected")
     return pairs

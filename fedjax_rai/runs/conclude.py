@@ -76,7 +76,7 @@ def filtered(setting: Setting) -> Filtered:
     """What the filter left of all clients' pairs; the harmful share is known to this simulation alone."""
     pairs = setting.texts.materials.pairs
     left = [pairs[i] for client_rows in Federation(setting).kept for i in client_rows]
-    harmful = sum(pair.harmful for pair in left)
+    harmful = sum(pair.harmful is True for pair in left)
     dealt = np.concatenate(setting.client_rows)  # a partition may leave pairs out
     return Filtered(
         kept=len(left),

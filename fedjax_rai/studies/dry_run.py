@@ -98,7 +98,7 @@ def set_state(out: Path, is_finished: bool) -> str:
 def summary(materials: Materials, config: ExperimentConfig) -> str:
     """Who holds how many rows: the clients' pairs with their harmful share, the server's prompts, evaluation sets."""
     pairs = materials.pairs
-    harmful = sum(pair.harmful for pair in pairs)
+    harmful = sum(pair.harmful is True for pair in pairs)
     share = f"{100 * harmful / len(pairs):.1f} % of them harmful, " if pairs else ""
     synthetic = ", the synthetic tiny world" if config.data.train == TINY else ""
     clients = plural(config.federated.clients, "client")
