@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
-    {"": "aliases errors terminal rng trees mesh yaml_lines"},
+    {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
     {"config": "files grid keys load names schema views"},
     {
         "text": "compare hub prompts tokenizer",
