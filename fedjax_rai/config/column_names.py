@@ -62,8 +62,10 @@ def checked_columns(value: Any) -> Any:
     if isinstance(value, str):
         if value in LAYOUTS or is_attribute(value):
             return value
-        raise ValueError(f"must be one of {', '.join(LAYOUTS)}, or names of columns, as {_LIKE}, or {FORM}, or null"
-                         f"{did_you_mean(value, LAYOUTS)}")
+        raise ValueError(
+            f"must be one of {', '.join(LAYOUTS)}, or names of columns, as {_LIKE}, or {FORM}, or null"
+            f"{did_you_mean(value, LAYOUTS)}"
+        )
     if not isinstance(value, Mapping):
         raise ValueError(f"must be the name of a layout, or names of columns, as {_LIKE}")
     return _checked_names(value)

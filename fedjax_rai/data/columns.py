@@ -185,10 +185,14 @@ def _own(names: Mapping[str, Any]) -> Answer:
     harmful = label_values(names["harmful"]) if "harmful" in names else set()
     acceptable = label_values(names["acceptable"]) if "acceptable" in names else opposites(harmful) - harmful
     harmful = harmful or opposites(acceptable) - acceptable
-    listed = [f"{kind}: {', '.join(sorted(values)) or 'none named'}" for kind, values in
-              (("harmful", harmful), ("acceptable", acceptable))]
+    listed = [
+        f"{kind}: {', '.join(sorted(values)) or 'none named'}"
+        for kind, values in (("harmful", harmful), ("acceptable", acceptable))
+    ]
     return answer._replace(
-        harmful=frozenset(harmful), acceptable=frozenset(acceptable), allowed=f"a value that is named ({'; '.join(listed)})"
+        harmful=frozenset(harmful),
+        acceptable=frozenset(acceptable),
+        allowed=f"a value that is named ({'; '.join(listed)})",
     )
 
 
@@ -212,7 +216,9 @@ def _recognised(row: dict[str, Any], place: str, language: Language, key: str) -
     there = f"{place}: {_columns_there(row)}"
     if fitting:
         raise InputError(f"{there} fit {' and '.join(fitting)}; {key} must say which, as {key}={fitting[0]}")
-    raise InputError(f"{there} fit no layout{_nearly(row, language)}; {key} must say what they hold{_proposal(row, key)}")
+    raise InputError(
+        f"{there} fit no layout{_nearly(row, language)}; {key} must say what they hold{_proposal(row, key)}"
+    )
 
 
 def _check_columns(layout: Layout, name: str, language: Language, row: dict[str, Any], place: str, key: str) -> None:
@@ -385,8 +391,10 @@ def _turn(item: Any, place: str, field: str) -> Turn:
     if known is None:
         raise InputError(f"{place}: field {field!r} has a turn of {show(role)}; must be of {', '.join(_ROLES)}")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
-                 for part in content]
+        parts = [
+            part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+            for part in content
+        ]
         if not all(isinstance(part, str) for part in parts):
             raise InputError(f"{place}: field {field!r} has a turn of {show(content)}; must be text")
         content = "".join(parts)

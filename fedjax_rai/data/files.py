@@ -17,12 +17,12 @@ from typing import Any
 
 from fedjax_rai.config.files import DATA_SUFFIXES, data_suffix, files_at, is_glob, may_be_on_hub
 from fedjax_rai.errors import InputError, did_you_mean_file
+from fedjax_rai.reading import decode_text, parse_json, parse_json_at
 
 Rows = Iterator[tuple[str, Any]]
 """(place, row): a place is `file:line: row n` where lines are known, else `file: row n`."""
 FORMS = "JSON, JSON lines, CSV, Parquet or Arrow"
 _SPACE = " \t\r\n"
-_LFS = b"version https://git-lfs"
 _PARQUET = b"PAR1"
 _ARROW = (b"ARROW1", b"\xff\xff\xff\xff")  # a file, a stream
 _SPLITS = {
@@ -57,31 +57,15 @@ def _refuse(key: str, value: str | None, path: str | Path, reason: str) -> None:
         raise InputError(f"{path}: {key} = {value!r}: must be left out, as {path} {reason}")
 
 
-def checked_text(value: str, place: str, field: str) -> str:
-    """The text itself; raises InputError where it holds half of a surrogate pair, which is no Unicode text."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = f"U+{ord(value[error.start]):04X}"
-        shown = field.encode(errors="replace").decode()
-        raise InputError(
-            f"{place}: field {shown!r} holds half of a character, {half} at character {error.start}; must be Unicode "
-            "text, in which surrogates stand in pairs"
-        ) from None
-    return value
-
-
 # --- a file: bytes, text, rows ----------------------------------------------------------------------------------
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content, decompressed; raises InputError where it cannot be read, is empty, or a Git LFS pointer."""
+    """A file's content, decompressed; raises InputError where it cannot be read or is an archive."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if content.startswith(_LFS):
-        raise InputError(f"{path}: is a Git LFS pointer, not the file that it stands for; fetch that by: git lfs pull")
     for magic, (form, unpack) in _COMPRESSIONS.items():
         if content.startswith(magic):
             try:
@@ -121,12 +105,7 @@ def read_text(path: Path) -> str:
 
 
 def _decoded(content: bytes, path: Path) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{path}: is UTF-16; must be a text file in UTF-8")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; must be a text file in UTF-8") from None
+    text = decode_text(content, str(path))
     if not text.strip():
         raise InputError(f"{path}: the file is empty")
     return text
@@ -180,65 +159,8 @@ def _begins_json(text: str) -> bool:
 # --- JSON -------------------------------------------------------------------------------------------------------
 
 
-class _Repeated(ValueError):
-    """A key that stands twice in an object."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _Repeated(f"field {twice!r} stands twice in an object; must stand once")
-    return found
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
-def decoded_json(text: str, place: str, where: Callable[[json.JSONDecodeError], str], at: int = 0) -> tuple[Any, int]:
-    """(value, where it ends) of the JSON value at `at`; raises InputError for whatever no decoder takes.
-
-    `place` is the value's, and `where` tells the exact one of a syntax error. All text in the value is Unicode.
-    """
-    try:
-        value, end = _DECODER.raw_decode(text, at)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where(error)}: not valid JSON: {error.msg}") from None
-    except RecursionError:
-        raise InputError(
-            f"{place}: is nested too deeply to be read; must have at most some hundred levels"
-        ) from None
-    except _Repeated as error:
-        raise InputError(f"{place}: {error}") from None
-    except ValueError:
-        raise InputError(f"{place}: holds a number of too many digits; must have at most 4,300") from None
-    _check_texts(value, place)
-    return value, end
-
-
-def _check_texts(value: Any, place: str) -> None:
-    """Raises InputError where any text in a decoded value is no Unicode, however deep it lies."""
-    fields = value.items() if isinstance(value, dict) else [("", value)]
-    for field, inside in fields:
-        checked_text(field, place, field)
-        waiting = [inside]
-        while waiting:
-            item = waiting.pop()
-            if isinstance(item, str):
-                checked_text(item, place, field)
-            elif isinstance(item, dict):
-                waiting += [*item.keys(), *item.values()]
-            elif isinstance(item, list):
-                waiting += item
-
-
 def json_rows(text: str, path: Path) -> Rows:
     """(place, row) of a JSON list, decoded row by row so that the line on which each one starts is known."""
-
-    def where(error: json.JSONDecodeError) -> str:
-        return f"{path}:{error.lineno}:{error.colno}"
-
     line = 1
     counted = 0  # up to where `line` is known
     index = 0
@@ -249,9 +171,8 @@ def json_rows(text: str, path: Path) -> Rows:
     while text[at : at + 1] != "]" or index:
         line += text.count("\n", counted, at)
         counted = at
-        place = f"{path}:{line}: row {index}"
-        row, at = decoded_json(text, place, where, at)
-        yield place, row
+        row, at = parse_json_at(text, at, str(path))
+        yield f"{path}:{line}: row {index}", row
         at = _skip(text, at)
         index += 1
         if text[at : at + 1] != ",":
@@ -261,7 +182,7 @@ def json_rows(text: str, path: Path) -> Rows:
         wrong = at if text[at : at + 1] != "]" else _skip(text, at + 1)
         error = json.JSONDecodeError("", text, wrong)
         wanted = "a comma or the closing bracket" if wrong == at else "nothing after the list"
-        raise InputError(f"{where(error)}: not valid JSON: must be {wanted} here")
+        raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: must be {wanted} here")
 
 
 def _skip(text: str, at: int) -> int:
@@ -280,13 +201,7 @@ def jsonl_rows(text: str, path: Path) -> Rows:
             f"{path}:{lines[0][0]}: is a JSON list; must be JSON lines, an object a line, without brackets"
         )
     for index, (number, line) in enumerate(lines):
-        place = f"{path}:{number}: row {index}"
-        start = _skip(line, 0)
-        row, end = decoded_json(line, place, lambda error, number=number: f"{path}:{number}:{error.colno}", start)
-        end = _skip(line, end)
-        if end < len(line):
-            raise InputError(f"{path}:{number}:{end + 1}: not valid JSON: Extra data")
-        yield place, row
+        yield f"{path}:{number}: row {index}", parse_json(line, str(path), number)
 
 
 def _object_rows(text: str, path: Path) -> Rows:
@@ -302,7 +217,7 @@ def _printed_rows(text: str, path: Path) -> Rows:
     index = 0
     while at < len(text):
         place = f"{path}:{text.count(chr(10), 0, at) + 1}: row {index}"
-        row, at = decoded_json(text, place, lambda error: f"{path}:{error.lineno}:{error.colno}", at)
+        row, at = parse_json_at(text, at, str(path))
         at = _skip(text, at)
         lists = [key for key, value in row.items() if _is_rows(value)] if isinstance(row, dict) else []
         if index == 0 and at == len(text) and lists:
