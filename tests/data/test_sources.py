@@ -153,7 +153,7 @@ def pool(red: int, acceptable: int) -> list[Pair]:
 def test_the_recipe_takes_what_is_asked(there: tuple, asked: tuple, drawn: tuple) -> None:
     pairs = pool(*there)
     made = recipe(pairs, *asked, seed=0)
-    assert (sum(p.harmful for p in made), sum(not p.harmful for p in made)) == drawn
+    assert (sum(p.harmful is True for p in made), sum(p.harmful is False for p in made)) == drawn
     assert len(set(made)) == len(made) and set(made) <= set(pairs)
 
 
