@@ -16,7 +16,7 @@ FLOORS = (
         "text": "compare hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",
     },
-    {"data": "columns examples files order packing partition sources tiny_lexicon tiny_world"},
+    {"data": "columns examples files order packing partition sources tiny_lexicon tiny_world turns"},
     {"train": "dispatch generate losses optimizers step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",

@@ -136,7 +136,7 @@ def _files(path: Path) -> list[Path]:
 # --- files of rows: which there are -----------------------------------------------------------------------------
 
 DATA_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather"}
-_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4"}
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
 
 
 def data_suffix(path: Path) -> str:
