@@ -74,8 +74,8 @@ def random_lm(model: str, **computed: str) -> LM:
 def random_examples(vocabulary: int, rows: int, length: int) -> Examples:
     """[rows, length] random tokens, all trained on."""
     tokens: Any = np.random.default_rng(0).integers(0, vocabulary, (rows, length), np.int32)
-    ones = np.ones(tokens.shape, np.int32)
-    return jax.device_put(Examples(tokens, ones.astype(bool), ones))
+    ones = jnp.ones(tokens.shape, jnp.int32)
+    return Examples(jnp.asarray(tokens), ones.astype(bool), ones)
 
 
 def random_prompts(vocabulary: int, shape: DecodingShape) -> Prompts:

@@ -15,8 +15,8 @@ from fedjax_rai.bench.shapes import LORA, MODELS, DecodingShape, RoundShape
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """What `request` asks for: its work (round or generate), model, dtype, shape, repeats and whether to compile."""
-    import peft
-    import torch
+    import peft  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
     import transformers
 
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -37,11 +37,12 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(name: str, dtype: str, device: str) -> Any:
-    import torch
-    from peft import LoraConfig, get_peft_model
+    import torch  # pyright: ignore[reportMissingImports]
+    from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(**MODELS[name], attn_implementation="sdpa")
+    config = LlamaConfig(**MODELS[name])
+    config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     with torch.device(device):
         torch.set_default_dtype(getattr(torch, dtype))
@@ -53,7 +54,7 @@ def _model(name: str, dtype: str, device: str) -> Any:
 
 def _round(model: Any, request: dict[str, Any], device: str) -> tuple[Callable[[], None], int]:
     """Clients in turn, each from the received adapter with a fresh optimizer; the deltas' mean at the end."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     shape = RoundShape(**request["shape"])
     adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -82,7 +83,7 @@ def _round(model: Any, request: dict[str, Any], device: str) -> tuple[Callable[[
 
 def _generate(model: Any, request: dict[str, Any], device: str) -> tuple[Callable[[], None], int]:
     """Greedy `generate` with a dynamic cache; no row ends before its limit."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     shape = DecodingShape(**request["shape"])
     prompts = torch.randint(0, model.config.vocab_size, (shape.rows, shape.prompt), device=device)
@@ -96,7 +97,7 @@ def _generate(model: Any, request: dict[str, Any], device: str) -> tuple[Callabl
 
 
 def _timed(run: Callable[[], None]) -> float:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
