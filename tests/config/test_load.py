@@ -129,7 +129,7 @@ def test_ranges(tmp_path: Path, key: str, bad: str, good: str) -> None:
 
 DIGITS = "write it in digits alone, like 1000"
 TRUTH = "YAML reads unquoted yes, no, on, off as truth values"
-GUARD = "path, revision, scorer, pairs, steps, batch_size, learning_rate, threshold, label_noise"
+GUARD = "path, revision, scorer, adapter, pairs, steps, batch_size, learning_rate, threshold, label_noise"
 
 
 @pytest.mark.parametrize(
