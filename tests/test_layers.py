@@ -35,7 +35,7 @@ FLOORS = (
     },
     {
         "studies": "dry_run plots results sweep table",
-        "bench": "__main__",
+        "bench": "__main__ machine shapes torch_peer work",
         "tools": "config_reference generate run_folder_reference tiny_base",
     },
     {"": "api cli __main__"},
