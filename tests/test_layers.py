@@ -26,16 +26,16 @@ FLOORS = (
     },
     {"memory": "advice footprint plan"},
     {
-        "experiment": "cost evaluation guarding materials models phase replay revising round setting sizes texts "
-        "together"
+        "experiment": "cost evaluation guarding keeping materials models phase replay revising round setting sizes "
+        "texts together"
     },
     {
-        "runs": "checkpoint conclude conversations export files folder inputs lockstep loop picture prepare record "
-        "report rows run trackers"
+        "runs": "checkpoint conclude conversations export files folder guards inputs lockstep loop picture prepare "
+        "record report rows run trackers"
     },
     {
         "studies": "dry_run plots results sweep table",
-        "bench": "__main__",
+        "bench": "__main__ machine shapes torch_peer work",
         "tools": "config_reference generate run_folder_reference tiny_base",
     },
     {"": "api cli __main__"},
