@@ -80,8 +80,8 @@ def is_rows(key: str) -> bool:
 def digests(config: ExperimentConfig) -> dict[str, str]:
     """The hash of every file here that a config names, by key; of a folder or a glob of rows, of all files and names.
 
-    Of a folder of other files, the hash of the JSON lines or the adapter in it. A `package.module:attribute` gives its name and the
-    hash of the file that it is from.
+    Of a folder of other files, the hash of the JSON lines or the adapter in it. A `package.module:attribute` gives its
+    name and the hash of the file that it is from.
     """
     imported = imported_values(config)
     found = {key: fingerprint(name, key) for key, name in imported.items()}
