@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fedjax_rai.config.prepared import is_prepared
+from fedjax_rai.data.records import read_records
 from fedjax_rai.errors import InputError
 
 _SPACE = " \t\r\n"
@@ -17,6 +19,8 @@ def read_rows(
 
     `name`, `split` and `revision` are of a data set on the hub. A place is `file:line: row n` where lines are known.
     """
+    if is_prepared(str(path)):
+        return read_records(str(path), split)
     path = Path(path)
     if path.suffix in (".json", ".jsonl"):
         text = read_text(path)
