@@ -162,7 +162,8 @@ def test_a_prepared_set_ends_by_how_to_train_on_it(calls: list) -> None:
     ]
 
 
-NAMES = ("", *"run eval table sweep generate export config cai data".split(), "cai generate", "data prepare", "data show")
+COMMANDS = "run eval table sweep generate export config cai data".split()
+NAMES = ("", *COMMANDS, "cai generate", "data prepare", "data show")
 
 
 @pytest.mark.parametrize("command", NAMES)

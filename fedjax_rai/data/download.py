@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
@@ -83,6 +84,8 @@ def _blocks(url: str, shown: str) -> Iterator[bytes]:
             while block := answer.read(BLOCK):
                 yield block
     except (HTTPException, OSError, ValueError) as error:  # no such host, refused, not found, too late, no valid URL
+        if isinstance(error, HTTPError):
+            error.close()
         reason = getattr(error, "reason", None) or error
         raise InputError(f"{shown}: cannot be fetched: {reason}") from None
 
