@@ -10,13 +10,16 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
-    {"": "aliases errors terminal rng trees mesh yaml_lines"},
-    {"config": "files grid keys load names prepared schema views"},
+    {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
+    {"config": "column_names files grid keys load names prepared schema views"},
     {
         "text": "compare hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",
     },
-    {"data": "corpus download examples files order packing partition records sources square tiny_lexicon tiny_world"},
+    {
+        "data": "columns corpus download examples files order packing partition records sources square tiny_lexicon "
+        "tiny_world"
+    },
     {"train": "dispatch generate losses optimizers step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedjax_rai.errors import InputError, did_you_mean
 
@@ -13,6 +13,16 @@ DATASET = "square"
 CORPORA = ("square20k_en", "square20k_ko", "slg20k_en", "slg20k_ko", "questions_en", "questions_ko")
 FORM = f"{PREFIX}NAME/CONFIG, like {PREFIX}{DATASET}/{CORPORA[0]}, or {PREFIX}DIR/NAME/CONFIG for those under a folder"
 INFO = "dataset_info.json"  # TFDS writes it last: a folder that has it is whole
+_COLUMNS = {
+    "square20k": "square",
+    "slg20k": {
+        "messages": "messages",
+        "label": "verdict",
+        "harmful": "unsafe",
+        "acceptable": "safe",
+        "category": "question_category",
+    },
+}
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -62,6 +72,20 @@ def language_of(source: str) -> str | None:
         return None
     name = parse(source)
     return name.config.rpartition("_")[2] if name.dataset == DATASET else None
+
+
+def columns_of(source: str) -> Any:
+    """The columns of a corpus' pairs, as `data.columns` names them; None for any other source."""
+    if language_of(source) is None:
+        return None
+    return _COLUMNS.get(parse(source).config.rpartition("_")[0])
+
+
+def check_language(source: str, language: str) -> None:
+    """Raise InputError where a corpus is in another language than the one that is read."""
+    found = language_of(source)
+    if found is not None and found != language:
+        raise InputError(f"{source}: is in another language than data.language = {language!r}; must be {found!r}")
 
 
 def folder(source: str) -> Path:

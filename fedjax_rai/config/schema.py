@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from fedjax_rai.config.column_names import ColumnNames
 from fedjax_rai.config.names import TAKES_ATTRIBUTE, Name, is_attribute
 
 TINY = "tiny"
@@ -134,11 +135,26 @@ class MeshConfig(Section):
     """Ways in which its heads and columns are split."""
 
 
+def _of_a_hub_data_set(value: str | None, info: ValidationInfo) -> str | None:
+    path = info.data.get("train")
+    if value is not None and path is not None and not is_hub_name(path):
+        raise ValueError(f"must be null: data.train = {path!r} is not of the form owner/name, as on a hub")
+    return value
+
+
 class DataConfig(Section):
     """The clients' training pairs."""
 
-    train: Annotated[PathText, a_file("SQuARe JSON file or data set")] = "tiny"
-    """The pairs: `tiny` (the synthetic world), a SQuARe JSON file, or what `datasets` reads (docs/data.md)."""
+    train: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)] = "tiny"
+    """The rows: `tiny` (the synthetic world); a file, a folder or a glob; or `owner/name` on the hub (docs/data.md)."""
+    columns: ColumnNames = None
+    """Which columns hold prompt, answer and label: a layout, or names of your own; null: recognised."""
+    name: Text | None = None
+    """One of the configurations of a data set on the hub, or of a folder made like one; null: its only one."""
+    train_split: Text = "train"
+    """The split that is read, of a folder or a data set on the hub."""
+    revision: Annotated[Text | None, AfterValidator(_of_a_hub_data_set)] = None
+    """Branch, tag or commit of a data set on the hub; null: its main branch."""
     language: Literal["en", "ko"] = "en"
     """Which of SQuARe's texts are read."""
     red: Natural | None = None

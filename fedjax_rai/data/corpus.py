@@ -5,21 +5,21 @@ What is chosen depends on the rows' texts alone: not on their order, on a seed, 
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from fedjax_rai.config.prepared import CORPORA
-from fedjax_rai.data.files import checked_text
-from fedjax_rai.data.sources import FIELDS, Language
+from fedjax_rai.data.columns import Language, show
 from fedjax_rai.errors import InputError
+from fedjax_rai.reading import checked_text
 from fedjax_rai.text.compare import same
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, USER
 
 TRAIN = "train"
 SPLITS = {TRAIN: "train", "validation": "valid", "test": "test", "test_ood": "test_ood"}  # by the official files' names
 RED, ACCEPTABLE = 6_000, 14_000
+TEXTS = {"en": ("question_en", "response_en"), "ko": ("question", "response")}
 HALVES = {"square20k": 0, "slg20k": 1}  # clients and guard hold no question together
 
 Row = dict[str, Any]
@@ -137,7 +137,7 @@ def _response(row: Row) -> str:
 
 def _written(row: Row, prepared: Corpus) -> Row:
     """A row as it is stored: SQuARe's columns in one language, or a conversation and its verdict for a guard."""
-    question, response = FIELDS[prepared.language]
+    question, response = TEXTS[prepared.language]
     if prepared.kind == "questions":
         return {question: row[question], "sensitive?": row["label"], "category": row["category"]}
     categories = {"category": row["category"], "question_category": row["question_category"]}
@@ -148,18 +148,18 @@ def _written(row: Row, prepared: Corpus) -> Row:
 
 
 def _checked_pair(row: Any, place: str, language: Language) -> Row:
-    row = _checked_texts(row, place, FIELDS[language])
+    row = _checked_texts(row, place, TEXTS[language])
     row["label"] = row["acceptable?"] = _label(row, place, "acceptable?")
     given = row.get("category") or []
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-        raise InputError(f"{place}: field 'category' is {_show(given)}; must be a list of text")
+        raise InputError(f"{place}: field 'category' is {show(given)}; must be a list of text")
     row["category"] = given
     row["question_category"] = _optional_text(row, place, "question_category")
     return row
 
 
 def _checked_question(row: Any, place: str, language: Language) -> Row:
-    row = _checked_texts(row, place, FIELDS[language][:1])
+    row = _checked_texts(row, place, TEXTS[language][:1])
     row["label"] = _label(row, place, "sensitive?")
     row["category"] = _optional_text(row, place, "category")
     row.pop("response", None)
@@ -170,15 +170,15 @@ def _checked_question(row: Any, place: str, language: Language) -> Row:
 def _checked_texts(row: Any, place: str, needed: Sequence[str]) -> Row:
     """A copy of a row whose texts are text, stripped: those that are needed, and those of the other language."""
     if not isinstance(row, dict):
-        raise InputError(f"{place}: {_show(row)} is no object; must have the fields of SQuARe")
+        raise InputError(f"{place}: {show(row)} is no object; must have the fields of SQuARe")
     checked = dict(row)
     for field in needed:
         if field not in row:
             raise InputError(f"{place}: no field {field!r}, only {', '.join(row)}; must be text, not empty")
-    for field in {name for names in FIELDS.values() for name in names} & row.keys():
+    for field in {name for names in TEXTS.values() for name in names} & row.keys():
         value = row[field]
         if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{place}: field {field!r} is {_show(value)}; must be text, not empty")
+            raise InputError(f"{place}: field {field!r} is {show(value)}; must be text, not empty")
         checked[field] = checked_text(value.strip(), place, field)
     return checked
 
@@ -186,7 +186,7 @@ def _checked_texts(row: Any, place: str, needed: Sequence[str]) -> Row:
 def _label(row: Row, place: str, field: str) -> int:
     value = row.get(field)
     if value not in (0, 1) or isinstance(value, float):
-        raise InputError(f"{place}: field {field!r} is {_show(value)}; must be 1 or 0")
+        raise InputError(f"{place}: field {field!r} is {show(value)}; must be 1 or 0")
     return int(value)
 
 
@@ -194,10 +194,5 @@ def _optional_text(row: Row, place: str, field: str) -> str:
     """A text, or an empty one for null."""
     value = row.get(field)
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{place}: field {field!r} is {_show(value)}; must be text or null")
+        raise InputError(f"{place}: field {field!r} is {show(value)}; must be text or null")
     return checked_text(value or "", place, field)
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

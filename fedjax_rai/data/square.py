@@ -12,10 +12,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fedjax_rai.config.prepared import CORPORA
-from fedjax_rai.data.corpus import TRAIN, Corpus, Placed, corpus, prepare_splits
+from fedjax_rai.data.corpus import TEXTS, TRAIN, Corpus, Placed, corpus, prepare_splits
 from fedjax_rai.data.download import file_sha256
 from fedjax_rai.data.files import read_rows
-from fedjax_rai.data.sources import FIELDS
 from fedjax_rai.errors import InputError
 
 DESCRIPTIONS = {
@@ -23,7 +22,7 @@ DESCRIPTIONS = {
     "slg20k": "S-LG20K: as many, of other questions, as conversations with a guard's verdict",
     "questions": "The sensitive questions, without answers",
 }
-_TEXTS = tfds.features.Sequence(tfds.features.Text())
+_LABELS = tfds.features.Sequence(tfds.features.Text())
 _TURNS = tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()})
 
 
@@ -94,11 +93,11 @@ def provenance(path: Path) -> dict[str, str]:
 
 
 def _features(prepared: Corpus) -> dict[str, Any]:
-    question, response = FIELDS[prepared.language]
+    question, response = TEXTS[prepared.language]
     text = tfds.features.Text()
     if prepared.kind == "questions":
         return {question: text, "sensitive?": np.int64, "category": text}
-    categories = {"category": _TEXTS, "question_category": text}
+    categories = {"category": _LABELS, "question_category": text}
     if prepared.kind == "square20k":
         return {question: text, response: text, "acceptable?": np.int64, **categories}
     return {"messages": _TURNS, "verdict": text, **categories}

@@ -50,7 +50,8 @@ def summary(source: Source, read: Read) -> Iterator[str]:
     yield f"response    {lengths([pair.response for pair in read.pairs])}"
     if is_prepared(source.path):
         for split, counts in records.metadata(source.path).get("splits", {}).items():
-            yield f"made of     {split}: {counts['read']:,} rows of {counts['file']} (sha256 {counts['sha256'][:12]}...)"
+            file = f"{counts['file']} (sha256 {counts['sha256'][:12]}...)"
+            yield f"made of     {split}: {counts['read']:,} rows of {file}"
 
 
 def lengths(texts: Sequence[str]) -> str:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_rai.config import prepared
-from fedjax_rai.config.prepared import folder, language_of, parse
 from fedjax_rai.data.files import read_rows
 from fedjax_rai.data.records import Records, load_tfds, metadata
+from fedjax_rai.data.sources import Source, read_pairs
 from fedjax_rai.errors import InputError
 from fedjax_rai.tools.prepare_corpus import Preparation, prepare
 from tests.data.test_corpus import pair
@@ -86,6 +85,22 @@ def test_a_prepared_set_is_a_source_of_rows(data_dir: Path, monkeypatch: pytest.
     assert [row["question_en"] for _, row in rows] == ["Question 4", "Question 5"]
 
 
+def test_a_guard_s_corpus_is_read_as_labelled_pairs(data_dir: Path) -> None:
+    read = read_pairs(Source(f"tfds:{data_dir}/square/slg20k_ko", language="ko"))
+    red = sum(bool(pair.harmful) for pair in read.pairs)
+    assert red > 0 and 10 * red == 3 * read.rows and read.unlabelled == 0
+    for spoken in read.pairs:
+        assert int(spoken.response.split()[1]) % 10 in (range(3) if spoken.harmful else range(3, 10))
+    with pytest.raises(InputError, match="another language"):
+        read_pairs(Source(f"tfds:{data_dir}/square/slg20k_ko"))
+
+
+@pytest.mark.parametrize("option", [{"name": "other"}, {"revision": "main"}])
+def test_what_is_of_a_hub_is_refused(data_dir: Path, option: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="must be left out"):
+        read_rows(f"tfds:{data_dir}/square/questions_en", **option)
+
+
 def test_what_it_was_made_of_is_kept(data_dir: Path) -> None:
     found = metadata(f"tfds:{data_dir}/square/slg20k_ko")
     assert found["partial"] and found["splits"]["train"]["file"] == "pairs.json"
@@ -130,46 +145,6 @@ def test_another_format_is_refused(copied: Path) -> None:
     info.write_text(info.read_text().replace("array_record", "parquet"))
     with pytest.raises(InputError, match="as parquet; must be array_record"):
         Records(f"tfds:{copied.parents[2]}/square/questions_en")
-
-
-def test_what_is_not_prepared_is_said_with_the_command_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with pytest.raises(InputError) as raised:
-        Records("tfds:square/square20k_ko")
-    command = "to prepare it: fedjax-rai data prepare square20k_ko SOURCE, with SOURCE the folder of SQuARe's files"
-    assert str(raised.value).startswith(f"tfds:square/square20k_ko: not prepared in {tmp_path}; {command}")
-    with pytest.raises(InputError, match="prepare questions_ko --data-dir b/c SOURCE, .* or question_train.json"):
-        folder("tfds:b/c/square/questions_ko")
-    with pytest.raises(InputError, match="not prepared in .*; must be a data set that TFDS prepared there"):
-        folder("tfds:mnist/plain")
-
-
-@pytest.mark.parametrize(
-    "source", ["tfds:", "tfds:square", "tfds:/square20k_en", "tfds:a/b:one", "square/square20k_en"]
-)
-def test_another_form_of_name_is_refused(source: str) -> None:
-    with pytest.raises(InputError, match="no prepared data set; must be tfds:NAME/CONFIG"):
-        parse(source)
-
-
-def test_names_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    monkeypatch.setenv("HOME", "/home/a")
-    assert parse("tfds:square/slg20k_ko") == (Path("/home/a/tensorflow_datasets"), "square", "slg20k_ko", None)
-    assert parse("tfds:/b/c/other/set:2.0.1") == (Path("/b/c"), "other", "set", "2.0.1")
-    assert parse("tfds:/other/set") == (Path("/"), "other", "set", None)
-    with pytest.raises(InputError, match="no such corpus; .*; did you mean square20k_en"):
-        parse("tfds:square/squar20k_en")
-    assert (language_of("tfds:square/slg20k_ko"), language_of("tfds:a/b_ko"), language_of("a_ko")) == ("ko", None, None)
-
-
-def test_the_newest_version_is_read(tmp_path: Path) -> None:
-    for version in ("1.2.0", "1.10.0", "notes", "2.0.0"):
-        (tmp_path / "a" / "b" / version).mkdir(parents=True)
-        if version != "2.0.0":  # that one was never finished
-            (tmp_path / "a" / "b" / version / prepared.INFO).write_text("{}")
-    assert folder(f"tfds:{tmp_path}/a/b").name == "1.10.0"
-    assert folder(f"tfds:{tmp_path}/a/b:1.2.0").name == "1.2.0"
 
 
 @pytest.mark.parametrize("missing", ["array_record", "importlib_resources"])
