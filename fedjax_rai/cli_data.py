@@ -6,7 +6,7 @@ What they need is imported when they run. A command's parameters are its argumen
 import shlex
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,7 +72,11 @@ def show(
         ),
     ],
     columns: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The layout of its rows; recognised if not given.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The layout of its rows, or names of columns, as '{prompt: q, response: a}'; recognised if not given.",
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="A configuration of a set on the hub.")] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="The split to read.")] = "train",
@@ -92,9 +96,21 @@ def show(
         from fedjax_rai.tools import show_data
 
         spoken = language or language_of(source) or LANGUAGES[0]
-        asked = Source(source, name, split, revision, columns, spoken)  # pyright: ignore[reportArgumentType]
+        layout = None if columns is None else _parse_columns(columns)
+        asked = Source(source, name, split, revision, layout, spoken)  # pyright: ignore[reportArgumentType]
         for line in show_data.show(asked, rows, shutil.get_terminal_size().columns):
             typer.echo(line)
+
+
+def _parse_columns(text: str) -> Any:
+    """What `data.columns` would be; raises InputError."""
+    from fedjax_rai.config.column_names import checked_columns
+    from fedjax_rai.yaml_lines import parse_value
+
+    try:
+        return checked_columns(parse_value(text))
+    except ValueError as error:
+        raise InputError(f"--columns {text}: {error}") from None
 
 
 def _close(made: str) -> None:

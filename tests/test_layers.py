@@ -38,7 +38,7 @@ FLOORS = (
     },
     {
         "studies": "dry_run plots results sweep table",
-        "bench": "__main__",
+        "bench": "__main__ machine shapes torch_peer work",
         "tools": "config_reference generate prepare_corpus run_folder_reference show_data tiny_base",
     },
     {"": "api cli cli_data __main__"},

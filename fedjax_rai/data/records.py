@@ -96,7 +96,8 @@ def _open(path: Path, source: str, split: str) -> tuple[Any, dict[str, Any]]:
         ) from None
     if not instruction.num_examples:
         raise InputError(f"{source}: split {split!r} has no rows; must have one at least")
-    return builder.as_data_source(split=split), dict(builder.info.features.items())
+    features = dict(sorted(builder.info.features.items()))  # TFDS keeps them in no order
+    return builder.as_data_source(split=split), features
 
 
 def load_tfds() -> Any:

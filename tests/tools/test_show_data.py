@@ -39,7 +39,7 @@ def test_a_source_is_shown_in_numbers_and_rows() -> None:
     lines = show("a.json", "--rows", "1").splitlines()
     assert {line.split()[0]: " ".join(line.split()[1:]) for line in lines[:8]} == {
         "source": "a.json, split train",
-        "columns": lines[1].removeprefix("columns").strip(),
+        "columns": "square, recognised; language en",
         "rows": "3: 3 pairs, 0 refused, 0 duplicates",
         "labels": "2 harmful, 1 acceptable, 0 unlabelled (66.7 % harmful)",
         "prompts": "2 distinct",
@@ -47,7 +47,6 @@ def test_a_source_is_shown_in_numbers_and_rows() -> None:
         "prompt": "4 characters at the median, 4 at 95 %, 4 at most",
         "response": "8 characters at the median, 10 at 95 %, 10 at most",
     }
-    assert lines[1].split()[1] == "square," and lines[1].endswith("language en")
     assert lines[8:] == ["", "1. acceptable, objective", "   prompt: Why?", "   response: So."]
     assert len(show("a.json", "--rows", "0").splitlines()) == 8
 
@@ -88,6 +87,31 @@ def test_earlier_turns_and_rows_without_labels_are_shown() -> None:
     ]
 
 
+def test_columns_may_be_named_and_what_holds_no_pair_is_shown() -> None:
+    rows = [{"q": "Why?", "a": "So."}, {"q": "Who?", "a": ""}, {"q": "Why?", "a": "So."}]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    output = show("a.jsonl", "--columns", "{prompt: q, response: a}")
+    assert "columns     prompt: q, response: a; language en" in output
+    assert "rows        3: 2 pairs, 1 refused, 1 duplicate\n" in output
+    assert "refused     the first: a.jsonl:2: row 1: " in output
+    assert "labels      0 harmful, 0 acceptable, 2 unlabelled\n" in output
+
+
+def test_the_tiny_world_and_questions_are_shown() -> None:
+    assert "labels      1,800 harmful, 4,200 acceptable, 0 unlabelled (30.0 % harmful)" in show("tiny")
+    rows = [{"question": f"질문 {i}", "sensitive?": int(i < 2), "category": None} for i in range(3)]
+    Path("question_train.json").write_text(json.dumps(rows))
+    done = RUNNER.invoke(app, ["data", "prepare", "questions_ko", "question_train.json"])
+    assert done.exit_code == 0, done.output
+    lines = show("tfds:square/questions_ko", "--rows", "1").splitlines()
+    assert lines[1:4] == [
+        "columns     category, question, sensitive?; no answers, so no pairs to train on",
+        "rows        3, 2 sensitive",
+        "categories  etc 3",
+    ]
+    assert lines[-1] == '1. {"category": "", "question": "질문 0", "sensitive?": 1}'
+
+
 def test_a_prepared_corpus_is_shown_in_its_language_with_what_it_was_made_of() -> None:
     rows = [pair(q, 10 * q + a, acceptable=int(a > 2)) for q in range(10) for a in range(10)]
     Path("response_train.json").write_text(json.dumps(rows))
@@ -103,6 +127,9 @@ def test_a_prepared_corpus_is_shown_in_its_language_with_what_it_was_made_of() -
     [
         (["absent.json"], "absent.json"),
         (["tfds:square/slg20k_en"], "to prepare it: fedjax-rai data prepare slg20k_en SOURCE"),
+        (["a.json", "--columns", "{prompt: a"], "--columns {prompt: a: "),
+        (["a.json", "--columns", "{prompt: a}"], "--columns {prompt: a}: must name a prompt and a response"),
+        (["a.json", "--columns", "squar"], "did you mean square?"),
         (["a.json", "--language", "fr"], "--language fr: must be one of en, ko"),
     ],
 )
