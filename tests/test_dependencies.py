@@ -16,6 +16,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 IMPORTED_AS = {
     "orbax-checkpoint": ("orbax",),
     "huggingface-hub": ("huggingface_hub",),
+    "tensorflow-datasets": ("tensorflow_datasets",),
     "pydantic": ("pydantic", "pydantic_core"),
     "pyyaml": ("yaml",),
     "myst-parser": ("myst_parser",),
