@@ -65,7 +65,8 @@ def test_every_dependency_is_imported_by_the_package(requirement: str) -> None:
 
 
 def test_everything_that_the_package_imports_is_declared() -> None:
-    declared = {name for requirement in PROJECT["dependencies"] for name in names(requirement)}
+    listed = [*PROJECT["dependencies"], *EXTRAS["gguf"]]
+    declared = {name for requirement in listed for name in names(requirement)}
     assert imported("fedjax_rai") - declared - {"jaxlib"} == set()
 
 
@@ -84,6 +85,6 @@ def test_every_extra_is_used(extra: str, requirement: str) -> None:
 
 
 def test_everything_that_tests_import_is_declared() -> None:
-    listed = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["parity"]]
+    listed = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["parity"], *EXTRAS["gguf"]]
     declared = {name for requirement in listed for name in names(requirement)}
     assert imported("tests") - declared == set()

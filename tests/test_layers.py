@@ -13,8 +13,8 @@ FLOORS = (
     {"": "aliases errors terminal rng trees mesh yaml_lines"},
     {"config": "files grid keys load names schema views"},
     {
-        "text": "hub prompts tokenizer",
-        "model": "architecture attention decoder families lora peft quantize weights",
+        "text": "gguf_tokenizer hub prompts tokenizer",
+        "model": "architecture attention decoder families gguf lora peft quantize weights",
     },
     {"data": "examples order packing partition sources tiny_lexicon tiny_world"},
     {"train": "dispatch generate losses optimizers step"},
@@ -36,7 +36,7 @@ FLOORS = (
     {
         "studies": "dry_run plots results sweep table",
         "bench": "__main__",
-        "tools": "config_reference generate run_folder_reference tiny_base",
+        "tools": "config_reference generate import_gguf real_preparation run_folder_reference tiny_base",
     },
     {"": "api cli __main__"},
 )

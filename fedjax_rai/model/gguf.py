@@ -71,7 +71,7 @@ class GgufFile(NamedTuple):
 
     def read(self, name: str) -> np.ndarray:
         """A tensor, dequantised to float32; InputError where its type is unknown or it holds no numbers."""
-        from gguf import dequantize
+        from gguf import dequantize  # pyright: ignore[reportAttributeAccessIssue]
 
         tensor = self.tensors[name]
         try:
@@ -108,7 +108,7 @@ def open_gguf(path: Path) -> GgufFile:
 def _reader(path: Path) -> Any:
     """The `gguf` package's reader; raises InputError."""
     try:
-        from gguf import GGUFReader
+        from gguf import GGUFReader  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError as error:
         raise InputError(
             f"{path}: reading GGUF files needs the package gguf; install it by: pip install 'fedjax-rai[gguf]'"
@@ -119,7 +119,9 @@ def _reader(path: Path) -> Any:
     try:
         return GGUFReader(path)
     except Exception as error:  # it checks little, so a file that is cut short fails anywhere
-        raise InputError(f"{path}: a GGUF file that is damaged, cut short or of an unknown version ({error})") from error
+        raise InputError(
+            f"{path}: a GGUF file that is damaged, cut short or of an unknown version ({error})"
+        ) from error
 
 
 def _check_kind(file: GgufFile) -> None:
@@ -270,11 +272,11 @@ def _gemma3(file: GgufFile, common: Mapping[str, Any]) -> dict[str, Any]:
 PLAIN = {"rope_type": "default"}
 
 
-def _query_scalar(file: GgufFile, common: Mapping[str, Any]) -> float:
-    """By what Gemma 3 scales its queries: the file says it seldom. All sizes have 256, but the one of 62 layers."""
+def _query_scalar(file: GgufFile, common: Mapping[str, Any]) -> int:
+    """By what Gemma 3 scales its queries: files say it seldom. All sizes have 256, but the one of 62 layers."""
     scale = file.get("attention.scale")
     if scale:
-        return round(float(scale) ** -2, 3)
+        return round(float(scale) ** -2)
     if common["num_hidden_layers"] == 62:
         return common["hidden_size"] // common["num_attention_heads"]
     return 256
@@ -303,7 +305,7 @@ def _scaling(file: GgufFile, common: Mapping[str, Any]) -> dict[str, Any] | None
     if "rope_freqs.weight" in file.tensors:
         factors = file.read("rope_freqs.weight").astype(np.float64)
         if not np.all(factors == 1.0):
-            return _stretched(file, factors, common)
+            return llama3_scaling(file, factors, common)
     if "rope_factors_long.weight" in file.tensors:
         return _longrope(file)
     if kind == "none":
@@ -319,16 +321,16 @@ def _longrope(file: GgufFile) -> dict[str, Any]:
     if "rope_factors_short.weight" not in file.tensors:
         raise InputError(f"{file.path}: has rope_factors_long.weight but no rope_factors_short.weight")
     sides = {side: file.read(f"rope_factors_{side}.weight") for side in ("short", "long")}
-    factors = {f"{side}_factor": [_plain(value) for value in values] for side, values in sides.items()}
+    factors = {f"{side}_factor": [_plain(value) for value in values.tolist()] for side, values in sides.items()}
     return {"rope_type": "longrope", **factors}
 
 
-def _stretched(file: GgufFile, factors: np.ndarray, common: Mapping[str, Any]) -> dict[str, Any]:
+def llama3_scaling(file: GgufFile, factors: np.ndarray, common: Mapping[str, Any]) -> dict[str, Any]:
     """Llama 3's scaling whose divisors of the frequencies are these; InputError where none gives them.
 
     A frequency f is divided by 1 where it turns often, by `factor` where it seldom turns, and in between by
-    1 / (s + (1 - s) / factor) with s = (f original / 2 pi - low) / (high - low), a line in f. Only the line is known, so
-    low is 1, as in all of Meta's models, and the others follow.
+    1 / (s + (1 - s) / factor) with s = (f original / 2 pi - low) / (high - low), a line in f. Only the line is known,
+    so low is 1, as in all of Meta's models, and the others follow.
     """
     exponents = np.arange(0, common["head_dim"], 2, dtype=np.float64) / common["head_dim"]
     frequencies = common["rope_theta"] ** -exponents
@@ -411,7 +413,7 @@ def tensor_names(file: GgufFile, config: DecoderConfig) -> dict[str, str]:
 
 
 def read_tensor(file: GgufFile, config: DecoderConfig, name: str) -> np.ndarray:
-    """The tensor that a Hugging Face folder calls `name`, float32, in the order and with the offset that it has there."""
+    """The tensor that a Hugging Face folder calls `name`, float32, in that folder's order, norms without an offset."""
     architecture = ARCHITECTURES[file.architecture]
     values = file.read(gguf_name(name, config.post_norms))
     module = name.rpartition(".")[0].rpartition(".")[2]
@@ -424,23 +426,23 @@ def read_tensor(file: GgufFile, config: DecoderConfig, name: str) -> np.ndarray:
 
 
 def halves(values: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of queries or keys, in heads, from pairs side by side (0, h, 1, h + 1, ...) to halves (0, 1, ..., h, ...)."""
+    """Rows of heads whose pairs lie side by side (0, h, 1, h + 1, ...), in halves: (0, 1, ..., h, h + 1, ...)."""
     pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
     return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
 def write_weights(path: Path, file: GgufFile, raw: Mapping[str, Any], dtype: str) -> None:
-    """Write the file's tensors, named, ordered and rounded to `dtype` as a Hugging Face folder has them, as safetensors.
+    """Write the file's tensors as safetensors of `dtype`, named and ordered as a Hugging Face folder has them.
 
     One tensor is held at a time. `raw` is the model's `config.json`.
     """
     config = decoder_config(raw, str(file.path))
     names = tensor_names(file, config)
     shapes = {name: file.shape(found) for name, found in names.items()}
-    _write_safetensors(path, shapes, dtype, lambda name: read_tensor(file, config, name))
+    write_safetensors(path, shapes, dtype, lambda name: read_tensor(file, config, name))
 
 
-def _write_safetensors(
+def write_safetensors(
     path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, read: Callable[[str], np.ndarray]
 ) -> None:
     """Write a safetensors file tensor by tensor: a length, a JSON header padded to eight bytes, then the values."""
@@ -450,10 +452,13 @@ def _write_safetensors(
         header += b" " * (-len(header) % 8)
         out.write(len(header).to_bytes(8, "little"))
         out.write(header)
-        for name, shape in shapes.items():
-            values = read(name)
-            assert values.shape == shape, name
-            out.write(np.ascontiguousarray(values.astype(stored_dtype)).view(np.uint8).data)
+        for name in shapes:
+            _write_values(out, read(name).astype(stored_dtype))
+
+
+def _write_values(out: Any, values: np.ndarray) -> None:
+    """Write an array's values; by a function, so that they are gone before the next are read."""
+    out.write(np.ascontiguousarray(values).view(np.uint8).data)
 
 
 def _entries(shapes: Mapping[str, Sequence[int]], dtype: str, itemsize: int) -> Iterator[tuple[str, Any]]:
@@ -462,5 +467,8 @@ def _entries(shapes: Mapping[str, Sequence[int]], dtype: str, itemsize: int) -> 
     start = 0
     for name, shape in shapes.items():
         end = start + math.prod(shape) * itemsize
-        yield name, {"dtype": {"bfloat16": "BF16", "float32": "F32"}[dtype], "shape": shape, "data_offsets": [start, end]}
+        yield (
+            name,
+            {"dtype": {"bfloat16": "BF16", "float32": "F32"}[dtype], "shape": shape, "data_offsets": [start, end]},
+        )
         start = end
