@@ -139,7 +139,7 @@ def write_gguf(
     quantized: str | None = None,
 ) -> Written:
     """Write a small model. `fields`: further metadata, None to leave one out; `quantized`: the type of the matrices."""
-    from gguf import GGMLQuantizationType, GGUFWriter, quantize
+    from gguf import GGMLQuantizationType, GGUFWriter, quantize  # pyright: ignore[reportMissingImports]
 
     vocabulary = dict(vocabulary or byte_level())
     tensors = random_tensors(arch, len(vocabulary["tokens"]), tied)

@@ -25,7 +25,7 @@ def needs_their_reader():
 )
 def test_logits_and_tokens_are_those_of_transformers_reader(arch: str, quantized: str | None, tmp_path: Path) -> None:
     """Mistral is not among them: transformers has no name for its tensors."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     vocabulary = sentencepiece() if arch in ("gemma3", "phi3") else byte_level("qwen2")
