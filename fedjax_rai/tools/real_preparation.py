@@ -2,7 +2,7 @@
 
     python -m fedjax_rai.tools.real_preparation prompts OUT --hh harmless.jsonl.gz --advbench harmful_behaviors.csv
     fedjax-rai generate MODEL --prompts OUT/prompts.jsonl --json > OUT/answers.jsonl
-    python -m fedjax_rai.tools.real_preparation rows OUT
+    python -m fedjax_rai.tools.real_preparation rows OUT MODEL
 
 A model of 135 million parameters hardly refuses, and cannot criticise or revise. The rows teach it all three: red
 prompts with refusals, benign prompts with the model's own answers, and for both what follows when it is asked for a
@@ -13,6 +13,7 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,8 @@ from fedjax_rai.cai.constitution import Constitution, find_constitution
 from fedjax_rai.data.sources import read_advbench
 from fedjax_rai.errors import InputError
 from fedjax_rai.runs.files import write_text
-from fedjax_rai.text.prompts import ASSISTANT, USER
+from fedjax_rai.text.prompts import USER, Renderer, Turn, answered
+from fedjax_rai.text.tokenizer import PROBE, load_tokenizer
 
 HH_PREPARED, HH_TUNED = 420, 64
 """First prompts of hh's transcripts: to prepare on, to tune on; the rest is the server's."""
@@ -92,6 +94,7 @@ def prompts(
         asked = [{"prompt": prompt, "kind": "red"} for prompt in in_fixed_order(red)[:CHAINS]]
         asked += [{"prompt": prompt, "kind": "benign"} for prompt in BENIGN]
         write_lines(out / "prompts.jsonl", asked)
+        write_lines(out / "benign.jsonl", [{"prompt": prompt} for prompt in in_fixed_order(BENIGN)])
         write_lines(out / "refused.jsonl", [{"prompt": prompt} for prompt in red])
         rest = firsts[HH_PREPARED + HH_TUNED :]
         write_lines(out / "red_prompts.jsonl", [{"prompt": prompt} for prompt in rest])
@@ -103,11 +106,12 @@ def prompts(
 @app.command()
 def rows(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of `prompts`, with answers.jsonl in it.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's folder, whose chat template is used.")],
     constitution: Annotated[
         str, typer.Option(metavar="FILE", help="The principles whose requests are answered.")
     ] = "default",
 ) -> None:
-    """Write OUT/preparation.jsonl, in the form of `messages`."""
+    """Write OUT/preparation.json in SQuARe's form, every row acceptable."""
     with terminal.answering():
         asked = read_lines(out / "prompts.jsonl")
         answers = [str(row["text"]).strip() for row in read_lines(out / "answers.jsonl")]
@@ -116,35 +120,51 @@ def rows(
                 f"{out / 'answers.jsonl'}: {len(answers)} answers to {len(asked)} prompts; must be as many"
             )
         refused = [row["prompt"] for row in read_lines(out / "refused.jsonl")]
-        made = [conversation(prompt, chosen(REFUSALS, prompt)) for prompt in refused]
+        conversations = [answered(prompt, chosen(REFUSALS, prompt)) for prompt in refused]
         principles = find_constitution(constitution)
-        chains = 0
-        for row, answer in zip(asked, answers, strict=True):
-            if not answer:
-                continue
-            harmful = row["kind"] == "red"
-            if not harmful:
-                made.append(conversation(row["prompt"], answer))
-                chains += 1
-            if harmful or chains <= CHAINS:
-                made += chain(row["prompt"], answer, harmful, principles)
-        write_lines(out / "preparation.jsonl", [{"messages": messages} for messages in in_fixed_order(made)])
-        terminal.say(f"{len(made)} rows: {out / 'preparation.jsonl'}")
+        for kind in ("red", "benign"):
+            prompted = [
+                (row["prompt"], answer) for row, answer in zip(asked, answers, strict=True) if row["kind"] == kind
+            ]
+            spoken = [(prompt, whole_sentences(answer)) for prompt, answer in prompted if answer]
+            if kind == "benign":
+                conversations += [answered(prompt, answer) for prompt, answer in spoken]
+            for prompt, answer in in_fixed_order(spoken)[:CHAINS]:
+                conversations += chain(prompt, answer, kind == "red", principles)
+        tokenizer = load_tokenizer(model)
+        made = [as_pair(tokenizer, turns) for turns in conversations]
+        write_text(out / "preparation.json", json.dumps(in_fixed_order(made), ensure_ascii=False, indent=1) + "\n")
+        terminal.say(f"{len(made)} rows: {out / 'preparation.json'}")
 
 
-def conversation(*texts: str) -> list[dict[str, str]]:
-    """Turns of user and assistant in turn."""
-    return [{"role": (USER, ASSISTANT)[i % 2], "content": text} for i, text in enumerate(texts)]
-
-
-def chain(prompt: str, answer: str, harmful: bool, constitution: Constitution) -> list[list[dict[str, str]]]:
+def chain(prompt: str, answer: str, harmful: bool, constitution: Constitution) -> list[list[Turn]]:
     """A conversation that ends in a critique, and the one that goes on to a revision."""
     principle = chosen(constitution.principles, prompt)
-    begun = " ".join(answer.split(" ")[:ANSWER_WORDS])
+    begun = whole_sentences(" ".join(answer.split(" ")[:ANSWER_WORDS]))
     critique = chosen(HARMFUL_CRITIQUES if harmful else HARMLESS_CRITIQUES, prompt)
     revision = chosen(REFUSALS, prompt) if harmful else begun
-    criticised = (prompt, begun, principle.critique, critique)
-    return [conversation(*criticised), conversation(*criticised, principle.revision, revision)]
+    criticised = [*answered(prompt, begun), *answered(principle.critique, critique)]
+    return [criticised, [*criticised, *answered(principle.revision, revision)]]
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to the end of its last whole sentence; all of it where it has none."""
+    ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", text)]
+    return text[: ends[-1]] if ends else text
+
+
+def as_pair(renderer: Renderer, turns: Sequence[Turn]) -> dict[str, Any]:
+    """A row of SQuARe's form of whose conversation the last answer alone is trained on.
+
+    All that stands before it is the question, as the chat template writes it: put into a question of its own, it gives
+    the same text.
+    """
+    whole = renderer.render(turns[:-1])
+    head, _, tail = renderer.render([Turn(USER, PROBE)]).partition(PROBE)
+    if not (whole.startswith(head) and whole.endswith(tail)):
+        raise InputError("the chat template writes a first turn otherwise than later ones: no rows for it")
+    question = whole[len(head) : len(whole) - len(tail)]
+    return {"question_en": question, "response_en": turns[-1].text, "acceptable?": 1}
 
 
 def chosen(texts: Sequence[Any], key: str) -> Any:
