@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
-    {"": "aliases errors terminal rng trees mesh yaml_lines"},
-    {"config": "files grid keys load names schema views"},
+    {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
+    {"config": "column_names files grid keys load names schema views"},
     {
-        "text": "gguf_tokenizer hub prompts tokenizer",
+        "text": "compare gguf_tokenizer hub prompts tokenizer",
         "model": "architecture attention decoder families gguf lora peft quantize weights",
     },
-    {"data": "examples order packing partition sources tiny_lexicon tiny_world"},
+    {"data": "columns examples files order packing partition sources tiny_lexicon tiny_world turns"},
     {"train": "dispatch generate losses optimizers step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
@@ -26,16 +26,16 @@ FLOORS = (
     },
     {"memory": "advice footprint plan"},
     {
-        "experiment": "cost evaluation guarding materials models phase replay revising round setting sizes texts "
-        "together"
+        "experiment": "cost evaluation guarding keeping materials models phase replay revising round setting sizes "
+        "texts together"
     },
     {
-        "runs": "checkpoint conclude conversations export files folder inputs lockstep loop picture prepare record "
-        "report rows run trackers"
+        "runs": "checkpoint conclude conversations export files folder guards inputs lockstep loop picture prepare "
+        "record report rows run trackers"
     },
     {
         "studies": "dry_run plots results sweep table",
-        "bench": "__main__",
+        "bench": "__main__ machine shapes torch_peer work",
         "tools": "config_reference generate import_gguf real_preparation run_folder_reference tiny_base",
     },
     {"": "api cli __main__"},
