@@ -12,16 +12,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from fedjax_rai import __version__, cli_data, terminal
 from fedjax_rai.errors import InputError
+from fedjax_rai.reading import half_a_character
 
 if TYPE_CHECKING:
     from fedjax_rai.config.schema import ExperimentConfig
     from fedjax_rai.tools.generate import WrittenPrompt
 
+
+class Commands(TyperGroup):
+    """The commands; their arguments are text."""
+
+    def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+        with terminal.answering():
+            check_arguments(sys.argv[1:] if args is None else args)
+        return super().main(args, *others, **options)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raises InputError for an argument whose bytes are no UTF-8: no file that is written here could hold it."""
+    for number, argument in enumerate(arguments, 1):
+        wrong = half_a_character(argument)
+        if wrong is not None:
+            raise InputError(f"argument {number}, {argument!r}: is not UTF-8; must be text in UTF-8")
+
+
 app = typer.Typer(
     name="fedjax-rai",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -333,7 +354,8 @@ def _check_prompts(texts: list[str] | None, file: Path | None) -> None:
     if bool(texts) == (file is not None):
         wrong = "both --prompt and --prompts" if texts else "no prompts"
         raise InputError(f"{wrong}: must be one of --prompt TEXT, --prompts FILE, or --prompts - for standard input")
-    if file is not None and str(file) != STANDARD_INPUT and not file.is_file():
+    is_there = file is not None and (str(file) == STANDARD_INPUT or (os.path.exists(file) and not os.path.isdir(file)))
+    if file is not None and not is_there:
         raise InputError(f"--prompts {file}: no such file; must be JSON lines with `prompt` or `token_ids`, or -")
 
 

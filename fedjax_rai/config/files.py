@@ -56,8 +56,9 @@ def check_files(config: ExperimentConfig) -> None:
                 problems.append(f"{key} = {error}")
         elif not _may_be_there(key, value, file.inside):
             near = did_you_mean_file(value)
-            shipped = file.shipped or TINY
-            problems.append(f"{key} = {value!r}: no {file.what} there; must be one, or {shipped!r}{near}")
+            shipped = file.shipped or (TINY if file.inside else None)
+            allowed = "must be one" if shipped is None else f"must be one, or {shipped!r}"
+            problems.append(f"{key} = {value!r}: no {file.what} there; {allowed}{near}")
     for key, name in imported.items():
         try:
             attribute(name, key, object)
@@ -85,8 +86,8 @@ def is_rows(key: str) -> bool:
 def digests(config: ExperimentConfig) -> dict[str, str]:
     """The hash of every file here that a config names, by key; of a folder or a glob of rows, of all files and names.
 
-    Of a folder of other files, the hash of the JSON lines in it. A `package.module:attribute` gives its name and the
-    hash of the file that it is from.
+    Of a folder of other files, the hash of the JSON lines or the adapter in it. A `package.module:attribute` gives its
+    name and the hash of the file that it is from.
     """
     imported = imported_values(config)
     found = {key: fingerprint(name, key) for key, name in imported.items()}
@@ -133,16 +134,16 @@ def _add(found: Any, path: Path) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    """A file, or the JSON-lines files of a folder."""
+    """A file, or the JSON-lines files of a folder, or the files of an adapter in it."""
     if path.is_dir():
-        return sorted(path.glob("*.jsonl"))
+        return sorted([*path.glob("*.jsonl"), *path.glob("adapter_config.json"), *path.glob("adapter_model.*")])
     return [path]
 
 
 # --- files of rows: which there are -----------------------------------------------------------------------------
 
 DATA_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather"}
-_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4"}
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
 
 
 def data_suffix(path: Path) -> str:

@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 import re
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -83,10 +84,22 @@ def read_bytes(path: Path) -> bytes:
                 raise InputError(f"{path}: not a whole {form} file: {error}") from None
             break
     if content.startswith(b"PK\x03\x04"):
-        raise InputError(f"{path}: is a zip archive (or an Excel file); must be unpacked, to {FORMS}")
+        content = _unzipped(content, path)
     if content[257:262] == b"ustar":
         raise InputError(f"{path}: is a tar archive; must be unpacked, to {FORMS}")
     return content
+
+
+def _unzipped(content: bytes, path: Path) -> bytes:
+    """The one file of a zip archive."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = [name for name in archive.namelist() if not (name.endswith("/") or name.startswith("__MACOSX/"))]
+            if len(names) == 1:
+                return archive.read(names[0])
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{path}: not a whole zip file: {error}") from None
+    raise InputError(f"{path}: is a zip archive of {len(names)} files (or an Excel file); must be unpacked, to {FORMS}")
 
 
 def _by_arrow(codec: str) -> Callable[[bytes], bytes]:
@@ -334,7 +347,7 @@ def _table_rows(content: bytes, path: Path, read: Callable[[Any], Any]) -> Rows:
 
 
 def _folder_rows(folder: Path, name: str | None, split: str) -> Rows:
-    if name is not None:
+    if name is not None or _has_configurations(folder):
         return _loaded(str(folder), name, split, None)
     if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
         return _saved_rows(folder, split)
@@ -342,6 +355,15 @@ def _folder_rows(folder: Path, name: str | None, split: str) -> Rows:
     if not files:
         raise InputError(f"{folder}: no file of {FORMS} in it, at any depth, by their names; must hold one")
     return _rows_of(_of_split(files, folder, split))
+
+
+def _has_configurations(folder: Path) -> bool:
+    """Whether a folder's README, as on a hub, says which files belong together."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return False
+    head = card.read_bytes()[: 2**16].decode(errors="replace").split("\n---", 1)[0]
+    return head.startswith("---") and "\nconfigs:" in head
 
 
 def _of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fedjax_rai import rng
 from fedjax_rai.config.prepared import check_language, columns_of
 from fedjax_rai.data.columns import COLUMNS, Language, NoPair, Pair, Reader, reader, show
-from fedjax_rai.data.files import jsonl_rows, read_rows, read_text
+from fedjax_rai.data.files import file_rows, read_rows, read_text
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.compare import same
 
@@ -233,7 +233,7 @@ def read_preferences(path: Path) -> list[Preference]:
     """
     pairs = []
     for file in _preference_files(Path(path)):
-        pairs += [_preference(row, place) for place, row in jsonl_rows(read_text(file), file)]
+        pairs += [_preference(row, place) for place, row in file_rows(file)]
     if not pairs:
         raise InputError(f"{path}: no rows; must hold at least one with prompt, chosen and rejected")
     return pairs
