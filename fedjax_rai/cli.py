@@ -283,6 +283,28 @@ def export(
         typer.echo(out)
 
 
+@app.command("import-gguf")
+def import_gguf(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, as llama.cpp reads it.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", show_default=False, help="Store bfloat16 (if not given) or float32.")
+    ] = "bfloat16",
+) -> None:
+    """Write a GGUF file's model as a Hugging Face folder, for model.path.
+
+    Needs the extra gguf: pip install 'fedjax-rai[gguf]'.
+    """
+    with terminal.answering():
+        precise = _dtype(dtype, COMPUTED)
+        _quiet()
+        from fedjax_rai.tools.import_gguf import import_gguf as write
+
+        write(file, out, precise)
+        typer.echo(out)
+        terminal.say(f"next: {shlex.join([*terminal.program(), 'generate', str(out), '--prompt', EXAMPLE])}")
+
+
 @app.command("config")
 def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the config in full, or what is wrong with it."""

@@ -13,8 +13,8 @@ FLOORS = (
     {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
     {"config": "column_names files grid keys load names prepared schema views"},
     {
-        "text": "compare hub prompts tokenizer",
-        "model": "architecture attention decoder families lora peft quantize weights",
+        "text": "compare gguf_tokenizer hub prompts tokenizer",
+        "model": "architecture attention decoder families gguf lora peft quantize weights",
     },
     {
         "data": "columns corpus download examples files order packing partition records sources square tiny_lexicon "
@@ -39,7 +39,8 @@ FLOORS = (
     {
         "studies": "dry_run plots results sweep table",
         "bench": "__main__ machine shapes torch_peer work",
-        "tools": "config_reference generate prepare_corpus run_folder_reference show_data tiny_base",
+        "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "
+        "tiny_base",
     },
     {"": "api cli cli_data __main__"},
 )

@@ -38,8 +38,8 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
     chosen = dtype or ("bfloat16" if merged else "float32")
     if not (folder / SUMMARY).is_file() or not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: not the folder of a finished run (it has no {SUMMARY}); run it to its end first")
-    for folder in (out, _part(out)):
-        files.check_writable(folder, str(out))
+    for written in (out, _part(out)):
+        files.check_writable(written, str(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; name another one")
     config = pinned(folder, load_config(folder / CONFIG))
