@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
-    {"": "aliases errors terminal rng trees mesh yaml_lines"},
+    {"": "aliases errors foreign terminal rng trees mesh yaml_lines"},
     {"config": "files grid keys load names schema views"},
     {
-        "text": "hub prompts tokenizer",
+        "text": "generation hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",
     },
     {"data": "examples order packing partition sources tiny_lexicon tiny_world"},
