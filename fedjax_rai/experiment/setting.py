@@ -156,9 +156,9 @@ class Setting:
 
     def _check_language(self) -> None:
         if self.config.data.language == "ko" and not self.models.tokenizer.has_hangul:
+            where = f"data.language = ko: the tokenizer of model.path = {self.config.model.path}"
             raise InputError(
-                f"data.language = ko: the tokenizer of model.path = {self.config.model.path} has no Hangul, and would lose "
-                "the text; must be en, or a model that reads Korean"
+                f"{where} has no Hangul, and would lose the text; must be a model that reads Korean, or en"
             )
 
     def check_logits(self, adapter: Adapter | None) -> None:
