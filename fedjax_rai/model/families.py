@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_rai.errors import InputError
-from fedjax_rai.foreign import one_line, read_object
 from fedjax_rai.model.architecture import (
     ACTIVATIONS,
     FUSED,
@@ -25,6 +24,7 @@ from fedjax_rai.model.architecture import (
     module_name,
     modules,
 )
+from fedjax_rai.reading import one_line, read_object
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # No model is near these; beyond them a damaged number would take all memory before any tensor is looked at.

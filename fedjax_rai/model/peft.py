@@ -14,11 +14,11 @@ from fedjax_rai import terminal
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.schema import is_hub_name
 from fedjax_rai.errors import InputError
-from fedjax_rai.foreign import one_line, read_object
 from fedjax_rai.model.architecture import DecoderConfig, module_name
 from fedjax_rai.model.families import names
 from fedjax_rai.model.lora import Lora, abstract_adapter, matches
 from fedjax_rai.model.weights import Stored, cast, check_tensors, listed, save_safetensors, write_json
+from fedjax_rai.reading import one_line, read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -34,6 +34,11 @@ _HARMLESS = (
     "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "peft_type",
     "peft_version", "qalora_group_size", "runtime_config", "task_type",
 )  # fmt: skip
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The two files of an adapter in a folder."""
+    return [folder / CONFIG, folder / WEIGHTS]
 
 
 def save_adapter(

@@ -22,12 +22,12 @@ from safetensors.numpy import save_file
 
 from fedjax_rai.aliases import Adapter, Array, Base, PyTree
 from fedjax_rai.errors import InputError
-from fedjax_rai.foreign import one_line, read_object, refuse_pointer
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import abstract_base
 from fedjax_rai.model.families import Place, decoder_config, names, places
 from fedjax_rai.model.lora import Lora
 from fedjax_rai.model.quantize import Quantized, quantize
+from fedjax_rai.reading import one_line, read_object, refuse_pointer
 
 FLOATS = {"F16", "BF16", "F32", "F64"}
 """What weights may be stored in, by safetensors' names."""

@@ -72,6 +72,11 @@ def guard_form(tokenizer: Tokenizer) -> GuardForm:
     return GuardForm(conversation, safe[:shared], (safe[shared], unsafe[shared]))
 
 
+def request(tokenizer: Tokenizer, conversation: Callable[[str, str], list[Turn]]) -> str:
+    """The words of a request for a verdict, two texts that no template holds standing for the pair's."""
+    return prompt(tokenizer, conversation(QUERY, RESPONSE))
+
+
 class Scorer(NamedTuple):
     """A guard that is a function of the user's own: pairs of (query, response) -> p(unsafe) of each, NaN for no score.
 
@@ -196,14 +201,15 @@ def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> 
     return flipped
 
 
-def quality(scores: np.ndarray, harmful: Sequence[bool] | np.ndarray, threshold: float) -> dict[str, float]:
+def quality(scores: np.ndarray, harmful: Sequence[bool | None] | np.ndarray, threshold: float) -> dict[str, float]:
     """Accuracy, precision, recall and their harmonic mean in percent, unsafe being positive; 0 where undefined.
 
-    Of the pairs that have a score: without one there is no verdict.
+    What has no label (None), or no score (NaN) and so no verdict, is left out.
     """
-    known = ~np.isnan(scores)
+    labelled = np.array([label is not None for label in harmful], bool)
+    known = labelled & ~np.isnan(scores)
     verdict = scores[known] >= threshold
-    truth = np.asarray(harmful, bool)[known]
+    truth = np.array([bool(label) for label in harmful], bool)[known]
     hits = float(np.sum(verdict & truth))
     precision = hits / max(verdict.sum(), 1)
     recall = hits / max(truth.sum(), 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_rai import terminal
-from fedjax_rai.foreign import read_object
+from fedjax_rai.reading import read_object
 
 GENERATION, CONFIG = "generation_config.json", "config.json"
 SAMPLING = {"temperature": (1.0,), "top_p": (1.0,), "top_k": (0,), "min_p": (0.0,)}

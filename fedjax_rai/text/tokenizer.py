@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_rai import terminal
 from fedjax_rai.errors import InputError
-from fedjax_rai.foreign import one_line, read_object, refuse_pointer
+from fedjax_rai.reading import one_line, read_object, refuse_pointer
 from fedjax_rai.text.hub import WANTED, resolve
 from fedjax_rai.text.prompts import USER, Segment, Turn, after_answer, answered
 

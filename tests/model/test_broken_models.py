@@ -16,7 +16,7 @@ from fedjax_rai.model import families, peft, weights
 from fedjax_rai.model.lora import Lora
 from tests.model.common import FIXTURES, edit_json, edit_tensors, random_adapter, random_base
 from tests.model.test_weights import CONFIG, RAW, UNTIED
-from tests.test_foreign import POINTER
+from tests.test_model_json import POINTER
 
 LORA = Lora(CONFIG.targets, rank=2, alpha=3.0)
 Q_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -152,7 +152,7 @@ def test_a_sum_that_overflows_is_not_written(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (POINTER, "is a Git LFS pointer"),
+        (POINTER, "is a pointer of Git LFS"),
         (b"", "not a whole safetensors file"),
         (b"\x08\0\0\0\0\0\0\0{}      ", "tensors do not fit the model"),
         ("half", "not a whole safetensors file"),

@@ -103,3 +103,10 @@ def test_a_guard_that_gives_no_score_is_refused_and_one_that_gives_some_is_not(f
         guards.score(guard, pairs)
     assert ("guard.learning_rate" in str(caught.value)) == fitted
     assert len(guards.score(guard, [])) == 0
+
+
+def test_pairs_without_a_label_are_in_no_quality():
+    """Two of five have no label: of the other three one is right as unsafe, one right as safe, one missed."""
+    scores = np.array([0.9, 0.1, 0.2, 0.9, 0.1])
+    report = quality(scores, [True, False, True, None, None], 0.5)
+    assert report["accuracy"] == pytest.approx(200 / 3) and report["precision"] == 100.0 and report["recall"] == 50.0

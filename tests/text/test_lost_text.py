@@ -12,7 +12,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.tokenizer import HANGUL, LATIN, Tokenizer, load_tokenizer
 from tests.chat_models import FAMILIES, tokenizer
-from tests.test_foreign import POINTER
+from tests.test_model_json import POINTER
 
 LOSING = {
     "spaces": ("\\s", ""),
@@ -77,15 +77,19 @@ def test_a_tokenizer_without_hangul_that_says_so_is_named(capsys):
 @pytest.mark.parametrize(
     ("file", "data", "message"),
     [
-        ("tokenizer.json", POINTER, "tokenizer.json: is a Git LFS pointer"),
-        ("chat_template.jinja", POINTER, "chat_template.jinja: is a Git LFS pointer"),
-        ("tokenizer_config.json", POINTER, "tokenizer_config.json: is a Git LFS pointer"),
+        ("tokenizer.json", POINTER, "tokenizer.json: is a pointer of Git LFS"),
+        ("chat_template.jinja", POINTER, "chat_template.jinja: is a pointer of Git LFS"),
+        ("tokenizer_config.json", POINTER, "tokenizer_config.json: is a pointer of Git LFS"),
         ("tokenizer.json", b"{", "no tokenizer that transformers can read"),
         ("tokenizer.json", b"[]", "no tokenizer that transformers can read"),
         ("tokenizer.json", b'{"version": "1.0", "model": {"type": "BPE"}}', "no tokenizer that transformers can read"),
         ("tokenizer_config.json", b"[1]", "no tokenizer that transformers can read"),
         ("tokenizer_config.json", b"{" * 100_000, "no tokenizer that transformers can read"),
-        ("generation_config.json", b'{"eos_token_id": ' + b"9" * 5000 + b"}", "generation_config.json: not JSON"),
+        (
+            "generation_config.json",
+            b'{"eos_token_id": ' + b"9" * 5000 + b"}",
+            "holds a number of thousands",
+        ),
     ],
 )
 def test_a_broken_file_is_refused_in_one_line(file, data, message, tmp_path):
