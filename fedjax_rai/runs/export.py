@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
-
 from fedjax_rai import terminal
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.load import load_config
@@ -53,8 +51,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
             save_merged(part, source, shape, lora, adapter, chosen)
             _copy(source, part, (*_TOKENIZER, "generation_config.json"))
         else:
-            adapter = jax.tree.map(lambda leaf: leaf.astype(chosen), adapter)
-            save_adapter(part, shape, lora, adapter, config.model.path, config.model.revision)
+            save_adapter(part, shape, lora, adapter, config.model.path, config.model.revision, chosen)
             _copy(source, part, _TOKENIZER)
         files.write_text(part / "README.md", card(config, summary, merged))
 
