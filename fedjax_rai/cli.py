@@ -291,7 +291,7 @@ def import_gguf(
         str, typer.Option(metavar="NAME", show_default=False, help="Store bfloat16 (if not given) or float32.")
     ] = "bfloat16",
 ) -> None:
-    """Write a GGUF file's model as a Hugging Face folder, for model.path.
+    """Write the model of a GGUF file as a Hugging Face folder.
 
     Needs the extra gguf: pip install 'fedjax-rai[gguf]'.
     """
