@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedjax_rai.cli import app
+from fedjax_rai.data import records
 from fedjax_rai.data.records import Records
 from tests.data.test_corpus import pair
 
@@ -120,7 +121,20 @@ def test_bad_input_is_one_message_and_leaves_nothing(arguments: list[str], messa
     Path("broken.json").write_text('[{"question": ')
     output = prepare(*arguments, code=2)
     assert message in output.splitlines()[-1] and len(output.splitlines()) <= 2
-    assert prepared() == []
+    assert not Path("default").exists()
+
+
+def test_a_place_that_cannot_be_is_one_message() -> None:
+    Path("file").write_text("")
+    output = prepare("questions_en", "SQuARe", "--data-dir", "file", code=2)
+    assert "file" in output.splitlines()[-1]
+
+
+def test_what_cannot_be_put_in_its_place_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare("questions_en", "SQuARe")
+    monkeypatch.setattr(records, "write_checksums", lambda built: built.rename(built.parent / "gone"))
+    assert RUNNER.invoke(app, ["data", "prepare", "questions_en", "SQuARe", "--overwrite"]).exit_code != 0
+    assert len(Records("tfds:square/questions_en")) == 4
 
 
 def test_what_is_interrupted_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
