@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fedjax_rai import __version__, terminal
+from fedjax_rai import __version__, cli_data, terminal
 from fedjax_rai.errors import InputError
 from fedjax_rai.reading import half_a_character
 
@@ -50,6 +50,7 @@ app = typer.Typer(
 )
 cai = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cai, name="cai", help="Prepare data by constitutional AI.")
+app.add_typer(cli_data.app, name="data", help="Prepare the corpus, or show what a source holds.")
 
 COMPUTED = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32"}
 STORED = COMPUTED | {"float16": "float16", "fp16": "float16"}
@@ -280,6 +281,28 @@ def export(
 
         write(folder, out, merged, chosen)
         typer.echo(out)
+
+
+@app.command("import-gguf")
+def import_gguf(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, as llama.cpp reads it.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", show_default=False, help="Store bfloat16 (if not given) or float32.")
+    ] = "bfloat16",
+) -> None:
+    """Write a GGUF file's model as a Hugging Face folder, for model.path.
+
+    Needs the extra gguf: pip install 'fedjax-rai[gguf]'.
+    """
+    with terminal.answering():
+        precise = _dtype(dtype, COMPUTED)
+        _quiet()
+        from fedjax_rai.tools.import_gguf import import_gguf as write
+
+        write(file, out, precise)
+        typer.echo(out)
+        terminal.say(f"next: {shlex.join([*terminal.program(), 'generate', str(out), '--prompt', EXAMPLE])}")
 
 
 @app.command("config")

@@ -94,10 +94,11 @@ def imported_values(config: ExperimentConfig) -> dict[str, str]:
         if "attribute" not in schema:
             continue
         value = value_at(config, key)
-        if is_attribute(value):
+        if isinstance(value, str) and is_attribute(value):
             found[key] = value
     return found
 
 
 def _or_attribute(schema: dict[str, Any]) -> str:
-    return f", or {schema['attribute']}" if "attribute" in schema else ""
+    attribute = f", or {schema['attribute']}" if "attribute" in schema else ""
+    return f"{attribute}, or {schema['else']}" if "else" in schema else attribute

@@ -232,7 +232,7 @@ def _compare(name: str, given: EvalSet, bench: Bench) -> Measured:
 
 
 def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return float(value) if np.isfinite(value) else None
 
 
 # --- judging ----------------------------------------------------------------------------------------------------
@@ -329,7 +329,8 @@ def both_ways(pairs: Sequence[Pair]) -> list[Choice]:
     """A choice for each question that has an acceptable and an unacceptable answer: the first of each."""
     answers: dict[str, dict[bool, Pair]] = {}
     for pair in pairs:
-        answers.setdefault(same(pair.query), {}).setdefault(pair.harmful, pair)
+        if pair.harmful is not None and not pair.before:  # a choice is a question alone, with two labelled answers
+            answers.setdefault(same(pair.query), {}).setdefault(pair.harmful, pair)
     choices = []
     for by_label in answers.values():
         if len(by_label) == 2:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from fedjax_rai import rng
+from fedjax_rai import rng, terminal
 from fedjax_rai.config.schema import TINY
 from fedjax_rai.config.views import Readable
 from fedjax_rai.data import tiny_world
-from fedjax_rai.data.sources import Pair, RedPrompt, read_square, recipe, split_by_question
+from fedjax_rai.data.sources import Pair, RedPrompt, Source, notes, read_pairs, recipe, split_by_question
 from fedjax_rai.evals.suite import EvalSet, Sources, load_sets
 from fedjax_rai.text.compare import same
 
@@ -65,7 +65,11 @@ def _square(config: Readable) -> Materials:
 
     SQuARe asks nothing harmless: what is replayed are questions that have acceptable answers only.
     """
-    pairs = read_square(config.data.train, config.data.language)
+    data = config.data
+    read = read_pairs(Source(data.train, data.name, data.train_split, data.revision, data.columns, data.language))
+    for note in notes(read, data.train):
+        terminal.say(note)
+    pairs = read.pairs
     parts = split_by_question(pairs, SHARES, config.seed)
     red, acceptable = (distinct(pair for pair in parts["cai"] if pair.harmful == harmful) for harmful in (True, False))
     red_prompts, probe_prompts = held_out([RedPrompt(p.query, p.category) for p in red.values()], config.cai.probe)

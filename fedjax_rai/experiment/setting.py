@@ -20,10 +20,11 @@ from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.config.views import View
 from fedjax_rai.data.partition import PARTITIONS, checked_partition
 from fedjax_rai.errors import InputError
-from fedjax_rai.evals.judge import GuardScores, named
+from fedjax_rai.evals.judge import GUARD, GuardScores, named
 from fedjax_rai.evals.suite import check_judge
 from fedjax_rai.experiment.guarding import Guarding
-from fedjax_rai.experiment.models import Models
+from fedjax_rai.experiment.keeping import Store
+from fedjax_rai.experiment.models import Models, check_logits
 from fedjax_rai.experiment.replay import Replay
 from fedjax_rai.experiment.revising import Revising
 from fedjax_rai.experiment.texts import Texts
@@ -56,14 +57,17 @@ class Setting:
         config: ExperimentConfig,
         previous: "Setting | None" = None,
         pins: Mapping[str, str] | None = None,
+        store: Store | None = None,
     ):
         """Takes over from the arm `previous` the parts that it shares with it; the others are built when needed.
 
-        `pins`: the commits of models on the hub that the run began with, if it did. Data are read at once, so that
+        `pins`: the commits of models on the hub that the run began with, if it did. `store` keeps guards and scores
+        for other processes. Data are read at once, so that
         what is wrong with them is said (InputError) before anything is written.
         """
         self.config = config
         self.pins = dict(pins or {})
+        self._store = store
         self.root = jax.random.key(config.seed)
         self._views = views(config)
         self._parts: dict[str, Any] = {}
@@ -82,6 +86,8 @@ class Setting:
 
     def _built(self, part: Any) -> Any:
         needed = [self._parts[needs.__name__] for needs in part.NEEDS]
+        if part is Guarding:
+            needed.append(self._store)
         return part(self._views[part.__name__], self.pins, *needed)
 
     @property
@@ -130,11 +136,39 @@ class Setting:
         found = {name: commit(folder) for name, folder in folders.items() if folder is not None}
         return {name: revision for name, revision in found.items() if revision is not None}
 
+    @property
+    def guarded(self) -> bool:
+        """Whether anything of this arm reads the guard's scores; where nothing does, there is no need for one."""
+        return self.guarding.possible and (self._works_with_guard or self._asks_guard_to_judge)
+
+    @property
+    def judged_by_guard(self) -> bool:
+        """Whether the guard is among the judges of answers: `harmless_by_guard` is measured."""
+        return self.guarding.possible and self._asks_guard_to_judge
+
+    @property
+    def _works_with_guard(self) -> bool:
+        """Whether filter or probe need the guard, whoever judges answers."""
+        probed = self.config.cai.probe > 0 and self.config.federated.rounds > 0
+        return self.config.filter.enabled or probed
+
+    @property
+    def _asks_guard_to_judge(self) -> bool:
+        evaluation = self.config.eval
+        if evaluation.judge == GUARD.name:
+            return True
+        if evaluation.by_guard is not None:
+            return evaluation.by_guard
+        costs_little = not self.guarding.is_fitted or self.config.model.path == TINY
+        return costs_little or self._works_with_guard
+
     def check(self) -> None:
         """Read all that this arm will use. Raises InputError for what is wrong, before anything is written."""
         for t in range(self.config.federated.rounds):
             learning_rate(self.config.federated, t)
-        _read(self, "model", "models.base", "models.tokenizer.closing", "texts.corpus")
+        _read(self, "model", "models.not_computed", "models.base", "models.tokenizer.closing", "texts.corpus")
+        self._check_language()
+        self.check_logits(None)
         cai = self.config.cai
         if cai.enabled and cai.data == ONLINE:
             _read(self, "revising.requests", "texts.red_prompts", "revising.openings")
@@ -143,14 +177,29 @@ class Setting:
             _read(self, "revising.prepared")
         if cai.probe:
             self._check_probe(cai.probe)
-        if self.guarding.possible:
-            self.guarding.check()
-        elif self.config.filter.enabled:
-            raise InputError(f"data.train = {self.config.data.train}: the filter's guard needs pairs of both kinds")
         config, guard = self.config, None
-        if self.guarding.possible:
+        if self.guarded:
+            self.guarding.check()
+        if self.judged_by_guard:
             guard = GuardScores(lambda pairs: score(self.guarding.guard, pairs), config.guard.threshold)
+        if not self.guarding.possible and config.filter.enabled:
+            raise InputError(f"data.train = {config.data.train}: the filter's guard needs pairs of both kinds")
+        if not self.guarding.possible and config.eval.by_guard:
+            raise InputError("eval.by_guard = true: needs a guard; data.train has no pairs of both kinds")
         check_judge(named(config.eval.judge), self.texts.materials.evaluations, config.model.path == TINY, guard)
+
+    def _check_language(self) -> None:
+        if self.config.data.language == "ko" and not self.models.tokenizer.has_hangul:
+            where = f"data.language = ko: the tokenizer of model.path = {self.config.model.path}"
+            raise InputError(
+                f"{where} has no Hangul, and would lose the text; must be a model that reads Korean, or en"
+            )
+
+    def check_logits(self, adapter: Adapter | None) -> None:
+        """Raises InputError where the base, or the base with an adapter, gives no numbers."""
+        path = self.config.model.path
+        where = f"model.path = {path}" if adapter is None else f"the adapter on model.path = {path}"
+        check_logits(self.lm, adapter, self.models.tokenizer, where)
 
     def _check_probe(self, wanted: int) -> None:
         there = len(self.texts.materials.probe_prompts)
