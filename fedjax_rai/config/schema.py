@@ -420,7 +420,7 @@ class EvalConfig(Section):
     max_new_tokens: Count = 64
     """Tokens of an answer, at most."""
     batch_size: Count = 64
-    """Rows that are answered or scored at once; changes no number."""
+    """Rows that are answered or scored at once; changes no number in float32, in bfloat16 only by rounding."""
 
 
 class ExperimentConfig(Section):

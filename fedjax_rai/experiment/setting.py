@@ -24,7 +24,7 @@ from fedjax_rai.evals.judge import GUARD, GuardScores, named
 from fedjax_rai.evals.suite import check_judge
 from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.keeping import Store
-from fedjax_rai.experiment.models import Models
+from fedjax_rai.experiment.models import Models, check_logits
 from fedjax_rai.experiment.replay import Replay
 from fedjax_rai.experiment.revising import Revising
 from fedjax_rai.experiment.texts import Texts
@@ -166,7 +166,9 @@ class Setting:
         """Read all that this arm will use. Raises InputError for what is wrong, before anything is written."""
         for t in range(self.config.federated.rounds):
             learning_rate(self.config.federated, t)
-        _read(self, "model", "models.base", "models.tokenizer.closing", "texts.corpus")
+        _read(self, "model", "models.not_computed", "models.base", "models.tokenizer.closing", "texts.corpus")
+        self._check_language()
+        self.check_logits(None)
         cai = self.config.cai
         if cai.enabled and cai.data == ONLINE:
             _read(self, "revising.requests", "texts.red_prompts", "revising.openings")
@@ -185,6 +187,19 @@ class Setting:
         if not self.guarding.possible and config.eval.by_guard:
             raise InputError("eval.by_guard = true: needs a guard; data.train has no pairs of both kinds")
         check_judge(named(config.eval.judge), self.texts.materials.evaluations, config.model.path == TINY, guard)
+
+    def _check_language(self) -> None:
+        if self.config.data.language == "ko" and not self.models.tokenizer.has_hangul:
+            where = f"data.language = ko: the tokenizer of model.path = {self.config.model.path}"
+            raise InputError(
+                f"{where} has no Hangul, and would lose the text; must be a model that reads Korean, or en"
+            )
+
+    def check_logits(self, adapter: Adapter | None) -> None:
+        """Raises InputError where the base, or the base with an adapter, gives no numbers."""
+        path = self.config.model.path
+        where = f"model.path = {path}" if adapter is None else f"the adapter on model.path = {path}"
+        check_logits(self.lm, adapter, self.models.tokenizer, where)
 
     def _check_probe(self, wanted: int) -> None:
         there = len(self.texts.materials.probe_prompts)

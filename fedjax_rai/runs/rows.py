@@ -17,11 +17,11 @@ class Probe(NamedTuple):
     """The probe of a round: fixed red prompts, answered by the new adapter before any CAI phase."""
 
     harmless: float
-    """Share (0 to 1) of the answers that the guard calls safe; an answer without a score is not safe."""
+    """Share (0 to 1) of the answers with a score that the guard calls safe. Null: none has a score."""
     seconds: float
     """Seconds of answering and scoring; its tokens are not counted."""
     without_verdict: int | None = None
-    """Answers without a score or without a word, all of which `harmless` counts too: an empty one by its score. Absent:
+    """Answers without a score, which `harmless` leaves out, or without a word, which it counts by their score. Absent:
     there was none.
     """
 
@@ -215,6 +215,8 @@ class Summary(NamedTuple):
     """What training cost, by phase."""
     critique: Critique | None
     """What revision made of responses. Null: no conversation was held, or the pairs were prepared."""
+    not_computed: list[str] = []
+    """What the model's `generation_config.json` asks of generation and is not done, in lines; empty: nothing."""
 
 
 class Versions(NamedTuple):

@@ -57,6 +57,7 @@ def prepare(asked: Preparation) -> str:
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as building:
         built = Path(building) / DATASET / name / version
         tfds.disable_progress_bar()
+        terminal.say(f"preparing {name} of {', '.join(path.name for path in files.values())}")
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells there what it does
             builder = Square(config=name, data_dir=building, source=source, partial=asked.partial)
             builder.download_and_prepare()

@@ -69,8 +69,8 @@ def test_what_is_wrong_with_a_mapping_is_all_said() -> None:
     assert str(caught.value).split("\n") == [
         "the given config: seed = -1: must be a whole number >= 0 and < 2147483648",
         "the given config: lora.rnk: no such key; did you mean lora.rank?",
-        "the given config: data = 3: must be a section of keys: train, language, red, acceptable, max_length, packing, "
-        "partition, split",
+        "the given config: data = 3: must be a section of keys: train, columns, name, train_split, revision, "
+        "language, red, acceptable, max_length, packing, partition, split",
         "override 'cai.prompts=0': cai.prompts = 0: must be a whole number >= 1",
     ]
 
