@@ -13,7 +13,7 @@ FLOORS = (
     {"": "aliases errors terminal rng trees mesh yaml_lines"},
     {"config": "files grid keys load names schema views"},
     {
-        "text": "hub prompts tokenizer",
+        "text": "compare hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",
     },
     {"data": "examples files order packing partition sources tiny_lexicon tiny_world"},

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from fedjax_rai import rng
 from fedjax_rai.data.files import jsonl_rows, read_rows, read_text
 from fedjax_rai.errors import InputError
+from fedjax_rai.text.compare import same
 from fedjax_rai.text.prompts import Turn
 
 Language = Literal["en", "ko"]
@@ -164,13 +165,13 @@ def recipe(pairs: Sequence[Pair], red: int | None, acceptable: int | None, seed:
 def split_by_question(pairs: Sequence[Pair], shares: Mapping[str, float], seed: int) -> dict[str, list[Pair]]:
     """Disjoint parts in proportion to `shares`; all answers to a question are in one part.
 
-    A question's part depends on its text, the seed and the shares alone, so that other data do not move it. Shares are
-    met as well as by chance.
+    A question's part depends on its text (the form in which it is the same to a reader), the seed and the shares alone,
+    so that other data do not move it. Shares are met as well as by chance.
     """
     bounds = list(accumulate(shares.values()))
     names, parts = list(shares), {name: [] for name in shares}
     for pair in pairs:
-        digest = hashlib.sha256(f"{seed}:{pair.query}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}:{same(pair.query)}".encode()).digest()
         uniform = int.from_bytes(digest[:8]) / 2**64
         parts[names[bisect(bounds, uniform * bounds[-1])]].append(pair)
     return parts
