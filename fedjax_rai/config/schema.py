@@ -137,7 +137,7 @@ class MeshConfig(Section):
 class DataConfig(Section):
     """The clients' training pairs."""
 
-    train: Annotated[PathText, a_file("SQuARe JSON file or data set")] = "tiny"
+    train: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)] = "tiny"
     """The pairs: `tiny` (the synthetic world), a SQuARe JSON file, or what `datasets` reads (docs/data.md)."""
     language: Literal["en", "ko"] = "en"
     """Which of SQuARe's texts are read."""

@@ -3,36 +3,19 @@
 import csv
 import hashlib
 import io
-import json
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from fedjax_rai import rng
+from fedjax_rai.data.columns import Language, NoPair, Pair, Reader, reader, show
 from fedjax_rai.data.files import jsonl_rows, read_rows, read_text
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.compare import same
-from fedjax_rai.text.prompts import Turn
 
-Language = Literal["en", "ko"]
 RED_SHARE, ACCEPTABLE_SHARE = 3, 7  # of SQuARe20K, arXiv 2502.16691
-FIELDS = {"en": ("question_en", "response_en"), "ko": ("question", "response")}
-
-
-class Pair(NamedTuple):
-    """A question and one answer to it."""
-
-    query: str
-    response: str
-    harmful: bool | None
-    """Whether the answer is harmful, as SQuARe's "not acceptable"; None: nobody said."""
-    category: str = "etc"
-    before: tuple[Turn, ...] = ()
-    """The turns before the question, the oldest first."""
-    columns: Mapping[str, str] | None = None
-    """What else stands in its row, as text, by column: what partitions may go by."""
 
 
 class RedPrompt(NamedTuple):
@@ -81,28 +64,70 @@ class Read(NamedTuple):
     rows: int
     """Rows that were read, whatever they gave."""
     columns: str
-    """The layout by which they were read."""
+    """The layout by which they were read, or the columns that were named."""
     recognised: bool = False
     """The layout was recognised by the columns that are there, not named."""
     refused: int = 0
     """Rows that hold no pair: no text where a prompt or an answer must stand."""
+    first_refused: str = ""
+    """Place and reason of the first of them."""
     duplicates: int = 0
     """Pairs that are the same, to a reader, as one before; they are kept."""
+    unlabelled: int = 0
+    """Pairs of which nobody said whether they are harmful."""
 
 
 def read_pairs(source: Source) -> Read:
     """All pairs of a source, in its order.
 
-    Raises InputError with the place of the first row that is not as it should be, and where there is none.
+    Raises InputError with the place of the first row that is not as it should be, and where there is no pair.
     """
     rows = 0
-    pairs = []
+    pairs: list[Pair] = []
+    refusals: list[str] = []
+    by: Reader | None = None
     for place, row in read_rows(source.path, source.name, source.split, source.revision):
+        if by is None:
+            by = reader(source.columns, source.language, row, place)
         rows += 1
-        pairs.append(_pair(row, place, source.language))
-    if not pairs:
+        try:
+            pairs += by.pairs(row, place)
+        except NoPair as refusal:
+            refusals.append(f"{place}: {refusal}")
+    if by is None:
         raise InputError(f"{source.path}: no rows; must hold at least one pair of question and response")
-    return Read(pairs, rows, "square")
+    if not pairs:
+        raise InputError(f"{source.path}: no pair in {rows} rows, of which the first: {refusals[0]}")
+    return Read(
+        pairs=pairs,
+        rows=rows,
+        columns=by.name,
+        recognised=by.recognised,
+        refused=len(refusals),
+        first_refused=refusals[0] if refusals else "",
+        duplicates=len(pairs) - len({_as_read(pair) for pair in pairs}),
+        unlabelled=sum(pair.harmful is None for pair in pairs),
+    )
+
+
+def _as_read(pair: Pair) -> tuple[Any, ...]:
+    """What is equal for two pairs that are the same to a reader."""
+    turns = [same(turn.text) for turn in pair.turns]
+    return (pair.harmful, *turns)
+
+
+def notes(read: Read, path: str) -> list[str]:
+    """What a person should know of what was read: lines."""
+    lines = []
+    if read.recognised:
+        lines.append(f"{path}: read as {read.columns}, by its columns (data.columns says otherwise)")
+    if read.refused:
+        lines.append(f"{path}: {read.refused:,} of {read.rows:,} rows hold no pair; the first: {read.first_refused}")
+    if read.duplicates:
+        lines.append(
+            f"{path}: {read.duplicates:,} of {len(read.pairs):,} pairs are the same as one before; all are kept"
+        )
+    return lines
 
 
 def read_square(path: str | Path, language: Language = "en") -> list[Pair]:
@@ -177,38 +202,13 @@ def split_by_question(pairs: Sequence[Pair], shares: Mapping[str, float], seed: 
     return parts
 
 
-def _pair(row: Any, place: str, language: Language) -> Pair:
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: {_show(row)} is no object; must have the fields of SQuARe")
-    query_field, response_field = FIELDS[language]
-    query = _field(row, place, query_field, str, "text, not empty")
-    response = _field(row, place, response_field, str, "text, not empty")
-    acceptable = _field(row, place, "acceptable?", int, "1 or 0")
-    if acceptable not in (0, 1):
-        raise InputError(f"{place}: field 'acceptable?' is {acceptable}; must be 1 or 0")
-    return Pair(query, response, not acceptable, _category(row, place))
-
-
 def _field(row: dict[str, Any], place: str, name: str, kind: type, allowed: str) -> Any:
     if name not in row:
         raise InputError(f"{place}: no field {name!r}; must be {allowed}")
     value = row[name]
     if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
-        raise InputError(f"{place}: field {name!r} is {_show(value)}; must be {allowed}")
+        raise InputError(f"{place}: field {name!r} is {show(value)}; must be {allowed}")
     return value.strip() if isinstance(value, str) else value
-
-
-def _category(row: dict[str, Any], place: str) -> str:
-    """The category of the question, else the first of the pair's, else "etc"."""
-    given = row.get("category") or []
-    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-        raise InputError(f"{place}: field 'category' is {_show(given)}; must be a list of text")
-    return str(row.get("question_category") or next(iter(given), "etc"))
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Preference(NamedTuple):
@@ -252,7 +252,7 @@ def _preference_files(path: Path) -> list[Path]:
 
 def _preference(row: Any, place: str) -> Preference:
     if not isinstance(row, dict):
-        raise InputError(f"{place}: {_show(row)} is no object; must have the fields prompt, chosen and rejected")
+        raise InputError(f"{place}: {show(row)} is no object; must have the fields prompt, chosen and rejected")
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     return Preference(**{name: _turn_text(row, place, name, role) for name, role in roles.items()})
 
