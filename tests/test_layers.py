@@ -11,12 +11,12 @@ ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
     {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
-    {"config": "column_names files grid keys load names schema views"},
+    {"config": "client_names column_names files grid keys load names schema views"},
     {
         "text": "compare hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",
     },
-    {"data": "columns examples files order packing partition sources tiny_lexicon tiny_world"},
+    {"data": "columns examples files mix order packing partition prompts roles sources tiny_lexicon tiny_world"},
     {"train": "dispatch generate losses optimizers step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
