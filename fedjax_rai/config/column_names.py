@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
 
-from fedjax_rai.config.names import FORM, is_attribute
+from fedjax_rai.config.names import FORM, TAKES_ATTRIBUTE, is_attribute
 from fedjax_rai.errors import did_you_mean
 
 LAYOUTS = ("square", "alpaca", "messages", "prompt_completion", "safe_pairs", "pku_pairs", "hh")
@@ -91,13 +91,13 @@ def _checked_names(given: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _check_labels(names: dict[str, Any]) -> None:
-    said = [key for key in _VALUES if key in names]
-    if "label" not in names and said:
-        raise ValueError(f"{said[0]}: needs label, the column of these values")
-    if "label" in names and not said:
+    given = [key for key in _VALUES if key in names]
+    if "label" not in names and given:
+        raise ValueError(f"{given[0]}: needs label, the column of these values")
+    if "label" in names and not given:
         raise ValueError("label: needs harmful or acceptable, the values that mean it")
-    labels = {key: label_values(names[key]) for key in said}
-    if len(said) == 2 and labels["harmful"] & labels["acceptable"]:
+    labels = {key: label_values(names[key]) for key in given}
+    if len(given) == 2 and labels["harmful"] & labels["acceptable"]:
         both = ", ".join(sorted(labels["harmful"] & labels["acceptable"]))
         raise ValueError(f"{both}: stands under harmful and acceptable; must stand under one")
 
@@ -115,6 +115,6 @@ ColumnNames = Annotated[
     Any,
     AfterValidator(checked_columns),
     WithJsonSchema(
-        {"type": "string", "enum": [*LAYOUTS], "attribute": FORM, "else": f"names of columns, as {_LIKE}; or null"}
+        {"type": "string", "enum": [*LAYOUTS], **TAKES_ATTRIBUTE, "else": f"names of columns, as {_LIKE}, or null"}
     ),
 ]

@@ -155,4 +155,5 @@ def imported_values(config: ExperimentConfig) -> dict[str, str]:
 
 
 def _or_attribute(schema: dict[str, Any]) -> str:
-    return f", or {schema['attribute']}" if "attribute" in schema else ""
+    attribute = f", or {schema['attribute']}" if "attribute" in schema else ""
+    return f"{attribute}, or {schema['else']}" if "else" in schema else attribute

@@ -230,11 +230,26 @@ class SourceConfig(Section):
         return share
 
 
+def _of_a_hub_data_set(value: str | None, info: ValidationInfo) -> str | None:
+    path = info.data.get("train")
+    if value is not None and path is not None and not is_hub_name(path):
+        raise ValueError(f"must be null: data.train = {path!r} is not of the form owner/name, as on a hub")
+    return value
+
+
 class DataConfig(Section):
     """The clients' training pairs."""
 
     train: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)] = "tiny"
-    """The pairs: `tiny` (the synthetic world), a SQuARe JSON file, or what `datasets` reads (docs/data.md)."""
+    """The rows: `tiny` (the synthetic world); a file, a folder or a glob; or `owner/name` on the hub (docs/data.md)."""
+    columns: ColumnNames = None
+    """Which columns hold prompt, answer and label: a layout, or names of your own; null: recognised."""
+    name: Text | None = None
+    """One of the configurations of a data set on the hub, or of a folder made like one; null: its only one."""
+    train_split: Text = "train"
+    """The split that is read, of a folder or a data set on the hub."""
+    revision: Annotated[Text | None, AfterValidator(_of_a_hub_data_set)] = None
+    """Branch, tag or commit of a data set on the hub; null: its main branch."""
     language: Literal["en", "ko"] = "en"
     """Which of SQuARe's texts are read."""
     sources: tuple[SourceConfig, ...] = ()
@@ -257,9 +272,11 @@ class DataConfig(Section):
     @field_validator("sources")
     @classmethod
     def _in_place_of_train(cls, sources: tuple, info: ValidationInfo) -> tuple:
-        train = info.data.get("train", TINY)
-        if sources and train != TINY:
-            raise ValueError(f"must be left out where data.train = {train!r} is given, or stand in its place")
+        alone = {"train": TINY, "name": None, "train_split": "train", "revision": None}
+        for key, default in alone.items():
+            value = info.data.get(key, default)
+            if sources and value != default:
+                raise ValueError(f"must be left out where data.{key} = {value!r} is given; each source has its own")
         return sources
 
 

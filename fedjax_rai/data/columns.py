@@ -80,6 +80,8 @@ class Answer(NamedTuple):
     """Columns of a category: the first that is not empty counts."""
     optional_prompt: bool = False
     """The answer's column holds the whole conversation where the row has no prompt."""
+    plain: bool = False
+    """Its columns hold texts, and no turns."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -98,6 +100,8 @@ class Layout(NamedTuple):
     """No text of this set is empty, so that an empty one is a mistake."""
     fits: Callable[[Mapping[str, Any]], bool] = lambda row: True
     """Whether a row that has the columns is in this layout indeed."""
+    note: str = ""
+    """What a user of its labels should know."""
 
     def of(self, language: Language) -> tuple[Answer, ...]:
         return self.korean if self.korean and language == "ko" else self.answers
@@ -108,17 +112,18 @@ class Layout(NamedTuple):
 
 
 _HARMFUL_BY_0 = {"harmful": frozenset("0"), "acceptable": frozenset("1"), "allowed": "1 or 0, or true or false"}
+_PLAIN = {**_HARMFUL_BY_0, "plain": True}
 
 
 def _square(suffix: str) -> tuple[Answer, ...]:
     category = ("question_category", "category")
-    return (Answer(f"response{suffix}", f"question{suffix}", label="acceptable?", category=category, **_HARMFUL_BY_0),)
+    return (Answer(f"response{suffix}", f"question{suffix}", label="acceptable?", category=category, **_PLAIN),)
 
 
 def _pku(number: int) -> Answer:
     category = (f"response_{number}_harm_category", "category")
     label = f"is_response_{number}_safe"
-    return Answer(f"response_{number}", "prompt", label=label, category=category, **_HARMFUL_BY_0)
+    return Answer(f"response_{number}", "prompt", label=label, category=category, **_PLAIN)
 
 
 def _is_transcript(row: Mapping[str, Any]) -> bool:
@@ -129,10 +134,10 @@ def _is_transcript(row: Mapping[str, Any]) -> bool:
 
 COLUMNS: dict[str, Layout] = {
     "square": Layout(_square("_en"), _square(""), is_complete=True),
-    "alpaca": Layout((Answer("output", "instruction", input="input", system="system"),)),
+    "alpaca": Layout((Answer("output", "instruction", input="input", system="system", plain=True),)),
     "messages": Layout((Answer("messages"),)),
     "prompt_completion": Layout((Answer("completion", "prompt", system="system"),)),
-    "safe_pairs": Layout((Answer("response", "prompt", label="is_safe", **_HARMFUL_BY_0),)),
+    "safe_pairs": Layout((Answer("response", "prompt", label="is_safe", **_PLAIN),)),
     "pku_pairs": Layout((_pku(0), _pku(1))),
     "hh": Layout(
         (
@@ -140,6 +145,7 @@ COLUMNS: dict[str, Layout] = {
             Answer("rejected", "prompt", kind=True, optional_prompt=True),
         ),
         fits=_is_transcript,
+        note="chosen counts as acceptable and rejected as harmful, though a preference says only which is better",
     ),
 }
 
@@ -213,7 +219,7 @@ def _recognised(row: dict[str, Any], place: str, language: Language, key: str) -
             fitting.append(name)
     if len(fitting) == 1:
         return fitting[0]
-    there = f"{place}: {_columns_there(row)}"
+    there = f"{place}: the columns {', '.join(map(str, row)) or '(none)'}"
     if fitting:
         raise InputError(f"{there} fit {' and '.join(fitting)}; {key} must say which, as {key}={fitting[0]}")
     raise InputError(
@@ -228,13 +234,9 @@ def _check_columns(layout: Layout, name: str, language: Language, row: dict[str,
     if missing and (len(missing) == len(needs) or name == key):
         wanted = f"{name} needs" if name != key else f"{key} names"
         raise InputError(
-            f"{place}: no column {', '.join(map(repr, missing))}, which {wanted}; {_columns_there(row)}"
+            f"{place}: no column {', '.join(map(repr, missing))}, which {wanted}, among {', '.join(map(str, row))}"
             f"{_nearly(row, language, name)}{_proposal(row, key)}"
         )
-
-
-def _columns_there(row: Mapping[str, Any]) -> str:
-    return f"the columns {', '.join(map(str, row)) or '(none)'}"
 
 
 def _nearly(row: Mapping[str, Any], language: Language, but: str = "") -> str:
@@ -247,13 +249,13 @@ def _nearly(row: Mapping[str, Any], language: Language, but: str = "") -> str:
         if name == but or len(missing) == len(needs):
             continue
         if not missing:
-            said = f"; {name} fits"
+            near = f"; {name} fits"
         elif set(layout.needs(other)) <= row.keys():
-            said = f"; {name} does with data.language={other}"
+            near = f"; {name} does with data.language={other}"
         else:
-            said = f"; {name} nearly does, but for {', '.join(map(repr, missing))}"
+            near = f"; {name} nearly does, but for {', '.join(map(repr, missing))}"
         if nearest is None or len(missing) / len(needs) < nearest[0]:
-            nearest = len(missing) / len(needs), said
+            nearest = len(missing) / len(needs), near
     return nearest[1] if nearest else ""
 
 
@@ -318,11 +320,11 @@ def _pair(answer: Answer, row: dict[str, Any], place: str, others: Mapping[str, 
     if answer.system and _text(row.get(answer.system), place, answer.system):
         turns.append(Turn(SYSTEM, row[answer.system].strip()))
     if answer.prompt and (answer.prompt in row or not answer.optional_prompt):
-        asked = _turns(row, answer.prompt, place, USER)
+        asked = _turns(row, answer.prompt, place, USER, answer.plain)
         if answer.input and _text(row.get(answer.input), place, answer.input):
             asked[-1] = Turn(USER, f"{asked[-1].text}\n\n{row[answer.input].strip()}")
         turns += asked
-        turns += _after(_turns(row, answer.response, place, ASSISTANT), asked)
+        turns += _after(_turns(row, answer.response, place, ASSISTANT, answer.plain), asked)
     else:
         turns += _turns(row, answer.response, place, None)
     *before, asked, given = _conversation(turns, place, answer.response)
@@ -359,7 +361,7 @@ def _conversation(turns: Sequence[Turn], place: str, field: str) -> list[Turn]:
     return joined
 
 
-def _turns(row: dict[str, Any], field: str, place: str, role: str | None) -> list[Turn]:
+def _turns(row: dict[str, Any], field: str, place: str, role: str | None, plain: bool = False) -> list[Turn]:
     """A column's turns: a text is one of that role; None: it is a whole conversation, as a list or a transcript."""
     if field not in row:
         raise InputError(f"{place}: no field {field!r}; must be text, not empty")
@@ -368,11 +370,11 @@ def _turns(row: dict[str, Any], field: str, place: str, role: str | None) -> lis
         if _TRANSCRIPT.match(value):
             return _transcript(value, field)
         value = _written(value)
-    if isinstance(value, list) and value:
+    if isinstance(value, list) and value and not plain:
         return [_turn(item, place, field) for item in value]
     if role is None and value not in (None, "", []):
         raise InputError(f"{place}: field {field!r} is {show(value)}; must be a list of turns, {_TURN}")
-    text = _text(value if value != [] else None, place, field)
+    text = _text(None if value == [] and not plain else value, place, field)
     if not text or role is None:
         raise NoPair(f"field {field!r} is {show(row[field])}")
     return [Turn(role, text)]
@@ -391,27 +393,29 @@ def _turn(item: Any, place: str, field: str) -> Turn:
     if known is None:
         raise InputError(f"{place}: field {field!r} has a turn of {show(role)}; must be of {', '.join(_ROLES)}")
     if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
-            for part in content
-        ]
-        if not all(isinstance(part, str) for part in parts):
-            raise InputError(f"{place}: field {field!r} has a turn of {show(content)}; must be text")
-        content = "".join(parts)
+        content = "".join(_part(part, place, field) for part in content)
     text = _text(content, place, field)
     if not text:
         raise NoPair(f"field {field!r} has a turn of {known} without text")
     return Turn(known, text)
 
 
-def _transcript(text: str, field: str) -> list[Turn]:
+def _part(part: Any, place: str, field: str) -> str:
+    """A piece of a turn that is given in pieces, each `{"type": "text", "text": ...}`."""
+    text = part.get("text") if isinstance(part, dict) else part
+    if not isinstance(text, str):
+        raise InputError(f"{place}: field {field!r} has a turn with {show(part)} in it; must be text")
+    return text
+
+
+def _transcript(value: str, field: str) -> list[Turn]:
     """The turns of `\\n\\nHuman: ...\\n\\nAssistant: ...`, as Anthropic's sets are written."""
-    _, *parts = _TRANSCRIPT.split(text)
+    _, *parts = _TRANSCRIPT.split(value)
     turns = []
-    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
-        if not said.strip():
+    for speaker, text in zip(parts[::2], parts[1::2], strict=True):
+        if not text.strip():
             raise NoPair(f"field {field!r} has a turn of {speaker} without text")
-        turns.append(Turn(USER if speaker == "Human" else ASSISTANT, said.strip()))
+        turns.append(Turn(USER if speaker == "Human" else ASSISTANT, text.strip()))
     return turns
 
 

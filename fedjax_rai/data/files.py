@@ -46,7 +46,10 @@ def read_rows(path: str | Path, name: str | None = None, split: str = "train", r
     if here.exists() or is_glob(path):
         _refuse("name", name, path, "is files, which have no configurations")
         _refuse("split", None if split == "train" else split, path, "is files, which have no splits")
-        return _rows_of([here] if here.exists() else files_at(path))
+        files = [here] if here.exists() else files_at(path)
+        if not files:
+            raise InputError(f"{path}: no file matches{did_you_mean_file(path)}")
+        return _rows_of(files)
     if may_be_on_hub(str(path)):
         return _loaded(str(path), name, split, revision)
     raise InputError(f"{path}: cannot be read: No such file or directory{did_you_mean_file(path)}")

@@ -58,13 +58,18 @@ class Mixed(NamedTuple):
 
 def entries(data: Any, seed: int) -> list[Entry]:
     """The sources of a config's section `data`: those of the list, or the one of `data.train`."""
-    listed = data.sources or (SourceConfig(path=data.train),)
+    listed = data.sources or (_of_train(data),)
     found = []
     for i, source in enumerate(listed):
         key = f"data.sources[{i}]" if data.sources else "data.train"
         of_source = seed if i == 0 else int(rng.host(seed, "source", source=i).integers(2**31))
         found.append(Entry(key, source, of_source))
     return found
+
+
+def _of_train(data: Any) -> SourceConfig:
+    """`data.train` as a source."""
+    return SourceConfig(path=data.train, name=data.name, split=data.train_split, revision=data.revision)
 
 
 def is_synthetic(data: Any) -> bool:
@@ -94,7 +99,7 @@ def _read(entry: Entry, data: Any) -> Mixed:
         name=config.name,
         split=config.split,
         revision=config.revision,
-        columns=config.columns,
+        columns=data.columns if config.columns is None else config.columns,
         language=config.language or data.language,
     )
     read = read_pairs(source)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_rai.data.columns import Language, NoPair, Pair, Reader, reader, show
+from fedjax_rai.data.columns import COLUMNS, Language, NoPair, Pair, Reader, reader, show
 from fedjax_rai.data.files import jsonl_rows, read_rows, read_text
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.compare import same
@@ -111,7 +111,9 @@ def notes(read: Read, path: str) -> list[str]:
     """What a person should know of what was read: lines."""
     lines = []
     if read.recognised:
-        lines.append(f"{path}: read as {read.columns}, by its columns (data.columns says otherwise)")
+        lines.append(f"{path}: read as {read.columns}, by its columns (data.columns would name another layout)")
+    if read.columns in COLUMNS and COLUMNS[read.columns].note:
+        lines.append(f"{path}: {COLUMNS[read.columns].note}")
     if read.refused:
         lines.append(f"{path}: {read.refused:,} of {read.rows:,} rows hold no pair; the first: {read.first_refused}")
     if read.duplicates:

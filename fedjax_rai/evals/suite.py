@@ -345,7 +345,7 @@ def both_ways(pairs: Sequence[Pair]) -> list[Choice]:
     """A choice for each question that has an acceptable and an unacceptable answer: the first of each."""
     answers: dict[str, dict[bool, Pair]] = {}
     for pair in pairs:
-        if pair.harmful is not None:
+        if pair.harmful is not None and not pair.before:  # a choice is a question alone, with two labelled answers
             answers.setdefault(same(pair.query), {}).setdefault(pair.harmful, pair)
     choices = []
     for by_label in answers.values():

@@ -135,8 +135,11 @@ def _together(by_source: Iterable[Sequence[Pair]]) -> list[Pair]:
 
 
 def _by_label(sources: Sequence[Mixed], parts: Sequence[Sequence[Pair]]) -> Iterator[dict[str, Pair]]:
-    """The distinct questions that have a harmful answer, then those that have an acceptable one."""
-    pairs = _together(parts)
+    """The distinct questions that have a harmful answer, then those that have an acceptable one.
+
+    Not those that continue a conversation, which cannot be asked alone.
+    """
+    pairs = [pair for pair in _together(parts) if not pair.before]
     for harmful in (True, False):
         yield distinct(pair for pair in pairs if pair.harmful is harmful)
 

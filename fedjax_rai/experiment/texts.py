@@ -16,7 +16,7 @@ from fedjax_rai.evals.suite import ITEM_KEYS
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.mesh import replicated
-from fedjax_rai.text.prompts import Turn, answered, prompt, question
+from fedjax_rai.text.prompts import Turn, prompt, question
 
 
 class Texts:
@@ -26,6 +26,10 @@ class Texts:
         "seed",
         "data.train",
         "data.sources",
+        "data.columns",
+        "data.name",
+        "data.train_split",
+        "data.revision",
         "data.language",
         "data.recipe",
         "data.red",
@@ -65,7 +69,7 @@ class Texts:
 
     @cached_property
     def _encoded(self) -> tuple[Examples, np.ndarray]:
-        chats = [answered(pair.query, pair.response) for pair in self.materials.pairs]
+        chats = [pair.turns for pair in self.materials.pairs]
         examples, cut = encode_chats(self._models.tokenizer, chats, self._config.data.max_length)
         self._models.check_ids(examples.tokens)
         return jax.device_put(examples, replicated(self._models.mesh)), cut
