@@ -1,7 +1,6 @@
 """The key `clients` of a source: which clients hold it, as a range, a list or a percentage."""
 
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import PlainValidator, WithJsonSchema
@@ -33,7 +32,7 @@ def share_of(value: Any) -> float | None:
     return share
 
 
-def numbered(value: str | Sequence[int | str]) -> list[int]:
+def numbered(value: Any) -> list[int]:
     """The clients of a range or a list, in their order; raises ValueError where it is neither, or names one twice."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple) or not items:

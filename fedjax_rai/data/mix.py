@@ -103,7 +103,7 @@ def _read(entry: Entry, data: Any) -> Mixed:
         language=config.language or data.language,
     )
     read = read_pairs(source)
-    return Mixed(entry, _labelled(entry, read), _twins(_prompt_column(source, read)))
+    return Mixed(entry, _labelled(entry, read), twins(_prompt_column(source, read)))
 
 
 def _tiny(entry: Entry, data: Any) -> Read:
@@ -142,7 +142,7 @@ def _prompt_column(source: Source, read: Read) -> str | None:
     return COLUMNS[read.columns].of(source.language)[0].prompt if read.columns in COLUMNS else None
 
 
-def _twins(column: str | None) -> tuple[str, ...]:
+def twins(column: str | None) -> tuple[str, ...]:
     """The columns in which the same question may stand in another language: `question` beside `question_en`."""
     if column is None:
         return ()
@@ -244,8 +244,9 @@ def _numbers(entry: Entry, clients: int) -> list[int] | None:
         return None
     found = numbered(value)
     if found[-1] >= clients:
+        shown = list(value) if isinstance(value, tuple) else value
         raise InputError(
-            f"{entry.key}.clients = {value}: there is no client {found[-1]}; must be from 0 to {clients - 1} "
+            f"{entry.key}.clients = {shown}: there is no client {found[-1]}; must be from 0 to {clients - 1} "
             f"(federated.clients = {clients})"
         )
     return found

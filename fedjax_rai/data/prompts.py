@@ -1,19 +1,24 @@
 """Rows that ask: prompts, tasks with one right answer, and choices between two answers, from any file or data set."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_rai.data.columns import ETC, NoPair, Pair, Reader, reader, show
+from fedjax_rai.data.columns import ETC, show
 from fedjax_rai.data.files import read_rows
+from fedjax_rai.data.mix import twins
 from fedjax_rai.data.sources import Choice, Language, Question
 from fedjax_rai.errors import InputError
-from fedjax_rai.text.prompts import USER
 
-# Columns that hold a prompt, the first that a row has; of two languages that of the config.
+# Columns that hold a prompt, the first that a row has counts; of two languages that of the config.
 PROMPTS = ("prompt", "goal", "question", "query", "behavior", "Behavior", "forbidden_prompt", "turns", "instruction")
+# Columns that hold a conversation, whose first turn of the user counts.
+CONVERSATIONS = ("messages", "conversation", "conversations", "chosen")
 ANSWER = "answer"
 LABEL, UNSAFE = "label", "unsafe"  # XSTest's, whose unsafe prompts are there for contrast
+_USER = ("user", "human", "prompter")
+_OPENING = re.compile(r"\s*Human:(.*?)(?=\n\nAssistant:|\Z)", re.DOTALL)
 
 
 class Prompt(NamedTuple):
@@ -21,6 +26,8 @@ class Prompt(NamedTuple):
 
     query: str
     category: str
+    others: tuple[str, ...]
+    """The same in other languages, where the row has it."""
     row: Mapping[str, Any]
     place: str
 
@@ -28,18 +35,21 @@ class Prompt(NamedTuple):
 def read_prompts(path: str | Path, language: Language = "en") -> list[Prompt]:
     """What every row of a file or data set asks, in its order.
 
-    A row has a column of `PROMPTS`, or is one that pairs can be read of: then its user's first turn counts. Raises
-    InputError with the place of the first row that is not as it should be, and where there is none.
+    A row has a column of `PROMPTS` (Alpaca's with its `input` behind it), or one of `CONVERSATIONS`. Raises InputError
+    with the place of the first row that is not as it should be, and where there is none.
     """
     found = []
-    name: str | None = None
-    pairs: Reader | None = None
     for place, row in read_rows(path):
-        if not found:
-            name = _column(row, language)
-            pairs = None if name else reader(None, language, row, place, key=str(path))
-        query = _text(row, place, name) if name else _opening(pairs, row, place)
-        found.append(Prompt(query, _category(row), row, place))
+        if not isinstance(row, Mapping):
+            raise InputError(f"{place}: {show(row)} is no object; must have a column with a prompt")
+        name = _column(row, language)
+        if name is None:
+            raise InputError(
+                f"{place}: the columns {', '.join(map(str, row))} hold no prompt; must have one of "
+                f"{', '.join((*PROMPTS, *CONVERSATIONS))}"
+            )
+        others = tuple(row[twin].strip() for twin in twins(name) if _is_text(row.get(twin)))
+        found.append(Prompt(_query(row, place, name), _category(row), others, row, place))
     if not found:
         raise InputError(f"{path}: no rows; must hold at least one prompt")
     return found
@@ -83,16 +93,26 @@ def _choice(row: Any, place: str) -> Choice:
     return Choice(**{field: _text(row, place, name) for field, name in names.items()}, category=_category(row))
 
 
-def _column(row: Any, language: Language) -> str | None:
-    """The column of a row that holds its prompt; None where it is to be read as a pair."""
-    if not isinstance(row, dict) or {"instruction", "output"} <= row.keys():
-        return None
+def _column(row: Mapping[str, Any], language: Language) -> str | None:
+    """The column of a row that holds its prompt, or its conversation."""
     for name in PROMPTS:
-        by_language = [f"{name}_{language}", name]
-        there = [column for column in by_language if column in row]
-        if there:
-            return there[0]
-    return None
+        for column in (f"{name}_{language}", name):
+            if column in row:
+                return column
+    return next((name for name in CONVERSATIONS if name in row), None)
+
+
+def _query(row: Mapping[str, Any], place: str, name: str) -> str:
+    if name in CONVERSATIONS:
+        return _opening(row[name], place, name)
+    query = _text(row, place, name)
+    if name == "instruction" and _is_text(row.get("input")):
+        return f"{query}\n\n{row['input'].strip()}"
+    return query
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _text(row: Any, place: str, name: str) -> str:
@@ -110,18 +130,20 @@ def _text(row: Any, place: str, name: str) -> str:
     return value.strip()
 
 
-def _opening(pairs: Reader | None, row: Any, place: str) -> str:
-    """The first of the user's turns in a row that holds a conversation."""
-    assert pairs is not None
-    try:
-        pair = pairs.pairs(row, place)[0]
-    except NoPair as refusal:
-        raise InputError(f"{place}: {refusal}; must be a prompt") from None
-    return next(_asked(pair))
-
-
-def _asked(pair: Pair) -> Iterator[str]:
-    return (turn.text for turn in pair.turns if turn.role == USER)
+def _opening(conversation: Any, place: str, name: str) -> str:
+    """The user's first turn, of a list of turns or a transcript ("Human: ...")."""
+    found: Any = None
+    if isinstance(conversation, str):
+        matched = _OPENING.match(conversation)
+        found = matched[1] if matched else None
+    for turn in conversation if isinstance(conversation, list) else ():
+        role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
+        if role in _USER:
+            found = turn.get("content", turn.get("value"))
+            break
+    if not _is_text(found):
+        raise InputError(f"{place}: column {name!r} is {show(conversation)}; must begin with a turn of the user's")
+    return found.strip()
 
 
 def _category(row: Mapping[str, Any]) -> str:

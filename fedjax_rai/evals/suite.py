@@ -45,6 +45,8 @@ class Item(NamedTuple):
     prompt: str
     right: str | None = None
     """The one right answer, of a task that has one."""
+    others: tuple[str, ...] = ()
+    """The same prompt in other languages, where its row has it."""
 
 
 class EvalSet(NamedTuple):
@@ -57,6 +59,11 @@ class EvalSet(NamedTuple):
     @property
     def prompts(self) -> list[str]:
         return [item.query if isinstance(item, Choice) else item.prompt for item in self.items]
+
+    @property
+    def asked(self) -> list[str]:
+        """The prompts, and the same in other languages."""
+        return self.prompts + [text for item in self.items if isinstance(item, Item) for text in item.others]
 
 
 class Sources(NamedTuple):
@@ -338,7 +345,7 @@ def _is_tiny(path: str | None, sources: Sources) -> bool:
 
 
 def _asked(prompts: Sequence[Prompt]) -> EvalSet:
-    return EvalSet([Item(prompt.query) for prompt in prompts], synthetic=False)
+    return EvalSet([Item(prompt.query, others=prompt.others) for prompt in prompts], synthetic=False)
 
 
 def both_ways(pairs: Sequence[Pair]) -> list[Choice]:

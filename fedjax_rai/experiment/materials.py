@@ -8,14 +8,16 @@ import numpy as np
 from fedjax_rai import rng
 from fedjax_rai.config.views import Readable
 from fedjax_rai.data import tiny_world
+from fedjax_rai.data.columns import ETC
 from fedjax_rai.data.mix import Mixed, client_part, is_synthetic, read_sources, recipe
-from fedjax_rai.data.prompts import read_prompts
+from fedjax_rai.data.prompts import Prompt, read_prompts
 from fedjax_rai.data.roles import CLIENTS, EVALUATION, GUARD, SERVER, share_out
 from fedjax_rai.data.sources import Pair, RedPrompt, notes
 from fedjax_rai.evals.suite import EvalSet, Sources, load_sets
 from fedjax_rai.text.compare import same
 
 Asked = TypeVar("Asked", Pair, RedPrompt)
+RED = "red prompts"  # in counts
 RED_PROMPTS = 2000  # questions that the tiny world's server draws from for constitutional AI
 
 
@@ -56,42 +58,37 @@ class Materials(NamedTuple):
 class _HeldOut:
     """Takes out of each part what the evaluation asks, and counts it."""
 
-    def __init__(self, sources: Sequence[Mixed]):
-        """Of questions that a row has in several languages all are taken for one."""
+    def __init__(self, tied: Sequence[Sequence[str]]):
+        """`tied`: texts that one row has in several languages, which are one question; as they are compared."""
         self.asked: set[str] = set()
         self.counts: dict[str, int] = {}
-        self._tied: list[list[str]] = []
-        for mixed in sources:
-            if mixed.twins:
-                self._tied += [mixed.questions(pair) for pair in mixed.read.pairs]
+        self._tied = tied
 
     def ask(self, prompts: Iterable[str]) -> None:
         """These are asked, too."""
         self.asked.update(map(same, prompts))
-        found = -1
-        while found != len(self.asked):
-            found = len(self.asked)
+        before = -1
+        while before != len(self.asked):
+            before = len(self.asked)
             for forms in self._tied:
                 if not self.asked.isdisjoint(forms):
                     self.asked.update(forms)
 
     def pairs(self, part: str, sources: Sequence[Mixed], by_source: Sequence[Sequence[Pair]]) -> list[list[Pair]]:
+        """Of each source those that ask nothing of it, in no turn."""
         kept = []
         for mixed, pairs in zip(sources, by_source, strict=True):
             kept.append([pair for pair in pairs if self.asked.isdisjoint(mixed.asked(pair))])
-        before, after = (sum(map(len, parts)) for parts in (by_source, kept))
-        self.counts[part] = before - after
+        self._count(part, by_source, kept)
         return kept
 
-    def red(self, prompts: Sequence[RedPrompt]) -> list[RedPrompt]:
+    def prompts(self, part: str, prompts: Sequence[RedPrompt]) -> list[RedPrompt]:
         kept = [prompt for prompt in prompts if same(prompt.query) not in self.asked]
-        self.counts["red prompts"] = len(prompts) - len(kept)
+        self._count(part, [prompts], [kept])
         return kept
 
-    def benign(self, queries: Sequence[str]) -> list[str]:
-        kept = [query for query in queries if same(query) not in self.asked]
-        self.counts["benign prompts"] = len(queries) - len(kept)
-        return kept
+    def _count(self, part: str, before: Sequence[Sequence], after: Sequence[Sequence]) -> None:
+        self.counts[part] = self.counts.get(part, 0) + sum(map(len, before)) - sum(map(len, after))
 
 
 def gather(config: Readable) -> Materials:
@@ -104,30 +101,51 @@ def gather(config: Readable) -> Materials:
     synthetic = is_synthetic(data)
     sources = read_sources(data, seed)
     parts = share_out(sources, seed)
+    given_red, given_benign = (_read(path, config) for path in (config.cai.red_prompts, config.cai.replay_data))
     evaluations = load_sets(Sources(config.eval, data, seed, _together(parts[EVALUATION])))
-    held = _HeldOut(sources)
-    held.ask(prompt for given in evaluations.values() for prompt in given.prompts)
+    held = _HeldOut([*_tied_pairs(sources), *_tied_prompts(given_red), *_tied_prompts(given_benign)])
+    held.ask(prompt for given in evaluations.values() for prompt in given.asked)
     red, acceptable = _by_label(sources, parts[SERVER])
-    asked = _red_prompts(config, synthetic, red)
-    red_prompts, probe_prompts = held_out(held.red(asked), config.cai.probe)
+    asked = held.prompts(RED, _red_prompts(config, synthetic, given_red, red))
+    red_prompts, probe_prompts = held_out(asked, config.cai.probe)
     held.ask(probe_prompts)
-    benign = _benign_prompts(config, synthetic, [pair.query for form, pair in acceptable.items() if form not in red])
-    guard = _together(held.pairs("pairs for the guard", sources, parts[GUARD]))
+    harmless = [pair for form, pair in acceptable.items() if form not in red]
+    benign = held.prompts("benign prompts", _benign_prompts(config, synthetic, given_benign, harmless))
     pairs, origins = _client_pairs(config, sources, held.pairs("training pairs", sources, parts[CLIENTS]))
     if synthetic:
-        guard = tiny_world.guard_pairs(config.guard.pairs, data.split, seed)
+        guard_pairs = tiny_world.guard_pairs(config.guard.pairs, data.split, seed)
+    else:
+        guard_pairs = _together(held.pairs("pairs for the guard", sources, parts[GUARD]))
+        guard_pairs = balanced(guard_pairs, config.guard.pairs, seed)
     return Materials(
         pairs=pairs,
-        guard_pairs=guard if synthetic else balanced(guard, config.guard.pairs, seed),
-        red_prompts=red_prompts,
+        guard_pairs=guard_pairs,
+        red_prompts=held.prompts(RED, red_prompts),
         probe_prompts=probe_prompts,
-        benign_prompts=held.benign(benign)[: config.cai.replay],
+        benign_prompts=[prompt.query for prompt in benign][: config.cai.replay],
         evaluations=evaluations,
         origins=origins,
         sources=sources,
         held_out=held.counts,
         evaluated=frozenset(held.asked),
     )
+
+
+def _read(path: str | None, config: Readable) -> list[Prompt]:
+    return [] if path is None else read_prompts(path, config.data.language)
+
+
+def _tied_pairs(sources: Sequence[Mixed]) -> Iterator[list[str]]:
+    """The questions of each row in all its languages."""
+    for mixed in sources:
+        if mixed.twins:
+            yield from (mixed.questions(pair) for pair in mixed.read.pairs)
+
+
+def _tied_prompts(prompts: Sequence[Prompt]) -> Iterator[list[str]]:
+    for prompt in prompts:
+        if prompt.others:
+            yield [same(text) for text in (prompt.query, *prompt.others)]
 
 
 def _together(by_source: Iterable[Sequence[Pair]]) -> list[Pair]:
@@ -144,29 +162,34 @@ def _by_label(sources: Sequence[Mixed], parts: Sequence[Sequence[Pair]]) -> Iter
         yield distinct(pair for pair in pairs if pair.harmful is harmful)
 
 
-def _red_prompts(config: Readable, synthetic: bool, red: Mapping[str, Pair]) -> list[RedPrompt]:
+def _red_prompts(
+    config: Readable, synthetic: bool, given: Sequence[Prompt], red: Mapping[str, Pair]
+) -> list[RedPrompt]:
     """Those of `cai.red_prompts`; else the tiny world's, or the server's questions that have a harmful answer."""
-    path = config.cai.red_prompts
-    if path is not None:
-        read = read_prompts(path, config.data.language)
-        return list(distinct(RedPrompt(prompt.query, prompt.category) for prompt in read).values())
+    if given:
+        return _distinct_prompts(given)
     if synthetic:
         return tiny_world.red_prompts(RED_PROMPTS, config.data.split, config.seed)
     return [RedPrompt(pair.query, pair.category) for pair in red.values()]
 
 
-def _benign_prompts(config: Readable, synthetic: bool, acceptable: Sequence[str]) -> list[str]:
+def _benign_prompts(
+    config: Readable, synthetic: bool, given: Sequence[Prompt], harmless: Sequence[Pair]
+) -> list[RedPrompt]:
     """Those of `cai.replay_data`; else the tiny world's, or the server's questions with acceptable answers alone.
 
     SQuARe asks nothing harmless: what is replayed are questions that have acceptable answers only.
     """
-    path = config.cai.replay_data
-    if path is not None:
-        read = read_prompts(path, config.data.language)
-        return [prompt.query for prompt in distinct(RedPrompt(p.query, p.category) for p in read).values()]
+    if given:
+        return _distinct_prompts(given)
     if synthetic:
-        return tiny_world.benign_prompts(config.cai.replay, config.data.split, config.seed)
-    return list(acceptable)
+        made = tiny_world.benign_prompts(config.cai.replay, config.data.split, config.seed)
+        return [RedPrompt(query, ETC) for query in made]
+    return [RedPrompt(pair.query, pair.category) for pair in harmless]
+
+
+def _distinct_prompts(given: Sequence[Prompt]) -> list[RedPrompt]:
+    return list(distinct(RedPrompt(prompt.query, prompt.category) for prompt in given).values())
 
 
 def _client_pairs(

@@ -204,7 +204,9 @@ def test_a_column_names_the_clients_the_largest_are_taken() -> None:
     assert [part.tolist() for part in natural(pairs, 3, 0, "author")] == [[0, 5], [2, 3], [1]]
     with pytest.raises(InputError, match="column 'author' names 4 clients; federated.clients must be at most that"):
         natural(pairs, 5, 0, "author")
-    with pytest.raises(InputError, match="'auther': 6 of 6 pairs have no such value; must be one of category, label, aut"):
+    with pytest.raises(
+        InputError, match="'auther': 6 of 6 pairs have no such value; must be one of category, label, aut"
+    ):
         natural(pairs, 3, 0, "auther")
 
 
