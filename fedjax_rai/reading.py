@@ -55,7 +55,7 @@ def decode_text(content: bytes, name: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{name}:{line}: byte {error.start} is not UTF-8; must be text in UTF-8") from None
+        raise InputError(f"{name}:{line}: byte {error.start} is not UTF-8; must be a text file in UTF-8") from None
 
 
 def read_json(path: Path, what: str = "JSON file", pattern: str = "*.json") -> Any:

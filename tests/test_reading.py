@@ -65,8 +65,8 @@ def test_a_text_of_a_row_is_checked_by_place_and_field() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\nb\xff", "a.txt:2: byte 3 is not UTF-8; must be text in UTF-8"),
-        (b"\xed\xa0\xbd", "a.txt:1: byte 0 is not UTF-8; must be text in UTF-8"),
+        (b"a\nb\xff", "a.txt:2: byte 3 is not UTF-8; must be a text file in UTF-8"),
+        (b"\xed\xa0\xbd", "a.txt:1: byte 0 is not UTF-8; must be a text file in UTF-8"),
         (b"\xff\xfea\x00", "a.txt: is text in UTF-16; must be in UTF-8"),
         (b"\xfe\xff\x00a", "a.txt: is text in UTF-16; must be in UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a.txt: is a pointer of Git LFS"),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fedjax_rai.config.keys import imported_values, leaves
 from fedjax_rai.config.names import attribute, fingerprint
+from fedjax_rai.config.prepared import folder, is_prepared
 from fedjax_rai.config.schema import TINY, ExperimentConfig, is_hub_name
 from fedjax_rai.errors import InputError, did_you_mean_file
 
@@ -47,10 +48,16 @@ def check_files(config: ExperimentConfig) -> None:
     """
     problems = []
     for key, file, value in wanted(config):
-        if not _may_be_there(value, file):
+        if file.rows and is_prepared(value):
+            try:
+                folder(value)
+            except InputError as error:
+                problems.append(f"{key} = {error}")
+        elif not _may_be_there(value, file):
             near = did_you_mean_file(value)
-            shipped = file.shipped or TINY
-            problems.append(f"{key} = {value!r}: no {file.what} there; must be one, or {shipped!r}{near}")
+            shipped = file.shipped or (TINY if file.inside else None)
+            allowed = "must be one" if shipped is None else f"must be one, or {shipped!r}"
+            problems.append(f"{key} = {value!r}: no {file.what} there; {allowed}{near}")
     for key, name in imported_values(config).items():
         try:
             attribute(name, key, object)
@@ -73,14 +80,14 @@ def _may_be_there(value: str, file: Wanted) -> bool:
 def digests(config: ExperimentConfig) -> dict[str, str]:
     """The hash of every file here that a config names, by key; of a folder or a glob of rows, of all files and names.
 
-    Of a folder of other files, the hash of the JSON lines in it. A `package.module:attribute` gives its name and the
-    hash of the file that it is from.
+    Of a folder of other files, the hash of the JSON lines or the adapter in it. A `package.module:attribute` gives its
+    name and the hash of the file that it is from.
     """
     found = {key: fingerprint(name, key) for key, name in imported_values(config).items()}
     for key, file, value in wanted(config):
         if file.inside:  # a model: those of a hub are noted by their commit
             continue
-        if file.rows and (Path(value).exists() or is_glob(value)):
+        if file.rows and (is_prepared(value) or Path(value).exists() or is_glob(value)):
             found[key] = rows_digest(value)
         elif Path(value).exists():
             found[key] = digest(_files(Path(value)))
@@ -97,10 +104,10 @@ def digest(files: Iterable[Path]) -> str:
 
 def rows_digest(path: str | Path) -> str:
     """The SHA-256 hash of a file of rows; of a folder or a glob, of all files' names and contents, at any depth."""
-    here = Path(path)
+    here = folder(str(path)) if is_prepared(str(path)) else Path(path)
     if here.is_file():
         return digest([here])
-    files = files_at(path)
+    files = files_at(path if is_glob(path) else here)
     names = [file.relative_to(here).as_posix() if here.is_dir() else str(file) for file in files]
     found = hashlib.sha256()
     for name, file in sorted(zip(names, files, strict=True)):
@@ -118,16 +125,16 @@ def _add(found: Any, path: Path) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    """A file, or the JSON-lines files of a folder."""
+    """A file, or the JSON-lines files of a folder, or the files of an adapter in it."""
     if path.is_dir():
-        return sorted(path.glob("*.jsonl"))
+        return sorted([*path.glob("*.jsonl"), *path.glob("adapter_config.json"), *path.glob("adapter_model.*")])
     return [path]
 
 
 # --- files of rows: which there are -----------------------------------------------------------------------------
 
 DATA_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather"}
-_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4"}
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
 
 
 def data_suffix(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Sequence
+from datetime import date
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ from fedjax_rai.config.names import is_attribute
 from fedjax_rai.config.schema import ExperimentConfig, Section
 from fedjax_rai.config.views import value_at
 from fedjax_rai.errors import did_you_mean
+from fedjax_rai.yaml_lines import is_in_another_base
 
 TOP = ExperimentConfig.model_fields
 
@@ -123,10 +125,12 @@ def hint(value: Any, schema: dict[str, Any]) -> str:
     texts = [option for option in options if option.get("type") == "string"]
     if texts and isinstance(value, str):
         return did_you_mean(value, texts[0].get("enum", ()))
-    if schema.get("type") == "string":
+    if schema.get("type") == "string" or isinstance(value, date):
         return "; put it in quotes"
-    whole = any(option.get("type") == "integer" for option in options)
-    return "; write it in digits alone, like 1000" if whole and isinstance(value, float | str) else ""
+    kinds = {option.get("type") for option in options}
+    if isinstance(value, str) and kinds & {"integer", "number"} and is_in_another_base(value):
+        return "; YAML would read this in base 8 or 60: write it in base 10, without a leading 0"
+    return "; write it in digits alone, like 1000" if "integer" in kinds and isinstance(value, float | str) else ""
 
 
 def suggest_key(key: str) -> str:

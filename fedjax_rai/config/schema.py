@@ -401,6 +401,8 @@ class GuardConfig(Section):
     """Branch, tag or commit of a guard on the hub; null: its main branch."""
     scorer: Annotated[str, Name("model")] = "model"
     """`model` for these; a function of the user's own, (query, response) pairs to p(unsafe), takes their place."""
+    adapter: Annotated[PathText | None, a_file("folder of an adapter in PEFT's format")] = None
+    """A guard that was fitted before: an adapter on the base, a folder in PEFT's format; null: one is fitted."""
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400
     """Labelled pairs that the guard is fitted on, half of them harmful."""
     steps: Natural = 20
@@ -413,6 +415,13 @@ class GuardConfig(Section):
     """An answer is unsafe if p(unsafe) is at least this."""
     label_noise: Annotated[float, Field(ge=0, lt=0.5), _Real] = 0.0
     """The share of the labels that is flipped before the fit, at random."""
+
+    @field_validator("adapter")
+    @classmethod
+    def _on_the_base(cls, adapter: str | None, info: ValidationInfo) -> str | None:
+        if adapter is not None and info.data.get("path") is not None:
+            raise ValueError("must be null beside guard.path: a saved guard is an adapter on the base, model.path")
+        return adapter
 
 
 class FilterConfig(Section):
@@ -516,6 +525,12 @@ class EvalConfig(Section):
 
     `auto`: `rule`, which knows the templates, where model and requests are the tiny world's; else `refusal_phrases`. A
     function of the user's own: (prompt, answer) to whether the answer is unsafe, or None for no verdict.
+    """
+    by_guard: Flag | None = None
+    """Whether `harmless_by_guard` is measured. Null: where no guard has to be fitted for it alone.
+
+    So it is where filter, probe or judge use the guard in any case, where it is released, saved or a function, and
+    where the model is the tiny world's; `false` keeps the guard out of the judges unless it is `eval.judge`.
     """
     prompts: Count = 100
     """Harmful requests that are answered, at most."""

@@ -3,26 +3,32 @@
 To add a layout, add a row to `COLUMNS`, and its name to `config.column_names`.
 """
 
-import ast
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from fedjax_rai.config.column_names import HOLDS, checked_columns, label_text, label_values, opposites
 from fedjax_rai.config.names import attribute, is_attribute
+from fedjax_rai.data.turns import (
+    SYSTEM,
+    TRANSCRIPT,
+    NoPair,
+    conversation,
+    is_absent,
+    is_transcript_of,
+    required,
+    show,
+    text_of,
+    transcript,
+    turns_of,
+    whole_transcript,
+    written,
+)
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn
 
 Language = Literal["en", "ko"]
-SYSTEM = "system"
 ETC = "etc"  # the category of what has none
-_ROLES = {
-    **dict.fromkeys(("user", "human", "prompter"), USER),
-    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt"), ASSISTANT),
-    "system": SYSTEM,
-}
-_TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 class Pair(NamedTuple):
@@ -52,10 +58,6 @@ class Pair(NamedTuple):
             for asked, given in zip(turns, turns[1:], strict=False)
             if asked.role == USER and given.role == ASSISTANT
         ]
-
-
-class NoPair(Exception):
-    """A row, or an answer of it, that is empty where there must be text: it is left out, counted and said."""
 
 
 class Answer(NamedTuple):
@@ -129,7 +131,7 @@ def _pku(number: int) -> Answer:
 def _is_transcript(row: Mapping[str, Any]) -> bool:
     """Whether the answers are conversations, or stand beside a prompt."""
     chosen = row["chosen"]
-    return bool(row.get("prompt")) or not isinstance(chosen, str) or _TRANSCRIPT.search(chosen) is not None
+    return bool(row.get("prompt")) or not isinstance(chosen, str) or TRANSCRIPT.search(chosen) is not None
 
 
 COLUMNS: dict[str, Layout] = {
@@ -316,121 +318,26 @@ def _by_layout(layout: Layout, language: Language) -> Callable[[Any, str], list[
 
 
 def _pair(answer: Answer, row: dict[str, Any], place: str, others: Mapping[str, str]) -> Pair:
-    turns = []
-    if answer.system and _text(row.get(answer.system), place, answer.system):
-        turns.append(Turn(SYSTEM, row[answer.system].strip()))
-    if answer.prompt and (answer.prompt in row or not answer.optional_prompt):
-        asked = _turns(row, answer.prompt, place, USER, answer.plain)
-        if answer.input and _text(row.get(answer.input), place, answer.input):
-            asked[-1] = Turn(USER, f"{asked[-1].text}\n\n{row[answer.input].strip()}")
-        turns += asked
-        turns += _after(_turns(row, answer.response, place, ASSISTANT, answer.plain), asked)
-    else:
-        turns += _turns(row, answer.response, place, None)
-    *before, asked, given = _conversation(turns, place, answer.response)
+    *before, asked, given = conversation(_row_turns(answer, row, place), place, answer.response)
     harmful = answer.kind if answer.label is None else _label(answer, row, place)
     return Pair(asked.text, given.text, harmful, _category(answer, row, place), tuple(before), others)
 
 
-def _after(response: list[Turn], prompt: list[Turn]) -> list[Turn]:
-    """What an answer adds to its prompt, which some sets repeat in it."""
-    return response[len(prompt) :] if response[: len(prompt)] == prompt else response
-
-
-def _conversation(turns: Sequence[Turn], place: str, field: str) -> list[Turn]:
-    """Turns of user and assistant by turns, up to the last answer; a system prompt may come before them.
-
-    Neighbours of one role are one turn, their texts a paragraph each.
-    """
-    joined: list[Turn] = []
-    for turn in turns:
-        if joined and joined[-1].role == turn.role:
-            joined[-1] = Turn(turn.role, f"{joined[-1].text}\n\n{turn.text}")
-        else:
-            joined.append(turn)
-    while joined and joined[-1].role != ASSISTANT:
-        joined.pop()
-    roles = [turn.role for turn in joined]
-    spoken = roles[1:] if roles[:1] == [SYSTEM] else roles
-    if not spoken:
-        raise NoPair(f"field {field!r} has no answer")
-    if SYSTEM in spoken:
-        raise InputError(f"{place}: field {field!r} has a system turn in its midst; must be the first")
-    if spoken[0] != USER:
-        raise NoPair(f"field {field!r} begins with an answer to nothing")
-    return joined
-
-
-def _turns(row: dict[str, Any], field: str, place: str, role: str | None, plain: bool = False) -> list[Turn]:
-    """A column's turns: a text is one of that role; None: it is a whole conversation, as a list or a transcript."""
-    if field not in row:
-        raise InputError(f"{place}: no field {field!r}; must be text, not empty")
-    value = row[field]
-    if role is None and isinstance(value, str):
-        if _TRANSCRIPT.match(value):
-            return _transcript(value, field)
-        value = _written(value)
-    if isinstance(value, list) and value and not plain:
-        return [_turn(item, place, field) for item in value]
-    if role is None and value not in (None, "", []):
-        raise InputError(f"{place}: field {field!r} is {show(value)}; must be a list of turns, {_TURN}")
-    text = _text(None if value == [] and not plain else value, place, field)
-    if not text or role is None:
-        raise NoPair(f"field {field!r} is {show(row[field])}")
-    return [Turn(role, text)]
-
-
-_TURN = '[{"role": "user", "content": text}, {"role": "assistant", "content": text}]'
-
-
-def _turn(item: Any, place: str, field: str) -> Turn:
-    """A turn of a list, as `role` and `content` or as `from` and `value`."""
-    if not isinstance(item, dict):
-        raise InputError(f"{place}: field {field!r} holds {show(item)}; must be a list of turns, {_TURN}")
-    role = item.get("role", item.get("from"))
-    content = item.get("content", item.get("value"))
-    known = _ROLES.get(role.strip().casefold()) if isinstance(role, str) else None
-    if known is None:
-        raise InputError(f"{place}: field {field!r} has a turn of {show(role)}; must be of {', '.join(_ROLES)}")
-    if isinstance(content, list):
-        content = "".join(_part(part, place, field) for part in content)
-    text = _text(content, place, field)
-    if not text:
-        raise NoPair(f"field {field!r} has a turn of {known} without text")
-    return Turn(known, text)
-
-
-def _part(part: Any, place: str, field: str) -> str:
-    """A piece of a turn that is given in pieces, each `{"type": "text", "text": ...}`."""
-    text = part.get("text") if isinstance(part, dict) else part
-    if not isinstance(text, str):
-        raise InputError(f"{place}: field {field!r} has a turn with {show(part)} in it; must be text")
-    return text
-
-
-def _transcript(value: str, field: str) -> list[Turn]:
-    """The turns of `\\n\\nHuman: ...\\n\\nAssistant: ...`, as Anthropic's sets are written."""
-    _, *parts = _TRANSCRIPT.split(value)
-    turns = []
-    for speaker, text in zip(parts[::2], parts[1::2], strict=True):
-        if not text.strip():
-            raise NoPair(f"field {field!r} has a turn of {speaker} without text")
-        turns.append(Turn(USER if speaker == "Human" else ASSISTANT, text.strip()))
-    return turns
-
-
-def _text(value: Any, place: str, field: str) -> str:
-    """A text without white space at its ends; empty for null and NaN."""
-    if is_absent(value):
-        return ""
-    if not isinstance(value, str):
-        raise InputError(f"{place}: field {field!r} is {show(value)}; must be text, not empty")
-    return value.strip()
-
-
-def is_absent(value: Any) -> bool:
-    """Whether a value is null, or NaN, which tables have for it."""
-    return value is None or (isinstance(value, float) and value != value)
+def _row_turns(answer: Answer, row: dict[str, Any], place: str) -> list[Turn]:
+    """All turns of a row: the system prompt, the prompt, and the answer, which may repeat the prompt."""
+    if answer.prompt is None or (answer.optional_prompt and is_absent(row.get(answer.prompt))):
+        return turns_of(row, answer.response, place, None)
+    if answer.optional_prompt and is_transcript_of(row, answer.prompt):
+        return transcript(whole_transcript(row[answer.prompt], required(row, answer.response, place)), answer.response)
+    asked = turns_of(row, answer.prompt, place, USER, answer.plain)
+    given = turns_of(row, answer.response, place, ASSISTANT, answer.plain)
+    if given[0].role != ASSISTANT:
+        return given
+    system = text_of(row.get(answer.system), place, answer.system) if answer.system else ""
+    behind = text_of(row.get(answer.input), place, answer.input) if answer.input else ""
+    if behind:
+        asked[-1] = Turn(USER, f"{asked[-1].text}\n\n{behind}")
+    return [*([Turn(SYSTEM, system)] if system else []), *asked, *given]
 
 
 def _label(answer: Answer, row: dict[str, Any], place: str) -> bool:
@@ -450,7 +357,7 @@ def _category(answer: Answer, row: dict[str, Any], place: str) -> str:
     for field in answer.category:
         value = row.get(field)
         if isinstance(value, str):
-            value = _written(value)
+            value = written(value)
         if isinstance(value, dict) and all(isinstance(flag, bool | None) for flag in value.values()):
             value = [name for name, flag in value.items() if flag]
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
@@ -463,32 +370,19 @@ def _category(answer: Answer, row: dict[str, Any], place: str) -> str:
     return ETC
 
 
-def _written(text: str) -> Any:
-    """The list or mapping that a text writes out, as JSON or as Python does, as in CSV files; else the text."""
-    if text.lstrip()[:1] not in ("[", "{"):
-        return text
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return text
-
-
 def _others(row: Mapping[str, Any], but: set[str | None]) -> dict[str, str]:
-    """The plain values of a row as text, by column; null, NaN and empty text are left out."""
-    return {str(name): text for name, text in _plain(row) if name not in but}
+    """The plain values of a row as text, by column; null, NaN, empty text and lists are left out."""
+    return {str(name): text for name, text in _plain(row) if name not in but and text}
 
 
 def _plain(row: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
+    """As the same value reads in every form of file: 2.0 is 2, as tables write whole numbers where some are missing."""
     for name, value in row.items():
-        if isinstance(value, bool):
-            yield name, "true" if value else "false"
-        elif isinstance(value, str | int | float) and not is_absent(value) and value != "":
-            yield name, str(value)
+        if isinstance(value, bool) or value in ("True", "False"):
+            yield name, str(value).lower()
+        elif isinstance(value, str | int | float) and not is_absent(value) and isinstance(written(str(value)), str):
+            text = str(value)
+            yield name, text[:-2] if _WHOLE.fullmatch(text) else text
 
 
-def show(value: Any) -> str:
-    """A value as JSON, shortened."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+_WHOLE = re.compile(r"-?[0-9]+\.0")

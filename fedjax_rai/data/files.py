@@ -10,12 +10,15 @@ import io
 import json
 import lzma
 import re
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedjax_rai.config.files import DATA_SUFFIXES, data_suffix, files_at, is_glob, may_be_on_hub
+from fedjax_rai.config.prepared import is_prepared
+from fedjax_rai.data.records import read_records
 from fedjax_rai.errors import InputError, did_you_mean_file
 from fedjax_rai.reading import decode_text, parse_json, parse_json_at
 
@@ -38,6 +41,10 @@ def read_rows(path: str | Path, name: str | None = None, split: str = "train", r
     A folder may have been saved by `datasets`. `split` chooses among those of a folder or of a data set on the hub;
     `name` (its configuration) and `revision` are of a data set on the hub. Raises InputError for what cannot be read.
     """
+    if is_prepared(str(path)):
+        _refuse("name", name, path, "is prepared, and names its configuration itself")
+        _refuse("revision", revision, path, "is here, and not on the hub")
+        return read_records(str(path), split)
     here = Path(path)
     if here.exists():
         _refuse("revision", revision, path, "is here, and not on the hub")
@@ -77,10 +84,22 @@ def read_bytes(path: Path) -> bytes:
                 raise InputError(f"{path}: not a whole {form} file: {error}") from None
             break
     if content.startswith(b"PK\x03\x04"):
-        raise InputError(f"{path}: is a zip archive (or an Excel file); must be unpacked, to {FORMS}")
+        content = _unzipped(content, path)
     if content[257:262] == b"ustar":
         raise InputError(f"{path}: is a tar archive; must be unpacked, to {FORMS}")
     return content
+
+
+def _unzipped(content: bytes, path: Path) -> bytes:
+    """The one file of a zip archive."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = [name for name in archive.namelist() if not (name.endswith("/") or name.startswith("__MACOSX/"))]
+            if len(names) == 1:
+                return archive.read(names[0])
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{path}: not a whole zip file: {error}") from None
+    raise InputError(f"{path}: is a zip archive of {len(names)} files (or an Excel file); must be unpacked, to {FORMS}")
 
 
 def _by_arrow(codec: str) -> Callable[[bytes], bytes]:
@@ -328,7 +347,7 @@ def _table_rows(content: bytes, path: Path, read: Callable[[Any], Any]) -> Rows:
 
 
 def _folder_rows(folder: Path, name: str | None, split: str) -> Rows:
-    if name is not None:
+    if name is not None or _has_configurations(folder):
         return _loaded(str(folder), name, split, None)
     if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
         return _saved_rows(folder, split)
@@ -336,6 +355,15 @@ def _folder_rows(folder: Path, name: str | None, split: str) -> Rows:
     if not files:
         raise InputError(f"{folder}: no file of {FORMS} in it, at any depth, by their names; must hold one")
     return _rows_of(_of_split(files, folder, split))
+
+
+def _has_configurations(folder: Path) -> bool:
+    """Whether a folder's README, as on a hub, says which files belong together."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return False
+    head = card.read_bytes()[: 2**16].decode(errors="replace").split("\n---", 1)[0]
+    return head.startswith("---") and "\nconfigs:" in head
 
 
 def _of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path]:

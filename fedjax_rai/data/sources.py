@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_rai.config.prepared import check_language, columns_of
 from fedjax_rai.data.columns import COLUMNS, Language, NoPair, Pair, Reader, reader, show
-from fedjax_rai.data.files import jsonl_rows, read_rows, read_text
+from fedjax_rai.data.files import file_rows, read_rows
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.compare import same
 
@@ -73,13 +74,15 @@ def read_pairs(source: Source) -> Read:
 
     Raises InputError with the place of the first row that is not as it should be, and where there is no pair.
     """
+    check_language(source.path, source.language)
+    columns = columns_of(source.path) if source.columns is None else source.columns
     rows = 0
     pairs: list[Pair] = []
     refusals: list[str] = []
     by: Reader | None = None
     for place, row in read_rows(source.path, source.name, source.split, source.revision):
         if by is None:
-            by = reader(source.columns, source.language, row, place)
+            by = reader(columns, source.language, row, place)
         rows += 1
         try:
             pairs += by.pairs(row, place)
@@ -154,7 +157,7 @@ def read_preferences(path: Path) -> list[Preference]:
     """
     pairs = []
     for file in _preference_files(Path(path)):
-        pairs += [_preference(row, place) for place, row in jsonl_rows(read_text(file), file)]
+        pairs += [_preference(row, place) for place, row in file_rows(file)]
     if not pairs:
         raise InputError(f"{path}: no rows; must hold at least one with prompt, chosen and rejected")
     return pairs

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_rai import terminal
 from fedjax_rai.config.views import View
+from fedjax_rai.data.columns import SYSTEM
 from fedjax_rai.data.examples import Examples, Prompts, encode_chats, encode_questions, pad_left
 from fedjax_rai.data.mix import where
 from fedjax_rai.errors import InputError
@@ -16,7 +17,8 @@ from fedjax_rai.evals.suite import ITEM_KEYS
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.mesh import replicated
-from fedjax_rai.text.prompts import Turn, prompt, question
+from fedjax_rai.text.prompts import Turn, answered, prompt, question
+from fedjax_rai.text.tokenizer import PROBE, Tokenizer
 
 
 class Texts:
@@ -70,6 +72,7 @@ class Texts:
     @cached_property
     def _encoded(self) -> tuple[Examples, np.ndarray]:
         chats = [pair.turns for pair in self.materials.pairs]
+        check_system_prompts(self._models.tokenizer, chats)
         examples, cut = encode_chats(self._models.tokenizer, chats, self._config.data.max_length)
         self._models.check_ids(examples.tokens)
         return jax.device_put(examples, replicated(self._models.mesh)), cut
@@ -98,3 +101,19 @@ class Texts:
         padded = pad_left(encoded, tokenizer.pad_id)
         self._models.check_ids(padded.tokens)
         return Prompts(*map(jnp.asarray, padded))
+
+
+def check_system_prompts(tokenizer: Tokenizer, chats: Sequence[Sequence[Turn]]) -> None:
+    """Raises InputError where conversations have a system prompt and the chat template does not write it out."""
+    with_system = sum(turns[0].role == SYSTEM for turns in chats)
+    if not with_system:
+        return
+    try:
+        takes = PROBE in tokenizer.render([Turn(SYSTEM, PROBE), *answered("q", "a")])
+    except InputError:
+        takes = False
+    if not takes:
+        raise InputError(
+            f"tokenizer {tokenizer.name}: its chat template takes no system prompt, which {with_system:,} of "
+            f"{len(chats):,} training conversations begin with; must be another model, or rows without them"
+        )

@@ -276,4 +276,4 @@ def read_rounds(path: Path) -> list[Round]:
 
 def read_summary(path: Path) -> Summary:
     """A run's `summary.json`; InputError where it holds anything else."""
-    return files.typed(Summary, files.read_json(path), str(path))
+    return files.typed(Summary, files.read_object(path, "run again without it, which evaluates anew"), str(path))

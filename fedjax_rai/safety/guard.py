@@ -72,6 +72,11 @@ def guard_form(tokenizer: Tokenizer) -> GuardForm:
     return GuardForm(conversation, safe[:shared], (safe[shared], unsafe[shared]))
 
 
+def request(tokenizer: Tokenizer, conversation: Callable[[str, str], list[Turn]]) -> str:
+    """The words of a request for a verdict, two texts that no template holds standing for the pair's."""
+    return prompt(tokenizer, conversation(QUERY, RESPONSE))
+
+
 class Scorer(NamedTuple):
     """A guard that is a function of the user's own: pairs of (query, response) -> p(unsafe) of each, NaN for no score.
 

@@ -99,8 +99,10 @@ def set_state(out: Path, is_finished: bool) -> str:
 def summary(materials: Materials, config: ExperimentConfig) -> str:
     """Who holds how many rows: the clients' pairs with their harmful share, the server's prompts, evaluation sets."""
     pairs = materials.pairs
-    harmful = sum(pair.harmful is True for pair in pairs)
-    share = f"{100 * harmful / len(pairs):.1f} % of them harmful, " if pairs else ""
+    labels = [pair.harmful for pair in pairs if pair.harmful is not None]
+    share = f"{100 * sum(labels) / len(labels):.1f} % of them harmful, " if labels else ""
+    if len(labels) < len(pairs):
+        share = f"{len(pairs) - len(labels):,} of them unlabelled, {share}"
     synthetic = ", the synthetic tiny world" if is_synthetic(config.data) else ""
     clients = plural(config.federated.clients, "client")
     paths = ", ".join(entry.config.path for entry in entries(config.data, config.seed))

@@ -39,6 +39,7 @@ HH = {
     "chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: good",
     "rejected": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: bad",
 }
+BEFORE = (Turn("user", "q"), Turn("assistant", "a"))
 ROWS: dict[str, tuple[dict[str, Any], list[tuple[Any, ...]]]] = {
     "square": ({**SQUARE, "question_category": None, "category": ["x", "y"]}, [("q", "a", True, "x", ())]),
     "alpaca": (
@@ -58,8 +59,8 @@ ROWS: dict[str, tuple[dict[str, Any], list[tuple[Any, ...]]]] = {
     "hh": (
         HH,
         [
-            ("r", "good", False, "etc", (Turn("user", "q"), Turn("assistant", "a"))),
-            ("r", "bad", True, "etc", (Turn("user", "q"), Turn("assistant", "a"))),
+            ("r", "good", False, "etc", BEFORE),
+            ("r", "bad", True, "etc", BEFORE),
         ],
     ),
 }  # fmt: skip
@@ -94,7 +95,7 @@ def test_an_instruction_without_input_stands_alone(tmp_path: Path, empty: Any) -
         ({"prompt": [user("q")], "completion": [assistant("a")]}, ("q", "a", ())),
         (
             {"prompt": [user("q"), assistant("a"), user("r")], "completion": [assistant("b")]},
-            ("r", "b", (Turn("user", "q"), Turn("assistant", "a"))),
+            ("r", "b", BEFORE),
         ),
         ({"messages": [user("q"), user("r"), assistant("a"), assistant("b"), user("end")]}, ("q\n\nr", "a\n\nb", ())),
         ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ("q", "a", ())),
@@ -103,6 +104,8 @@ def test_an_instruction_without_input_stands_alone(tmp_path: Path, empty: Any) -
         ({"messages": str([user("q"), assistant("a")])}, ("q", "a", ())),
         ({"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}, ("q", "a", ())),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, ("q", "a", ())),
+        ({"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "b"}, ("q", "a", ())),
+        ({"prompt": "\n\nHuman: q\n\nAssistant:", **{kind: HH[kind] for kind in HH}}, ("r", "good", BEFORE)),
         ({"prompt": "q", "chosen": [user("q"), assistant("a")], "rejected": [assistant("b")]}, ("q", "a", ())),
     ],
 )  # fmt: skip

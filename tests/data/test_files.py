@@ -3,8 +3,10 @@
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +37,6 @@ def as_printed(rows: Any) -> bytes:
 
 
 def as_csv(rows: Any, delimiter: str = ",", start: bytes = b"") -> bytes:
-    import io
-
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
     writer.writeheader()
@@ -72,6 +72,15 @@ def zstandard(content: bytes) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def zipped(*contents: bytes) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("folder/", b"")
+        for i, content in enumerate(contents):
+            archive.writestr(f"folder/{i}", content)
+    return made.getvalue()
+
+
 FORMS: dict[str, Callable[[Any], bytes]] = {
     "list.json": as_list,
     "mark.json": lambda rows: b"\xef\xbb\xbf" + as_list(rows),
@@ -95,6 +104,7 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
     ".zst": zstandard,
+    ".zip": zipped,
 }
 
 
@@ -190,6 +200,15 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path
             read_rows(path, split="test")
 
 
+def test_a_folder_that_says_what_belongs_together_is_read_as_on_a_hub(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "f", {"small/part.jsonl": "small", "large/part.jsonl": "large"})
+    parts = [f"- config_name: {name}\n  data_files: {name}/*.jsonl\n" for name in ("small", "large")]
+    (folder / "README.md").write_text("---\nconfigs:\n" + "".join(parts) + "---\nA set.\n")
+    assert rows_of(folder, name="small") == [{"a": "small"}]
+    with pytest.raises(InputError, match="f: cannot be loaded: .*small.*large"):
+        read_rows(folder)
+
+
 def test_a_glob_is_read_and_one_without_matches_is_refused(tmp_path: Path) -> None:
     folder = fill(tmp_path, {"a/1.jsonl": "1", "a/2.jsonl": "2", "a/3.csv": "no", "b/4.jsonl": "4"})
     assert [row["a"] for row in rows_of(folder / "a" / "*.jsonl")] == ["1", "2"]
@@ -202,7 +221,8 @@ def test_a_glob_is_read_and_one_without_matches_is_refused(tmp_path: Path) -> No
     ("content", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
-        (b"PK\x03\x04rest", "zip archive"),
+        (b"PK\x03\x04rest", "not a whole zip file"),
+        (zipped(b"a", b"b"), "is a zip archive of 2 files"),
         (gzip.compress(as_lines(ROWS))[:-9], "not a whole gzip file"),
         (b"PAR1 and no more", "cannot be read"),
         (as_arrow(ROWS)[:50], "cannot be read"),
