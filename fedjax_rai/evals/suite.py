@@ -340,8 +340,8 @@ def over_refusal_items(sources: Sources) -> EvalSet:
 
 
 def _is_tiny(path: str | None, sources: Sources) -> bool:
-    """Whether items are the tiny world's: asked for, or by default, with its data."""
-    return path == TINY or (path is None and is_synthetic(sources.data))
+    """Whether items are the tiny world's: with its data, where no others are named."""
+    return path is None and is_synthetic(sources.data)
 
 
 def _asked(prompts: Sequence[Prompt]) -> EvalSet:
