@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
@@ -51,16 +50,15 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()  # without secrets
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
         raise InputError(f"{shown}: cannot be fetched; must be a path, or a URL that begins with https:// or http://")
-    target = folder / sha256[:16] / (Path(unquote(parts.path)).name[-100:] or "file")
+    target = folder / sha256[:16] / (Path(unquote(parts.path)).name[-50:] or "file")
     if target.is_file() and file_sha256(target) == sha256:
         return target
     with made(target.parent):
-        handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
-        part = Path(name)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             digest = hashlib.sha256()
             size = 0
-            with os.fdopen(handle, "wb") as file:
+            with part.open("wb") as file:
                 for block in _blocks(url, shown):
                     digest.update(block)
                     size += file.write(block)

@@ -5,13 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_rai.config.prepared import INFO, folder
+from fedjax_rai.config.prepared import CHECKSUMS, INFO, METADATA, folder
 from fedjax_rai.data.download import file_sha256
 from fedjax_rai.errors import InputError, did_you_mean
 
 FORMAT = "array_record"
-CHECKSUMS = "sha256.json"
-"""Beside the records: the hash of each of them. The reader of damaged records ends the whole process."""
 
 
 class Records(Sequence):
@@ -55,8 +53,16 @@ def write_checksums(path: Path) -> None:
 
 def metadata(source: str) -> dict[str, Any]:
     """What a prepared corpus was made of: its files by split, their hashes, and what became of their rows."""
-    file = folder(source) / "metadata.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_metadata(folder(source))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The same of the folder of a prepared data set; empty where it is not there, or damaged."""
+    try:
+        found = json.loads((path / METADATA).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check(path: Path, source: str) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -121,8 +120,7 @@ def _local(asked: Preparation, data_dir: Path) -> Path:
 
 def _check_same(place: Path, hashes: dict[str, str], asked: Preparation) -> None:
     """Raise InputError unless what is there was made of files with these hashes, and by the same options."""
-    file = place / "metadata.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = records.read_metadata(place)
     before = {split: counts["sha256"] for split, counts in found.get("splits", {}).items()}
     if (before, found.get("partial")) != (hashes, asked.partial):
         raise InputError(f"{place}: already prepared of other files or options; --overwrite puts this in its place")
