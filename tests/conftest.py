@@ -32,7 +32,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the checkout; tests that need it are skipped where it is absent."""
-    path = Path(__file__).parents[2] / "shared" / "data"
+    beside = Path(__file__).parents[2] / "shared"
+    path = Path(os.environ.get("FEDJAX_RAI_SHARED", beside)) / "data"
     if not path.is_dir():
         pytest.skip("the real data (SQuARe, AdvBench) are absent: no ../shared/data")
     return path

@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -53,27 +54,39 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
     target = folder / sha256[:16] / (Path(unquote(parts.path)).name[-100:] or "file")
     if target.is_file() and file_sha256(target) == sha256:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
-    part = Path(name)
-    try:
-        digest = hashlib.sha256()
-        size = 0
-        with os.fdopen(handle, "wb") as file:
-            for block in _blocks(url, shown):
-                digest.update(block)
-                size += file.write(block)
-        found = digest.hexdigest()
-        if found != sha256:
-            raise InputError(
-                f"{shown}: {size:,} bytes with sha256:{found}; must be sha256:{sha256}, as --checksum says"
-            )
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-        if not any(target.parent.iterdir()):
-            target.parent.rmdir()
+    with made(target.parent):
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
+        part = Path(name)
+        try:
+            digest = hashlib.sha256()
+            size = 0
+            with os.fdopen(handle, "wb") as file:
+                for block in _blocks(url, shown):
+                    digest.update(block)
+                    size += file.write(block)
+            found = digest.hexdigest()
+            if found != sha256:
+                raise InputError(
+                    f"{shown}: {size:,} bytes with sha256:{found}; must be sha256:{sha256}, as --checksum says"
+                )
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
     return target
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it; where what is done in it fails, those of them that are empty go again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # something is in it
+                path.rmdir()
+        raise
 
 
 def _blocks(url: str, shown: str) -> Iterator[bytes]:

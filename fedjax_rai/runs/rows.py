@@ -174,7 +174,9 @@ class Filtered(NamedTuple):
     without_score: int
     """Pairs for which the guard gave no number."""
     harmful_share_kept: float | None
-    """Share (0 to 1) of the kept pairs that are harmful, known to the simulation alone. Null: nothing was kept."""
+    """Share (0 to 1) of the kept pairs that are harmful, known to the simulation alone; of those that have a label.
+    Null: there is none.
+    """
 
 
 class Seconds(NamedTuple):
@@ -206,7 +208,7 @@ class Summary(NamedTuple):
     diverged_clients: int
     """Clients whose training diverged and was left out, summed over rounds."""
     guard: GuardQuality | None
-    """The guard's quality. Null: there was no filter."""
+    """The guard's quality. Null: there was no filter, or no pair has a label."""
     filter: Filtered | None
     """What the filter left. Null: there was no filter."""
     seconds: Seconds

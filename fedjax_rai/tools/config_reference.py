@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedjax_rai.config.keys import allowed, schemas, sections
+from fedjax_rai.config.schema import TINY
 
 HEAD = """\
 # Configuration
@@ -32,20 +33,28 @@ def reference() -> str:
     """The page, in Markdown."""
     parts = [HEAD]
     top = [key for key in schemas() if "." not in key]
-    parts.append("## Top level\n\n" + "\n".join(table(top)) + "\n")
+    parts.append("## Top level\n\n" + "\n".join(table(schemas(), top)) + "\n")
     for name, section in sections().items():
         keys = [key for key in schemas() if key.startswith(f"{name}.")]
-        parts.append(f"## {name}\n\n{inspect.getdoc(section)}\n\n" + "\n".join(table(keys)) + "\n")
+        parts.append(f"## {name}\n\n{inspect.getdoc(section)}\n\n" + "\n".join(table(schemas(), keys)) + "\n")
+        parts += [entries(key) for key in keys if schemas()[key].get("items", {}).get("properties")]
     return "\n".join(parts)
 
 
-def table(keys: list[str]) -> Iterator[str]:
-    """The rows of these keys."""
+def entries(key: str) -> str:
+    """The keys of an entry of a list, in Markdown."""
+    keys = schemas()[key]["items"]["properties"]
+    return f"Each entry of `{key}` has the keys\n\n" + "\n".join(table(keys, list(keys))) + "\n"
+
+
+def table(known: dict[str, Any], keys: list[str]) -> Iterator[str]:
+    """The rows of these keys, of which JSON schemas are `known`."""
     yield "| key | default | what is allowed | meaning |"
     yield "|---|---|---|---|"
     for key in keys:
-        schema = schemas()[key]
-        cells = [f"`{key}`", f"`{json.dumps(schema['default'])}`", values(schema), meaning(schema)]
+        schema = known[key]
+        default = f"`{json.dumps(schema['default'])}`" if "default" in schema else "must be given"
+        cells = [f"`{key}`", default, values(schema), meaning(schema)]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -53,7 +62,8 @@ def values(schema: dict[str, Any]) -> str:
     """What a key takes, in words; of a path, what must be there."""
     if "file" not in schema:
         return allowed(schema)
-    shipped = "null" if schema["default"] is None else schema["default"]
+    default = schema.get("default", TINY)
+    shipped = "null" if default is None else default
     attribute = f", or {schema['attribute']}" if "attribute" in schema else ""
     return f"{shipped}, or the path of a {schema['file']}{attribute}"
 

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedjax_rai.cli import app
+from fedjax_rai.data import records
 from fedjax_rai.data.records import Records
 from tests.data.test_corpus import pair
 
@@ -58,6 +59,7 @@ def test_a_folder_gives_every_split_that_it_has_a_file_of() -> None:
     assert red > 0 and 10 * red == 3 * len(train)  # whole questions of 3 + 7, but for those that test asks
     assert "질문 3" not in {row["question"] for row in train}
     lines = output.splitlines()
+    assert lines.pop(0) == "preparing square20k_ko of response_train.json, response_test.json"
     assert lines[1].startswith(
         f"  train  {len(train)} rows: {red} red, {len(train) - red} acceptable; of 300 of response"
     )
@@ -118,8 +120,21 @@ def test_bad_input_is_one_message_and_leaves_nothing(arguments: list[str], messa
     write(Path("empty.json"), [])
     Path("broken.json").write_text('[{"question": ')
     output = prepare(*arguments, code=2)
-    assert message in output and len(output.splitlines()) == 1
-    assert prepared() == []
+    assert message in output.splitlines()[-1] and len(output.splitlines()) <= 2
+    assert not Path("default").exists()
+
+
+def test_a_place_that_cannot_be_is_one_message() -> None:
+    Path("file").write_text("")
+    output = prepare("questions_en", "SQuARe", "--data-dir", "file", code=2)
+    assert "file" in output.splitlines()[-1]
+
+
+def test_what_cannot_be_put_in_its_place_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare("questions_en", "SQuARe")
+    monkeypatch.setattr(records, "write_checksums", lambda built: built.rename(built.parent / "gone"))
+    assert RUNNER.invoke(app, ["data", "prepare", "questions_en", "SQuARe", "--overwrite"]).exit_code != 0
+    assert len(Records("tfds:square/questions_en")) == 4
 
 
 def test_what_is_interrupted_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
