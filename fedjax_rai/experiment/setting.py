@@ -31,8 +31,10 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
-from fedjax_rai.safety.guard import score
+from fedjax_rai.safety.guard import guard_form, score
 from fedjax_rai.text.hub import commit
+from fedjax_rai.text.prompts import question
+from fedjax_rai.text.tokenizer import LATIN
 from fedjax_rai.train.optimizers import learning_rate
 
 NEEDS_LABELS = (
@@ -187,6 +189,7 @@ class Setting:
         config, guard = self.config, None
         if self.guarded:
             self.guarding.check()
+            self._check_released_guard()
         if self.judged_by_guard:
             guard = GuardScores(lambda pairs: score(self.guarding.guard, pairs), config.guard.threshold)
         if not self.guarding.possible and config.filter.enabled:
@@ -194,6 +197,14 @@ class Setting:
         if not self.guarding.possible and config.eval.by_guard:
             raise InputError(f"eval.by_guard = true: needs a guard, which {NEEDS_LABELS}")
         check_judge(named(config.eval.judge), self.texts.materials.evaluations, config.model.path == TINY, guard)
+
+    def _check_released_guard(self) -> None:
+        """Raises InputError where a released guard cannot be loaded, or gives no numbers."""
+        if self.guarding.folder is None or self.guarding.is_function:
+            return
+        guard = self.guarding.untuned
+        turns = guard_form(guard.tokenizer).conversation(LATIN, LATIN)
+        check_logits(guard.lm, None, guard.tokenizer, turns, f"guard.path = {self.config.guard.path}")
 
     def _check_language(self) -> None:
         if self.config.data.language == "ko" and not self.models.tokenizer.has_hangul:
@@ -204,9 +215,7 @@ class Setting:
 
     def check_logits(self, adapter: Adapter | None) -> None:
         """Raises InputError where the base, or the base with an adapter, gives no numbers."""
-        path = self.config.model.path
-        where = f"model.path = {path}" if adapter is None else f"the adapter on model.path = {path}"
-        check_logits(self.lm, adapter, self.models.tokenizer, where)
+        check_logits(self.lm, adapter, self.models.tokenizer, question(LATIN), f"model.path = {self.config.model.path}")
 
     def _check_probe(self, wanted: int) -> None:
         there = len(self.texts.materials.probe_prompts)
