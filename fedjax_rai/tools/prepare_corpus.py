@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from fedjax_rai.data import records
 from fedjax_rai.data.corpus import corpus
 from fedjax_rai.data.download import check_file, fetch, is_url, parse_checksum
 from fedjax_rai.errors import InputError, did_you_mean_file
+from fedjax_rai.reading import read_object
 
 HELD_BACK = ("duplicates", "contradictory", "held_out")
 
@@ -113,7 +113,7 @@ def _local(asked: Preparation, data_dir: Path) -> Path:
 def _check_same(place: Path, hashes: dict[str, str], asked: Preparation) -> None:
     """Raise InputError unless what is there was made of files with these hashes, and by the same options."""
     file = place / "metadata.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = read_object(file) if file.is_file() else {}
     before = {split: counts["sha256"] for split, counts in found.get("splits", {}).items()}
     if (before, found.get("partial")) != (hashes, asked.partial):
         raise InputError(f"{place}: already prepared of other files or options; --overwrite puts this in its place")
