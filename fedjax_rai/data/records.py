@@ -8,6 +8,7 @@ from typing import Any
 from fedjax_rai.config.prepared import CHECKSUMS, INFO, METADATA, folder
 from fedjax_rai.data.download import file_sha256
 from fedjax_rai.errors import InputError, did_you_mean
+from fedjax_rai.reading import read_object
 
 FORMAT = "array_record"
 
@@ -59,18 +60,17 @@ def metadata(source: str) -> dict[str, Any]:
 def read_metadata(path: Path) -> dict[str, Any]:
     """The same of the folder of a prepared data set; empty where it is not there, or damaged."""
     try:
-        found = json.loads((path / METADATA).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return read_object(path / METADATA)
+    except InputError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _check(path: Path, source: str) -> None:
     """Raise InputError where the format is another, or a file is not as it was written."""
     try:
-        info = json.loads((path / INFO).read_text(encoding="utf-8"))
-        hashes = json.loads((path / CHECKSUMS).read_text(encoding="utf-8")) if (path / CHECKSUMS).is_file() else {}
-    except ValueError:
+        info = read_object(path / INFO)
+        hashes = read_object(path / CHECKSUMS) if (path / CHECKSUMS).is_file() else {}
+    except InputError:
         raise InputError(f"{source}: damaged: {INFO} or {CHECKSUMS} in {path} is no JSON; {_AGAIN}") from None
     kind = info.get("fileFormat")
     if kind != FORMAT:
