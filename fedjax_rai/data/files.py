@@ -382,7 +382,7 @@ def _of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path]:
     if unread:
         others = ", ..." if len(unread) > 1 else ""
         terminal.say(
-            f"{folder}: {terminal.plural(len(unread), 'file')} whose names tell no split are not read, as others are of "
+            f"{folder}: {terminal.plural(len(unread), 'file')} whose names say no split are not read, as others are of "
             f"{split!r}: {unread[0].relative_to(folder)}{others}"
         )
     return splits[wanted]

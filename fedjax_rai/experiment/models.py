@@ -1,5 +1,6 @@
 """The frozen base of an experiment: its shape, its place on the mesh, its weights and its tokenizer."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from fedjax_rai.model.families import read_config
 from fedjax_rai.model.weights import load_base
 from fedjax_rai.text.generation import name_uncomputed
 from fedjax_rai.text.hub import resolve
-from fedjax_rai.text.prompts import prompt, question
-from fedjax_rai.text.tokenizer import LATIN, Tokenizer, load_tokenizer
+from fedjax_rai.text.prompts import Turn, prompt
+from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 
-CHECKED = 64  # the most tokens of the prompt that a model is tried on
+CHECKED = 64  # the most tokens of the conversation that a model is tried on
 
 
 class Models:
@@ -88,20 +89,21 @@ class Models:
             self.tokenizer.check_ids(ids, self.architecture.vocab_size, "model.path")
 
 
-def check_logits(lm: LM, adapter: Adapter | None, tokenizer: Tokenizer, where: str) -> None:
-    """Raises InputError, which begins with `where`, for a model whose logits are no numbers for a short prompt.
+def check_logits(lm: LM, adapter: Adapter | None, tokenizer: Tokenizer, turns: Sequence[Turn], key: str) -> None:
+    """Raises InputError for a model whose logits behind a conversation are no numbers; `key` of the config names it.
 
-    Numbers that are finite in the files may overflow when they are multiplied.
+    Numbers that are finite in the files may overflow when they are multiplied. Of a long conversation the end is read.
     """
-    ids = tokenizer.encode(prompt(tokenizer, question(LATIN)))[-CHECKED:]
+    ids = tokenizer.encode(prompt(tokenizer, turns))[-CHECKED:]
     if lm.model.config.longest is not None:
         ids = ids[-lm.model.config.longest :]
-    tokenizer.check_ids(ids, lm.model.config.vocab_size, "model.path")
+    tokenizer.check_ids(ids, lm.model.config.vocab_size, key)
     text = pad_left([ids], tokenizer.pad_id, lm.model.config.longest)
     if not gives_numbers(lm, adapter, *text):
+        which = "the model" if adapter is None else "the model with its adapter"
         raise InputError(
-            f"{where}: its first logits are no numbers (NaN or infinity) in model.dtype = {lm.model.config.dtype}: its "
-            "weights are finite and overflow when multiplied; must be a model that computes"
+            f"{key}: the first logits of {which} are no numbers (NaN or infinity) in model.dtype = "
+            f"{lm.model.config.dtype}: its weights are finite and overflow when multiplied"
         )
 
 

@@ -80,9 +80,13 @@ class DecoderConfig:
     @property
     def longest(self) -> int | None:
         """The longest sequence that the model, and its rotary embeddings, are meant for; None: they name no limit."""
+        limits = (self.max_position_embeddings, self.rotary_limit)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def rotary_limit(self) -> int | None:
+        """The longest sequence that the rotary embeddings are computed for; None: they name no limit."""
         limits = [kind.rope.limit for kind in self.kinds if kind.rope and kind.rope.limit]
-        if self.max_position_embeddings is not None:
-            limits.append(self.max_position_embeddings)
         return min(limits, default=None)
 
     @property

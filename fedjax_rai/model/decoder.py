@@ -330,8 +330,8 @@ class Decoder(nn.Module):
         config = self.config
         depth = config.num_hidden_layers
         slots = sight.key_segment.shape[1]
-        if config.longest and slots > config.longest:
-            raise InputError(f"{slots} tokens: this model takes at most {config.longest} (DecoderConfig.longest)")
+        if config.rotary_limit and slots > config.rotary_limit:
+            raise InputError(f"{slots} tokens: this model's rotary embedding is supported up to {config.rotary_limit}")
         x = self.embed_tokens.astype(config.dtype)[tokens] * jnp.asarray(config.embed_scale, config.dtype)
         rotation = rotations(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)

@@ -10,6 +10,7 @@ from fedjax_rai import terminal
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, is_hub_name
+from fedjax_rai.data.mix import entries
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.peft import load_adapter, save_adapter
@@ -127,7 +128,8 @@ def origin(config: ExperimentConfig, merged: bool) -> str:
 def training(config: ExperimentConfig, summary: Summary) -> Iterator[str]:
     """What was trained on, how, and behind which guards."""
     fed, lora, filtering = config.federated, config.lora, config.filter
-    yield f"data: `{config.data.train}`, language {config.data.language}"
+    for entry in entries(config.data, config.seed):
+        yield f"data: `{entry.config.path}`, language {entry.config.language or config.data.language}"
     yield (
         f"{fed.algorithm}: {fed.rounds} rounds, {fed.cohort} of {fed.clients} clients a round, {fed.local_steps} local "
         f"steps of {fed.batch_size} examples, learning rate {fed.learning_rate:g}"

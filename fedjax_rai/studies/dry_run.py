@@ -6,7 +6,8 @@ from typing import Any
 
 from fedjax_rai.config.grid import Point
 from fedjax_rai.config.load import dump_config
-from fedjax_rai.config.schema import TINY, ExperimentConfig
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.data.mix import entries, is_synthetic
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.suite import EvalSet
 from fedjax_rai.experiment import sizes
@@ -102,13 +103,14 @@ def summary(materials: Materials, config: ExperimentConfig) -> str:
     share = f"{100 * sum(labels) / len(labels):.1f} % of them harmful, " if labels else ""
     if len(labels) < len(pairs):
         share = f"{len(pairs) - len(labels):,} of them unlabelled, {share}"
-    synthetic = ", the synthetic tiny world" if config.data.train == TINY else ""
+    synthetic = ", the synthetic tiny world" if is_synthetic(config.data) else ""
     clients = plural(config.federated.clients, "client")
-    lines = [f"data: {config.data.train}{synthetic}"]
+    paths = ", ".join(entry.config.path for entry in entries(config.data, config.seed))
+    lines = [f"data: {paths}{synthetic}"]
     lines.append(f"  {CLIENT_PAIRS:<{WIDTH}}{len(pairs):,}, {share}{clients}")
-    for name, rows in flat(materials._asdict()):
-        if name != "pairs":
-            lines.append(f"  {name.replace('_', ' '):<{WIDTH}}{len(rows):,}")
+    shown = ("guard_pairs", "red_prompts", "probe_prompts", "benign_prompts", "evaluations")
+    for name, rows in flat({name: getattr(materials, name) for name in shown}):
+        lines.append(f"  {name.replace('_', ' '):<{WIDTH}}{len(rows):,}")
     return "\n".join(lines)
 
 
@@ -128,7 +130,7 @@ def memory(config: ExperimentConfig, known: Sizes) -> Iterator[str]:
     limit = advice.device_limit()
     advice.check_lengths(config, known)
     needed = plan(config, known)
-    yield "\n".join(advice.table(needed, limit))
+    yield "\n".join(advice.described(config, known, limit))
     if limit is not None and needed.need(needed.peak) > limit:
         raise InputError(advice.refusal(config, known, limit))
 

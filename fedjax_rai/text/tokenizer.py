@@ -132,6 +132,8 @@ class Tokenizer:
         )
 
     def _rendered(self, turns: Sequence[Turn], content: Callable[[str], Any], generate: bool = False) -> str:
+        from jinja2 import TemplateError
+
         messages = [{"role": turn.role, "content": content(turn.text)} for turn in turns]
         template = CLOCK + self.template if "strftime_now" in self.template else self.template
         try:
@@ -140,8 +142,9 @@ class Tokenizer:
             )
         except Exception as error:  # a template is a program, and may fail in any way
             roles = ", ".join(turn.role for turn in turns) or "none"
+            verb = "refuses" if isinstance(error, TemplateError | TypeError | ValueError) else "fails on"
             wrong = one_line(error)
-            raise InputError(f"tokenizer {self.name}: its chat template refuses turns of {roles} ({wrong})") from error
+            raise InputError(f"tokenizer {self.name}: its chat template {verb} turns of {roles} ({wrong})") from error
 
     def check_ids(self, tokens: Any, vocabulary: int, key: str) -> None:
         """Raises InputError if an id is none of the model's that the config's `key` names: it would compute NaN."""
@@ -270,12 +273,12 @@ def load_tokenizer(path: str, revision: str | None = None) -> Tokenizer:
             refuse_pointer(file)
     try:
         hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (KeyboardInterrupt, SystemExit):
+        tokenizer = Tokenizer(hf, stop_ids(folder))
+        tokenizer.check_text()
+    except (InputError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # tokenizers raises nothing narrower for a file that it cannot read, or panics
+    except BaseException as error:  # tokenizers raises nothing narrower for what it cannot read or use, or panics
         raise InputError(f"{folder}: no tokenizer that transformers can read ({one_line(error)})") from error
-    tokenizer = Tokenizer(hf, stop_ids(folder))
-    tokenizer.check_text()
     return tokenizer
 
 

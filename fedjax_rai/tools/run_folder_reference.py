@@ -21,7 +21,7 @@ RUN = {
     "versions.json": "What the numbers depend on besides the config: versions, commits, digests of named files.",
     "metrics.jsonl": "A row for each round.",
     "revisions.jsonl": "A row for each conversation of a CAI phase; empty where none was held.",
-    "checkpoints/": "The last states, from which an interrupted run goes on (Orbax).",
+    "checkpoints/": "The last two states (Orbax): an interrupted run goes on from the latest that is not damaged.",
     "adapter/": "The trained adapter in PEFT's format.",
     "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "eval.json": "The rates, as under `rates` in summary.json.",

@@ -196,7 +196,7 @@ def test_files_of_no_split_beside_others_are_named(tmp_path: Path, capsys: pytes
     folder = fill(tmp_path / "f", {"a/train.jsonl": "x", "b/more.jsonl": "y", "c/test.jsonl": "z"})
     assert rows_of(folder) == [{"a": "x"}]
     assert (
-        "f: 1 file whose names tell no split are not read, as others are of 'train': b/more.jsonl"
+        "f: 1 file whose names say no split are not read, as others are of 'train': b/more.jsonl"
         in capsys.readouterr().err
     )
     assert rows_of(fill(tmp_path / "g", {"more.jsonl": "y", "test.jsonl": "z"})) == [{"a": "y"}]

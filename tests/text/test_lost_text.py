@@ -119,9 +119,9 @@ def template_of(folder, template) -> str:
         ([{"name": "default", "template": 3}], "chat_template"),
         (3, "chat_template"),
         ("{% for %}", "its chat template refuses turns of user"),
-        ("{{ 1 / 0 }}", "its chat template refuses turns of user"),
+        ("{{ 1 / 0 }}", "its chat template fails on turns of user"),
         ("{{ messages[7]['content']['x'] }}", "its chat template refuses turns of user"),
-        ("{{ 'x' * (10 ** 400) }}", "its chat template refuses turns of user"),
+        ("{{ 'x' * (10 ** 400) }}", "its chat template fails on turns of user"),
     ],
 )
 def test_a_template_that_is_none_is_refused_by_name(template, message, tmp_path):
