@@ -86,7 +86,7 @@ def test_the_module_is_the_command() -> None:
         (["run", "a.yaml", "lora.rank=[bold]"], "override 'lora.rank=[bold]': lora.rank = ['bold']: must be"),
         (["run", "a.yaml", "sed=1"], "sed: no such key; did you mean seed?"),
         (["run", "a.yaml", "eval.advbench=absent.csv"], "eval.advbench = 'absent.csv': no CSV file"),
-        (["table", "a.yaml", "data.train=absent.json"], "data.train = 'absent.json': no SQuARe JSON file"),
+        (["table", "a.yaml", "data.train=absent.json"], "data.train = 'absent.json': no file or folder of rows"),
         (["config", "a.yaml", "model.path=absent"], "model.path = 'absent': no Hugging Face folder"),
         (["eval", "absent"], "absent: no such folder; must be that of a finished run"),
         (["eval", "."], "not a run folder"),

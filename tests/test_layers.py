@@ -13,7 +13,7 @@ FLOORS = (
     {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
     {"config": "client_names column_names files grid keys load names prepared schema views"},
     {
-        "text": "compare gguf_tokenizer hub prompts tokenizer",
+        "text": "compare generation gguf_tokenizer hub prompts tokenizer",
         "model": "architecture attention decoder families gguf lora peft quantize weights",
     },
     {

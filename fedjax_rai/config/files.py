@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fedjax_rai.config.keys import imported_values, leaves
 from fedjax_rai.config.names import attribute, fingerprint
-from fedjax_rai.config.prepared import folder, is_prepared
+from fedjax_rai.config.prepared import digested_files, folder, is_prepared
 from fedjax_rai.config.schema import TINY, ExperimentConfig, is_hub_name
 from fedjax_rai.errors import InputError, did_you_mean_file
 
@@ -105,6 +105,8 @@ def digest(files: Iterable[Path]) -> str:
 def rows_digest(path: str | Path) -> str:
     """The SHA-256 hash of a file of rows; of a folder or a glob, of all files' names and contents, at any depth."""
     here = folder(str(path)) if is_prepared(str(path)) else Path(path)
+    if is_prepared(str(path)) and (known := digested_files(here)):
+        return digest(known)
     if here.is_file():
         return digest([here])
     files = files_at(path if is_glob(path) else here)

@@ -241,7 +241,8 @@ class DataConfig(Section):
     """The clients' training pairs."""
 
     train: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)] = "tiny"
-    """The rows: `tiny` (the synthetic world); a file, a folder or a glob; or `owner/name` on the hub (docs/data.md)."""
+    """The rows: `tiny` (the synthetic world); a file, a folder or a glob; `owner/name` on the hub (docs/data.md); or
+    `tfds:NAME/CONFIG`, a prepared set (docs/corpus.md)."""
     columns: ColumnNames = None
     """Which columns hold prompt, answer and label: a layout, or names of your own; null: recognised."""
     name: Text | None = None
@@ -539,7 +540,7 @@ class EvalConfig(Section):
     max_new_tokens: Count = 64
     """Tokens of an answer, at most."""
     batch_size: Count = 64
-    """Rows that are answered or scored at once; changes no number."""
+    """Rows that are answered or scored at once; changes no number in float32, in bfloat16 only by rounding."""
 
 
 class ExperimentConfig(Section):

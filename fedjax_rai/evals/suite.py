@@ -240,7 +240,7 @@ def _compare(name: str, given: EvalSet, bench: Bench) -> Measured:
 
 
 def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return float(value) if np.isfinite(value) else None
 
 
 # --- judging ----------------------------------------------------------------------------------------------------

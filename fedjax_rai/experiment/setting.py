@@ -23,7 +23,7 @@ from fedjax_rai.evals.judge import GUARD, GuardScores, named
 from fedjax_rai.evals.suite import check_judge
 from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.keeping import Store
-from fedjax_rai.experiment.models import Models
+from fedjax_rai.experiment.models import Models, check_logits
 from fedjax_rai.experiment.replay import Replay
 from fedjax_rai.experiment.revising import Revising
 from fedjax_rai.experiment.texts import Texts
@@ -31,8 +31,10 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
-from fedjax_rai.safety.guard import score
+from fedjax_rai.safety.guard import guard_form, score
 from fedjax_rai.text.hub import commit
+from fedjax_rai.text.prompts import question
+from fedjax_rai.text.tokenizer import LATIN
 from fedjax_rai.train.optimizers import learning_rate
 
 NEEDS_LABELS = (
@@ -171,7 +173,9 @@ class Setting:
         """Read all that this arm will use. Raises InputError for what is wrong, before anything is written."""
         for t in range(self.config.federated.rounds):
             learning_rate(self.config.federated, t)
-        _read(self, "model", "models.base", "models.tokenizer.closing", "texts.corpus")
+        _read(self, "model", "models.not_computed", "models.base", "models.tokenizer.closing", "texts.corpus")
+        self._check_language()
+        self.check_logits(None)
         cai = self.config.cai
         if cai.enabled and cai.data == ONLINE:
             _read(self, "revising.requests", "texts.red_prompts", "revising.openings")
@@ -185,6 +189,7 @@ class Setting:
         config, guard = self.config, None
         if self.guarded:
             self.guarding.check()
+            self._check_released_guard()
         if self.judged_by_guard:
             guard = GuardScores(lambda pairs: score(self.guarding.guard, pairs), config.guard.threshold)
         if not self.guarding.possible and config.filter.enabled:
@@ -192,6 +197,25 @@ class Setting:
         if not self.guarding.possible and config.eval.by_guard:
             raise InputError(f"eval.by_guard = true: needs a guard, which {NEEDS_LABELS}")
         check_judge(named(config.eval.judge), self.texts.materials.evaluations, config.model.path == TINY, guard)
+
+    def _check_released_guard(self) -> None:
+        """Raises InputError where a released guard cannot be loaded, or gives no numbers."""
+        if self.guarding.folder is None or self.guarding.is_function:
+            return
+        guard = self.guarding.untuned
+        turns = guard_form(guard.tokenizer).conversation(LATIN, LATIN)
+        check_logits(guard.lm, None, guard.tokenizer, turns, f"guard.path = {self.config.guard.path}")
+
+    def _check_language(self) -> None:
+        if self.config.data.language == "ko" and not self.models.tokenizer.has_hangul:
+            where = f"data.language = ko: the tokenizer of model.path = {self.config.model.path}"
+            raise InputError(
+                f"{where} has no Hangul, and would lose the text; must be a model that reads Korean, or en"
+            )
+
+    def check_logits(self, adapter: Adapter | None) -> None:
+        """Raises InputError where the base, or the base with an adapter, gives no numbers."""
+        check_logits(self.lm, adapter, self.models.tokenizer, question(LATIN), f"model.path = {self.config.model.path}")
 
     def _check_probe(self, wanted: int) -> None:
         there = len(self.texts.materials.probe_prompts)

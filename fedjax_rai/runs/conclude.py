@@ -62,6 +62,7 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
         seconds=seconds_of(rounds, evaluation_seconds),
         cost=cost_of(setting, rounds),
         critique=critique_of(setting, folder),
+        not_computed=setting.models.not_computed,
     )
 
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
-
 from fedjax_rai import terminal
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.load import load_config
@@ -39,8 +37,8 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
     chosen = dtype or ("bfloat16" if merged else "float32")
     if not (folder / SUMMARY).is_file() or not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: not the folder of a finished run (it has no {SUMMARY}); run it to its end first")
-    for folder in (out, _part(out)):
-        files.check_writable(folder, str(out))
+    for written in (out, _part(out)):
+        files.check_writable(written, str(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; name another one")
     config = pinned(folder, load_config(folder / CONFIG))
@@ -54,8 +52,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
             save_merged(part, source, shape, lora, adapter, chosen)
             _copy(source, part, (*_TOKENIZER, "generation_config.json"))
         else:
-            adapter = jax.tree.map(lambda leaf: leaf.astype(chosen), adapter)
-            save_adapter(part, shape, lora, adapter, config.model.path, config.model.revision)
+            save_adapter(part, shape, lora, adapter, config.model.path, config.model.revision, chosen)
             _copy(source, part, _TOKENIZER)
         files.write_text(part / "README.md", card(config, summary, merged))
 

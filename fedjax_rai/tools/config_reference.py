@@ -22,6 +22,11 @@ full. Every command takes overrides behind the file, `federated.rounds=3 lora.ta
 several values, `cai.iterations=0,10,25`. Keys that do not exist and values out of range are refused, all at once, with
 file, line and the nearest right spelling. Paths are relative to the current directory; `~` is your home.
 
+The value of an override is taken whole, `output=runs/exp #1` with its `#1`; lists, mappings and text in quotes are
+read as YAML, null is written `null`, and `output=` with nothing behind it is refused. What YAML 1.1 reads as a number
+in base 8 or 60, `010` or `1:30`, is the text that is written, and refused where a whole number must stand. Merged keys
+(`<<`) may be overridden; a key that stands twice otherwise is refused, at any depth.
+
 Where a key takes a name *or package.module:attribute*, a value of your own may stand: `mine.rules:median` is the
 attribute `median` of `mine/rules.py`, installed or below the current directory. What each must be, and how the Python
 API takes the value itself, is in [api.md](api.md). The run folder notes its name and the digest of its file, and a run

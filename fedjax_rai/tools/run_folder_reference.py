@@ -21,8 +21,9 @@ RUN = {
     "versions.json": "What the numbers depend on besides the config: versions, commits, digests of named files.",
     "metrics.jsonl": "A row for each round.",
     "revisions.jsonl": "A row for each conversation of a CAI phase; empty where none was held.",
-    "checkpoints/": "The last states, from which an interrupted run goes on (Orbax).",
+    "checkpoints/": "The last two states (Orbax): an interrupted run goes on from the latest that is not damaged.",
     "adapter/": "The trained adapter in PEFT's format.",
+    "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "eval.json": "The rates, as under `rates` in summary.json.",
     "answers.jsonl": "A row for each prompt of the evaluation; every rate can be counted from their verdicts.",
     "summary.json": "Rates, costs and counts; written last, so that a run that has it is finished.",
@@ -31,6 +32,7 @@ RUN = {
 TABLE = {
     "table.yaml": "The table's config, which arms and seeds vary.",
     "seed<N>/<arm>/": "The run folder of each cell.",
+    "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "table.md": "The table with notes, as it was printed.",
     "table.csv": "Every rate of every run: arm, seed, rate, mean, low, high, prompts.",
     "table.png": "The picture of the table.",
@@ -38,6 +40,7 @@ TABLE = {
 SWEEP = {
     "sweep.yaml": "What the points agree in; the first point's values for the swept keys.",
     "<point>/": "The run folder of each point, named by its values.",
+    "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "sweep.md": "The table with notes, as it was printed.",
     "sweep.csv": "Every rate and every cost of every run, the costs by their dotted names in summary.json.",
     "sweep.png": "The picture of the sweep.",
