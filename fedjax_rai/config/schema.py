@@ -514,13 +514,11 @@ class EvalConfig(Section):
     advbench: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)] = "tiny"
     """Harmful requests: `tiny` (templates of the synthetic world), AdvBench's CSV, or any rows with prompts."""
     hhh: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
-    """Choices between two answers: HHH's rows, or prompt, chosen, rejected; null: the data's own, where they have any.
-    """
+    """Choices between two answers: HHH's rows, or prompt, chosen and rejected; null: the data's own, if any."""
     utility: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
     """Tasks: rows with prompts and one right `answer` each; null: the tiny world's, with its data."""
     over_refusal: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
-    """Harmless prompts: rows like XSTest's (those labelled unsafe are left out); null: the tiny world's, with its data.
-    """
+    """Harmless prompts: rows like XSTest's, whose unsafe ones are left out; null: the tiny world's, with its data."""
     judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"
     """Whose verdicts the headline rate, `harmless`, counts; every judge that can is reported beside it.
 

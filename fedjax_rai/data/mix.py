@@ -40,7 +40,14 @@ class Mixed(NamedTuple):
     read: Read
     """Its pairs are labelled as `label` says."""
     twins: tuple[str, ...] = ()
-    """The columns that hold a pair's question in another language."""
+    """The columns that may hold a pair's question in another language."""
+    language: str = "en"
+    """Of its questions."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether a row has its question in another language, too."""
+        return any(not pair.columns.keys().isdisjoint(self.twins) for pair in self.read.pairs if pair.columns)
 
     @property
     def synthetic(self) -> bool:
@@ -103,7 +110,7 @@ def _read(entry: Entry, data: Any) -> Mixed:
         language=config.language or data.language,
     )
     read = read_pairs(source)
-    return Mixed(entry, _labelled(entry, read), twins(_prompt_column(source, read)))
+    return Mixed(entry, _labelled(entry, read), twins(_prompt_column(source, read)), source.language)
 
 
 def _tiny(entry: Entry, data: Any) -> Read:

@@ -49,10 +49,23 @@ class Materials(NamedTuple):
         for mixed in self.sources:
             if not mixed.synthetic:
                 lines += notes(mixed.read, mixed.entry.config.path)
+        lines += _not_tied([mixed for mixed in self.sources if not mixed.synthetic])
         for part, count in self.held_out.items():
             if count:
                 lines.append(f"{count:,} {part} are left out: the evaluation asks the same")
         return lines
+
+
+def _not_tied(sources: Sequence[Mixed]) -> Iterator[str]:
+    """Of a mix of languages, the sources whose questions cannot be known in another one."""
+    if len({mixed.language for mixed in sources}) < 2:
+        return
+    for mixed in sources:
+        if not mixed.tied:
+            yield (
+                f"{mixed.entry.key} = {mixed.entry.config.path}: no row has its question in another language, so what "
+                "is evaluated in one may be trained on in the other"
+            )
 
 
 class _HeldOut:

@@ -146,7 +146,7 @@ def test_a_run_that_is_not_finished_says_so_and_one_that_is_not_there_too(config
 
 def test_a_run_does_not_go_on_with_another_value(config, tmp_path: Path) -> None:
     def dealer(step: int):
-        return lambda n, clients, seed: [np.arange(i, n, step) for i in range(clients)]
+        return lambda pairs, clients, seed: [np.arange(i, len(pairs), step) for i in range(clients)]
 
     folder = tmp_path / "run"
     folder.mkdir()

@@ -71,6 +71,7 @@ def test_overrides_name_an_entry_s_key_or_the_whole_list(tmp_path: Path) -> None
     path.write_text(MIX)
     config = load_config(path, ["data.sources[1].rows=500", "data.sources[1].dirichlet={alpha: 0.1}"])
     _, second = config.data.sources
+    assert second.dirichlet is not None
     assert (second.rows, second.dirichlet.alpha, second.clients) == (500, 0.1, "30%")
     whole = load_config(path, ["data.sources=[{path: c.json, clients: 0-3}]", "data.sources[0].share=0.5"])
     assert [(source.path, source.share) for source in whole.data.sources] == [("c.json", 0.5)]

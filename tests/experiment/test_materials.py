@@ -187,6 +187,23 @@ def test_what_the_evaluation_asks_is_taken_out_and_counted(config, tmp_path):
     assert "3 training pairs are left out: the evaluation asks the same" in made.notes
 
 
+def test_a_source_that_cannot_be_tied_to_another_language_is_named(config, tmp_path):
+    both = {"question_en": "a", "question": "b", "response_en": "c", "response": "d", "acceptable?": 1}
+    one = {name: value for name, value in both.items() if "_en" not in name}
+    for name, row in (("both", both), ("one", one)):
+        rows = [{key: f"{text} {i}" if isinstance(text, str) else text for key, text in row.items()} for i in range(9)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    english, korean = ({"path": str(tmp_path / "both.json"), "language": language} for language in ("en", "ko"))
+    other = {"path": str(tmp_path / "one.json"), "language": "ko"}
+
+    def named(*sources):
+        made = gather(vary(config, data={"sources": sources, "red": None, "acceptable": None}, cai={"probe": 0}))
+        return [note.partition(" = ")[0] for note in made.notes if "in another language" in note]
+
+    assert named(english, korean) == named(korean, other) == []
+    assert named(english, other) == ["data.sources[1]"]
+
+
 def test_without_labels_clients_train_and_what_needs_labels_is_empty(config, tmp_path):
     """100 of 100 clients' rows; no pairs for the guard, no red prompts, nothing to replay, no choices."""
     rows = [{"prompt": f"q{i}", "completion": "r"} for i in range(100)]
