@@ -19,6 +19,7 @@ from fedjax_rai.runs import files, rows
 RUN = {
     "config.yaml": "The run's config, every key with its value. A folder of another config is refused.",
     "versions.json": "What the numbers depend on besides the config: versions, commits, digests of named files.",
+    "guards/": "Guards that were fitted, and their scores; in a table or a sweep they lie in its folder, for all runs.",
     "metrics.jsonl": "A row for each round.",
     "revisions.jsonl": "A row for each conversation of a CAI phase; empty where none was held.",
     "checkpoints/": "The last states, from which an interrupted run goes on (Orbax).",
@@ -31,6 +32,7 @@ RUN = {
 TABLE = {
     "table.yaml": "The table's config, which arms and seeds vary.",
     "seed<N>/<arm>/": "The run folder of each cell.",
+    "guards/": "Guards that were fitted, and their scores, each made once for all cells.",
     "table.md": "The table with notes, as it was printed.",
     "table.csv": "Every rate of every run: arm, seed, rate, mean, low, high, prompts.",
     "table.png": "The picture of the table.",
@@ -38,10 +40,17 @@ TABLE = {
 SWEEP = {
     "sweep.yaml": "What the points agree in; the first point's values for the swept keys.",
     "<point>/": "The run folder of each point, named by its values.",
+    "guards/": "Guards that were fitted, and their scores, each made once for all points.",
     "sweep.md": "The table with notes, as it was printed.",
     "sweep.csv": "Every rate and every cost of every run, the costs by their dotted names in summary.json.",
     "sweep.png": "The picture of the sweep.",
     "compiled/": "Compiled programs, so that going on compiles nothing anew.",
+}
+GUARDS = {
+    "README.md": "What this is. All of it may be deleted: it is made again, with the same numbers.",
+    "fitted-<digest>/": "A guard, as an adapter in PEFT's format on the base; `guard.adapter` takes it.",
+    "scores-<digest>/": "`scores.safetensors`: p(unsafe) of every client's pairs, in order.",
+    "*/origin.json": "What the digest is of, the digests of the files beside it, and the versions that wrote them.",
 }
 SET = {
     "set.json": "What was asked for: number of prompts, and the digest of the adapter that answers.",
@@ -67,6 +76,8 @@ def page() -> str:
         table(TABLE),
         "## A sweep's folder",
         table(SWEEP),
+        "## Kept guards",
+        table(GUARDS),
         "## A prepared set",
         table(SET),
     ]
