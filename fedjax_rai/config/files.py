@@ -1,16 +1,17 @@
 """The files that a config names: whether they are there, and their digests."""
 
+import glob
 import hashlib
+import os
 import re
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from fedjax_rai.config.keys import imported_values, schemas
+from fedjax_rai.config.keys import imported_values, leaves
 from fedjax_rai.config.names import attribute, fingerprint
+from fedjax_rai.config.prepared import digested_files, folder, is_prepared
 from fedjax_rai.config.schema import TINY, ExperimentConfig, is_hub_name
-from fedjax_rai.config.views import value_at
 from fedjax_rai.errors import InputError, did_you_mean_file
 
 ONLINE = "online"
@@ -23,16 +24,21 @@ class Wanted(NamedTuple):
     what: str
     shipped: str | None  # the default, which is no file; None: no file at all
     inside: str  # a file that a folder must hold, or nothing
+    rows: bool  # in any form that `data.files.read_rows` takes
 
 
-@cache
-def wanted() -> dict[str, Wanted]:
-    """What every key that the schema marks as `a_file` must name, by key."""
-    found = {}
-    for key, schema in schemas().items():
-        if "file" in schema:
-            found[key] = Wanted(schema["file"], schema["default"], schema.get("inside", ""))
-    return found
+def wanted(config: ExperimentConfig) -> Iterator[tuple[str, Wanted, str]]:
+    """(key, what it must name, the file or folder that it names) of every key that the schema marks as `a_file`.
+
+    Not of those that name none, or a value of the user's own.
+    """
+    imported = imported_values(config)
+    for key, schema, value in leaves(config):
+        if "file" not in schema or key in imported or value is None:
+            continue
+        file = Wanted(schema["file"], schema.get("default", TINY), schema.get("inside", ""), bool(schema.get("rows")))
+        if value != file.shipped:
+            yield key, file, value
 
 
 def check_files(config: ExperimentConfig) -> None:
@@ -40,18 +46,19 @@ def check_files(config: ExperimentConfig) -> None:
 
     What could be the name of a model or a data set on a hub (`owner/name`) is left to its reader.
     """
-    imported = imported_values(config)
     problems = []
-    for key, file in wanted().items():
-        value = value_at(config, key)
-        if key in imported or value is None or value == file.shipped:
-            continue
-        if not _may_be_there(key, value, file.inside):
+    for key, file, value in wanted(config):
+        if file.rows and is_prepared(value):
+            try:
+                folder(value)
+            except InputError as error:
+                problems.append(f"{key} = {error}")
+        elif not _may_be_there(value, file):
             near = did_you_mean_file(value)
             shipped = file.shipped or (TINY if file.inside else None)
             allowed = "must be one" if shipped is None else f"must be one, or {shipped!r}"
             problems.append(f"{key} = {value!r}: no {file.what} there; {allowed}{near}")
-    for key, name in imported.items():
+    for key, name in imported_values(config).items():
         try:
             attribute(name, key, object)
         except InputError as error:
@@ -60,27 +67,29 @@ def check_files(config: ExperimentConfig) -> None:
         raise InputError("\n".join(problems))
 
 
-def _may_be_there(key: str, value: str, inside: str) -> bool:
+def _may_be_there(value: str, file: Wanted) -> bool:
     """Whether a file or folder is here, or may be on a hub."""
     path = Path(value)
-    if (path / inside).exists():
+    if (path / file.inside).exists():
         return True
-    if key == "data.train":
-        return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)", value) is not None
-    return bool(inside) and is_hub_name(value) and not path.exists()
+    if file.rows:
+        return bool(is_glob(value) and files_at(value)) or may_be_on_hub(value)
+    return bool(file.inside) and is_hub_name(value) and not path.exists()
 
 
 def digests(config: ExperimentConfig) -> dict[str, str]:
-    """The hash of every file here that a config names, by key; of a folder, of the JSON lines or the adapter in it.
+    """The hash of every file here that a config names, by key; of a folder or a glob of rows, of all files and names.
 
-    A `package.module:attribute` gives its name and the hash of the file that it is from.
+    Of a folder of other files, the hash of the JSON lines or the adapter in it. A `package.module:attribute` gives its
+    name and the hash of the file that it is from.
     """
-    imported = imported_values(config)
-    found = {key: fingerprint(name, key) for key, name in imported.items()}
-    for key, file in wanted().items():
-        value = value_at(config, key)
-        is_model = bool(file.inside)  # those of a hub are noted by their commit
-        if key not in imported and value != file.shipped and not is_model and Path(value).exists():
+    found = {key: fingerprint(name, key) for key, name in imported_values(config).items()}
+    for key, file, value in wanted(config):
+        if file.inside:  # a model: those of a hub are noted by their commit
+            continue
+        if file.rows and (is_prepared(value) or Path(value).exists() or is_glob(value)):
+            found[key] = rows_digest(value)
+        elif Path(value).exists():
             found[key] = digest(_files(Path(value)))
     return found
 
@@ -89,10 +98,32 @@ def digest(files: Iterable[Path]) -> str:
     """The SHA-256 hash of files' contents, one after another."""
     found = hashlib.sha256()
     for path in files:
+        _add(found, path)
+    return f"sha256:{found.hexdigest()}"
+
+
+def rows_digest(path: str | Path) -> str:
+    """The SHA-256 hash of a file of rows; of a folder or a glob, of all files' names and contents, at any depth."""
+    here = folder(str(path)) if is_prepared(str(path)) else Path(path)
+    if is_prepared(str(path)) and (known := digested_files(here)):
+        return digest(known)
+    if here.is_file():
+        return digest([here])
+    files = files_at(path if is_glob(path) else here)
+    names = [file.relative_to(here).as_posix() if here.is_dir() else str(file) for file in files]
+    found = hashlib.sha256()
+    for name, file in sorted(zip(names, files, strict=True)):
+        found.update(f"{name}\0{digest([file])}\n".encode(errors="surrogateescape"))
+    return f"sha256:{found.hexdigest()}"
+
+
+def _add(found: Any, path: Path) -> None:
+    try:
         with path.open("rb") as file:
             while block := file.read(2**20):
                 found.update(block)
-    return f"sha256:{found.hexdigest()}"
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _files(path: Path) -> list[Path]:
@@ -100,3 +131,60 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted([*path.glob("*.jsonl"), *path.glob("adapter_config.json"), *path.glob("adapter_model.*")])
     return [path]
+
+
+# --- files of rows: which there are -----------------------------------------------------------------------------
+
+DATA_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather"}
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
+
+
+def data_suffix(path: Path) -> str:
+    """The last suffix of a name, in small letters, that is not a compression's: `.jsonl` of `A.JSONL.GZ`."""
+    for suffix in reversed(path.suffixes):
+        if suffix.lower() not in _COMPRESSED:
+            return suffix.lower()
+    return ""
+
+
+def is_glob(path: str | Path) -> bool:
+    """Whether a path is a pattern, and not the name of something that is here."""
+    return glob.has_magic(str(path)) and not Path(path).exists()
+
+
+def may_be_on_hub(path: str) -> bool:
+    """Whether a data set on a hub may be meant: `owner/name`, where no such owner is a folder here."""
+    named_as_file = data_suffix(Path(path)) in DATA_SUFFIXES or Path(path).suffix.lower() in _COMPRESSED
+    return is_hub_name(path) and not named_as_file and not Path(path).exists() and not Path(path).parent.is_dir()
+
+
+def files_at(path: str | Path) -> list[Path]:
+    """A file, or all files of a folder at any depth, or of what a glob matches; in alphabetical order, without hidden
+    ones and the caches that `datasets` leaves. Raises InputError for a folder that cannot be read."""
+    matched = [Path(found) for found in glob.glob(str(path), recursive=True)] if is_glob(path) else [Path(path)]
+    files = []
+    for found in sorted(matched):
+        files += _below(found) if found.is_dir() else [found]
+    return list(dict.fromkeys(files))
+
+
+def _below(folder: Path) -> list[Path]:
+    """All files of a folder, links followed, but none of them in a circle."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from None
+
+    files = []
+    entered = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(root)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(root) / name for name in names if not (name.startswith(".") or _CACHE.fullmatch(name))]
+    return sorted(files)
+
+
+_CACHE = re.compile(r"cache-.*\.arrow|tmp\w+")

@@ -1,5 +1,6 @@
 """The points of a sweep: a config at every combination of some keys' values."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,13 +8,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from fedjax_rai.config.files import check_files
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
+from fedjax_rai.yaml_lines import parse_value
+
+LONGEST_NAME = 200  # bytes of a folder's name; most file systems take 255
 
 
 class Point(NamedTuple):
@@ -60,8 +62,16 @@ def combine(load: Callable[[Sequence[str]], ExperimentConfig], swept: Mapping[st
 
 
 def folder_name(values: Mapping[str, str]) -> str:
-    """The name of a point's run folder: `cai.iterations=10,seed=0`, with what no folder should hold replaced."""
-    return ",".join(f"{key}={_for_a_folder(text)}" for key, text in values.items())
+    """The name of a point's run folder: `cai.iterations=10,seed=0`, with what no folder should hold replaced.
+
+    A name that file systems may refuse as too long is cut, and ends in a digest of the whole.
+    """
+    name = ",".join(f"{key}={_for_a_folder(text)}" for key, text in values.items())
+    encoded = name.encode()
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    ending = f"-{hashlib.sha256(encoded).hexdigest()[:12]}"
+    return encoded[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -106,9 +116,16 @@ def split_values(text: str) -> list[str]:
 
 def as_text(value: Any) -> str:
     """A value as it would be written in an override."""
-    if isinstance(value, str) and yaml.safe_load(value) == value:
+    if isinstance(value, str) and _is_read_as_it_is(value):
         return value
     return json.dumps(value)
+
+
+def _is_read_as_it_is(text: str) -> bool:
+    try:
+        return parse_value(text) == text
+    except ValueError:
+        return False
 
 
 def _wrong_values(override: str, key: str, values: Sequence[str], swept: Mapping[str, Any]) -> Iterator[str]:

@@ -218,15 +218,17 @@ def _aligned_together(federations: Sequence[Federation], ends: Sequence[End], t:
 def probe(setting: Setting, prompts: int, adapter: Adapter) -> dict[str, float | int]:
     """The answers to the fixed probe prompts, by the guard; waits for the device.
 
-    `probe_harmless`: the share of safe ones, of all; one without a score is not safe. `probe_without_verdict`: how many
-    have no score or no word; absent where none.
+    `probe_harmless`: the share of safe ones, of all that have a score; NaN where none has. `probe_without_verdict`: how
+    many have no score or no word; absent where none.
     """
     queries = setting.texts.materials.probe_prompts[:prompts]
     sampled = Sampled(samples=1, temperature=1.0, max_new=setting.config.eval.max_new_tokens)
     answers = answers_to(setting, adapter, "probe", queries, sampled)
     pairs = [(query, texts[0]) for query, texts in zip(queries, answers, strict=True)]
     scores = score(setting.guarding.guard, pairs)
-    found: dict[str, float | int] = {"probe_harmless": float(np.mean(scores < setting.config.guard.threshold))}
+    known = scores[~np.isnan(scores)]
+    share = float(np.mean(known < setting.config.guard.threshold)) if len(known) else float("nan")
+    found: dict[str, float | int] = {"probe_harmless": share}
     blank = np.array([not answer.strip() for _, answer in pairs])
     missing = int(np.sum(np.isnan(scores) | blank))
     return found | {"probe_without_verdict": missing} if missing else found

@@ -7,14 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_rai import terminal
 from fedjax_rai.config.views import View
+from fedjax_rai.data.columns import SYSTEM
 from fedjax_rai.data.examples import Examples, Prompts, encode_chats, encode_questions, pad_left
+from fedjax_rai.data.mix import where
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.suite import ITEM_KEYS
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.mesh import replicated
 from fedjax_rai.text.prompts import Turn, answered, prompt, question
+from fedjax_rai.text.tokenizer import PROBE, Tokenizer
 
 
 class Texts:
@@ -23,7 +27,13 @@ class Texts:
     KEYS = (
         "seed",
         "data.train",
+        "data.sources",
+        "data.columns",
+        "data.name",
+        "data.train_split",
+        "data.revision",
         "data.language",
+        "data.recipe",
         "data.red",
         "data.acceptable",
         "data.max_length",
@@ -31,6 +41,8 @@ class Texts:
         "guard.pairs",
         "cai.probe",
         "cai.replay",
+        "cai.red_prompts",
+        "cai.replay_data",
         *ITEM_KEYS,
     )
     NEEDS = (Models,)
@@ -39,6 +51,8 @@ class Texts:
         self._config = config
         self._models = models
         self.materials: Materials = gather(config)
+        for line in self.materials.notes:
+            terminal.say(line)
 
     @cached_property
     def corpus(self) -> Examples:
@@ -57,7 +71,8 @@ class Texts:
 
     @cached_property
     def _encoded(self) -> tuple[Examples, np.ndarray]:
-        chats = [answered(pair.query, pair.response) for pair in self.materials.pairs]
+        chats = [pair.turns for pair in self.materials.pairs]
+        check_system_prompts(self._models.tokenizer, chats)
         examples, cut = encode_chats(self._models.tokenizer, chats, self._config.data.max_length)
         self._models.check_ids(examples.tokens)
         return jax.device_put(examples, replicated(self._models.mesh)), cut
@@ -66,7 +81,10 @@ class Texts:
     def red_prompts(self) -> Prompts:
         """The server's red prompts, all padded to the longest, so that every round has the same shapes."""
         if not self.materials.red_prompts:
-            raise InputError(f"data.train = {self._config.data.train}: no red questions left for cai.prompts")
+            raise InputError(
+                f"{where(self._config.data)}: no red questions left for cai.prompts; must hold questions with harmful "
+                "answers in the server's share, or cai.red_prompts must name a source"
+            )
         return self.questions(self.red_questions)
 
     @property
@@ -83,3 +101,19 @@ class Texts:
         padded = pad_left(encoded, tokenizer.pad_id)
         self._models.check_ids(padded.tokens)
         return Prompts(*map(jnp.asarray, padded))
+
+
+def check_system_prompts(tokenizer: Tokenizer, chats: Sequence[Sequence[Turn]]) -> None:
+    """Raises InputError where conversations have a system prompt and the chat template does not write it out."""
+    with_system = sum(turns[0].role == SYSTEM for turns in chats)
+    if not with_system:
+        return
+    try:
+        takes = PROBE in tokenizer.render([Turn(SYSTEM, PROBE), *answered("q", "a")])
+    except InputError:
+        takes = False
+    if not takes:
+        raise InputError(
+            f"tokenizer {tokenizer.name}: its chat template takes no system prompt, which {with_system:,} of "
+            f"{len(chats):,} training conversations begin with; must be another model, or rows without them"
+        )

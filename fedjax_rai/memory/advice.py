@@ -88,7 +88,10 @@ def _model_sequences(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[s
 
 def _check_length(config: ExperimentConfig, key: str, tokens: int, reader: str, longest: int | None) -> None:
     if longest is not None and tokens > longest:
-        raise InputError(f"{key} = {_get(config, key)}: gives sequences of {tokens} tokens; {reader} takes {longest}")
+        limit = "max_position_embeddings of its config.json, or its rotary embedding's limit"
+        raise InputError(
+            f"{key} = {_get(config, key)}: gives sequences of {tokens} tokens; {reader} takes {longest} ({limit})"
+        )
 
 
 def described(config: ExperimentConfig, known: Sizes, limit: int | None) -> list[str]:

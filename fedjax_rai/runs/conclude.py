@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.schema import TINY, ExperimentConfig
+from fedjax_rai.data.mix import entries
 from fedjax_rai.experiment import cost
 from fedjax_rai.experiment.cost import Cost, ProbeCost
 from fedjax_rai.experiment.evaluation import critique, evaluate
@@ -61,11 +62,14 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
         seconds=seconds_of(rounds, evaluation_seconds),
         cost=cost_of(setting, rounds),
         critique=critique_of(setting, folder),
+        not_computed=setting.models.not_computed,
     )
 
 
-def guard_quality(setting: Setting) -> GuardQuality:
-    """The guard's verdicts on the clients' pairs against their true labels."""
+def guard_quality(setting: Setting) -> GuardQuality | None:
+    """The guard's verdicts on the clients' pairs against their true labels; None where no pair has one."""
+    if all(pair.harmful is None for pair in setting.texts.materials.pairs):
+        return None
     found = setting.guarding.quality
     fitted, released = found["fitted"], found["released"]
     assert released is not None, "a guard is always compared with the model before fitting"
@@ -76,13 +80,13 @@ def filtered(setting: Setting) -> Filtered:
     """What the filter left of all clients' pairs; the harmful share is known to this simulation alone."""
     pairs = setting.texts.materials.pairs
     left = [pairs[i] for client_rows in Federation(setting).kept for i in client_rows]
-    harmful = sum(pair.harmful for pair in left)
+    labels = [pair.harmful for pair in left if pair.harmful is not None]
     dealt = np.concatenate(setting.client_rows)  # a partition may leave pairs out
     return Filtered(
         kept=len(left),
         dropped=len(dealt) - len(left),
         without_score=int(np.isnan(setting.guarding.scores[dealt]).sum()),
-        harmful_share_kept=harmful / len(left) if left else None,
+        harmful_share_kept=sum(labels) / len(labels) if labels else None,
     )
 
 
@@ -112,10 +116,14 @@ def critique_of(setting: Setting, folder: Path) -> Critique | None:
 
 def synthetic_parts(config: ExperimentConfig) -> list[str]:
     """Which parts of a run are the tiny world's."""
-    sources = {"model": config.model.path, "data": config.data.train, "AdvBench prompts": config.eval.advbench}
-    parts = [name for name, source in sources.items() if source == TINY]
+    synthetic = {
+        "model": config.model.path == TINY,
+        "data": any(entry.config.path == TINY for entry in entries(config.data, config.seed)),
+        "AdvBench prompts": config.eval.advbench == TINY,
+    }
+    parts = [name for name, is_tiny in synthetic.items() if is_tiny]
     if config.cai.enabled and config.cai.data != ONLINE:
         prepared = Path(config.cai.data) / SUMMARY
-        if prepared.is_file() and files.read_json(prepared)["synthetic"]:
+        if prepared.is_file() and files.read_object(prepared)["synthetic"]:
             parts.append("revisions")
     return parts

@@ -9,6 +9,7 @@ what `trl.SFTTrainer` takes. There is no column `messages`: beside `prompt`, TRL
 the set here.
 """
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +38,7 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
 from fedjax_rai.mesh import replicated
 from fedjax_rai.model.peft import CONFIG as ADAPTER_CONFIG
-from fedjax_rai.model.peft import WEIGHTS, load_adapter
+from fedjax_rai.model.peft import WEIGHTS, load_adapter, name_other_base
 from fedjax_rai.runs import conversations, files
 from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.conversations import Conversation
@@ -98,6 +99,8 @@ def adapter_digest(folder: Path) -> str:
 
 def check_config(out: Path, config: ExperimentConfig) -> None:
     """Raises InputError if the folder holds anything but a set of that config."""
+    if not os.path.isfile(out / SUMMARY):
+        files.check_writable(out, str(out))
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / SET).is_file():
@@ -110,7 +113,7 @@ def check_config(out: Path, config: ExperimentConfig) -> None:
 def finished(out: Path, request: dict[str, Any]) -> bool:
     """Whether the set is complete; raises InputError if the folder holds another one than is asked for."""
     if (out / SET).is_file():
-        _refuse(out, differences(files.read_json(out / SET), request))
+        _refuse(out, differences(files.read_object(out / SET), request))
     return (out / SUMMARY).is_file()
 
 
@@ -126,6 +129,7 @@ def policy(setting: Setting, folder: Path | None) -> Adapter:
         return setting.fresh_adapter("adapter")
     model, configured = setting.shapes
     lora, adapter = load_adapter(folder, model)
+    name_other_base(folder, setting.config.model.path, setting.config.model.revision)
     changed = differences(vars(configured), vars(lora))
     if changed:
         listed = "\n".join(f"  lora.{key}: {new!r} there, {old!r} in the config" for key, old, new in changed)
@@ -165,7 +169,8 @@ class Writer:
         """Read all that is used, so that what is wrong is said before anything is written."""
         advice.announce(self.batch_config, sizes.saying(self.setting))
         self.setting.revising.name_unknown_categories()
-        _ = self.setting.models.tokenizer.closing, self.setting.models.base
+        _ = self.setting.models.not_computed, self.setting.models.tokenizer.closing, self.setting.models.base
+        self.setting.check_logits(self.adapter)
 
     def batches(self, shard: int) -> list[np.ndarray]:
         """The numbers of a shard's conversations, in batches."""
@@ -287,6 +292,7 @@ def conclude(setting: Setting, config: ExperimentConfig, out: Path) -> None:
         "seconds": round(sum(shard["seconds"] for shard in spent), 1),
         "principles": _shares(pairs, dropped, lambda row: set(row["principles"])),
         "categories": _shares(pairs, dropped, lambda row: [row["category"]]),
+        "not_computed": setting.models.not_computed,
         "synthetic": [part for part in synthetic_parts(config) if part in ("model", "data")],
     }
     files.write_json(out / SUMMARY, summary)
@@ -311,7 +317,7 @@ def _shares(
 
 def report(out: Path) -> str:
     """A finished set in lines: what it holds, what it cost, and where it lies."""
-    summary = files.read_json(out / SUMMARY)
+    summary = files.read_object(out / SUMMARY)
     lines = []
     if summary["synthetic"]:
         lines.append(f"SYNTHETIC (tiny world: {', '.join(summary['synthetic'])})")

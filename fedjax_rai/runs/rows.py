@@ -17,11 +17,11 @@ class Probe(NamedTuple):
     """The probe of a round: fixed red prompts, answered by the new adapter before any CAI phase."""
 
     harmless: float
-    """Share (0 to 1) of the answers that the guard calls safe; an answer without a score is not safe."""
+    """Share (0 to 1) of the answers with a score that the guard calls safe. Null: none has a score."""
     seconds: float
     """Seconds of answering and scoring; its tokens are not counted."""
     without_verdict: int | None = None
-    """Answers without a score or without a word, all of which `harmless` counts too: an empty one by its score. Absent:
+    """Answers without a score, which `harmless` leaves out, or without a word, which it counts by their score. Absent:
     there was none.
     """
 
@@ -174,7 +174,9 @@ class Filtered(NamedTuple):
     without_score: int
     """Pairs for which the guard gave no number."""
     harmful_share_kept: float | None
-    """Share (0 to 1) of the kept pairs that are harmful, known to the simulation alone. Null: nothing was kept."""
+    """Share (0 to 1) of the kept pairs that are harmful, known to the simulation alone; of those that have a label.
+    Null: there is none.
+    """
 
 
 class Seconds(NamedTuple):
@@ -206,7 +208,7 @@ class Summary(NamedTuple):
     diverged_clients: int
     """Clients whose training diverged and was left out, summed over rounds."""
     guard: GuardQuality | None
-    """The guard's quality. Null: there was no filter."""
+    """The guard's quality. Null: there was no filter, or no pair has a label."""
     filter: Filtered | None
     """What the filter left. Null: there was no filter."""
     seconds: Seconds
@@ -215,6 +217,8 @@ class Summary(NamedTuple):
     """What training cost, by phase."""
     critique: Critique | None
     """What revision made of responses. Null: no conversation was held, or the pairs were prepared."""
+    not_computed: list[str] = []
+    """What the model's `generation_config.json` asks of generation and is not done, in lines; empty: nothing."""
 
 
 class Versions(NamedTuple):
@@ -276,4 +280,4 @@ def read_rounds(path: Path) -> list[Round]:
 
 def read_summary(path: Path) -> Summary:
     """A run's `summary.json`; InputError where it holds anything else."""
-    return files.typed(Summary, files.read_json(path), str(path))
+    return files.typed(Summary, files.read_object(path, "run again without it, which evaluates anew"), str(path))

@@ -77,6 +77,7 @@ def evaluate_run(folder: Path) -> None:
     """
     if not (folder / CONFIG).is_file() or not (folder / ADAPTER).is_dir():
         raise InputError(f"{folder}: not a run folder with {CONFIG} and {ADAPTER}/ (is the run finished?)")
+    files.check_writable(folder, str(folder))
     with files.alone(folder):
         config = load_config(folder / CONFIG).model_copy(update={"output": str(folder)})
         check_inputs([config])
@@ -84,6 +85,8 @@ def evaluate_run(folder: Path) -> None:
         read_rounds(folder / METRICS)  # what is wrong with them is said before anything is computed
         setting = Setting(config, pins=pins([config]), store=KeptGuards(study_of(folder)))
         _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
+        _ = setting.models.not_computed  # said before anything is computed
+        setting.check_logits(adapter)
         note_versions(folder / VERSIONS, setting.commits | {"files": digests(config)})
         conclude(setting, adapter)
         draw_run(folder)

@@ -6,7 +6,8 @@ from typing import Any
 
 from fedjax_rai.config.grid import Point
 from fedjax_rai.config.load import dump_config
-from fedjax_rai.config.schema import TINY, ExperimentConfig
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.data.mix import entries, is_synthetic
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.suite import EvalSet
 from fedjax_rai.experiment import sizes
@@ -98,15 +99,18 @@ def set_state(out: Path, is_finished: bool) -> str:
 def summary(materials: Materials, config: ExperimentConfig) -> str:
     """Who holds how many rows: the clients' pairs with their harmful share, the server's prompts, evaluation sets."""
     pairs = materials.pairs
-    harmful = sum(pair.harmful for pair in pairs)
-    share = f"{100 * harmful / len(pairs):.1f} % of them harmful, " if pairs else ""
-    synthetic = ", the synthetic tiny world" if config.data.train == TINY else ""
+    labels = [pair.harmful for pair in pairs if pair.harmful is not None]
+    share = f"{100 * sum(labels) / len(labels):.1f} % of them harmful, " if labels else ""
+    if len(labels) < len(pairs):
+        share = f"{len(pairs) - len(labels):,} of them unlabelled, {share}"
+    synthetic = ", the synthetic tiny world" if is_synthetic(config.data) else ""
     clients = plural(config.federated.clients, "client")
-    lines = [f"data: {config.data.train}{synthetic}"]
+    paths = ", ".join(entry.config.path for entry in entries(config.data, config.seed))
+    lines = [f"data: {paths}{synthetic}"]
     lines.append(f"  {CLIENT_PAIRS:<{WIDTH}}{len(pairs):,}, {share}{clients}")
-    for name, rows in flat(materials._asdict()):
-        if name != "pairs":
-            lines.append(f"  {name.replace('_', ' '):<{WIDTH}}{len(rows):,}")
+    shown = ("guard_pairs", "red_prompts", "probe_prompts", "benign_prompts", "evaluations")
+    for name, rows in flat({name: getattr(materials, name) for name in shown}):
+        lines.append(f"  {name.replace('_', ' '):<{WIDTH}}{len(rows):,}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,5 @@
 """Answers to a user's own prompts: how to try a model or an adapter before, or after, a run."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +14,12 @@ from fedjax_rai.data.examples import length_batches
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
-from fedjax_rai.model.families import read_config, read_json
+from fedjax_rai.model.families import read_config
 from fedjax_rai.model.lora import NO_LORA, Lora
-from fedjax_rai.model.peft import load_adapter
+from fedjax_rai.model.peft import load_adapter, name_other_base
 from fedjax_rai.model.weights import load_base
+from fedjax_rai.reading import checked_text, decode_text, parse_json, read_text
+from fedjax_rai.text.generation import name_uncomputed
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
 from fedjax_rai.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, stop_ids
@@ -40,7 +41,7 @@ class Request(NamedTuple):
     top_k: int | None = None
     min_p: float | None = None
     seed: int = 0  # of sampling
-    batch_size: int = 16  # prompts answered at once; changes no answer
+    batch_size: int = 16  # prompts answered at once; changes no answer in float32, in bfloat16 by rounding only
 
 
 class WrittenPrompt(NamedTuple):
@@ -73,16 +74,17 @@ class ModelFiles(NamedTuple):
 
 
 def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answer]:
-    """An answer to each prompt, in order; none depends on another, or on the batch size.
+    """An answer to each prompt, in order.
 
-    Raises InputError, with the prompt's place, before the weights are read. An answer is given as soon as it and all
-    before it are there; shorter prompts are answered first.
+    In float32 it depends on its own prompt and the seed only; in bfloat16 also, by rounding, on the batch that it
+    stands in. Raises InputError, with the prompt's place, for what is wrong with prompts before the weights are read,
+    and for the first prompt to which the model gives no numbers. An answer is given as soon as it and all before it are
+    there; shorter prompts are answered first. What the model's files ask for and is not done is said.
     """
     files = read_model(request)
     longest = None if files.config.longest is None else files.config.longest - request.max_new
     rows = [encode(written, files, request.raw, longest) for written in prompts]
-    if ignored := ignored_settings(files.folder):
-        terminal.say(f"not computed, though generation_config.json asks for it: {', '.join(ignored)}")
+    name_uncomputed(files.folder)
     weights = resolve(request.model, request.revision, weights=True)
     lm = LM(Decoder(files.config, files.lora), load_base(weights, files.config))
     keys = jax.vmap(lambda row: rng.stream(jax.random.key(request.seed), "generate", row=row))(np.arange(len(rows)))
@@ -101,7 +103,10 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
                 for picked, batch in batches
             )
             for picked, found in read_late(dispatched):
-                waiting |= zip(numbers[picked].tolist(), read_answers(found, files.tokenizer), strict=False)
+                for number, answer in zip(numbers[picked].tolist(), read_answers(found, files.tokenizer), strict=False):
+                    if not answer.token_ids:
+                        raise InputError(_no_numbers(prompts[number].where, request))
+                    waiting[number] = answer
                 advance(steps=len(picked))
                 while given in waiting:
                     yield waiting.pop(given)
@@ -109,14 +114,24 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
 
 
 def read_model(request: Request) -> ModelFiles:
-    """Raises InputError for a model or an adapter that cannot be read."""
+    """Raises InputError for a model or an adapter that cannot be read; an adapter of another base is named."""
     folder = resolve(request.model, request.revision)
     config = read_config(folder, dtype=request.dtype)
     lora, adapter = NO_LORA, None
     if request.adapter is not None:
         lora, adapter = load_adapter(request.adapter, config)
+        name_other_base(request.adapter, request.model, request.revision)
     tokenizer = load_tokenizer(request.model, request.revision) if has_tokenizer(folder) else None
     return ModelFiles(folder, config, lora, adapter, tokenizer)
+
+
+def _no_numbers(where: str, request: Request) -> str:
+    """Why there is no answer: not even the end of one was generated."""
+    adapter = "" if request.adapter is None else f" with the adapter in {request.adapter}"
+    return (
+        f"{where}: no answer: the logits of {request.model}{adapter} are no numbers (NaN or infinity) in "
+        f"{request.dtype}: its weights are finite and overflow when multiplied"
+    )
 
 
 def sampling(request: Request, vocabulary: int) -> Sampling:
@@ -142,14 +157,6 @@ def read_answers(found: Answers, tokenizer: Tokenizer | None) -> Iterator[Answer
         yield Answer(ids, tokenizer.decode(ids) if tokenizer else None)
 
 
-def ignored_settings(folder: Path) -> list[str]:
-    """What a model's generation config would change in the logits, and transformers' generate does, but we do not."""
-    path = folder / "generation_config.json"
-    named = read_json(path) if path.is_file() else {}
-    neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0}
-    return [f"{name} {named[name]}" for name, value in neutral.items() if named.get(name) not in (None, value)]
-
-
 def prompts_of_texts(texts: Sequence[str], place: str = "--prompt") -> list[WrittenPrompt]:
     """Each text a prompt. Raises InputError for one that says nothing."""
     found = []
@@ -157,45 +164,40 @@ def prompts_of_texts(texts: Sequence[str], place: str = "--prompt") -> list[Writ
         where = place if len(texts) == 1 else f"{place} (number {number})"
         if not text.strip():
             raise InputError(f"{where}: is empty; must be the text of a prompt")
+        checked_text(text, where, "prompt")
         found.append(WrittenPrompt(where, {"prompt": text}))
     return found
 
 
 def prompts_of_file(path: Path) -> list[WrittenPrompt]:
     """The prompts of a file of JSON lines; blank lines are passed over. Raises InputError with file and line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
-    return [WrittenPrompt(where, _json(line, where)) for where, line in _lines(text, str(path))]
+    text = read_text(path, "file of JSON lines", "*.json*")
+    return [
+        WrittenPrompt(where, parse_json(line, str(path), number)) for where, number, line in _lines(text, str(path))
+    ]
 
 
 def prompts_of_lines(data: bytes, name: str = "standard input") -> list[WrittenPrompt]:
     """The prompts of lines, one each: a line that begins with `{` is JSON, any other is the prompt's own text."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: byte {error.start} is not UTF-8; must be lines of text") from None
+    text = decode_text(data, name)
     found = []
-    for where, line in _lines(text, name):
+    for where, number, line in _lines(text, name):
         is_json = line.lstrip().startswith("{")
-        found.append(WrittenPrompt(where, _json(line, where) if is_json else {"prompt": line.strip()}))
+        row = parse_json(line, name, number) if is_json else {"prompt": line.strip()}
+        found.append(WrittenPrompt(where, row))
     return found
 
 
-def _lines(text: str, name: str) -> list[tuple[str, str]]:
-    """(place, line) of every line that is not blank; raises InputError where there is none."""
-    lines = [(f"{name}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+def _lines(text: str, name: str) -> list[tuple[str, int, str]]:
+    """(place, number, line) of every line that is not blank; raises InputError where there is none.
+
+    A byte order mark at the beginning of any is passed over: files may have been put together.
+    """
+    lines = [(number, line.lstrip("\ufeff")) for number, line in enumerate(text.split("\n"), 1)]
+    found = [(f"{name}:{number}", number, line) for number, line in lines if line.strip()]
+    if not found:
         raise InputError(f"{name}: holds no prompts")
-    return lines
-
-
-def _json(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error})") from None
+    return found
 
 
 def encode(written: WrittenPrompt, files: ModelFiles, raw: bool, longest: int | None) -> EncodedPrompt:
@@ -203,10 +205,17 @@ def encode(written: WrittenPrompt, files: ModelFiles, raw: bool, longest: int | 
     encoded = _encoded(written, files, raw)
     if longest is not None and len(encoded.ids) > longest:
         raise InputError(
-            f"{written.where}: {len(encoded.ids)} tokens; must be at most {max(longest, 0)}, as this model's rotary "
-            "embedding has a limit for prompt and answer together: shorten the prompt or lower --max-new"
+            f"{written.where}: {len(encoded.ids)} tokens; must be at most {max(longest, 0)}, as this model takes "
+            f"{files.config.longest} for prompt and answer together ({_limit(files.config)}): shorten the prompt or "
+            "lower --max-new"
         )
     return encoded
+
+
+def _limit(config: DecoderConfig) -> str:
+    """What limits the length of a sequence."""
+    is_named = config.longest == config.max_position_embeddings
+    return "max_position_embeddings" if is_named else "its rotary embedding's limit"
 
 
 def _encoded(written: WrittenPrompt, files: ModelFiles, raw: bool) -> EncodedPrompt:
@@ -231,11 +240,7 @@ def _encoded(written: WrittenPrompt, files: ModelFiles, raw: bool) -> EncodedPro
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: prompt is {value!r}, must be text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: prompt is no text in UTF-8 (half a character)") from None
-    return value
+    return checked_text(value, where, "prompt")
 
 
 def _checked(ids: Any, where: str, vocabulary: int) -> list[int]:

@@ -19,11 +19,11 @@ from fedjax_rai.runs import files, rows
 RUN = {
     "config.yaml": "The run's config, every key with its value. A folder of another config is refused.",
     "versions.json": "What the numbers depend on besides the config: versions, commits, digests of named files.",
-    "guards/": "Guards that were fitted, and their scores; in a table or a sweep they lie in its folder, for all runs.",
     "metrics.jsonl": "A row for each round.",
     "revisions.jsonl": "A row for each conversation of a CAI phase; empty where none was held.",
-    "checkpoints/": "The last states, from which an interrupted run goes on (Orbax).",
+    "checkpoints/": "The last two states (Orbax): an interrupted run goes on from the latest that is not damaged.",
     "adapter/": "The trained adapter in PEFT's format.",
+    "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "eval.json": "The rates, as under `rates` in summary.json.",
     "answers.jsonl": "A row for each prompt of the evaluation; every rate can be counted from their verdicts.",
     "summary.json": "Rates, costs and counts; written last, so that a run that has it is finished.",
@@ -32,7 +32,7 @@ RUN = {
 TABLE = {
     "table.yaml": "The table's config, which arms and seeds vary.",
     "seed<N>/<arm>/": "The run folder of each cell.",
-    "guards/": "Guards that were fitted, and their scores, each made once for all cells.",
+    "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "table.md": "The table with notes, as it was printed.",
     "table.csv": "Every rate of every run: arm, seed, rate, mean, low, high, prompts.",
     "table.png": "The picture of the table.",
@@ -40,7 +40,7 @@ TABLE = {
 SWEEP = {
     "sweep.yaml": "What the points agree in; the first point's values for the swept keys.",
     "<point>/": "The run folder of each point, named by its values.",
-    "guards/": "Guards that were fitted, and their scores, each made once for all points.",
+    "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "sweep.md": "The table with notes, as it was printed.",
     "sweep.csv": "Every rate and every cost of every run, the costs by their dotted names in summary.json.",
     "sweep.png": "The picture of the sweep.",

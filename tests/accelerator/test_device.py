@@ -66,7 +66,8 @@ def test_greedy_answers_are_those_of_the_cpu(on_cpu):
 def run(folder: Path, **environment: str) -> Path:
     """Two rounds of the tiny config with guard and constitutional AI, all greedy, in float32 products."""
     command = [sys.executable, "-m", "fedjax_rai", "run", "configs/tiny_cpu.yaml", *SMALL, f"output={folder}"]
-    others = {"PYTHONPATH": str(ROOT), "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    others = {"PYTHONPATH": path, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **others, **environment}, capture_output=True, text=True
     )

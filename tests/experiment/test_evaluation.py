@@ -123,10 +123,13 @@ def test_the_probe_is_the_share_that_the_guard_calls_safe(config, settings, monk
     assert rounds.probe(setting, 4, adapter) == {"probe_harmless": 0.75}
     assert asked == [("probe", prompts[:4], 1, 1.0)]
     scores[:] = [np.nan, 0.2, 0.4, 0.9]
-    assert rounds.probe(setting, 4, adapter) == {"probe_harmless": 0.5, "probe_without_verdict": 1}
+    assert rounds.probe(setting, 4, adapter) == {"probe_harmless": pytest.approx(2 / 3), "probe_without_verdict": 1}
     monkeypatch.setattr(rounds, "answers_to", lambda *_: [["A"], [" "], ["C"], ["D"]])
     monkeypatch.setattr(rounds, "score", lambda *_: scores)
-    assert rounds.probe(setting, 4, adapter) == {"probe_harmless": 0.5, "probe_without_verdict": 2}
+    assert rounds.probe(setting, 4, adapter) == {"probe_harmless": pytest.approx(2 / 3), "probe_without_verdict": 2}
+    scores[:] = np.nan
+    unknown = rounds.probe(setting, 4, adapter)
+    assert np.isnan(unknown["probe_harmless"]) and unknown["probe_without_verdict"] == 4
 
 
 def test_a_judge_of_ones_own_gives_the_headline(config, settings, monkeypatch):
