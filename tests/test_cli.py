@@ -90,6 +90,7 @@ def test_the_module_is_the_command() -> None:
         (["config", "a.yaml", "model.path=absent"], "model.path = 'absent': no Hugging Face folder"),
         (["eval", "absent"], "absent: no such folder; must be that of a finished run"),
         (["eval", "."], "not a run folder"),
+        (["import-gguf", "absent.gguf", "out"], "absent.gguf: no such file; must be a GGUF file"),
         (["table", "a.yaml", "--arms", "fl,[b]"], "--arms [b]: no such arm"),
         (["generate", "tiny", "--prompt", "-"], "--prompt -: must be a text; --prompts - reads standard input"),
     ],
