@@ -147,6 +147,14 @@ def data_suffix(path: Path) -> str:
     return ""
 
 
+def stem(path: Path) -> str:
+    """A name without the suffixes of data and compression: `v1.train` of `v1.train.jsonl.gz`."""
+    name = path.name
+    while Path(name).suffix.lower() in DATA_SUFFIXES | _COMPRESSED:
+        name = name[: -len(Path(name).suffix)]
+    return name
+
+
 def is_glob(path: str | Path) -> bool:
     """Whether a path is a pattern, and not the name of something that is here."""
     return glob.has_magic(str(path)) and not Path(path).exists()

@@ -22,7 +22,7 @@ import typer
 
 from fedjax_rai import terminal
 from fedjax_rai.cai.constitution import Constitution, find_constitution
-from fedjax_rai.data.sources import read_advbench
+from fedjax_rai.data.prompts import read_prompts
 from fedjax_rai.errors import InputError
 from fedjax_rai.reading import decode_text, parse_json
 from fedjax_rai.runs.files import write_text
@@ -89,7 +89,7 @@ def prompts(
 ) -> None:
     """Write OUT/prompts.jsonl, to be answered by the model, and the prompts to tune and report on."""
     with terminal.answering():
-        goals = in_fixed_order(read_advbench(advbench))
+        goals = in_fixed_order([prompt.query for prompt in read_prompts(advbench)])
         firsts = in_fixed_order(first_prompts(hh), {same(goal) for goal in goals})
         half = len(goals) // 2
         red = [*firsts[:HH_PREPARED], *goals[:half]]

@@ -46,6 +46,12 @@ SWEEP = {
     "sweep.png": "The picture of the sweep.",
     "compiled/": "Compiled programs, so that going on compiles nothing anew.",
 }
+GUARDS = {
+    "README.md": "What this is. All of it may be deleted: it is made again, with the same numbers.",
+    "fitted-<digest>/": "A guard, as an adapter in PEFT's format on the base; `guard.adapter` takes it.",
+    "scores-<digest>/": "`scores.safetensors`: p(unsafe) of every client's pairs, in order.",
+    "*/origin.json": "What the digest is of, the digests of the files beside it, and the versions that wrote them.",
+}
 SET = {
     "set.json": "What was asked for: number of prompts, and the digest of the adapter that answers.",
     "config.yaml": "The config that the set was made with.",
@@ -70,6 +76,8 @@ def page() -> str:
         table(TABLE),
         "## A sweep's folder",
         table(SWEEP),
+        "## Kept guards",
+        table(GUARDS),
         "## A prepared set",
         table(SET),
     ]

@@ -76,7 +76,9 @@ def test_a_file_is_the_split_train_and_another_folder_is_named() -> None:
     assert [row["question_en"] for row in Records("tfds:else where/square/questions_en")] == [
         f"Q {i}" for i in range(4)
     ]
-    assert output.splitlines()[-1] == "next: fedjax-rai data show 'tfds:else where/square/questions_en'"
+    shown = "fedjax-rai data show 'tfds:else where/square/questions_en'"
+    asked = "fedjax-rai run CONFIG 'cai.red_prompts=tfds:else where/square/questions_en'"
+    assert output.splitlines()[-1] == f"next: {shown}; {asked}"
 
 
 def test_the_same_again_is_no_work_and_another_needs_to_be_asked_for() -> None:
