@@ -230,7 +230,7 @@ def test_what_a_partition_cannot_do_is_said_with_the_source() -> None:
     data = data_of({}, {"clients": [4], "partition": "natural"}, {"clients": "0-3"})
     with pytest.raises(InputError, match=r"^data.sources\[1\].partition = natural: column 'client': 3 of 3 pairs have"):
         deal(pool(0, 12), np.repeat([0, 1, 2], [5, 3, 4]), data, 5, 0, SECTIONS)
-    with pytest.raises(InputError, match=r"^data.sources\[0\].clients: 5 clients hold it, more than its 3 pairs for clients"):
+    with pytest.raises(InputError, match=r"^data.sources\[0\].clients: 5 clients hold it, more than its 3 pairs"):
         deal(pool(0, 12), np.repeat([0, 1, 2], [3, 5, 4]), data, 5, 0, SECTIONS)
 
 
