@@ -120,11 +120,12 @@ def make_sampling(cai: CaiConfig) -> Sampling:
 def is_due(cai: CaiConfig, t: int, safe_share: float | None) -> bool:
     """Whether a phase follows round t: it is the last of every `cai.every`, and the probe is below `cai.trigger`.
 
-    `safe_share`: the probe's; None, which no trigger allows, where there is no probe.
+    `safe_share`: the probe's; None, which no trigger allows, where there is no probe; NaN, where no answer of it has
+    a verdict, is below every trigger.
     """
     if not cai.enabled or (t + 1) % cai.every != 0:
         return False
-    return cai.trigger is None or (safe_share is not None and safe_share < cai.trigger)
+    return cai.trigger is None or (safe_share is not None and not safe_share >= cai.trigger)
 
 
 def may_be_due(cai: CaiConfig, rounds: int) -> bool:

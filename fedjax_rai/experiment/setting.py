@@ -11,9 +11,11 @@ from operator import attrgetter
 from typing import Any
 
 import jax
+import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter
+from fedjax_rai.cai.options import make_objective, may_be_due
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import TINY, ExperimentConfig
@@ -135,12 +137,16 @@ class Setting:
         for t in range(self.config.federated.rounds):
             learning_rate(self.config.federated, t)
         _read(self, "model", "models.base", "models.tokenizer.closing", "texts.corpus")
+        if self.config.federated.rounds:
+            self.texts.check_answers(np.concatenate(self.client_rows))
         cai = self.config.cai
         if cai.enabled and cai.data == ONLINE:
             _read(self, "revising.requests", "texts.red_prompts", "revising.openings")
             self.revising.name_unknown_categories()
         elif cai.enabled:
             _read(self, "revising.prepared")
+            if may_be_due(cai, self.config.federated.rounds):
+                self.revising.check_usable(make_objective(cai).likelihood, cai.method)
         if cai.probe:
             self._check_probe(cai.probe)
         if self.guarding.possible:

@@ -14,7 +14,7 @@ from fedjax_rai.evals.suite import ITEM_KEYS
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.mesh import replicated
-from fedjax_rai.text.prompts import Turn, answered, prompt, question
+from fedjax_rai.text.prompts import Turn, answered, chat, prompt, question
 
 
 class Texts:
@@ -49,6 +49,30 @@ class Texts:
     def lengths(self) -> np.ndarray:
         """int[n]: tokens of every example of the corpus, on the host."""
         return np.asarray(self.corpus.valid.sum(axis=1))
+
+    @cached_property
+    def answer_tokens(self) -> np.ndarray:
+        """int[n]: tokens of every example that are trained on, on the host; 0 where the answer was cut off."""
+        return np.asarray(self.corpus.loss_mask.sum(axis=1))
+
+    def check_answers(self, rows: np.ndarray) -> None:
+        """Raises InputError where no example of these rows has a token left to train on."""
+        if not len(rows) or self.answer_tokens[rows].any():
+            return
+        limit = self._config.data.max_length
+        needed = min(self._answer_begins(int(row)) for row in rows) + 1
+        raise InputError(
+            f"data.max_length = {limit}: cuts {len(rows)} of {len(rows)} training pairs before their answer begins, so "
+            f"there is nothing to train on; must be at least {needed} for the first token of the shortest one"
+        )
+
+    def _answer_begins(self, row: int) -> int:
+        """How many tokens of an example come before its answer."""
+        pair = self.materials.pairs[row]
+        _, trained = self._models.tokenizer.encode_segments(
+            chat(self._models.tokenizer, answered(pair.query, pair.response))
+        )
+        return list(trained).index(True)
 
     @property
     def truncated(self) -> int:

@@ -23,6 +23,8 @@ from fedjax_rai.runs.rows import (
     Critique,
     Filtered,
     GuardQuality,
+    PairCounts,
+    Phase,
     Quality,
     Rate,
     Round,
@@ -61,6 +63,7 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
         seconds=seconds_of(rounds, evaluation_seconds),
         cost=cost_of(setting, rounds),
         critique=critique_of(setting, folder),
+        pairs=pairs_of([row.cai for row in rounds if row.cai]),
     )
 
 
@@ -102,6 +105,21 @@ def cost_of(setting: Setting, rounds: Sequence[Round]) -> Cost:
         probe=ProbeCost(len(probes), cost.seconds(probes)) if probes else None,
         cai=cost.cai_cost(count, phases, cost.full_epoch(setting)) if phases else None,
     )
+
+
+def pairs_of(phases: Sequence[Phase]) -> PairCounts | None:
+    """What became of the conversations, or of the prepared pairs, of all phases; None where there was no phase."""
+    if not phases:
+        return None
+    causes = {
+        "held_out": sum(phase.held_out or 0 for phase in phases),
+        "cut_off": sum(phase.cut_off for phase in phases),
+        "empty": sum(phase.empty or 0 for phase in phases),
+        "equal": sum(phase.equal for phase in phases),
+    }
+    pairs = sum(phase.pairs for phase in phases)
+    usable = sum(phase.usable for phase in phases)
+    return PairCounts(pairs + sum(causes.values()), pairs, usable, **causes)
 
 
 def critique_of(setting: Setting, folder: Path) -> Critique | None:
