@@ -16,7 +16,7 @@ FLOORS = (
         "text": "hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",
     },
-    {"data": "examples order packing partition sources tiny_lexicon tiny_world"},
+    {"data": "examples order packing partition sources summary tiny_lexicon tiny_world"},
     {"train": "dispatch generate losses optimizers step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
@@ -26,12 +26,12 @@ FLOORS = (
     },
     {"memory": "advice footprint plan"},
     {
-        "experiment": "cost evaluation guarding materials models phase replay revising round setting sizes texts "
-        "together"
+        "experiment": "cost data_summary evaluation guarding materials models phase replay revising round setting "
+        "sizes texts together"
     },
     {
-        "runs": "checkpoint conclude conversations export files folder inputs lockstep loop picture prepare record "
-        "report rows run trackers"
+        "runs": "checkpoint conclude conversations data export files folder inputs lockstep loop picture prepare "
+        "record report rows run trackers"
     },
     {
         "studies": "dry_run plots results sweep table",

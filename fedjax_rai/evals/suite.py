@@ -51,6 +51,10 @@ class EvalSet(NamedTuple):
     items: Sequence[Item] | Sequence[Choice]
     synthetic: bool
     """The items are the tiny world's."""
+    left_out: int = 0
+    """Items that there are besides."""
+    limit: str = ""
+    """What leaves them out: a key, or a number of items."""
 
     @property
     def prompts(self) -> list[str]:
@@ -312,14 +316,17 @@ def advbench_items(sources: Sources) -> EvalSet:
     if path == TINY:
         goals = tiny_world.advbench_like(wanted, sources.data.split, sources.seed)
         return EvalSet([Item(goal) for goal in goals], synthetic=True)
-    return EvalSet([Item(goal) for goal in read_advbench(Path(path))[:wanted]], synthetic=False)
+    goals = read_advbench(Path(path))
+    items = [Item(goal) for goal in goals[:wanted]]
+    return EvalSet(items, False, len(goals) - len(items), "eval.prompts")
 
 
 def choice_items(sources: Sources) -> EvalSet:
     """The tiny world's, or held-out questions that have an acceptable and an unacceptable answer."""
     if sources.data.train == TINY:
         return EvalSet(tiny_world.hhh_like(CHOICES, sources.data.split, sources.seed), synthetic=True)
-    return EvalSet(both_ways(sources.held_out)[:CHOICES], synthetic=False)
+    choices = both_ways(sources.held_out)
+    return EvalSet(choices[:CHOICES], False, max(len(choices) - CHOICES, 0), f"at most {CHOICES} choices")
 
 
 def utility_items(sources: Sources) -> EvalSet:

@@ -8,6 +8,7 @@ from fedjax_rai.config.schema import TINY
 from fedjax_rai.config.views import Readable
 from fedjax_rai.data import tiny_world
 from fedjax_rai.data.sources import Pair, RedPrompt, read_square, recipe, split_by_question
+from fedjax_rai.data.summary import Reading
 from fedjax_rai.evals.suite import EvalSet, Sources, load_sets
 
 TINY_RED, TINY_ACCEPTABLE = 1800, 4200  # the proportions of SQuARe20K
@@ -26,6 +27,10 @@ class Materials(NamedTuple):
     benign_prompts: Sequence[str]
     evaluations: Mapping[str, EvalSet]
     """By the evaluation's name. A set that the data cannot provide is empty, and its result is not measured."""
+    shares: Mapping[str, Sequence[Pair]] = {}
+    """All pairs of each of `SHARES`, of which the others are taken; none where the tiny world makes them."""
+    read: Mapping[str, Reading] = {}
+    """What was read, by its path or name; nothing where the tiny world makes the pairs."""
 
     @property
     def evaluated(self) -> set[str]:
@@ -64,6 +69,7 @@ def _square(config: Readable) -> Materials:
     SQuARe asks nothing harmless: what is replayed are questions that have acceptable answers only.
     """
     pairs = read_square(config.data.train, config.data.language)
+    read = Reading(len(pairs), len(pairs), 0, len(pairs) - len({*pairs}), 0, "square")
     parts = split_by_question(pairs, SHARES, config.seed)
     asked = {h: {p.query: p.category for p in parts["cai"] if p.harmful == h} for h in (True, False)}
     red_prompts, probe_prompts = held_out([RedPrompt(*item) for item in asked[True].items()], config.cai.probe)
@@ -74,6 +80,8 @@ def _square(config: Readable) -> Materials:
         probe_prompts=probe_prompts,
         benign_prompts=[query for query in asked[False] if query not in asked[True]][: config.cai.replay],
         evaluations=_evaluations(config, parts["eval"]),
+        shares=parts,
+        read={config.data.train: read},
     )
 
 

@@ -9,12 +9,20 @@ import numpy as np
 
 from fedjax_rai.config.views import View
 from fedjax_rai.data.examples import Examples, Prompts, encode_chats, encode_questions, pad_left
+from fedjax_rai.data.sources import Choice, Pair
+from fedjax_rai.data.summary import Cut, cut
 from fedjax_rai.errors import InputError
-from fedjax_rai.evals.suite import ITEM_KEYS
+from fedjax_rai.evals.choice import both_answers
+from fedjax_rai.evals.suite import ITEM_KEYS, EvalSet
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.mesh import replicated
 from fedjax_rai.text.prompts import Turn, answered, chat, prompt, question
+
+
+def turns_of(pair: Pair) -> list[Turn]:
+    """A client's pair as the conversation that it trains on."""
+    return answered(pair.query, pair.response)
 
 
 class Texts:
@@ -68,11 +76,43 @@ class Texts:
 
     def _answer_begins(self, row: int) -> int:
         """How many tokens of an example come before its answer."""
-        pair = self.materials.pairs[row]
-        _, trained = self._models.tokenizer.encode_segments(
-            chat(self._models.tokenizer, answered(pair.query, pair.response))
-        )
+        tokenizer = self._models.tokenizer
+        _, trained = tokenizer.encode_segments(chat(tokenizer, turns_of(self.materials.pairs[row])))
         return list(trained).index(True)
+
+    def length(self, turns: Sequence[Turn]) -> int:
+        """Tokens of a whole conversation, up to the end of its last answer, before anything is cut."""
+        tokenizer = self._models.tokenizer
+        return len(tokenizer.encode_segments(chat(tokenizer, turns))[0])
+
+    @cached_property
+    def cut(self) -> dict[str, Cut]:
+        """What `data.max_length` cuts: clients' `examples`, prompts by part, evaluation sets by name."""
+        made, limit = self.materials, self._config.data.max_length
+        rows = np.flatnonzero(self._encoded[1])
+        of_examples = [self.length(turns_of(made.pairs[int(row)])) for row in rows]
+        asked = {
+            "red prompts": self.red_questions,
+            "probe": made.probe_prompts[: self._config.cai.probe],
+            "replay": made.benign_prompts,
+        }
+        found = {"examples": cut(of_examples, limit, len(made.pairs))}
+        found |= {name: cut(self._prompt_lengths(prompts), limit) for name, prompts in asked.items()}
+        for name, given in made.evaluations.items():
+            found[name] = cut(self._item_lengths(given), limit)
+        return found
+
+    def _item_lengths(self, given: EvalSet) -> list[int]:
+        """Tokens of what an evaluation asks; of choices, with either answer."""
+        choices = [item for item in given.items if isinstance(item, Choice)]
+        if choices:
+            return [self.length(answered(prompt, answer)) for prompt, answer in both_answers(choices)]
+        return self._prompt_lengths(given.prompts)
+
+    def _prompt_lengths(self, queries: Sequence[str]) -> list[int]:
+        tokenizer = self._models.tokenizer
+        known = {query: len(tokenizer.encode(prompt(tokenizer, question(query)))) for query in dict.fromkeys(queries)}
+        return [known[query] for query in queries]
 
     @property
     def truncated(self) -> int:
@@ -81,7 +121,7 @@ class Texts:
 
     @cached_property
     def _encoded(self) -> tuple[Examples, np.ndarray]:
-        chats = [answered(pair.query, pair.response) for pair in self.materials.pairs]
+        chats = [turns_of(pair) for pair in self.materials.pairs]
         examples, cut = encode_chats(self._models.tokenizer, chats, self._config.data.max_length)
         self._models.check_ids(examples.tokens)
         return jax.device_put(examples, replicated(self._models.mesh)), cut

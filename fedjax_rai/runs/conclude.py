@@ -17,7 +17,7 @@ from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.lora import size
 from fedjax_rai.runs import files
-from fedjax_rai.runs.folder import ANSWERS, EVALUATION, SUMMARY, run_folder
+from fedjax_rai.runs.folder import ANSWERS, DATA, EVALUATION, SUMMARY, run_folder
 from fedjax_rai.runs.record import METRICS, REVISIONS
 from fedjax_rai.runs.rows import (
     Critique,
@@ -30,6 +30,7 @@ from fedjax_rai.runs.rows import (
     Round,
     Seconds,
     Summary,
+    read_data,
     read_rounds,
 )
 
@@ -64,6 +65,7 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
         cost=cost_of(setting, rounds),
         critique=critique_of(setting, folder),
         pairs=pairs_of([row.cai for row in rounds if row.cai]),
+        data=read_data(folder / DATA).summary if (folder / DATA).is_file() else None,
     )
 
 

@@ -51,6 +51,7 @@ def versions() -> dict[str, Any]:
 
 
 CONFIG, VERSIONS, ADAPTER = "config.yaml", "versions.json", "adapter"
+DATA = "data.json"
 EVALUATION, ANSWERS, SUMMARY = "eval.json", "answers.jsonl", "summary.json"
 
 

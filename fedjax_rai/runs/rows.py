@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_rai.data.summary import DataFile, DataSummary
 from fedjax_rai.evals.rate import Rate
 from fedjax_rai.experiment.cost import Cost, Spent
 from fedjax_rai.experiment.evaluation import Critique
@@ -244,6 +245,8 @@ class Summary(NamedTuple):
     """What revision made of responses. Null: no conversation was held, or the pairs were prepared."""
     pairs: PairCounts | None = None
     """What became of conversations or prepared pairs. Null: there was no CAI phase."""
+    data: DataSummary | None = None
+    """What the run has of the data that it was given, as under `summary` in data.json. Null: an older version ran."""
 
 
 class Versions(NamedTuple):
@@ -301,6 +304,11 @@ def read_rounds(path: Path) -> list[Round]:
     """The rows of a `metrics.jsonl`, in order; none without the file. InputError where one holds anything else."""
     found = enumerate(files.read_rows(path), 1)
     return [files.typed(Round, nested(row), f"{path}, line {line}") for line, row in found]
+
+
+def read_data(path: Path) -> DataFile:
+    """A run's `data.json`; InputError where it holds anything else."""
+    return files.typed(DataFile, files.read_json(path), str(path))
 
 
 def read_summary(path: Path) -> Summary:

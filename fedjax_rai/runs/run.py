@@ -16,6 +16,7 @@ from fedjax_rai.memory import advice
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.runs import files
 from fedjax_rai.runs.conclude import conclude
+from fedjax_rai.runs.data import announce
 from fedjax_rai.runs.folder import (
     ADAPTER,
     CONFIG,
@@ -54,7 +55,9 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
     setting.check()
     with entered(folder, config, setting) as finished:
         if not finished:
-            (state,) = train([Federation(setting)], siblings)
+            federation = Federation(setting)
+            announce(federation)
+            (state,) = train([federation], siblings)
             finish(setting, state.adapter)
     return folder
 
