@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from fedjax_rai import terminal
 from fedjax_rai.data.summary import Client, Clients, Cut, DataFile, DataSummary, Spread
 from fedjax_rai.experiment.data_summary import describe
 from fedjax_rai.experiment.round import Federation
+from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import DATA, run_folder
 from fedjax_rai.runs.picture import COLOURS, figure
@@ -22,31 +23,57 @@ WIDTH = 100
 LISTED = 20
 """Clients that are listed one by one; of more the spread is told."""
 PAIRED = ("clients", "guard", "server", "evaluation")
-_told: WeakSet[Any] = WeakSet()  # texts that were told of: what arms share is told once
+_told: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # texts, which arms share -> what was said of them
 
 
-def announce(federation: Federation) -> None:
-    """Say what an arm has of its data, and write it into its run folder, with a picture."""
+def announce(setting: Setting) -> None:
+    """Say what an arm has of its data, before anything is fitted, scored or written.
+
+    What was said of the same texts for another arm is not said again.
+    """
+    described = describe(setting)
+    known = _told.get(setting.texts, set())
+    for line in data_lines(described.summary):
+        if line not in known:
+            terminal.say(line)
+            _told.setdefault(setting.texts, set()).add(line)
+    if not setting.config.filter.enabled:
+        _say_once(setting, client_lines(described))
+
+
+def keep(federation: Federation) -> None:
+    """Write what an arm has of its data into its run folder, with a picture, and say what its filter left."""
     setting = federation.setting
     filtered = setting.config.filter.enabled
     described = describe(setting, federation.kept if filtered else None)
-    shown = client_lines(described) if setting.texts in _told else lines(described)
-    terminal.say("\n".join(shown))
-    _told.add(setting.texts)
+    if filtered:
+        _say_once(setting, client_lines(described))
     folder = run_folder(setting.config)
     files.write_json(folder / DATA, described)
     draw_data(folder)
 
 
+def _say_once(setting: Setting, block: Iterator[str]) -> None:
+    """Say lines that belong together, unless all of them were said of the same texts."""
+    text = "\n".join(block)
+    if text not in _told.get(setting.texts, set()):
+        terminal.say(text)
+        _told.setdefault(setting.texts, set()).add(text)
+
+
 def lines(described: DataFile) -> Iterator[str]:
-    """What is said of the data, in lines of at most 100 characters."""
-    summary = described.summary
+    """All that is said of the data, in lines of at most 100 characters."""
+    yield from data_lines(described.summary)
+    yield from client_lines(described)
+
+
+def data_lines(summary: DataSummary) -> Iterator[str]:
+    """What is said of sources, parts and limits."""
     yield from source_lines(summary)
     yield from part_lines(summary)
     for short in summary.less:
         yield f"  less than asked for: {short.key} = {short.asked:,}, but there are {short.there:,}"
     yield from filled(cut_text(summary))
-    yield from client_lines(described)
 
 
 def source_lines(summary: DataSummary) -> Iterator[str]:

@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from fedjax_rai.data.summary import Client, Clients, Cut, DataFile, DataSummary, Less, Part, Reading, Spread
+from fedjax_rai.experiment.round import Federation
+from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import data, files, rows
+from tests.tiny_runs import vary
 
 CLIENTS = [
     Client(pairs=8, harmful=2, unlabelled=0, category="race", of_category=5, kept=6, kept_harmful=1, trained=6),
@@ -101,3 +105,26 @@ def test_the_picture_shows_parts_clients_and_cuts(drawn: list[Any]) -> None:
     assert heights == [[2, 4], [6, 0]]
     assert clients.lines[0].get_ydata().tolist() == [6, 0]
     assert [float(bar.get_width()) for bar in cut.containers[0]] == [25, 0]
+
+
+def test_what_was_said_of_the_same_texts_is_not_said_again(config, capsys):
+    """An arm of the same texts and clients says nothing, one of other clients says these; then the filter's numbers."""
+    setting = Setting(vary(config, cai={"enabled": False}))
+    data.announce(setting)
+    first = capsys.readouterr().err.splitlines()
+    assert first[0] == "data: made by the synthetic tiny world" and first[-1].startswith("       3      10 ")
+    data.announce(Setting(vary(config, cai={"enabled": False}, federated={"rounds": 5}), setting))
+    assert capsys.readouterr().err == ""
+    data.announce(Setting(vary(config, cai={"enabled": False}, federated={"clients": 5}), setting))
+    others = capsys.readouterr().err.splitlines()
+    assert others[0].startswith("  5 clients of 8 pairs") and others[-1].startswith("       4       8 ")
+    filtered = vary(config, cai={"enabled": False}, filter={"enabled": True})
+    arm = Setting(filtered, setting)
+    vars(arm.guarding)["scores"] = np.where(np.arange(40) < 10, 0.9, 0.1).astype(np.float32)
+    data.announce(arm)
+    assert "client" not in capsys.readouterr().err
+    Path(str(config.output)).mkdir()
+    data.keep(Federation(arm))
+    said = capsys.readouterr().err
+    assert "  filter: 30 kept, 10 dropped; of a client " in said and "dropped  most of" in said
+    assert rows.read_data(Path(str(config.output)) / "data.json").summary.clients.dropped == 10
