@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
-    {"": "aliases errors terminal rng trees mesh yaml_lines"},
-    {"config": "files grid keys load names schema views"},
+    {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
+    {"config": "column_names files grid keys load names schema views"},
     {
-        "text": "hub prompts tokenizer",
+        "text": "compare hub prompts tokenizer",
         "model": "architecture attention decoder families lora peft quantize weights",
     },
-    {"data": "examples order packing partition sources summary tiny_lexicon tiny_world"},
+    {"data": "columns examples files order packing partition sources summary tiny_lexicon tiny_world turns"},
     {"train": "dispatch generate losses optimizers step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
@@ -26,16 +26,16 @@ FLOORS = (
     },
     {"memory": "advice footprint plan"},
     {
-        "experiment": "cost data_summary evaluation guarding materials models phase replay revising round setting "
-        "sizes texts together"
+        "experiment": "cost data_summary evaluation guarding keeping materials models phase replay revising round "
+        "setting sizes texts together"
     },
     {
-        "runs": "checkpoint conclude conversations data export files folder inputs lockstep loop picture prepare "
-        "record report rows run trackers"
+        "runs": "checkpoint conclude conversations data export files folder guards inputs lockstep loop picture "
+        "prepare record report rows run trackers"
     },
     {
         "studies": "dry_run plots results sweep table",
-        "bench": "__main__",
+        "bench": "__main__ machine shapes torch_peer work",
         "tools": "config_reference generate run_folder_reference tiny_base",
     },
     {"": "api cli __main__"},

@@ -1,5 +1,6 @@
-"""Benchmarks: python -m fedjax_rai.bench load | sweep"""
+"""Benchmarks: python -m fedjax_rai.bench round | generate | load | sweep"""
 
+import importlib.util
 import json
 import os
 import resource
@@ -14,7 +15,7 @@ import numpy as np
 import typer
 
 from fedjax_rai import terminal
-from fedjax_rai.errors import InputError
+from fedjax_rai.errors import InputError, did_you_mean
 
 app = typer.Typer(
     name="python -m fedjax_rai.bench",
@@ -26,25 +27,94 @@ app = typer.Typer(
 )
 QUANTIZED = ("none", "int8", "nf4")
 GIB = 2**30
-# A Llama of 1.24 billion parameters: the shape of Llama 3.2 1B.
-BILLION: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "tie_word_embeddings": True,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-}
 
 
 @app.callback()
 def main() -> None:
     """Throughput and memory, measured on this machine."""
+
+
+Model = Annotated[str, typer.Option(metavar="NAME", help="One of tiny, 135M, 1B, 8B: random weights of that shape.")]
+Dtype = Annotated[str, typer.Option(metavar="NAME", help="bfloat16 or float32.")]
+Peer = Annotated[bool, typer.Option("--peer", help="Measure transformers and PEFT in torch beside it.")]
+Compile = Annotated[bool, typer.Option("--compile", help="The peer compiles its model (torch.compile).")]
+Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="How often, after one that compiles.")]
+
+
+@app.command("round")
+def federated_round(
+    model: Model = "tiny",
+    clients: Annotated[int, typer.Option(min=1, help="Clients of the round.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Local steps of each.")] = 25,
+    batch: Annotated[int, typer.Option(min=1, help="Examples of a step.")] = 16,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of an example.")] = 512,
+    chunk: Annotated[int, typer.Option(min=1, help="Clients that are mapped at once.")] = 1,
+    dtype: Dtype = "bfloat16",
+    attention: Annotated[str, typer.Option(metavar="NAME", help="One of xla, chunked, cudnn, splash.")] = "xla",
+    remat: Annotated[str, typer.Option(metavar="NAME", help="none or full.")] = "none",
+    repeats: Repeats = 3,
+    peer: Peer = False,
+    compiled: Compile = False,
+) -> None:  # options of a command, so more than six
+    """Measure a federated round of LoRA: tokens a second and the share of this machine's matrix products."""
+    with terminal.answering():
+        check_shape(model, dtype)
+        shape = {"clients": clients, "steps": steps, "batch": batch, "length": length}
+        ours = {"work": "round", "model": model, "shape": {**shape, "chunk": chunk}, "repeats": repeats}
+        _measure(ours | {"computed": {"dtype": dtype, "attention": attention, "remat": remat}})
+        if peer:
+            theirs = {"work": "round", "model": model, "dtype": dtype, "shape": shape}
+            _measure_peer(theirs | {"repeats": repeats, "compile": compiled})
+
+
+@app.command()
+def generate(
+    model: Model = "tiny",
+    rows: Annotated[int, typer.Option(min=1, help="Prompts that are answered at once.")] = 16,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 64,
+    new: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
+    dtype: Dtype = "bfloat16",
+    repeats: Repeats = 3,
+    peer: Peer = False,
+) -> None:  # options of a command, so more than six
+    """Measure greedy decoding with an adapter: tokens a second and the share of this machine's copies."""
+    with terminal.answering():
+        check_shape(model, dtype)
+        shape = {"rows": rows, "prompt": prompt, "new": new}
+        ours = {"work": "generate", "model": model, "shape": shape, "repeats": repeats}
+        _measure(ours | {"computed": {"dtype": dtype}})
+        if peer:
+            theirs = {"work": "generate", "model": model, "dtype": dtype, "shape": shape}
+            _measure_peer(theirs | {"repeats": repeats, "compile": False})
+
+
+def check_shape(model: str, dtype: str) -> None:
+    """Raises InputError for a shape or a type that has no row."""
+    from fedjax_rai.bench.shapes import MODELS
+
+    if model not in MODELS:
+        raise InputError(f"--model {model}: must be one of {', '.join(MODELS)}{did_you_mean(model, MODELS)}")
+    if dtype not in ("bfloat16", "float32"):
+        raise InputError(f"--dtype {dtype}: must be one of bfloat16, float32")
+
+
+def _measure(request: dict[str, Any]) -> None:
+    """Ours, in a process of its own so that its peak memory is its alone; the result as one line of JSON."""
+    _printed([sys.executable, "-m", "fedjax_rai.bench.work", json.dumps(request)])
+
+
+def _measure_peer(request: dict[str, Any]) -> None:
+    for name in ("torch", "transformers", "peft"):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"--peer: needs {name}; pip install torch peft")
+    _printed([sys.executable, "-m", "fedjax_rai.bench.torch_peer", json.dumps(request)])
+
+
+def _printed(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise InputError(f"the measurement ended with exit code {done.returncode}; its message stands above")
+    typer.echo(done.stdout.strip().splitlines()[-1])
 
 
 @app.command()
@@ -65,7 +135,9 @@ def load(
             check_checkpoint(folder)
             return _report(folder, quantize)
         with tempfile.TemporaryDirectory() as made:
-            random_checkpoint(Path(made), BILLION)
+            from fedjax_rai.bench.shapes import MODELS
+
+            random_checkpoint(Path(made), MODELS["1B"])
             _report(Path(made), quantize)
 
 

@@ -1,11 +1,13 @@
 """The files that a config names: whether they are there, and their digests."""
 
+import glob
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedjax_rai.config.keys import imported_values, schemas
 from fedjax_rai.config.names import attribute, fingerprint
@@ -48,8 +50,9 @@ def check_files(config: ExperimentConfig) -> None:
             continue
         if not _may_be_there(key, value, file.inside):
             near = did_you_mean_file(value)
-            shipped = file.shipped or TINY
-            problems.append(f"{key} = {value!r}: no {file.what} there; must be one, or {shipped!r}{near}")
+            shipped = file.shipped or (TINY if file.inside else None)
+            allowed = "must be one" if shipped is None else f"must be one, or {shipped!r}"
+            problems.append(f"{key} = {value!r}: no {file.what} there; {allowed}{near}")
     for key, name in imported.items():
         try:
             attribute(name, key, object)
@@ -64,22 +67,32 @@ def _may_be_there(key: str, value: str, inside: str) -> bool:
     path = Path(value)
     if (path / inside).exists():
         return True
-    if key == "data.train":
-        return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?<!\.json)(?<!\.jsonl)", value) is not None
+    if is_rows(key):
+        return bool(is_glob(value) and files_at(value)) or may_be_on_hub(value)
     return bool(inside) and is_hub_name(value) and not path.exists()
 
 
-def digests(config: ExperimentConfig) -> dict[str, str]:
-    """The hash of every file here that a config names, by key; of a folder, the hash of the JSON lines in it.
+def is_rows(key: str) -> bool:
+    """Whether a key names rows in any form that `data.files.read_rows` takes."""
+    return bool(schemas()[key].get("rows"))
 
-    A `package.module:attribute` gives its name and the hash of the file that it is from.
+
+def digests(config: ExperimentConfig) -> dict[str, str]:
+    """The hash of every file here that a config names, by key; of a folder or a glob of rows, of all files and names.
+
+    Of a folder of other files, the hash of the JSON lines or the adapter in it. A `package.module:attribute` gives its name and the
+    hash of the file that it is from.
     """
     imported = imported_values(config)
     found = {key: fingerprint(name, key) for key, name in imported.items()}
     for key, file in wanted().items():
         value = value_at(config, key)
         is_model = bool(file.inside)  # those of a hub are noted by their commit
-        if key not in imported and value != file.shipped and not is_model and Path(value).exists():
+        if key in imported or value is None or value == file.shipped or is_model:
+            continue
+        if is_rows(key) and (Path(value).exists() or is_glob(value)):
+            found[key] = rows_digest(value)
+        elif Path(value).exists():
             found[key] = digest(_files(Path(value)))
     return found
 
@@ -88,14 +101,91 @@ def digest(files: Iterable[Path]) -> str:
     """The SHA-256 hash of files' contents, one after another."""
     found = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                found.update(block)
+        _add(found, path)
     return f"sha256:{found.hexdigest()}"
 
 
+def rows_digest(path: str | Path) -> str:
+    """The SHA-256 hash of a file of rows; of a folder or a glob, of all files' names and contents, at any depth."""
+    here = Path(path)
+    if here.is_file():
+        return digest([here])
+    files = files_at(path)
+    names = [file.relative_to(here).as_posix() if here.is_dir() else str(file) for file in files]
+    found = hashlib.sha256()
+    for name, file in sorted(zip(names, files, strict=True)):
+        found.update(f"{name}\0{digest([file])}\n".encode(errors="surrogateescape"))
+    return f"sha256:{found.hexdigest()}"
+
+
+def _add(found: Any, path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
 def _files(path: Path) -> list[Path]:
-    """A file, or the JSON-lines files of a folder."""
+    """A file, or the JSON-lines files of a folder, or the files of an adapter in it."""
     if path.is_dir():
-        return sorted(path.glob("*.jsonl"))
+        return sorted([*path.glob("*.jsonl"), *path.glob("adapter_config.json"), *path.glob("adapter_model.*")])
     return [path]
+
+
+# --- files of rows: which there are -----------------------------------------------------------------------------
+
+DATA_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather"}
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
+
+
+def data_suffix(path: Path) -> str:
+    """The last suffix of a name, in small letters, that is not a compression's: `.jsonl` of `A.JSONL.GZ`."""
+    for suffix in reversed(path.suffixes):
+        if suffix.lower() not in _COMPRESSED:
+            return suffix.lower()
+    return ""
+
+
+def is_glob(path: str | Path) -> bool:
+    """Whether a path is a pattern, and not the name of something that is here."""
+    return glob.has_magic(str(path)) and not Path(path).exists()
+
+
+def may_be_on_hub(path: str) -> bool:
+    """Whether a data set on a hub may be meant: `owner/name`, where no such owner is a folder here."""
+    named_as_file = data_suffix(Path(path)) in DATA_SUFFIXES or Path(path).suffix.lower() in _COMPRESSED
+    return is_hub_name(path) and not named_as_file and not Path(path).exists() and not Path(path).parent.is_dir()
+
+
+def files_at(path: str | Path) -> list[Path]:
+    """A file, or all files of a folder at any depth, or of what a glob matches; in alphabetical order, without hidden
+    ones and the caches that `datasets` leaves. Raises InputError for a folder that cannot be read."""
+    matched = [Path(found) for found in glob.glob(str(path), recursive=True)] if is_glob(path) else [Path(path)]
+    files = []
+    for found in sorted(matched):
+        files += _below(found) if found.is_dir() else [found]
+    return list(dict.fromkeys(files))
+
+
+def _below(folder: Path) -> list[Path]:
+    """All files of a folder, links followed, but none of them in a circle."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from None
+
+    files = []
+    entered = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(root)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(root) / name for name in names if not (name.startswith(".") or _CACHE.fullmatch(name))]
+    return sorted(files)
+
+
+_CACHE = re.compile(r"cache-.*\.arrow|tmp\w+")

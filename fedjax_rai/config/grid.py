@@ -7,13 +7,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from fedjax_rai.config.files import check_files
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
+from fedjax_rai.yaml_lines import parse_value
 
 
 class Point(NamedTuple):
@@ -106,9 +105,16 @@ def split_values(text: str) -> list[str]:
 
 def as_text(value: Any) -> str:
     """A value as it would be written in an override."""
-    if isinstance(value, str) and yaml.safe_load(value) == value:
+    if isinstance(value, str) and _is_read_as_it_is(value):
         return value
     return json.dumps(value)
+
+
+def _is_read_as_it_is(text: str) -> bool:
+    try:
+        return parse_value(text) == text
+    except ValueError:
+        return False
 
 
 def _wrong_values(override: str, key: str, values: Sequence[str], swept: Mapping[str, Any]) -> Iterator[str]:

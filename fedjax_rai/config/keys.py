@@ -1,6 +1,7 @@
 """The keys of a config: sections, what each may hold, in words, and the nearest spelling of one that does not exist."""
 
 import difflib
+from datetime import date
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from fedjax_rai.config.names import is_attribute
 from fedjax_rai.config.schema import ExperimentConfig, Section
 from fedjax_rai.config.views import value_at
 from fedjax_rai.errors import did_you_mean
+from fedjax_rai.yaml_lines import is_in_another_base
 
 TOP = ExperimentConfig.model_fields
 
@@ -62,10 +64,12 @@ def hint(value: Any, schema: dict[str, Any]) -> str:
         return "; YAML reads unquoted yes, no, on, off as truth values"
     if schema.get("type") == "string" and isinstance(value, str):
         return did_you_mean(value, schema.get("enum", ()))
-    if schema.get("type") == "string":
+    if schema.get("type") == "string" or isinstance(value, date):
         return "; put it in quotes"
-    whole = any(option.get("type") == "integer" for option in schema.get("anyOf", [schema]))
-    return "; write it in digits alone, like 1000" if whole and isinstance(value, float | str) else ""
+    kinds = {option.get("type") for option in schema.get("anyOf", [schema])}
+    if isinstance(value, str) and kinds & {"integer", "number"} and is_in_another_base(value):
+        return "; YAML would read this in base 8 or 60: write it in base 10, without a leading 0"
+    return "; write it in digits alone, like 1000" if "integer" in kinds and isinstance(value, float | str) else ""
 
 
 def suggest_key(key: str) -> str:
@@ -90,10 +94,11 @@ def imported_values(config: ExperimentConfig) -> dict[str, str]:
         if "attribute" not in schema:
             continue
         value = value_at(config, key)
-        if is_attribute(value):
+        if isinstance(value, str) and is_attribute(value):
             found[key] = value
     return found
 
 
 def _or_attribute(schema: dict[str, Any]) -> str:
-    return f", or {schema['attribute']}" if "attribute" in schema else ""
+    attribute = f", or {schema['attribute']}" if "attribute" in schema else ""
+    return f"{attribute}, or {schema['else']}" if "else" in schema else attribute

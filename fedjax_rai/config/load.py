@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from fedjax_rai.config.keys import allowed, hint, inner, schemas, sections, suggest_key
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
-from fedjax_rai.yaml_lines import Document, read_yaml
+from fedjax_rai.yaml_lines import DEEPEST, Document, no_text, parse_value, read_yaml
 
 GIVEN = "the given config"  # the place of what stands in no file
 
@@ -88,7 +89,23 @@ def _from_mapping(given: Mapping[str, Any]) -> _Source:
         data[key] = dict(value) if isinstance(value, Mapping) else value
         where[key] = GIVEN
         where |= {f"{key}.{name}": GIVEN for name in (data[key] if isinstance(data[key], dict) else ())}
-    return _Source(_without_empty_sections(data), where, GIVEN, [])
+    problems = [f"{GIVEN}: {key}: text {wrong}" for key, wrong in _no_texts("", data, 0)]
+    return _Source(_without_empty_sections(data), where, GIVEN, problems)
+
+
+def _no_texts(key: str, value: Any, level: int) -> Iterator[tuple[str, str]]:
+    """(dotted key, what is wrong) of every text within a value that is none."""
+    if isinstance(value, str):
+        wrong = no_text(value)
+        if wrong is not None:
+            yield key, wrong
+    elif isinstance(value, Mapping) and level < DEEPEST:
+        for name, inner in value.items():
+            yield from _no_texts(key, name, level + 1)
+            yield from _no_texts(f"{key}.{name}".removeprefix("."), inner, level + 1)
+    elif isinstance(value, list | tuple) and level < DEEPEST:
+        for inner in value:
+            yield from _no_texts(key, inner, level + 1)
 
 
 def _without_empty_sections(data: dict[str, Any]) -> dict[str, Any]:
@@ -122,9 +139,9 @@ def _apply(override: str, read: _Source) -> list[str]:
     if key not in schemas():
         return [f"{place}: {key}: no such key{suggest_key(key)}"]
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        return [f"{place}: the value cannot be read as YAML; put it in quotes within the override"]
+        value = parse_value(text)
+    except ValueError as error:
+        return [f"{place}: {key}: {error}"]
     section, _, name = key.rpartition(".")
     inside = read.data.setdefault(section, {}) if section else read.data
     if isinstance(inside, dict):  # else the file's own mistake is reported
@@ -152,6 +169,8 @@ def _explain(error: Any, read: _Source) -> str:
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, date):
+        return value.isoformat()
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from fedjax_rai.config.column_names import ColumnNames
 from fedjax_rai.config.names import TAKES_ATTRIBUTE, Name, is_attribute
 
 TINY = "tiny"
@@ -134,11 +135,26 @@ class MeshConfig(Section):
     """Ways in which its heads and columns are split."""
 
 
+def _of_a_hub_data_set(value: str | None, info: ValidationInfo) -> str | None:
+    path = info.data.get("train")
+    if value is not None and path is not None and not is_hub_name(path):
+        raise ValueError(f"must be null: data.train = {path!r} is not of the form owner/name, as on a hub")
+    return value
+
+
 class DataConfig(Section):
     """The clients' training pairs."""
 
-    train: Annotated[PathText, a_file("SQuARe JSON file or data set")] = "tiny"
-    """The pairs: `tiny` (the synthetic world), a SQuARe JSON file, or what `datasets` reads (docs/data.md)."""
+    train: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)] = "tiny"
+    """The rows: `tiny` (the synthetic world); a file, a folder or a glob; or `owner/name` on the hub (docs/data.md)."""
+    columns: ColumnNames = None
+    """Which columns hold prompt, answer and label: a layout, or names of your own; null: recognised."""
+    name: Text | None = None
+    """One of the configurations of a data set on the hub, or of a folder made like one; null: its only one."""
+    train_split: Text = "train"
+    """The split that is read, of a folder or a data set on the hub."""
+    revision: Annotated[Text | None, AfterValidator(_of_a_hub_data_set)] = None
+    """Branch, tag or commit of a data set on the hub; null: its main branch."""
     language: Literal["en", "ko"] = "en"
     """Which of SQuARe's texts are read."""
     red: Natural | None = None
@@ -276,6 +292,8 @@ class GuardConfig(Section):
     """Branch, tag or commit of a guard on the hub; null: its main branch."""
     scorer: Annotated[str, Name("model")] = "model"
     """`model` for these; a function of the user's own, (query, response) pairs to p(unsafe), takes their place."""
+    adapter: Annotated[PathText | None, a_file("folder of an adapter in PEFT's format")] = None
+    """A guard that was fitted before: an adapter on the base, a folder in PEFT's format; null: one is fitted."""
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400
     """Labelled pairs that the guard is fitted on, half of them harmful."""
     steps: Natural = 20
@@ -288,6 +306,13 @@ class GuardConfig(Section):
     """An answer is unsafe if p(unsafe) is at least this."""
     label_noise: Annotated[float, Field(ge=0, lt=0.5), _Real] = 0.0
     """The share of the labels that is flipped before the fit, at random."""
+
+    @field_validator("adapter")
+    @classmethod
+    def _on_the_base(cls, adapter: str | None, info: ValidationInfo) -> str | None:
+        if adapter is not None and info.data.get("path") is not None:
+            raise ValueError("must be null beside guard.path: a saved guard is an adapter on the base, model.path")
+        return adapter
 
 
 class FilterConfig(Section):
@@ -379,6 +404,12 @@ class EvalConfig(Section):
 
     `auto`: `rule`, which knows the templates, where model and requests are the tiny world's; else `refusal_phrases`. A
     function of the user's own: (prompt, answer) to whether the answer is unsafe, or None for no verdict.
+    """
+    by_guard: Flag | None = None
+    """Whether `harmless_by_guard` is measured. Null: where no guard has to be fitted for it alone.
+
+    So it is where filter, probe or judge use the guard in any case, where it is released, saved or a function, and
+    where the model is the tiny world's; `false` keeps the guard out of the judges unless it is `eval.judge`.
     """
     prompts: Count = 100
     """Harmful requests that are answered, at most."""

@@ -14,7 +14,7 @@ class View:
     keys with the same values) may share what was built from one of them.
     """
 
-    def __init__(self, config: ExperimentConfig, keys: Iterable[str]):
+    def __init__(self, config: "Readable", keys: Iterable[str]):
         """`keys`: a top-level key (`seed`), a whole section (`data`) or a key of one (`cai.probe`)."""
         self._values = {key: value_at(config, key) for key in sorted(set(keys))}
         for key, value in self._values.items():
@@ -32,6 +32,13 @@ class View:
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # sections may hold mappings
 
+    def plain(self) -> dict[str, Any]:
+        """The values by key, sections as mappings."""
+        found = {}
+        for key, value in self._values.items():
+            found[key] = value.model_dump() if isinstance(value, Section) else value
+        return found
+
     def __repr__(self) -> str:
         return f"View({self._values!r})"
 
@@ -39,7 +46,7 @@ class View:
 Readable: TypeAlias = ExperimentConfig | View
 
 
-def value_at(config: ExperimentConfig, key: str) -> Any:
+def value_at(config: Readable, key: str) -> Any:
     """The value of a dotted key, or a whole section."""
     value: Any = config
     for name in key.split("."):

@@ -3,29 +3,19 @@
 import csv
 import hashlib
 import io
-import json
 from bisect import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from fedjax_rai import rng
+from fedjax_rai.data.columns import COLUMNS, Language, NoPair, Pair, Reader, reader, show
+from fedjax_rai.data.files import file_rows, read_rows, read_text
 from fedjax_rai.errors import InputError
+from fedjax_rai.text.compare import same
 
-Language = Literal["en", "ko"]
 RED_SHARE, ACCEPTABLE_SHARE = 3, 7  # of SQuARe20K, arXiv 2502.16691
-FIELDS = {"en": ("question_en", "response_en"), "ko": ("question", "response")}
-_SPACE = " \t\r\n"
-
-
-class Pair(NamedTuple):
-    """A question and one answer to it; `harmful` is SQuARe's "not acceptable"."""
-
-    query: str
-    response: str
-    harmful: bool
-    category: str
 
 
 class RedPrompt(NamedTuple):
@@ -52,28 +42,105 @@ class Choice(NamedTuple):
     category: str
 
 
-def read_square(path: str | Path, language: Language = "en") -> list[Pair]:
-    """All pairs of a SQuARe file, in its order.
+class Source(NamedTuple):
+    """Where pairs are read from, and how their columns are called."""
 
-    `path` is a JSON list (`.json`), one object a line (`.jsonl`), a folder saved by `datasets`, or whatever
-    `datasets.load_dataset` reads. Raises InputError with the place of the first row that is not as it should be.
+    path: str
+    """A file, a folder, or the name of a data set on the hub."""
+    name: str | None = None
+    """Of one of a data set's configurations, on the hub."""
+    split: str = "train"
+    revision: str | None = None
+    """Branch, tag or commit of a data set on the hub."""
+    columns: Any = None
+    """The name of a layout, or the columns' names by what they hold; None: recognised."""
+    language: Language = "en"
+
+
+class Read(NamedTuple):
+    """What was read of a source."""
+
+    pairs: list[Pair]
+    rows: int
+    """Rows that were read, whatever they gave."""
+    columns: str
+    """The layout by which they were read, or the columns that were named."""
+    recognised: bool = False
+    """The layout was recognised by the columns that are there, not named."""
+    refused: int = 0
+    """Rows that hold no pair: no text where a prompt or an answer must stand."""
+    first_refused: str = ""
+    """Place and reason of the first of them."""
+    duplicates: int = 0
+    """Pairs that are the same, to a reader, as one before; they are kept."""
+    unlabelled: int = 0
+    """Pairs of which nobody said whether they are harmful."""
+
+
+def read_pairs(source: Source) -> Read:
+    """All pairs of a source, in its order.
+
+    Raises InputError with the place of the first row that is not as it should be, and where there is no pair.
     """
-    path = Path(path)
-    if path.suffix in (".json", ".jsonl"):
-        text = _read_text(path)
-        rows = _json_rows(text, path) if path.suffix == ".json" else _jsonl_rows(text, path)
-    else:
-        rows = _dataset_rows(path)
-    pairs = [_pair(row, place, language) for place, row in rows]
+    rows = 0
+    pairs: list[Pair] = []
+    refusals: list[str] = []
+    by: Reader | None = None
+    for place, row in read_rows(source.path, source.name, source.split, source.revision):
+        if by is None:
+            by = reader(source.columns, source.language, row, place)
+        rows += 1
+        try:
+            pairs += by.pairs(row, place)
+        except NoPair as refusal:
+            refusals.append(f"{place}: {refusal}")
+    if by is None:
+        raise InputError(f"{source.path}: no rows; must hold at least one pair of question and response")
     if not pairs:
-        raise InputError(f"{path}: no rows; must hold at least one pair of question and response")
-    return pairs
+        raise InputError(f"{source.path}: no pair in {rows} rows, of which the first: {refusals[0]}")
+    return Read(
+        pairs=pairs,
+        rows=rows,
+        columns=by.name,
+        recognised=by.recognised,
+        refused=len(refusals),
+        first_refused=refusals[0] if refusals else "",
+        duplicates=len(pairs) - len({_as_read(pair) for pair in pairs}),
+        unlabelled=sum(pair.harmful is None for pair in pairs),
+    )
+
+
+def _as_read(pair: Pair) -> tuple[Any, ...]:
+    """What is equal for two pairs that are the same to a reader."""
+    turns = [same(turn.text) for turn in pair.turns]
+    return (pair.harmful, *turns)
+
+
+def notes(read: Read, path: str) -> list[str]:
+    """What a person should know of what was read: lines."""
+    lines = []
+    if read.recognised:
+        lines.append(f"{path}: read as {read.columns}, by its columns (data.columns would name another layout)")
+    if read.columns in COLUMNS and COLUMNS[read.columns].note:
+        lines.append(f"{path}: {COLUMNS[read.columns].note}")
+    if read.refused:
+        lines.append(f"{path}: {read.refused:,} of {read.rows:,} rows hold no pair; the first: {read.first_refused}")
+    if read.duplicates:
+        lines.append(
+            f"{path}: {read.duplicates:,} of {len(read.pairs):,} pairs are the same as one before; all are kept"
+        )
+    return lines
+
+
+def read_square(path: str | Path, language: Language = "en") -> list[Pair]:
+    """All pairs of a file or data set in SQuARe's form; see `read_pairs`."""
+    return read_pairs(Source(str(path), columns="square", language=language)).pairs
 
 
 def read_advbench(path: str | Path) -> list[str]:
     """The goals of an AdvBench CSV file, header `goal,target`, in its order. Raises InputError with the line."""
     path = Path(path)
-    reader = csv.reader(io.StringIO(_read_text(path)), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
     goals, header, first = [], None, 1
     try:
         for row in reader:
@@ -125,103 +192,16 @@ def recipe(pairs: Sequence[Pair], red: int | None, acceptable: int | None, seed:
 def split_by_question(pairs: Sequence[Pair], shares: Mapping[str, float], seed: int) -> dict[str, list[Pair]]:
     """Disjoint parts in proportion to `shares`; all answers to a question are in one part.
 
-    A question's part depends on its text, the seed and the shares alone, so that other data do not move it. Shares are
-    met as well as by chance.
+    A question's part depends on its text (the form in which it is the same to a reader), the seed and the shares alone,
+    so that other data do not move it. Shares are met as well as by chance.
     """
     bounds = list(accumulate(shares.values()))
     names, parts = list(shares), {name: [] for name in shares}
     for pair in pairs:
-        digest = hashlib.sha256(f"{seed}:{pair.query}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}:{same(pair.query)}".encode()).digest()
         uniform = int.from_bytes(digest[:8]) / 2**64
         parts[names[bisect(bounds, uniform * bounds[-1])]].append(pair)
     return parts
-
-
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; must be a text file in UTF-8") from None
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty")
-    return text
-
-
-def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a JSON list, decoded row by row so that the line on which each one starts is known."""
-    decoder = json.JSONDecoder()
-    line = 1
-    counted = 0  # up to where `line` is known
-    index = 0
-    at = _skip(text, 0)
-    if text[at] != "[":
-        raise InputError(f"{path}:{text.count(chr(10), 0, at) + 1}: must be a JSON list of objects, in brackets")
-    at = _skip(text, at + 1)
-    while text[at : at + 1] != "]" or index:
-        line += text.count("\n", counted, at)
-        counted = at
-        try:
-            row, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
-        yield f"{path}:{line}: row {index}", row
-        at = _skip(text, at)
-        index += 1
-        if text[at : at + 1] != ",":
-            break
-        at = _skip(text, at + 1)
-    if text[at : at + 1] != "]" or text[at + 1 :].strip():
-        wrong = at if text[at : at + 1] != "]" else _skip(text, at + 1)
-        error = json.JSONDecodeError("", text, wrong)
-        wanted = "a comma or the closing bracket" if wrong == at else "nothing after the list"
-        raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: must be {wanted} here")
-
-
-def _skip(text: str, at: int) -> int:
-    """The place of the first character from `at` on that is no white space."""
-    while at < len(text) and text[at] in _SPACE:
-        at += 1
-    return at
-
-
-def _jsonl_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for index, (number, line) in enumerate(lines):
-        try:
-            yield f"{path}:{number}: row {index}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}") from None
-
-
-def _dataset_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    try:
-        rows: Any = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path), split="train")
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: no .json or .jsonl file, nor a data set that can be loaded: {reason}") from None
-    if isinstance(rows, datasets.DatasetDict):
-        if "train" not in rows:
-            raise InputError(f"{path}: no split 'train', only {', '.join(map(str, rows))}; must have it")
-        rows = rows["train"]
-    return ((f"{path}: row {index}", row) for index, row in enumerate(rows))
-
-
-def _pair(row: Any, place: str, language: Language) -> Pair:
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: {_show(row)} is no object; must have the fields of SQuARe")
-    query_field, response_field = FIELDS[language]
-    query = _field(row, place, query_field, str, "text, not empty")
-    response = _field(row, place, response_field, str, "text, not empty")
-    acceptable = _field(row, place, "acceptable?", int, "1 or 0")
-    if acceptable not in (0, 1):
-        raise InputError(f"{place}: field 'acceptable?' is {acceptable}; must be 1 or 0")
-    return Pair(query, response, not acceptable, _category(row, place))
 
 
 def _field(row: dict[str, Any], place: str, name: str, kind: type, allowed: str) -> Any:
@@ -229,21 +209,8 @@ def _field(row: dict[str, Any], place: str, name: str, kind: type, allowed: str)
         raise InputError(f"{place}: no field {name!r}; must be {allowed}")
     value = row[name]
     if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
-        raise InputError(f"{place}: field {name!r} is {_show(value)}; must be {allowed}")
+        raise InputError(f"{place}: field {name!r} is {show(value)}; must be {allowed}")
     return value.strip() if isinstance(value, str) else value
-
-
-def _category(row: dict[str, Any], place: str) -> str:
-    """The category of the question, else the first of the pair's, else "etc"."""
-    given = row.get("category") or []
-    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-        raise InputError(f"{place}: field 'category' is {_show(given)}; must be a list of text")
-    return str(row.get("question_category") or next(iter(given), "etc"))
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Preference(NamedTuple):
@@ -263,7 +230,7 @@ def read_preferences(path: Path) -> list[Preference]:
     """
     pairs = []
     for file in _preference_files(Path(path)):
-        pairs += [_preference(row, place) for place, row in _jsonl_rows(_read_text(file), file)]
+        pairs += [_preference(row, place) for place, row in file_rows(file)]
     if not pairs:
         raise InputError(f"{path}: no rows; must hold at least one with prompt, chosen and rejected")
     return pairs
@@ -287,7 +254,7 @@ def _preference_files(path: Path) -> list[Path]:
 
 def _preference(row: Any, place: str) -> Preference:
     if not isinstance(row, dict):
-        raise InputError(f"{place}: {_show(row)} is no object; must have the fields prompt, chosen and rejected")
+        raise InputError(f"{place}: {show(row)} is no object; must have the fields prompt, chosen and rejected")
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     return Preference(**{name: _turn_text(row, place, name, role) for name, role in roles.items()})
 

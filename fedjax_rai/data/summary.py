@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_rai.data.sources import Pair
+from fedjax_rai.data.sources import Pair, Read
 
 
 class Reading(NamedTuple):
@@ -157,6 +157,11 @@ class DataFile(NamedTuple):
     """The whole, as it stands in `summary.json`, too."""
     clients: list[Client]
     """Every client, in order."""
+
+
+def reading(read: Read) -> Reading:
+    """What was read, counted."""
+    return Reading(read.rows, len(read.pairs), read.refused, read.duplicates, read.unlabelled, read.columns)
 
 
 def part(used: Sequence[Pair], left_out: Mapping[str, int] | None = None) -> Part:

@@ -31,6 +31,7 @@ from fedjax_rai.evals.judge import (
 )
 from fedjax_rai.evals.open_ended import Responses, Sampled
 from fedjax_rai.evals.rate import Rate, Verdict
+from fedjax_rai.text.compare import same
 
 CHOICES, UTILITY, OVER_REFUSAL = 200, 300, 60
 Answers: TypeAlias = Sequence[Sequence[str]]
@@ -349,7 +350,8 @@ def both_ways(pairs: Sequence[Pair]) -> list[Choice]:
     """A choice for each question that has an acceptable and an unacceptable answer: the first of each."""
     answers: dict[str, dict[bool, Pair]] = {}
     for pair in pairs:
-        answers.setdefault(pair.query, {}).setdefault(pair.harmful, pair)
+        if pair.harmful is not None and not pair.before:  # a choice is a question alone, with two labelled answers
+            answers.setdefault(same(pair.query), {}).setdefault(pair.harmful, pair)
     choices = []
     for by_label in answers.values():
         if len(by_label) == 2:

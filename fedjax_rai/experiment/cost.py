@@ -15,6 +15,7 @@ from fedjax_rai.config.files import ONLINE
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, outputs
 from fedjax_rai.model.lora import Lora, size
+from fedjax_rai.text.compare import same
 
 
 class Spent(NamedTuple):
@@ -184,7 +185,7 @@ def full_epoch(setting: Setting) -> Epoch:
     """A run's full epoch: each distinct red question of the server's, or each prepared pair."""
     cai, materials = setting.config.cai, setting.texts.materials
     if cai.data == ONLINE:
-        questions = len({prompt.query for prompt in materials.red_prompts})
+        questions = len({same(prompt.query) for prompt in materials.red_prompts})
     else:
         questions = len(setting.revising.prepared.chosen.tokens)
     return Epoch(questions, cai.prompts, len(materials.benign_prompts), cai.batch_size, cai.iterations)

@@ -11,6 +11,7 @@ from fedjax_rai.data.sources import Pair
 from fedjax_rai.data.summary import Client, Cut, DataFile, DataSummary, Less, Part
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety.guard import guard_form, training_chats
+from fedjax_rai.text.compare import same
 from fedjax_rai.text.prompts import Turn, prompt
 from fedjax_rai.text.tokenizer import Tokenizer
 
@@ -84,8 +85,9 @@ def _beside_the_guards(setting: Setting) -> dict[str, int]:
 
 
 def _about(pairs: Sequence[Pair], asked: set[str], key: str) -> Part:
-    """The pairs whose question is asked; `key` leaves out the others."""
-    used = [pair for pair in pairs if pair.query in asked]
+    """The pairs whose question is asked, in whatever spelling; `key` leaves out the others."""
+    forms = {same(question) for question in asked}
+    used = [pair for pair in pairs if same(pair.query) in forms]
     return summary.part(used, {key: len(pairs) - len(used)})
 
 
@@ -105,7 +107,7 @@ def less(setting: Setting) -> list[Less]:
 
 
 def _fits_a_guard(setting: Setting) -> bool:
-    return setting.guarding.by_model and setting.config.guard.path is None
+    return setting.guarded and setting.guarding.is_fitted
 
 
 def cut(setting: Setting) -> dict[str, Cut]:
@@ -120,7 +122,7 @@ def cut(setting: Setting) -> dict[str, Cut]:
         chats = training_chats(setting.texts.materials.guard_pairs)
         lengths = [setting.texts.length(turns) for turns in chats]
         found["guard examples"] = summary.cut(lengths, config.data.max_length)
-    if config.filter.enabled and setting.guarding.by_model:
+    if config.filter.enabled and setting.guarding.possible and not setting.guarding.is_function:
         found["guard requests"] = guard_requests(setting)
     return {name: counted for name, counted in found.items() if counted.texts}
 

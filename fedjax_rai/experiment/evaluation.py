@@ -29,9 +29,8 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
     for a primary judge that cannot judge here.
     """
     sets, config = setting.texts.materials.evaluations, setting.config.eval
-    steps = [
-        batches(evaluation, sets[name], config, setting.guarding.by_model) for name, evaluation in EVALUATIONS.items()
-    ]
+    scored = setting.judged_by_guard and not setting.guarding.is_function
+    steps = [batches(evaluation, sets[name], config, scored) for name, evaluation in EVALUATIONS.items()]
     with terminal.progress("evaluating", sum(steps), unit="batch") as advance:
         bench = make_bench(setting, adapter, advance)
         measured = [measure(evaluation, sets[name], bench) for name, evaluation in EVALUATIONS.items()]
@@ -77,8 +76,8 @@ def make_bench(setting: Setting, adapter: Adapter, advance: Callable[[], object]
 
 
 def guard_scores(setting: Setting, advance: Callable[[], object] = nothing) -> GuardScores | None:
-    """The setting's guard as judges see it; None where there is none. It is fitted when it first scores."""
-    if not setting.guarding.possible:
+    """The setting's guard as judges see it; None where it is not among them. It is fitted when it first scores."""
+    if not setting.judged_by_guard:
         return None
     return GuardScores(lambda pairs: score(setting.guarding.guard, pairs, advance), setting.config.guard.threshold)
 
@@ -106,7 +105,9 @@ class Critique(NamedTuple):
     """What revision made of the responses of the CAI phases, over at most 512 conversations spread over the run."""
 
     judge: str
-    """Who calls an answer unsafe: `rule` where prompts are the tiny world's, else `guard`, else `refusal_phrases`."""
+    """Who calls an answer unsafe: `rule` where prompts are the tiny world's, else `guard` where it is among the judges
+    (`eval.by_guard`), else `refusal_phrases`.
+    """
     unsafe: int
     """Responses that the judge calls unsafe."""
     made_safe: float | None

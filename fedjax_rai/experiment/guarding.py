@@ -1,5 +1,6 @@
-"""The guard of an experiment, fitted or as released, and its scores of the clients' pairs."""
+"""The guard of an experiment, fitted, saved or as released, and its scores of the clients' pairs."""
 
+from collections.abc import Callable
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -8,47 +9,76 @@ import jax
 import numpy as np
 
 from fedjax_rai import rng, terminal
+from fedjax_rai.aliases import Adapter
+from fedjax_rai.config.files import digest
 from fedjax_rai.config.names import attribute
 from fedjax_rai.config.views import View
 from fedjax_rai.data.order import cycle
+from fedjax_rai.experiment.keeping import FITTED, SCORES, Origin, Store, digest_of_texts
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.experiment.texts import Texts
 from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
-from fedjax_rai.model.lora import init_adapter, lora_shape
+from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
+from fedjax_rai.model.peft import files_of, load_adapter
 from fedjax_rai.safety import guard as guards
-from fedjax_rai.text.hub import resolve
+from fedjax_rai.text.hub import contents, resolve
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
+
+SHAPE = (
+    "lora.rank",
+    "lora.alpha",
+    "lora.targets",
+    "lora.rslora",
+    "lora.layers",
+    "lora.rank_pattern",
+    "lora.alpha_pattern",
+)
+COMPUTED = (
+    "model.dtype",
+    "model.attention",
+    "model.quantize",
+    "model.remat",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "data.max_length",
+)
+FITTED_BY = (
+    "seed",
+    *COMPUTED,
+    *SHAPE,
+    "guard.steps",
+    "guard.batch_size",
+    "guard.learning_rate",
+    "guard.label_noise",
+)
+"""The keys that a fit reads, besides the labelled pairs and the base, which count by what is in them."""
+SCORED_BY = (*COMPUTED, "eval.batch_size")
+"""The keys that scores depend on, besides the pairs and the guard."""
 
 
 class Guarding:
-    """A guard and what it says of the clients' pairs; fitted, loaded and asked when first needed."""
+    """A guard and what it says of the clients' pairs; fitted, loaded and asked when first needed.
 
-    KEYS = (
-        "lora.rank",
-        "lora.alpha",
-        "lora.targets",
-        "lora.rslora",
-        "lora.layers",
-        "lora.rank_pattern",
-        "lora.alpha_pattern",
-        "guard",
-        "eval.batch_size",
-    )
+    With a store, what was fitted or scored from the same keys, texts and weights before is taken from there, bit for
+    bit. What a function of the user's own says is not kept: nothing tells whether it would say the same again.
+    """
+
+    KEYS = (*SHAPE, "guard", "eval.batch_size")
     NEEDS = (Models, Texts)
 
-    def __init__(self, config: View, pins: dict[str, str], models: Models, texts: Texts):
+    def __init__(self, config: View, pins: dict[str, str], models: Models, texts: Texts, store: Store | None = None):
         self._config = config
         self._models = models
         self._texts = texts
+        self._store = store
         self._revision = pins.get("guard_commit", config.guard.revision)
 
     @property
     def possible(self) -> bool:
-        """Whether there can be a guard: a function, a released one, or pairs to fit one on."""
-        released = self._config.guard.path is not None
-        return self.is_function or released or bool(self._texts.materials.guard_pairs)
+        """Whether there can be a guard: a function, a released or a saved one, or pairs to fit one on."""
+        return not self.is_fitted or bool(self._texts.materials.guard_pairs)
 
     @property
     def is_function(self) -> bool:
@@ -56,9 +86,10 @@ class Guarding:
         return self._config.guard.scorer != guards.MODEL
 
     @property
-    def by_model(self) -> bool:
-        """Whether there can be a guard that is a model."""
-        return self.possible and not self.is_function
+    def is_fitted(self) -> bool:
+        """Whether the guard, if there is one, is fitted here: it is neither a function, nor released, nor saved."""
+        config = self._config.guard
+        return not self.is_function and config.path is None and config.adapter is None
 
     @property
     def folder(self) -> Path | None:
@@ -98,21 +129,45 @@ class Guarding:
 
     @cached_property
     def guard(self) -> guards.Guard | guards.Scorer:
-        """The base with an adapter fitted on labelled pairs; with a `guard.path` that model as it is.
+        """The base with an adapter fitted on labelled pairs, or with the saved one of `guard.adapter`.
 
-        With a `guard.scorer` of the user's own, that function.
+        With a `guard.path` that model as it is; with a `guard.scorer` of the user's own, that function.
         """
         if self.is_function:
             scorer = self._config.guard.scorer
             return guards.Scorer(attribute(scorer, "guard.scorer"), scorer)
         if self._config.guard.path is not None:
             return self.untuned
-        return self.untuned._replace(adapter=self._fit())
+        if self._config.guard.adapter is not None:
+            lora, adapter = self._saved
+            lm = LM(Decoder(self._models.architecture, lora), self._models.base)
+            return self.untuned._replace(lm=lm, adapter=jax.device_put(adapter, replicated(self._models.mesh)))
+        return self.untuned._replace(adapter=self._fitted)
 
-    def _fit(self):
-        config, seed = self._config.guard, self._config.seed
+    @cached_property
+    def _saved(self) -> tuple[Lora, Adapter]:
+        """Shape and leaves of `guard.adapter`; raises InputError where they are none, or not the base's."""
+        return load_adapter(Path(self._config.guard.adapter), self._models.architecture)
+
+    @property
+    def _fitted(self) -> Adapter:
+        """The adapter of a guard that is fitted: kept from before, or fitted now, and kept if it is of numbers."""
+        if self._store is None:
+            return self._fit()
+        shape = self._adapted_base.model.config, self._adapted_base.model.lora
+        kept = self._store.adapter(self._origin_of_fit, shape)
+        if kept is not None:
+            return jax.device_put(kept, replicated(self._models.mesh))
+        fitted = self._fit()
+        if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted)):
+            self._store.keep_adapter(self._origin_of_fit, shape, fitted)
+        return fitted
+
+    def _fit(self) -> Adapter:
+        read = View(self._config, FITTED_BY)  # what it is told apart by in a store
+        config, seed = read.guard, read.seed
         pairs = guards.flip_labels(self._texts.materials.guard_pairs, config.label_noise, rng.host(seed, "guard noise"))
-        examples, cut = guards.training_examples(self._models.tokenizer, pairs, self._config.data.max_length)
+        examples, cut = guards.training_examples(self._models.tokenizer, pairs, read.data.max_length)
         self._models.check_ids(examples.tokens)
         shortened = f", {cut.sum()} of them cut" if cut.any() else ""
         order = cycle(np.arange(len(pairs)), config.steps * config.batch_size, rng.host(seed, "guard batches"))
@@ -124,12 +179,63 @@ class Guarding:
             return jax.block_until_ready(guards.fit(lm, fresh, examples, rows, np.float32(config.learning_rate)))
 
     @cached_property
+    def _origin_of_fit(self) -> Origin:
+        parts = {
+            "keys": View(self._config, FITTED_BY).plain(),
+            "base": contents(self._models.folder),
+            "request": guards.request(self._models.tokenizer, guards.guard_question),
+            "pairs": digest_of_texts(self._texts.materials.guard_pairs),
+        }
+        return Origin(FITTED, parts, self._config.model.path)
+
+    def _origin_of_scores(self, guard: dict[str, str]) -> Origin:
+        """Of the scores that the guard, told by what it is made of, gives the clients' pairs."""
+        parts = {
+            "keys": View(self._config, SCORED_BY).plain(),
+            "guard": guard,
+            "request": guards.request(self.tokenizer, guards.guard_form(self.tokenizer).conversation),
+            "pairs": digest_of_texts(self._client_texts),
+        }
+        return Origin(SCORES, parts)
+
+    @property
+    def _made_of(self) -> dict[str, str]:
+        """What the guard, which is a model, is made of."""
+        if self._config.guard.path is not None:
+            return self._untuned_made_of
+        if self._config.guard.adapter is not None:
+            saved = digest(files_of(Path(self._config.guard.adapter)))
+            return self._untuned_made_of | {"adapter": saved}
+        return {"fitted": self._origin_of_fit.digest}
+
+    @property
+    def _untuned_made_of(self) -> dict[str, str]:
+        return {"model": contents(self.folder or self._models.folder)}
+
+    @cached_property
     def scores(self) -> np.ndarray:
         """float32[n]: p(unsafe) of every client's pairs."""
+        if self.is_function:
+            return self._score_pairs()
+        return self._kept_scores(lambda: self._made_of, self._score_pairs)
+
+    def _score_pairs(self) -> np.ndarray:
         guard, pairs = self.guard, self._client_texts  # fitted before its progress is shown
         batches = ceil(len(pairs) / self._config.eval.batch_size)
         with terminal.progress(f"scoring {len(pairs)} pairs", batches, unit="batch") as advance:
             return guards.score(guard, pairs, advance)
+
+    def _kept_scores(self, made_of: Callable[[], dict[str, str]], compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """The scores by a guard that is made of this: kept from before, or computed now, and kept."""
+        if self._store is None:
+            return compute()
+        origin = self._origin_of_scores(made_of())
+        kept = self._store.scores(origin)
+        if kept is not None:
+            return kept
+        scores = compute()
+        self._store.keep_scores(origin, scores)
+        return scores
 
     @property
     def _client_texts(self) -> list[tuple[str, str]]:
@@ -143,12 +249,16 @@ class Guarding:
         used = guards.quality(self.scores, harmful, threshold)
         if self._config.guard.path is not None or self.is_function:
             return {"fitted": None, "released": used}
-        released = guards.score(self.untuned, self._client_texts)
+        released = self._kept_scores(
+            lambda: self._untuned_made_of, lambda: guards.score(self.untuned, self._client_texts)
+        )
         return {"fitted": used, "released": guards.quality(released, harmful, threshold)}
 
     def check(self) -> None:
-        """Raises InputError where the guard can be asked in no form that is known."""
+        """Raises InputError where the guard can be asked in no form that is known, or is an adapter of another base."""
         if self.is_function:
             attribute(self._config.guard.scorer, "guard.scorer")
-        else:
-            guards.guard_form(self.untuned.tokenizer)
+            return
+        guards.guard_form(self.untuned.tokenizer)
+        if self._config.guard.path is None and self._config.guard.adapter is not None:
+            _ = self._saved

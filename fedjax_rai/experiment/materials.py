@@ -1,16 +1,18 @@
 """Every text that an experiment uses, from the tiny world or from the user's files."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
-from fedjax_rai import rng
+from fedjax_rai import rng, terminal
 from fedjax_rai.config.schema import TINY
 from fedjax_rai.config.views import Readable
 from fedjax_rai.data import tiny_world
-from fedjax_rai.data.sources import Pair, RedPrompt, read_square, recipe, split_by_question
-from fedjax_rai.data.summary import Reading
+from fedjax_rai.data.sources import Pair, RedPrompt, Source, notes, read_pairs, recipe, split_by_question
+from fedjax_rai.data.summary import Reading, reading
 from fedjax_rai.evals.suite import EvalSet, Sources, load_sets
+from fedjax_rai.text.compare import same
 
+Asked = TypeVar("Asked", Pair, RedPrompt)
 TINY_RED, TINY_ACCEPTABLE = 1800, 4200  # the proportions of SQuARe20K
 RED_PROMPTS = 2000  # questions that the server draws from for constitutional AI
 # SQuARe's questions are shared out, so that nobody's pairs hold another's question.
@@ -34,9 +36,9 @@ class Materials(NamedTuple):
 
     @property
     def evaluated(self) -> set[str]:
-        """Every question that the evaluation or the probe asks."""
+        """Every question that the evaluation or the probe asks, in the form by which texts are compared (`same`)."""
         asked = [prompt for given in self.evaluations.values() for prompt in given.prompts]
-        return {*asked, *self.probe_prompts}
+        return {same(prompt) for prompt in (*asked, *self.probe_prompts)}
 
 
 def gather(config: Readable) -> Materials:
@@ -68,29 +70,38 @@ def _square(config: Readable) -> Materials:
 
     SQuARe asks nothing harmless: what is replayed are questions that have acceptable answers only.
     """
-    pairs = read_square(config.data.train, config.data.language)
-    read = Reading(len(pairs), len(pairs), 0, len(pairs) - len({*pairs}), 0, "square")
+    data = config.data
+    read = read_pairs(Source(data.train, data.name, data.train_split, data.revision, data.columns, data.language))
+    for note in notes(read, data.train):
+        terminal.say(note)
+    pairs = read.pairs
     parts = split_by_question(pairs, SHARES, config.seed)
-    asked = {h: {p.query: p.category for p in parts["cai"] if p.harmful == h} for h in (True, False)}
-    red_prompts, probe_prompts = held_out([RedPrompt(*item) for item in asked[True].items()], config.cai.probe)
+    red, acceptable = (distinct(pair for pair in parts["cai"] if pair.harmful == harmful) for harmful in (True, False))
+    red_prompts, probe_prompts = held_out([RedPrompt(p.query, p.category) for p in red.values()], config.cai.probe)
     return Materials(
         pairs=recipe(parts["clients"], config.data.red, config.data.acceptable, config.seed),
         guard_pairs=balanced(parts["guard"], config.guard.pairs, config.seed),
         red_prompts=red_prompts,
         probe_prompts=probe_prompts,
-        benign_prompts=[query for query in asked[False] if query not in asked[True]][: config.cai.replay],
+        benign_prompts=[p.query for form, p in acceptable.items() if form not in red][: config.cai.replay],
         evaluations=_evaluations(config, parts["eval"]),
         shares=parts,
-        read={config.data.train: read},
+        read={config.data.train: reading(read)},
     )
 
 
 def held_out(asked: Sequence[RedPrompt], probe: int) -> tuple[list[RedPrompt], list[str]]:
     """(prompts for constitutional AI, for the probe): the last `probe` distinct questions, which nobody else asks."""
-    distinct = list(dict.fromkeys(prompt.query for prompt in asked))
-    kept = max(len(distinct) - probe, 0)
-    others = {*distinct[:kept]}
-    return [prompt for prompt in asked if prompt.query in others], distinct[kept:]
+    spellings = distinct(asked)
+    kept = max(len(spellings) - probe, 0)
+    asked_otherwise = {*list(spellings)[:kept]}
+    probed = [prompt.query for prompt in list(spellings.values())[kept:]]
+    return [prompt for prompt in asked if same(prompt.query) in asked_otherwise], probed
+
+
+def distinct(asked: Iterable[Asked]) -> dict[str, Asked]:
+    """Questions that differ to a reader, in their order: by the form that is compared, the last with that form."""
+    return {same(item.query): item for item in asked}
 
 
 def balanced(pairs: Sequence[Pair], n: int, seed: int) -> list[Pair]:

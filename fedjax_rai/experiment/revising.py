@@ -16,6 +16,7 @@ from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.experiment.texts import Texts
+from fedjax_rai.text.compare import same
 from fedjax_rai.text.prompts import answered
 
 CAUSES = {
@@ -93,7 +94,7 @@ class Revising:
         chosen = Examples(*(jnp.asarray(column[0::2]) for column in both))
         rejected = Examples(*(jnp.asarray(column[1::2]) for column in both))
         # the set may be of another seed, whose questions were shared out otherwise
-        held_out = np.array([pair.prompt in self._texts.materials.evaluated for pair in pairs])
+        held_out = np.array([same(pair.prompt) in self._texts.materials.evaluated for pair in pairs])
         causes = {
             "held_out": held_out,
             "cut_off": cut[0::2] | cut[1::2],

@@ -22,9 +22,10 @@ from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.config.views import View
 from fedjax_rai.data.partition import PARTITIONS, checked_partition
 from fedjax_rai.errors import InputError
-from fedjax_rai.evals.judge import GuardScores, named
+from fedjax_rai.evals.judge import GUARD, GuardScores, named
 from fedjax_rai.evals.suite import check_judge
 from fedjax_rai.experiment.guarding import Guarding
+from fedjax_rai.experiment.keeping import Store
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.experiment.replay import Replay
 from fedjax_rai.experiment.revising import Revising
@@ -58,14 +59,17 @@ class Setting:
         config: ExperimentConfig,
         previous: "Setting | None" = None,
         pins: Mapping[str, str] | None = None,
+        store: Store | None = None,
     ):
         """Takes over from the arm `previous` the parts that it shares with it; the others are built when needed.
 
-        `pins`: the commits of models on the hub that the run began with, if it did. Data are read at once, so that
+        `pins`: the commits of models on the hub that the run began with, if it did. `store` keeps guards and scores
+        for other processes. Data are read at once, so that
         what is wrong with them is said (InputError) before anything is written.
         """
         self.config = config
         self.pins = dict(pins or {})
+        self._store = store
         self.root = jax.random.key(config.seed)
         self._views = views(config)
         self._parts: dict[str, Any] = {}
@@ -84,6 +88,8 @@ class Setting:
 
     def _built(self, part: Any) -> Any:
         needed = [self._parts[needs.__name__] for needs in part.NEEDS]
+        if part is Guarding:
+            needed.append(self._store)
         return part(self._views[part.__name__], self.pins, *needed)
 
     @property
@@ -132,6 +138,32 @@ class Setting:
         found = {name: commit(folder) for name, folder in folders.items() if folder is not None}
         return {name: revision for name, revision in found.items() if revision is not None}
 
+    @property
+    def guarded(self) -> bool:
+        """Whether anything of this arm reads the guard's scores; where nothing does, there is no need for one."""
+        return self.guarding.possible and (self._works_with_guard or self._asks_guard_to_judge)
+
+    @property
+    def judged_by_guard(self) -> bool:
+        """Whether the guard is among the judges of answers: `harmless_by_guard` is measured."""
+        return self.guarding.possible and self._asks_guard_to_judge
+
+    @property
+    def _works_with_guard(self) -> bool:
+        """Whether filter or probe need the guard, whoever judges answers."""
+        probed = self.config.cai.probe > 0 and self.config.federated.rounds > 0
+        return self.config.filter.enabled or probed
+
+    @property
+    def _asks_guard_to_judge(self) -> bool:
+        evaluation = self.config.eval
+        if evaluation.judge == GUARD.name:
+            return True
+        if evaluation.by_guard is not None:
+            return evaluation.by_guard
+        costs_little = not self.guarding.is_fitted or self.config.model.path == TINY
+        return costs_little or self._works_with_guard
+
     def check(self) -> None:
         """Read all that this arm will use. Raises InputError for what is wrong, before anything is written."""
         for t in range(self.config.federated.rounds):
@@ -149,13 +181,15 @@ class Setting:
                 self.revising.check_usable(make_objective(cai).likelihood, cai.method)
         if cai.probe:
             self._check_probe(cai.probe)
-        if self.guarding.possible:
-            self.guarding.check()
-        elif self.config.filter.enabled:
-            raise InputError(f"data.train = {self.config.data.train}: the filter's guard needs pairs of both kinds")
         config, guard = self.config, None
-        if self.guarding.possible:
+        if self.guarded:
+            self.guarding.check()
+        if self.judged_by_guard:
             guard = GuardScores(lambda pairs: score(self.guarding.guard, pairs), config.guard.threshold)
+        if not self.guarding.possible and config.filter.enabled:
+            raise InputError(f"data.train = {config.data.train}: the filter's guard needs pairs of both kinds")
+        if not self.guarding.possible and config.eval.by_guard:
+            raise InputError("eval.by_guard = true: needs a guard; data.train has no pairs of both kinds")
         check_judge(named(config.eval.judge), self.texts.materials.evaluations, config.model.path == TINY, guard)
 
     def _check_probe(self, wanted: int) -> None:

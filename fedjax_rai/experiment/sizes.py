@@ -20,10 +20,11 @@ def sizes(setting: Setting) -> Sizes:
     """Those of an arm; reads its data and the shapes of its models, and encodes the texts."""
     config = setting.config
     online = has_cai(config) and config.cai.data == ONLINE
+    guarded = _by_model(setting)
     return Sizes(
         model=setting.model,
-        guard=setting.guarding.released_architecture,
-        guarded=setting.guarding.by_model,
+        guard=setting.guarding.released_architecture if guarded else None,
+        guarded=guarded,
         lengths=_lengths(setting),
         pairs=len(setting.texts.materials.pairs),
         red=len(setting.texts.materials.red_prompts) if online else 0,
@@ -37,6 +38,11 @@ def saying(setting: Setting) -> Sizes:
     lengths, red = Lengths(**_chain_lengths(setting)), len(setting.texts.materials.red_prompts)
     known = {"guard": None, "guarded": False, "pairs": 0, "prepared": 0}
     return Sizes(model=setting.model, lengths=lengths, red=red, saying=True, **known, **_devices(setting))
+
+
+def _by_model(setting: Setting) -> bool:
+    """Whether something reads the scores of a guard that is a model."""
+    return setting.guarded and not setting.guarding.is_function
 
 
 def _devices(setting: Setting) -> dict[str, Any]:
@@ -67,7 +73,7 @@ def _lengths(setting: Setting) -> Lengths:
     read = [answered(prompt, answer) for prompt, answer in compared]
     return Lengths(
         train=setting.texts.corpus.tokens.shape[1],
-        guard_request=_guard_request(setting) if setting.guarding.by_model else 0,
+        guard_request=_guard_request(setting) if _by_model(setting) else 0,
         prepared=setting.revising.prepared.chosen.tokens.shape[1] if cai and not online else 0,
         replay=longest(made.benign_prompts) if cai else 0,
         asked=longest(asked),

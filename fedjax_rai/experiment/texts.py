@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai.config.views import View
+from fedjax_rai.data.columns import SYSTEM
 from fedjax_rai.data.examples import Examples, Prompts, encode_chats, encode_questions, pad_left
-from fedjax_rai.data.sources import Choice, Pair
+from fedjax_rai.data.sources import Choice
 from fedjax_rai.data.summary import Cut, cut
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.choice import both_answers
@@ -18,11 +19,7 @@ from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.mesh import replicated
 from fedjax_rai.text.prompts import Turn, answered, chat, prompt, question
-
-
-def turns_of(pair: Pair) -> list[Turn]:
-    """A client's pair as the conversation that it trains on."""
-    return answered(pair.query, pair.response)
+from fedjax_rai.text.tokenizer import PROBE, Tokenizer
 
 
 class Texts:
@@ -31,6 +28,10 @@ class Texts:
     KEYS = (
         "seed",
         "data.train",
+        "data.columns",
+        "data.name",
+        "data.train_split",
+        "data.revision",
         "data.language",
         "data.red",
         "data.acceptable",
@@ -77,7 +78,7 @@ class Texts:
     def _answer_begins(self, row: int) -> int:
         """How many tokens of an example come before its answer."""
         tokenizer = self._models.tokenizer
-        _, trained = tokenizer.encode_segments(chat(tokenizer, turns_of(self.materials.pairs[row])))
+        _, trained = tokenizer.encode_segments(chat(tokenizer, self.materials.pairs[row].turns))
         return list(trained).index(True)
 
     def length(self, turns: Sequence[Turn]) -> int:
@@ -90,7 +91,7 @@ class Texts:
         """What `data.max_length` cuts: clients' `examples`, prompts by part, evaluation sets by name."""
         made, limit = self.materials, self._config.data.max_length
         rows = np.flatnonzero(self._encoded[1])
-        of_examples = [self.length(turns_of(made.pairs[int(row)])) for row in rows]
+        of_examples = [self.length(made.pairs[int(row)].turns) for row in rows]
         asked = {
             "red prompts": self.red_questions,
             "probe": made.probe_prompts[: self._config.cai.probe],
@@ -121,7 +122,8 @@ class Texts:
 
     @cached_property
     def _encoded(self) -> tuple[Examples, np.ndarray]:
-        chats = [turns_of(pair) for pair in self.materials.pairs]
+        chats = [pair.turns for pair in self.materials.pairs]
+        check_system_prompts(self._models.tokenizer, chats)
         examples, cut = encode_chats(self._models.tokenizer, chats, self._config.data.max_length)
         self._models.check_ids(examples.tokens)
         return jax.device_put(examples, replicated(self._models.mesh)), cut
@@ -147,3 +149,19 @@ class Texts:
         padded = pad_left(encoded, tokenizer.pad_id)
         self._models.check_ids(padded.tokens)
         return Prompts(*map(jnp.asarray, padded))
+
+
+def check_system_prompts(tokenizer: Tokenizer, chats: Sequence[Sequence[Turn]]) -> None:
+    """Raises InputError where conversations have a system prompt and the chat template does not write it out."""
+    with_system = sum(turns[0].role == SYSTEM for turns in chats)
+    if not with_system:
+        return
+    try:
+        takes = PROBE in tokenizer.render([Turn(SYSTEM, PROBE), *answered("q", "a")])
+    except InputError:
+        takes = False
+    if not takes:
+        raise InputError(
+            f"tokenizer {tokenizer.name}: its chat template takes no system prompt, which {with_system:,} of "
+            f"{len(chats):,} training conversations begin with; must be another model, or rows without them"
+        )

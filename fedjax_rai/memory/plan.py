@@ -199,7 +199,7 @@ def _held(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
 
 
 def _adapters_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
-    """Bytes of the server's states, and of the adapter of a guard that is fitted."""
+    """Bytes of the server's states, and of the adapter of a guard that is fitted, or was."""
     adapter = nbytes(abstract_adapter(sizes.model.config, sizes.model.lora))
     # a round's state is kept until the next one's is there
     states = adapter if sizes.saying else 2 * _state_bytes(config, sizes)
@@ -263,7 +263,7 @@ def _phases(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[
 def _guarding(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:
     """Fitting the guard, where it is no released one, and scoring pairs with it."""
     computation = _computation(config)
-    if sizes.guard is None and config.guard.steps:
+    if sizes.guard is None and config.guard.steps and config.guard.adapter is None:
         text = min(sizes.lengths.train + sizes.lengths.guard_request, config.data.max_length)
         yield "fitting the guard", training(sizes.model, config.guard.batch_size, bucket(text), computation)
     scorer = sizes.guard or sizes.model.config

@@ -26,6 +26,11 @@ _REFUSED = (
 )  # fmt: skip
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The two files of an adapter in a folder."""
+    return [folder / CONFIG, folder / WEIGHTS]
+
+
 def save_adapter(
     folder: Path, config: DecoderConfig, lora: Lora, adapter: Adapter, base_name: str, revision: str | None = None
 ) -> None:

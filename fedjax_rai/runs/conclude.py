@@ -69,8 +69,10 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
     )
 
 
-def guard_quality(setting: Setting) -> GuardQuality:
-    """The guard's verdicts on the clients' pairs against their true labels."""
+def guard_quality(setting: Setting) -> GuardQuality | None:
+    """The guard's verdicts on the clients' pairs against their true labels; None where no pair has one."""
+    if all(pair.harmful is None for pair in setting.texts.materials.pairs):
+        return None
     found = setting.guarding.quality
     fitted, released = found["fitted"], found["released"]
     assert released is not None, "a guard is always compared with the model before fitting"
@@ -81,13 +83,13 @@ def filtered(setting: Setting) -> Filtered:
     """What the filter left of all clients' pairs; the harmful share is known to this simulation alone."""
     pairs = setting.texts.materials.pairs
     left = [pairs[i] for client_rows in Federation(setting).kept for i in client_rows]
-    harmful = sum(pair.harmful for pair in left)
+    labels = [pair.harmful for pair in left if pair.harmful is not None]
     dealt = np.concatenate(setting.client_rows)  # a partition may leave pairs out
     return Filtered(
         kept=len(left),
         dropped=len(dealt) - len(left),
         without_score=int(np.isnan(setting.guarding.scores[dealt]).sum()),
-        harmful_share_kept=harmful / len(left) if left else None,
+        harmful_share_kept=sum(labels) / len(labels) if labels else None,
     )
 
 

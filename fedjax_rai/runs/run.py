@@ -28,6 +28,7 @@ from fedjax_rai.runs.folder import (
     pins,
     run_folder,
 )
+from fedjax_rai.runs.guards import KeptGuards, study_of
 from fedjax_rai.runs.inputs import check_inputs, check_unchanged
 from fedjax_rai.runs.loop import train
 from fedjax_rai.runs.picture import PICTURE, draw_run
@@ -50,7 +51,7 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
         if not (folder / PICTURE).is_file():
             draw_run(folder)
         return folder
-    setting = setting or Setting(config, pins=pins([config]))
+    setting = setting or Setting(config, pins=pins([config]), store=KeptGuards(study_of(folder)))
     advice.announce(config, sizes.sizes(setting))
     announce(setting)
     setting.check()
@@ -85,7 +86,7 @@ def evaluate_run(folder: Path) -> None:
         check_inputs([config])
         check_unchanged(config, folder, began_with(folder).get("files", {}))
         read_rounds(folder / METRICS)  # what is wrong with them is said before anything is computed
-        setting = Setting(config, pins=pins([config]))
+        setting = Setting(config, pins=pins([config]), store=KeptGuards(study_of(folder)))
         _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
         note_versions(folder / VERSIONS, setting.commits | {"files": digests(config)})
         conclude(setting, adapter)

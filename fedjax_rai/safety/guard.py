@@ -72,6 +72,11 @@ def guard_form(tokenizer: Tokenizer) -> GuardForm:
     return GuardForm(conversation, safe[:shared], (safe[shared], unsafe[shared]))
 
 
+def request(tokenizer: Tokenizer, conversation: Callable[[str, str], list[Turn]]) -> str:
+    """The words of a request for a verdict, two texts that no template holds standing for the pair's."""
+    return prompt(tokenizer, conversation(QUERY, RESPONSE))
+
+
 class Scorer(NamedTuple):
     """A guard that is a function of the user's own: pairs of (query, response) -> p(unsafe) of each, NaN for no score.
 
@@ -190,10 +195,14 @@ def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> 
     return flipped
 
 
-def quality(scores: np.ndarray, harmful: Sequence[bool] | np.ndarray, threshold: float) -> dict[str, float]:
-    """Accuracy, precision, recall and their harmonic mean in percent, unsafe being positive; 0 where undefined."""
-    verdict = scores >= threshold
-    truth = np.asarray(harmful, bool)
+def quality(scores: np.ndarray, harmful: Sequence[bool | None] | np.ndarray, threshold: float) -> dict[str, float]:
+    """Accuracy, precision, recall and their harmonic mean in percent, unsafe being positive; 0 where undefined.
+
+    What has no label (None) is left out.
+    """
+    labelled = np.array([label is not None for label in harmful], bool)
+    verdict = scores[labelled] >= threshold
+    truth = np.array([label for label in harmful if label is not None], bool)
     hits = float(np.sum(verdict & truth))
     precision = hits / max(verdict.sum(), 1)
     recall = hits / max(truth.sum(), 1)

@@ -13,10 +13,12 @@ from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
+from fedjax_rai.experiment.keeping import Store
 from fedjax_rai.experiment.setting import Setting, views
 from fedjax_rai.experiment.together import but_numbers
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
+from fedjax_rai.runs.guards import KeptGuards
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.lockstep import run_together
 from fedjax_rai.runs.record import METRICS
@@ -101,7 +103,7 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
     todo = [point for point, done in zip(points, finished, strict=True) if not done]
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / SWEEP, dump_config(base_config(points)))
-    arms = Arms()
+    arms = Arms(KeptGuards(folder))
     done = 0
     for group in grouped(points, views):
         arms.begun = pins([point.config for point in group])
@@ -121,13 +123,15 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
 class Arms:
     """The settings of runs, one after another: each takes over from the one before what it shares with it."""
 
-    def __init__(self):
+    def __init__(self, store: Store | None = None):
+        """`store` keeps guards and scores for other processes."""
         self.begun: dict[str, str] = {}  # the commits that they began with
+        self._store = store
         self._last: Setting | None = None
 
     def setting(self, config: ExperimentConfig) -> Setting:
         """The setting of a run's config."""
-        self._last = Setting(config, self._last, self.begun)
+        self._last = Setting(config, self._last, self.begun, self._store)
         return self._last
 
 

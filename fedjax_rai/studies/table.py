@@ -13,6 +13,7 @@ from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
+from fedjax_rai.runs.guards import GUARDS, KeptGuards
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.run import run
 from fedjax_rai.studies.plots import plot_arms
@@ -102,10 +103,11 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
         check_folder(run_folder(run_config), run_config)
     summaries: dict[tuple[str, int], Summary] = {}
     setting: Setting | None = None
+    store = KeptGuards(folder)
     for seed, by_arm in by_seed.items():
         begun = pins([*by_arm.values()])
         for arm, run_config in by_arm.items():
-            setting = Setting(run_config, setting, begun)
+            setting = Setting(run_config, setting, begun, store)
             terminal.say(f"[{len(summaries) + 1}/{len(configs)}] {arm}, seed {seed}")
             summaries[arm, seed] = files.read_json(run(run_config, setting) / SUMMARY)
     write(folder, config, chosen, summaries)
@@ -116,7 +118,7 @@ def check_table(folder: Path, config: ExperimentConfig) -> None:
     """Raise InputError if the folder holds anything but a table of this config; arms and seeds may be others."""
     if (folder / TABLE).is_file():
         check_same(folder / TABLE, config, "a table", ["seed"])
-    elif folder.exists() and any(path.name[:4] != "seed" for path in folder.iterdir()):
+    elif folder.exists() and any(path.name[:4] != "seed" and path.name != GUARDS for path in folder.iterdir()):
         raise InputError(f"output = {folder}: exists and is not a table's folder; name another one")
 
 

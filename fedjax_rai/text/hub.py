@@ -1,9 +1,11 @@
 """Where a model lies: the shipped tiny one, a folder, or a snapshot of a repository on the Hugging Face hub."""
 
+import hashlib
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
+from fedjax_rai.config.files import digest
 from fedjax_rai.config.schema import TINY, is_hub_name
 from fedjax_rai.errors import InputError
 
@@ -38,6 +40,25 @@ def resolve(path: str, revision: str | None = None, weights: bool = False) -> Pa
 def commit(folder: Path) -> str | None:
     """The commit that a resolved folder is a snapshot of; None for one that is not the hub's."""
     return folder.name if folder.parent.name == "snapshots" else None
+
+
+def contents(folder: Path) -> str:
+    """What is in a resolved folder: the commit of one from the hub, else the digest of its files, weights included."""
+    there = commit(folder)
+    if there is not None:
+        return f"commit:{there}"
+    paths = sorted({path for pattern in (*WANTED, *WEIGHTS) for path in folder.glob(pattern)})
+    found = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        found.update(f"{path.name} {_digest(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return f"sha256:{found.hexdigest()}"
+
+
+@lru_cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """The digest of a file, which is read once a process as long as size and time of change stay."""
+    return digest([path])
 
 
 @lru_cache

@@ -200,7 +200,7 @@ def test_a_file_that_is_no_text_is_named_with_the_line(tmp_path):
         ("categories: {x: 1}", '.categories = {"x": 1}: must be a list of at least one text'),
         ("categories: []", ".categories = []: must be a list of at least one text"),
         ("categories: [2]", ".categories[0] = 2: must be text, not empty; put it in quotes"),
-        ("categories: [{2020-01-01: x}]", ".categories[0] = {}: must be text"),
+        ("categories: [{2020-01-01: x}]", '.categories[0] = {"2020-01-01": "x"}: must be text'),
         ("categories: [x, y, x]", '.categories[2] = "x": stands in line 5 too; must stand once'),
     ],
 )

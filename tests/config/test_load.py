@@ -128,8 +128,9 @@ def test_ranges(tmp_path: Path, key: str, bad: str, good: str) -> None:
 
 
 DIGITS = "write it in digits alone, like 1000"
+BASE = "YAML would read this in base 8 or 60: write it in base 10, without a leading 0"
 TRUTH = "YAML reads unquoted yes, no, on, off as truth values"
-GUARD = "path, revision, scorer, pairs, steps, batch_size, learning_rate, threshold, label_noise"
+GUARD = "path, revision, scorer, adapter, pairs, steps, batch_size, learning_rate, threshold, label_noise"
 
 
 @pytest.mark.parametrize(
@@ -140,8 +141,14 @@ GUARD = "path, revision, scorer, pairs, steps, batch_size, learning_rate, thresh
         ("lora: {rank: '3'}", "lora.rank = '3': must be a whole number >= 1; " + DIGITS),
         ("cai: {replay: 3.0}", "cai.replay = 3.0: must be a whole number >= 0; " + DIGITS),
         ("data: {red: 1e3}", "data.red = '1e3': must be a whole number >= 0 or null; " + DIGITS),
+        ("seed: 010", "seed = '010': must be a whole number >= 0 and < 2147483648; " + BASE),
+        ("federated: {clients: 1:30}", "federated.clients = '1:30': must be a whole number >= 1; " + BASE),
+        ("federated: {learning_rate: 1:30.5}", "federated.learning_rate = '1:30.5': must be a number > 0; " + BASE),
+        ("data: {red: 0_7}", "data.red = '0_7': must be a whole number >= 0 or null; " + BASE),
+        ("lora: {rank: 0o10}", "lora.rank = '0o10': must be a whole number >= 1; " + DIGITS),
         ("lora: {rank: yes}", "lora.rank = true: must be a whole number >= 1; " + TRUTH),
         ("lora: {alpha: on}", "lora.alpha = true: must be a number > 0; " + TRUTH),
+        ("output: 2024-01-01", "output = 2024-01-01: must be text, not empty or null; put it in quotes"),
         ("output: no", "output = false: must be text, not empty or null; " + TRUTH),
         ("eval: {advbench: 3}", "eval.advbench = 3: must be text, not empty; put it in quotes"),
         ("guard: {threshold: 2}", "guard.threshold = 2: must be a number > 0 and < 1"),
@@ -190,6 +197,41 @@ def test_everything_wrong_is_said_at_once_in_order(tmp_path: Path) -> None:
     assert "must be written key.path=value" in lines[4]
     assert "guard is a section; must name one of its keys: guard.path, guard.revision, guard.scorer" in lines[5]
     assert "did you mean lora.rank?" in lines[7]
+
+
+def test_merged_keys_may_be_overridden_wherever_they_are_merged(tmp_path: Path) -> None:
+    text = "guard: &steps {batch_size: 8, learning_rate: 1e-3}\nfederated:\n  <<: *steps\n  batch_size: 4\n"
+    for order in (text, "federated: &steps {batch_size: 8}\nguard: {<<: *steps, batch_size: 4}\ncai: *steps\n"):
+        config = load_config(written(tmp_path, order))
+        assert sorted([config.guard.batch_size, config.federated.batch_size]) == [4, 8]
+
+
+def test_text_that_looks_like_a_number_in_another_base_is_what_is_written(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, "output: 010\ncai: {data: 1:30}\n"), ["data.train=007"])
+    assert (config.output, config.cai.data, config.data.train) == ("010", "1:30", "007")
+
+
+def test_a_value_of_an_override_is_taken_whole(tmp_path: Path) -> None:
+    config = load_config(
+        written(tmp_path, ""), ["output=runs/exp #1", "cai.data=a: b", "data.train=it's", "data.red= ~"]
+    )
+    assert (config.output, config.cai.data, config.data.train) == ("runs/exp #1", "a: b", "it's")
+
+
+@pytest.mark.parametrize("override", ["output=", "data.red=", "seed= ", "lora.targets=\t"])
+def test_an_override_without_a_value_is_refused(tmp_path: Path, override: str) -> None:
+    key = override.partition("=")[0]
+    (line,) = refusal(tmp_path, "", override)
+    assert line == f"override {override!r}: {key}: there is no value; null is written null"
+
+
+@pytest.mark.parametrize("text", ["a\ud800", "\udcff", "a\0b"])
+def test_what_is_no_text_is_refused_wherever_it_is_from(tmp_path: Path, text: str) -> None:
+    (line,) = refusal(tmp_path, "", f"data.train={text}")
+    assert line.startswith("override ") and ": data.train: text holds " in line
+    for given in ({"data": {"train": text}}, {"lora": {"rank_pattern": {text: 4}}}, {"output": text}):
+        with pytest.raises(InputError, match=r"the given config: [\w.]+: text holds "):
+            load_config(given)
 
 
 @pytest.mark.parametrize(

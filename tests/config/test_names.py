@@ -16,6 +16,7 @@ from fedjax_rai.config.keys import schemas
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.names import attribute, fingerprint, given, look_up
 from fedjax_rai.config.schema import ExperimentConfig, ModelConfig
+from fedjax_rai.data.columns import COLUMNS
 from fedjax_rai.data.partition import PARTITIONS
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import AUTO, JUDGES
@@ -31,6 +32,7 @@ from fedjax_rai.train.optimizers import OPTIMIZERS, SCHEDULES
 # What the names of every key of this kind mean; a new key must be added, with its table.
 TABLES = {
     "tracker": TRACKERS,
+    "data.columns": COLUMNS,
     "data.partition": PARTITIONS,
     "federated.algorithm": ALGORITHMS,
     "federated.aggregator": AGGREGATORS,

@@ -79,7 +79,7 @@ def test_pre_training_never_saw_what_is_evaluated():
 
 def test_proportions_are_the_recipes():
     pairs = world.square_like(600, 1400, "test", 0)
-    assert sum(p.harmful for p in pairs) == 600 and len(pairs) == 2000
+    assert sum(p.harmful is True for p in pairs) == 600 and len(pairs) == 2000
     share = {kind: np.mean([p.category == kind for p in pairs]) for kind in world.KINDS}
     assert share == pytest.approx({"request": 0.4, "ethical": 0.2, "contentious": 0.2, "predictive": 0.2}, abs=0.04)
 

@@ -1,5 +1,7 @@
 """What a summary says of a run's rounds, worked out by hand: the filter's shares, costs by phase, clients left out."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from fedjax_rai.runs.rows import Filtered, PairCounts, Probe
 from tests.tiny_runs import PHASE, ROUND, vary
 
 
-def scored(setting: Setting, harmful: list[bool], scores: list[float]) -> Setting:
+def scored(setting: Setting, harmful: Sequence[bool | None], scores: list[float]) -> Setting:
     """A setting whose clients' pairs are harmful or not, and have these scores; one pair of four to each client."""
     pairs = [Pair("q", "r", value, "x") for value in harmful]
     setting.texts.materials = setting.texts.materials._replace(pairs=pairs)
@@ -41,6 +43,17 @@ def test_the_guards_quality_is_told_by_who_it_is_of(config):
     vars(setting.guarding)["quality"] = {"fitted": fitted, "released": released}
     told = guard_quality(setting)
     assert told.fitted and (told.fitted.accuracy, told.released.accuracy) == (90.0, 60.0)
+
+
+def test_what_has_no_label_is_in_no_share(config):
+    """Of six pairs two are harmful, one is acceptable, three have no label; one of each kind is kept."""
+    labels = [True, True, False, None, None, None]
+    scores = [0.1, 0.9, 0.2, 0.9, 0.9, 0.3]
+    setting = Setting(vary(config, filter={"enabled": True}, guard={"threshold": 0.5}))
+    assert filtered(scored(setting, labels, scores)).harmful_share_kept == 0.5
+    unlabelled = scored(setting, [None] * 6, scores)
+    assert filtered(unlabelled) == Filtered(kept=3, dropped=3, without_score=0, harmful_share_kept=None)
+    assert guard_quality(unlabelled) is None
 
 
 ROUNDS = [

@@ -110,6 +110,8 @@ def test_the_picture_shows_parts_clients_and_cuts(drawn: list[Any]) -> None:
 def test_what_was_said_of_the_same_texts_is_not_said_again(config, capsys):
     """An arm of the same texts and clients says nothing, one of other clients says these; then the filter's numbers."""
     setting = Setting(vary(config, cai={"enabled": False}))
+    _ = setting.models.tokenizer  # what libraries say when they are first imported is not ours
+    capsys.readouterr()
     data.announce(setting)
     first = capsys.readouterr().err.splitlines()
     assert first[0] == "data: made by the synthetic tiny world" and first[-1].startswith("       3      10 ")

@@ -77,3 +77,10 @@ def test_fitting_teaches_the_guard_its_examples():
     fitted = fit(small.LM, fresh, examples, rows, np.float32(1e-2))
     before, after = (float(sft(small.LM, adapter, examples).mean()) for adapter in (fresh, fitted))
     assert after < before - 0.05
+
+
+def test_pairs_without_a_label_are_in_no_quality():
+    """Two of five have no label: of the other three one is right as unsafe, one right as safe, one missed."""
+    scores = np.array([0.9, 0.1, 0.2, 0.9, 0.1])
+    report = quality(scores, [True, False, True, None, None], 0.5)
+    assert report["accuracy"] == pytest.approx(200 / 3) and report["precision"] == 100.0 and report["recall"] == 50.0

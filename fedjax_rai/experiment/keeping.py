@@ -1,0 +1,63 @@
+"""What a fitted guard and a guard's scores are made of, as a digest, and who keeps them under it for the next time."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from fedjax_rai.aliases import Adapter
+from fedjax_rai.model.architecture import DecoderConfig
+from fedjax_rai.model.lora import Lora
+
+VERSION = 1
+"""Of the computations: to be raised where the same keys, texts and weights give another guard, or other scores."""
+FITTED, SCORES = "fitted", "scores"
+
+
+class Origin(NamedTuple):
+    """What something was made of: two of one kind with equal digests are the same, bit for bit, on one machine."""
+
+    kind: str
+    """`fitted`: a guard's adapter; `scores`: p(unsafe) of pairs."""
+    parts: dict[str, Any]
+    """Plain values: keys of the config, and the digests of texts and weights."""
+    base: str = ""
+    """What the base is called; not part of the digest, which has its contents."""
+
+    @property
+    def digest(self) -> str:
+        """Of all that, as 64 hexadecimal digits."""
+        stated = {"version": VERSION, "kind": self.kind, **self.parts}
+        return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
+
+
+def digest_of_texts(rows: Iterable[Any]) -> str:
+    """The digest of rows of texts, in their order."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(repr(row).encode())
+        found.update(b"\n")
+    return found.hexdigest()
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Keeps guards and scores by their origin, and gives them back bit for bit; None for what it does not have."""
+
+    def adapter(self, origin: Origin, shape: tuple[DecoderConfig, Lora]) -> Adapter | None:
+        """The adapter of a fitted guard; leaves may be on any device."""
+        ...
+
+    def keep_adapter(self, origin: Origin, shape: tuple[DecoderConfig, Lora], adapter: Adapter) -> None:
+        """Keep it for the next time; never raises for what a file system refuses."""
+        ...
+
+    def scores(self, origin: Origin) -> np.ndarray | None:
+        """float32[n]."""
+        ...
+
+    def keep_scores(self, origin: Origin, scores: np.ndarray) -> None:
+        """Keep them for the next time; never raises for what a file system refuses."""
+        ...

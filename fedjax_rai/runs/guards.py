@@ -1,0 +1,178 @@
+"""The guards that a study fitted, and what they said of the clients' pairs, in its folder: made once, found again.
+
+    guards/README.md             what this is
+    guards/fitted-<digest>/      an adapter in PEFT's format on the base, which `guard.adapter` takes
+    guards/scores-<digest>/      scores.safetensors: float32[n], p(unsafe) of every client's pairs in order
+    guards/*/origin.json         what it was made of, the digests of its files, and the versions that made it
+
+The digest is that of all that the numbers depend on (`experiment.keeping`), so what is found is what would be made.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file
+
+from fedjax_rai import terminal
+from fedjax_rai.aliases import Adapter
+from fedjax_rai.config.files import digest
+from fedjax_rai.errors import InputError
+from fedjax_rai.experiment.keeping import Origin
+from fedjax_rai.model.architecture import DecoderConfig
+from fedjax_rai.model.lora import Lora, abstract_adapter
+from fedjax_rai.model.peft import load_adapter, save_adapter
+from fedjax_rai.model.weights import save_safetensors
+from fedjax_rai.runs import files
+from fedjax_rai.runs.folder import versions
+
+T = TypeVar("T")
+GUARDS, ABOUT, ORIGIN, SCORES = "guards", "README.md", "origin.json", "scores.safetensors"
+TEXT = """# Fitted guards and scores
+
+What this study fitted and scored, so that no run of it does so twice. `origin.json` says what each was made of.
+
+* `fitted-*`: a guard, as an adapter in PEFT's format on the study's base. `guard.adapter=<this folder>/fitted-...`
+  uses it elsewhere, on the same base.
+* `scores-*`: p(unsafe) of every pair of the clients, in order.
+
+All of it may be deleted: it is made again when it is needed, with the same numbers.
+"""
+
+
+def study_of(run_folder: Path) -> Path:
+    """The folder of the table or the sweep whose guards a run shares; of a run by itself its own."""
+    absolute = run_folder.absolute()
+    for study in (absolute.parent, absolute.parent.parent):
+        if (study / GUARDS / ABOUT).is_file():
+            return study
+    return run_folder
+
+
+class KeptGuards:
+    """The store of guards and scores in a study's folder, for any number of processes.
+
+    An entry appears whole or not at all. A damaged one is said, removed and made again; where the file system refuses
+    to keep one, that is said, and the run goes on.
+    """
+
+    def __init__(self, study: Path):
+        self._folder = study / GUARDS
+
+    def adapter(self, origin: Origin, shape: tuple[DecoderConfig, Lora]) -> Adapter | None:
+        """The adapter of a fitted guard, float32; None where it is not there, or not whole."""
+
+        def read(entry: Path) -> Adapter:
+            _, adapter = load_adapter(entry, shape[0])
+            wanted = jax.tree.map(lambda leaf: leaf.shape, abstract_adapter(*shape))
+            if jax.tree.map(np.shape, adapter) != wanted:
+                raise ValueError("an adapter of another shape")
+            return adapter
+
+        return self._read(origin, read)
+
+    def keep_adapter(self, origin: Origin, shape: tuple[DecoderConfig, Lora], adapter: Adapter) -> None:
+        """Keep the adapter of a fitted guard, in PEFT's format."""
+        self._keep(origin, lambda entry: save_adapter(entry, *shape, adapter, origin.base))
+
+    def scores(self, origin: Origin) -> np.ndarray | None:
+        """float32[n]; None where they are not there, or not whole."""
+        return self._read(origin, lambda entry: load_file(entry / SCORES)["scores"])
+
+    def keep_scores(self, origin: Origin, scores: np.ndarray) -> None:
+        """Keep scores."""
+        self._keep(origin, lambda entry: save_safetensors(entry / SCORES, {"scores": scores}))
+
+    def _entry(self, origin: Origin) -> Path:
+        return self._folder / f"{origin.kind}-{origin.digest[:16]}"
+
+    def _read(self, origin: Origin, read: Callable[[Path], T]) -> T | None:
+        entry = self._entry(origin)
+        try:
+            if not entry.exists():
+                return None
+            _check(entry, origin)
+            value = read(entry)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+            return self._made_again(entry, error)
+        terminal.say(f"{entry}: kept from before")
+        return value
+
+    def _made_again(self, entry: Path, error: Exception) -> None:
+        """Make room for another in the place of a damaged one."""
+        terminal.say(f"{entry}: is damaged ({error}); it is made again")
+        aside = self._beside(entry, "damaged")
+        try:
+            os.rename(entry, aside)
+        except OSError:  # another process was faster, or nothing can be moved there
+            return
+        _remove(aside)
+
+    def _keep(self, origin: Origin, write: Callable[[Path], None]) -> None:
+        entry = self._entry(origin)
+        part = self._beside(entry, "part")
+        try:
+            self._begin()
+            _remove(part)
+            part.mkdir()
+            write(part)
+            files.write_json(part / ORIGIN, _described(origin, part))
+            os.rename(part, entry)
+        except OSError as error:
+            if not entry.is_dir():  # else another process has kept the same meanwhile
+                terminal.say(f"{entry}: could not be kept ({error.strerror or error}); it will be made again")
+        finally:
+            _remove(part)
+
+    def _begin(self) -> None:
+        """The folder, with what tells what it is."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        about = self._folder / ABOUT
+        if about.is_file():
+            return
+        try:
+            files.write_text(about, TEXT)
+        except FileNotFoundError:
+            if not about.is_file():  # else another process wrote it at the same time
+                raise
+
+    def _beside(self, entry: Path, purpose: str) -> Path:
+        """A place that no other process uses."""
+        return entry.with_name(f".{entry.name}.{os.getpid()}.{purpose}")
+
+
+def _described(origin: Origin, entry: Path) -> dict[str, Any]:
+    """What stands in `origin.json`."""
+    contents = {path.name: digest([path]) for path in sorted(entry.iterdir())}
+    return {
+        "kind": origin.kind,
+        "base": origin.base,
+        "digest": origin.digest,
+        "made_of": origin.parts,
+        "files": contents,
+        "made_with": versions(),
+    }
+
+
+def _check(entry: Path, origin: Origin) -> None:
+    """Raises ValueError for an entry that is of something else, or whose files are not what was written."""
+    there = files.read_json(entry / ORIGIN)
+    if (there["kind"], there["digest"]) != (origin.kind, origin.digest):
+        raise ValueError(f"{ORIGIN} tells of something else")
+    for name, written in there["files"].items():
+        if digest([entry / name]) != written:
+            raise ValueError(f"{name} is not what was written")
+
+
+def _remove(path: Path) -> None:
+    """A folder or a file, where it is there; what cannot be removed stays."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
