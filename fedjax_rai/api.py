@@ -53,7 +53,7 @@ class Run:
         from fedjax_rai.runs import files
 
         self._must_be_finished()
-        return files.read_json(self.folder / "summary.json")
+        return files.read_object(self.folder / "summary.json")
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

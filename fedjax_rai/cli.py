@@ -12,16 +12,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from fedjax_rai import __version__, terminal
+from fedjax_rai import __version__, cli_data, terminal
 from fedjax_rai.errors import InputError
+from fedjax_rai.reading import half_a_character
 
 if TYPE_CHECKING:
     from fedjax_rai.config.schema import ExperimentConfig
     from fedjax_rai.tools.generate import WrittenPrompt
 
+
+class Commands(TyperGroup):
+    """The commands; their arguments are text."""
+
+    def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+        with terminal.answering():
+            check_arguments(sys.argv[1:] if args is None else args)
+        return super().main(args, *others, **options)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raises InputError for an argument whose bytes are no UTF-8: no file that is written here could hold it."""
+    for number, argument in enumerate(arguments, 1):
+        wrong = half_a_character(argument)
+        if wrong is not None:
+            raise InputError(f"argument {number}, {argument!r}: is not UTF-8; must be text in UTF-8")
+
+
 app = typer.Typer(
     name="fedjax-rai",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -29,6 +50,7 @@ app = typer.Typer(
 )
 cai = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cai, name="cai", help="Prepare data by constitutional AI.")
+app.add_typer(cli_data.app, name="data", help="Prepare the corpus, or show what a source holds.")
 
 COMPUTED = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32"}
 STORED = COMPUTED | {"float16": "float16", "fp16": "float16"}
@@ -261,6 +283,28 @@ def export(
         typer.echo(out)
 
 
+@app.command("import-gguf")
+def import_gguf(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, as llama.cpp reads it.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", show_default=False, help="Store bfloat16 (if not given) or float32.")
+    ] = "bfloat16",
+) -> None:
+    """Write a GGUF file's model as a Hugging Face folder, for model.path.
+
+    Needs the extra gguf: pip install 'fedjax-rai[gguf]'.
+    """
+    with terminal.answering():
+        precise = _dtype(dtype, COMPUTED)
+        _quiet()
+        from fedjax_rai.tools.import_gguf import import_gguf as write
+
+        write(file, out, precise)
+        typer.echo(out)
+        terminal.say(f"next: {shlex.join([*terminal.program(), 'generate', str(out), '--prompt', EXAMPLE])}")
+
+
 @app.command("config")
 def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the config in full, or what is wrong with it."""
@@ -332,7 +376,8 @@ def _check_prompts(texts: list[str] | None, file: Path | None) -> None:
     if bool(texts) == (file is not None):
         wrong = "both --prompt and --prompts" if texts else "no prompts"
         raise InputError(f"{wrong}: must be one of --prompt TEXT, --prompts FILE, or --prompts - for standard input")
-    if file is not None and str(file) != STANDARD_INPUT and not file.is_file():
+    is_there = file is not None and (str(file) == STANDARD_INPUT or (os.path.exists(file) and not os.path.isdir(file)))
+    if file is not None and not is_there:
         raise InputError(f"--prompts {file}: no such file; must be JSON lines with `prompt` or `token_ids`, or -")
 
 

@@ -19,7 +19,7 @@ from fedjax_rai.errors import InputError
 PROGRAM = "fedjax-rai"
 ROUND = "round"
 SECONDS_BETWEEN_LINES = 60.0  # of a phase's plain progress; every round has a line
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what may be mended, and then the same command goes on
 INTERRUPTED = 130  # what shells give for SIGINT
 
 _live: list[Any] = []  # the one progress that is shown: rich's bar, or None for plain lines
@@ -136,8 +136,8 @@ def program() -> list[str]:
 def answering(resumable: bool = False) -> Iterator[None]:
     """End a command as its user expects: bad input by its message and exit code 2, never by a traceback.
 
-    An interrupt ends it by exit code 130 and, if it is `resumable`, by how to go on; so does a disk that is full or
-    may not be written, by exit code 1. Everything else is a fault of ours, and keeps its traceback.
+    So does a path that the file system refuses. An interrupt ends it by exit code 130 and, if it is `resumable`, by how
+    to go on; so does a disk that is full, by exit code 1. Everything else is a fault of ours, and keeps its traceback.
     """
     further = f"; to go on: {shlex.join([*program(), *sys.argv[1:]])}" if resumable else ""
     try:
@@ -149,11 +149,17 @@ def answering(resumable: bool = False) -> Iterator[None]:
         say(f"\ninterrupted{further}")
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:
-        if error.errno not in DISK:
+        is_full = error.errno in FULL
+        if error.errno is None or not (is_full or error.filename):
             raise
-        named = f"{error.filename}: " if error.filename else ""
-        say(f"{named}{os.strerror(error.errno)}{further}")
-        raise SystemExit(1) from None
+        named = f"{shown_path(error.filename)}: " if error.filename else ""
+        say(f"{named}{os.strerror(error.errno)}{further if is_full else ''}")
+        raise SystemExit(1 if is_full else 2) from None
+
+
+def shown_path(path: Any) -> str:
+    """A path as a line may hold it, whatever it is made of."""
+    return os.fsdecode(path).encode("utf-8", "backslashreplace").decode() if not isinstance(path, int) else str(path)
 
 
 def _is_animated() -> bool:

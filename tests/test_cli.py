@@ -17,7 +17,7 @@ from fedjax_rai.runs import prepare, report, run
 from fedjax_rai.studies import sweep, table
 from tests.processes import succeed
 
-HEAVY = ("jax", "flax", "transformers", "datasets", "numpy", "orbax", "matplotlib", "rich")
+HEAVY = ("jax", "flax", "transformers", "datasets", "numpy", "orbax", "matplotlib", "rich", "tensorflow_datasets")
 RUNNER = CliRunner()
 
 
@@ -58,7 +58,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["-V"], ["run", "-h"], ["run", "absent.yaml"], ["config", "a.yaml"], ["generate", "tiny"]],
+    [
+        ["--help"],
+        ["-V"],
+        ["run", "-h"],
+        ["run", "absent.yaml"],
+        ["config", "a.yaml"],
+        ["generate", "tiny"],
+        ["data", "show", "-h"],
+    ],
 )
 def test_help_and_bad_input_load_nothing_heavy(arguments: list[str]) -> None:
     succeed("loaded_modules", ",".join(HEAVY), *arguments, folder=Path.cwd())
@@ -154,7 +162,8 @@ def test_a_prepared_set_ends_by_how_to_train_on_it(calls: list) -> None:
     ]
 
 
-NAMES = ("", "run", "eval", "table", "sweep", "generate", "export", "config", "cai", "cai generate")
+COMMANDS = "run eval table sweep generate export config cai data".split()
+NAMES = ("", *COMMANDS, "cai generate", "data prepare", "data show")
 
 
 @pytest.mark.parametrize("command", NAMES)
@@ -173,6 +182,7 @@ def test_every_command_and_option_has_a_sentence() -> None:
 
     group = typer.main.get_command(app)
     commands: dict[str, object] = {**group.commands, **group.commands["cai"].commands}  # pyright: ignore
+    commands |= group.commands["data"].commands  # pyright: ignore
     for name, command in commands.items():
         sentence = command.help.split("\n")[0]  # pyright: ignore
         assert sentence[0].isupper() and sentence.endswith("."), name

@@ -16,6 +16,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 IMPORTED_AS = {
     "orbax-checkpoint": ("orbax",),
     "huggingface-hub": ("huggingface_hub",),
+    "tensorflow-datasets": ("tensorflow_datasets",),
     "pydantic": ("pydantic", "pydantic_core"),
     "pyyaml": ("yaml",),
     "myst-parser": ("myst_parser",),
@@ -66,7 +67,17 @@ def test_every_dependency_is_imported_by_the_package(requirement: str) -> None:
 
 def test_everything_that_the_package_imports_is_declared() -> None:
     declared = {name for requirement in PROJECT["dependencies"] for name in names(requirement)}
-    assert imported("fedjax_rai") - declared - {"jaxlib"} == set()
+    optional = {name for requirement in (*EXTRAS["parity"], *EXTRAS["gguf"]) for name in names(requirement)}
+    assert imported("fedjax_rai") - declared - {"jaxlib"} - optional == set()
+
+
+def test_what_an_extra_brings_is_imported_where_it_is_used() -> None:
+    """Never at the top of a module, which would then fail to import without the extra."""
+    optional = {name for requirement in (*EXTRAS["parity"], *EXTRAS["gguf"]) for name in names(requirement)}
+    for path in (ROOT / "fedjax_rai").rglob("*.py"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        at_top = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
+        assert not at_top & optional, path
 
 
 @pytest.mark.parametrize(
@@ -84,6 +95,6 @@ def test_every_extra_is_used(extra: str, requirement: str) -> None:
 
 
 def test_everything_that_tests_import_is_declared() -> None:
-    listed = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["parity"]]
+    listed = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["parity"], *EXTRAS["gguf"]]
     declared = {name for requirement in listed for name in names(requirement)}
     assert imported("tests") - declared == set()

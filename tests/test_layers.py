@@ -11,12 +11,15 @@ ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
     {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
-    {"config": "column_names files grid keys load names schema views"},
+    {"config": "column_names files grid keys load names prepared schema views"},
     {
-        "text": "compare hub prompts tokenizer",
-        "model": "architecture attention decoder families lora peft quantize weights",
+        "text": "compare gguf_tokenizer hub prompts tokenizer",
+        "model": "architecture attention decoder families gguf lora peft quantize weights",
     },
-    {"data": "columns examples files order packing partition sources summary tiny_lexicon tiny_world turns"},
+    {
+        "data": "columns corpus download examples files order packing partition records sources square summary "
+        "tiny_lexicon tiny_world turns"
+    },
     {"train": "dispatch generate losses optimizers step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
@@ -36,9 +39,10 @@ FLOORS = (
     {
         "studies": "dry_run plots results sweep table",
         "bench": "__main__ machine shapes torch_peer work",
-        "tools": "config_reference generate run_folder_reference tiny_base",
+        "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "
+        "tiny_base",
     },
-    {"": "api cli __main__"},
+    {"": "api cli cli_data __main__"},
 )
 # What may know the whole config; everything else is handed the section, or the numbers, that it needs.
 WHOLE_CONFIG = ("config", "memory", "experiment", "runs", "studies", "bench", "tools", "api", "cli", "__main__")

@@ -158,6 +158,13 @@ def test_numbers_of_things_are_plain_english() -> None:
         (InputError("a.yaml:1: [bold]"), 2, "a.yaml:1: [bold]\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted; to go on: fedjax-rai run 'a b.yaml'\n"),
         (OSError(errno.ENOSPC, "", "x"), 1, "x: No space left on device; to go on: fedjax-rai run 'a b.yaml'\n"),
+        (OSError(errno.EIO, ""), 1, "Input/output error; to go on: fedjax-rai run 'a b.yaml'\n"),
+        (NotADirectoryError(errno.ENOTDIR, "", "x/y"), 2, "x/y: Not a directory\n"),
+        (PermissionError(errno.EACCES, "", Path("x")), 2, "x: Permission denied\n"),
+        (FileNotFoundError(errno.ENOENT, "", b"x"), 2, "x: No such file or directory\n"),
+        (OSError(errno.ENAMETOOLONG, "", "x"), 2, "x: File name too long\n"),
+        (OSError(errno.EROFS, "", "\udcff"), 2, "\\udcff: Read-only file system\n"),
+        (OSError(errno.ELOOP, "", "x"), 2, "x: Too many levels of symbolic links\n"),
     ],
 )
 def test_what_is_not_our_fault_has_no_traceback(
@@ -185,6 +192,6 @@ def test_the_program_is_named_as_it_can_be_started(tmp_path: Path, monkeypatch: 
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
-    for error in (ValueError("x"), FileNotFoundError(errno.ENOENT, "", "x"), BrokenPipeError(errno.EPIPE, "")):
+    for error in (ValueError("x"), OSError("no number"), BrokenPipeError(errno.EPIPE, "")):
         with pytest.raises(type(error)), terminal.answering():
             raise error

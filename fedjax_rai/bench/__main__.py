@@ -55,8 +55,11 @@ def federated_round(
     repeats: Repeats = 3,
     peer: Peer = False,
     compiled: Compile = False,
-) -> None:  # options of a command, so more than six
-    """Measure a federated round of LoRA: tokens a second and the share of this machine's matrix products."""
+) -> None:
+    """Measure a federated round of LoRA: tokens a second and the share of this machine's matrix products.
+
+    More than six parameters, as they are the options of a command.
+    """
     with terminal.answering():
         check_shape(model, dtype)
         shape = {"clients": clients, "steps": steps, "batch": batch, "length": length}
@@ -76,8 +79,11 @@ def generate(
     dtype: Dtype = "bfloat16",
     repeats: Repeats = 3,
     peer: Peer = False,
-) -> None:  # options of a command, so more than six
-    """Measure greedy decoding with an adapter: tokens a second and the share of this machine's copies."""
+) -> None:
+    """Measure greedy decoding with an adapter: tokens a second and the share of this machine's copies.
+
+    More than six parameters, as they are the options of a command.
+    """
     with terminal.answering():
         check_shape(model, dtype)
         shape = {"rows": rows, "prompt": prompt, "new": new}

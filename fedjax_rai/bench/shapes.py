@@ -13,28 +13,28 @@ from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.lora import Lora
 
 
-def _llama(vocabulary: int, width: int, inner: int, layers: int, heads: int, groups: int, tied: bool) -> dict[str, Any]:
-    """A Llama's `config.json`."""
+def _llama(width: int, inner: int, layers: int, heads: int, groups: int, **others: Any) -> dict[str, Any]:
+    """A Llama's `config.json`; `others`: its vocabulary, and whether it ties its embeddings."""
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": inner,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": groups,
         "head_dim": width // heads,
-        "tie_word_embeddings": tied,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        **others,
     }
 
 
 MODELS: dict[str, dict[str, Any]] = {
-    "tiny": _llama(4096, 256, 688, 6, 8, 4, True),
-    "135M": _llama(49152, 576, 1536, 30, 9, 3, True),  # the shape of SmolLM2 135M
-    "1B": _llama(128256, 2048, 8192, 16, 32, 8, True),  # of Llama 3.2 1B
-    "8B": _llama(128256, 4096, 14336, 32, 32, 8, False),  # of Llama 3.1 8B
+    "tiny": _llama(256, 688, 6, 8, 4, vocab_size=4096, tie_word_embeddings=True),
+    # the shapes of SmolLM2 135M, Llama 3.2 1B and Llama 3.1 8B
+    "135M": _llama(576, 1536, 30, 9, 3, vocab_size=49152, tie_word_embeddings=True),
+    "1B": _llama(2048, 8192, 16, 32, 8, vocab_size=128256, tie_word_embeddings=True),
+    "8B": _llama(4096, 14336, 32, 32, 8, vocab_size=128256, tie_word_embeddings=False),
 }
 """The `config.json` of every named shape; weights are random."""
 

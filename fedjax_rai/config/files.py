@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fedjax_rai.config.keys import imported_values, schemas
 from fedjax_rai.config.names import attribute, fingerprint
+from fedjax_rai.config.prepared import folder, is_prepared
 from fedjax_rai.config.schema import TINY, ExperimentConfig, is_hub_name
 from fedjax_rai.config.views import value_at
 from fedjax_rai.errors import InputError, did_you_mean_file
@@ -48,7 +49,12 @@ def check_files(config: ExperimentConfig) -> None:
         value = value_at(config, key)
         if key in imported or value is None or value == file.shipped:
             continue
-        if not _may_be_there(key, value, file.inside):
+        if is_rows(key) and is_prepared(value):
+            try:
+                folder(value)
+            except InputError as error:
+                problems.append(f"{key} = {error}")
+        elif not _may_be_there(key, value, file.inside):
             near = did_you_mean_file(value)
             shipped = file.shipped or (TINY if file.inside else None)
             allowed = "must be one" if shipped is None else f"must be one, or {shipped!r}"
@@ -80,8 +86,8 @@ def is_rows(key: str) -> bool:
 def digests(config: ExperimentConfig) -> dict[str, str]:
     """The hash of every file here that a config names, by key; of a folder or a glob of rows, of all files and names.
 
-    Of a folder of other files, the hash of the JSON lines or the adapter in it. A `package.module:attribute` gives its name and the
-    hash of the file that it is from.
+    Of a folder of other files, the hash of the JSON lines or the adapter in it. A `package.module:attribute` gives its
+    name and the hash of the file that it is from.
     """
     imported = imported_values(config)
     found = {key: fingerprint(name, key) for key, name in imported.items()}
@@ -90,7 +96,7 @@ def digests(config: ExperimentConfig) -> dict[str, str]:
         is_model = bool(file.inside)  # those of a hub are noted by their commit
         if key in imported or value is None or value == file.shipped or is_model:
             continue
-        if is_rows(key) and (Path(value).exists() or is_glob(value)):
+        if is_rows(key) and (is_prepared(value) or Path(value).exists() or is_glob(value)):
             found[key] = rows_digest(value)
         elif Path(value).exists():
             found[key] = digest(_files(Path(value)))
@@ -107,10 +113,10 @@ def digest(files: Iterable[Path]) -> str:
 
 def rows_digest(path: str | Path) -> str:
     """The SHA-256 hash of a file of rows; of a folder or a glob, of all files' names and contents, at any depth."""
-    here = Path(path)
+    here = folder(str(path)) if is_prepared(str(path)) else Path(path)
     if here.is_file():
         return digest([here])
-    files = files_at(path)
+    files = files_at(path if is_glob(path) else here)
     names = [file.relative_to(here).as_posix() if here.is_dir() else str(file) for file in files]
     found = hashlib.sha256()
     for name, file in sorted(zip(names, files, strict=True)):

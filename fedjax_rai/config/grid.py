@@ -1,5 +1,6 @@
 """The points of a sweep: a config at every combination of some keys' values."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 from fedjax_rai.yaml_lines import parse_value
+
+LONGEST_NAME = 200  # bytes of a folder's name; most file systems take 255
 
 
 class Point(NamedTuple):
@@ -59,8 +62,16 @@ def combine(load: Callable[[Sequence[str]], ExperimentConfig], swept: Mapping[st
 
 
 def folder_name(values: Mapping[str, str]) -> str:
-    """The name of a point's run folder: `cai.iterations=10,seed=0`, with what no folder should hold replaced."""
-    return ",".join(f"{key}={_for_a_folder(text)}" for key, text in values.items())
+    """The name of a point's run folder: `cai.iterations=10,seed=0`, with what no folder should hold replaced.
+
+    A name that file systems may refuse as too long is cut, and ends in a digest of the whole.
+    """
+    name = ",".join(f"{key}={_for_a_folder(text)}" for key, text in values.items())
+    encoded = name.encode()
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    ending = f"-{hashlib.sha256(encoded).hexdigest()[:12]}"
+    return encoded[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

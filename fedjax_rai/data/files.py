@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_rai.config.files import DATA_SUFFIXES, data_suffix, files_at, is_glob, may_be_on_hub
+from fedjax_rai.config.prepared import is_prepared
+from fedjax_rai.data.records import read_records
 from fedjax_rai.errors import InputError, did_you_mean_file
 from fedjax_rai.reading import decode_text, parse_json, parse_json_at
 
@@ -39,6 +41,10 @@ def read_rows(path: str | Path, name: str | None = None, split: str = "train", r
     A folder may have been saved by `datasets`. `split` chooses among those of a folder or of a data set on the hub;
     `name` (its configuration) and `revision` are of a data set on the hub. Raises InputError for what cannot be read.
     """
+    if is_prepared(str(path)):
+        _refuse("name", name, path, "is prepared, and names its configuration itself")
+        _refuse("revision", revision, path, "is here, and not on the hub")
+        return read_records(str(path), split)
     here = Path(path)
     if here.exists():
         _refuse("revision", revision, path, "is here, and not on the hub")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_rai import rng
+from fedjax_rai.config.prepared import check_language, columns_of
 from fedjax_rai.data.columns import COLUMNS, Language, NoPair, Pair, Reader, reader, show
 from fedjax_rai.data.files import file_rows, read_rows, read_text
 from fedjax_rai.errors import InputError
@@ -82,13 +83,15 @@ def read_pairs(source: Source) -> Read:
 
     Raises InputError with the place of the first row that is not as it should be, and where there is no pair.
     """
+    check_language(source.path, source.language)
+    columns = columns_of(source.path) if source.columns is None else source.columns
     rows = 0
     pairs: list[Pair] = []
     refusals: list[str] = []
     by: Reader | None = None
     for place, row in read_rows(source.path, source.name, source.split, source.revision):
         if by is None:
-            by = reader(source.columns, source.language, row, place)
+            by = reader(columns, source.language, row, place)
         rows += 1
         try:
             pairs += by.pairs(row, place)

@@ -138,6 +138,6 @@ def synthetic_parts(config: ExperimentConfig) -> list[str]:
     parts = [name for name, source in sources.items() if source == TINY]
     if config.cai.enabled and config.cai.data != ONLINE:
         prepared = Path(config.cai.data) / SUMMARY
-        if prepared.is_file() and files.read_json(prepared)["synthetic"]:
+        if prepared.is_file() and files.read_object(prepared)["synthetic"]:
             parts.append("revisions")
     return parts

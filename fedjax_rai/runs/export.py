@@ -38,6 +38,8 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
     chosen = dtype or ("bfloat16" if merged else "float32")
     if not (folder / SUMMARY).is_file() or not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: not the folder of a finished run (it has no {SUMMARY}); run it to its end first")
+    for folder in (out, _part(out)):
+        files.check_writable(folder, str(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; name another one")
     config = pinned(folder, load_config(folder / CONFIG))
@@ -61,7 +63,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
 def _whole(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when all is written, and is removed otherwise."""
     out = out.absolute()
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part = _part(out)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -71,6 +73,12 @@ def _whole(out: Path) -> Iterator[Path]:
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _part(out: Path) -> Path:
+    """Where a folder lies while it is written."""
+    whole = out.absolute()
+    return whole.with_name(f".{whole.name}.{os.getpid()}.part")
 
 
 def _copy(source: Path, out: Path, patterns: tuple[str, ...]) -> None:

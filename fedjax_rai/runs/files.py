@@ -1,15 +1,18 @@
 """JSON files, whole or not at all, and what stands in them as typed values."""
 
+import errno
 import fcntl
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from fedjax_rai import reading
 from fedjax_rai.errors import InputError
 
 
@@ -25,9 +28,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """What stands in a JSON file, as dictionaries and lists."""
-    return json.loads(path.read_text(encoding="utf-8"))
+COPY = "restore it from a copy"
+
+
+def read_json(path: Path, remedy: str = COPY) -> Any:
+    """What stands in a JSON file, as dictionaries and lists; raises InputError, with the remedy, for any other file."""
+    try:
+        return reading.read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from None
+
+
+def read_object(path: Path, remedy: str = COPY) -> dict[str, Any]:
+    """The object in a JSON file; raises InputError, with the remedy, for a file that holds anything else."""
+    value = read_json(path, remedy)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold an object in JSON; {remedy}")
+    return value
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -36,11 +53,33 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a JSON-lines file; a last one cut off by a kill is left out. No file: no rows."""
+    """The whole rows of a JSON-lines file; a last one cut off by a kill is left out. No file: no rows.
+
+    Raises InputError with the line where another one is no JSON object.
+    """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")  # a kill may leave half a character
-    return [json.loads(line) for line in lines[:-1]]
+    whole, _, _ = path.read_bytes().rpartition(b"\n")  # a kill may leave half a character
+    if not whole:
+        return []
+    return [_row(line, path, number) for number, line in enumerate(_text(whole, path).split("\n"), 1)]
+
+
+def _text(content: bytes, path: Path) -> str:
+    try:
+        return reading.decode_text(content, str(path))
+    except InputError as error:
+        raise InputError(f"{error}; {COPY}") from None
+
+
+def _row(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = reading.parse_json(line, str(path), number)
+    except InputError as error:
+        raise InputError(f"{error}; {COPY}") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{path}:{number}: must be an object in JSON; {COPY}")
+    return row
 
 
 def append_row(path: Path, row: Any) -> None:
@@ -127,6 +166,39 @@ def _named_tuple(kind: Any, value: Mapping[str, Any], where: str) -> Any:
         raise InputError(f"{where}: {'; '.join(found)}; was it written by another version?")
     kinds = get_type_hints(kind)
     return kind(**{name: typed(kinds[name], content, f"{where}.{name}") for name, content in value.items()})
+
+
+LONGEST_INSIDE = 200  # bytes of the longest path within a folder of ours: a state's, while it is written
+
+
+def check_writable(folder: Path, stated: str) -> None:
+    """Raises InputError unless files can be written into a folder that is there, or that can be made; leaves nothing.
+
+    A file of that name is no fault here: who wants the folder says what it must be. `stated` says who names the folder,
+    as messages begin with it.
+    """
+    whole = folder.absolute()
+    there = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
+    if there == whole and there.is_file():
+        return  # which the caller takes for what it is
+    if not there.is_dir():
+        raise InputError(f"{stated}: {there} is no folder; name another one")
+    try:
+        _check_names(there, whole)
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"written")
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{stated}: cannot be written to ({there}: {reason}); name another folder") from None
+
+
+def _check_names(there: Path, whole: Path) -> None:
+    """Raises OSError if the names behind the folder that is there, or a path within, would be too long."""
+    longest_name = os.pathconf(there, "PC_NAME_MAX")
+    names = [len(os.fsencode(name)) for name in whole.relative_to(there).parts]
+    length = len(os.fsencode(whole)) + LONGEST_INSIDE
+    if max(names, default=0) > longest_name or length > os.pathconf(there, "PC_PATH_MAX"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A run's folder: whose it is, what it began with, and whether it is finished."""
 
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ def versions() -> dict[str, Any]:
     }
 
 
+RESTORED = "restore it from a copy, or name another output"
+MADE_AGAIN = "remove it and run again, which evaluates anew and writes it"
 CONFIG, VERSIONS, ADAPTER = "config.yaml", "versions.json", "adapter"
 DATA = "data.json"
 EVALUATION, ANSWERS, SUMMARY = "eval.json", "answers.jsonl", "summary.json"
@@ -82,7 +85,12 @@ def entered(folder: Path, config: ExperimentConfig, setting: Setting) -> Iterato
 
 
 def check_folder(folder: Path, config: ExperimentConfig) -> bool:
-    """Whether the run is finished. Raises InputError if the folder holds anything but this very run."""
+    """Whether the run is finished. Raises InputError if the folder holds anything but this very run.
+
+    And if a run that is not finished could not write there.
+    """
+    if not os.path.isfile(folder / SUMMARY):
+        files.check_writable(folder, f"output = {folder}")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not (folder / CONFIG).is_file():
@@ -92,7 +100,10 @@ def check_folder(folder: Path, config: ExperimentConfig) -> bool:
         listed = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
         raise InputError(f"output = {folder}: holds a run of another config; name another folder, or undo\n{listed}")
     check_unchanged(config, folder, began_with(folder).get("files", {}))
-    return (folder / SUMMARY).is_file()
+    if not (folder / SUMMARY).is_file():
+        return False
+    files.read_object(folder / SUMMARY, MADE_AGAIN)
+    return True
 
 
 def note_versions(path: Path, others: dict[str, Any]) -> None:
@@ -100,7 +111,7 @@ def note_versions(path: Path, others: dict[str, Any]) -> None:
 
     `others`: commits of the models that came from the hub, digests of files.
     """
-    past = files.read_json(path) if path.exists() else []
+    past = _noted(path)
     now = present(Versions(**versions(), **others))
     if now not in past:
         files.write_json(path, [*past, now])
@@ -108,7 +119,19 @@ def note_versions(path: Path, others: dict[str, Any]) -> None:
 
 def began_with(folder: Path) -> dict[str, Any]:
     """The versions that the run in a folder began with; nothing where none has."""
-    return files.read_json(folder / VERSIONS)[0] if (folder / VERSIONS).is_file() else {}
+    return next(iter(_noted(folder / VERSIONS)), {})
+
+
+def _noted(path: Path) -> list[dict[str, Any]]:
+    """The entries of a file of versions, none without it; raises InputError where it holds anything else."""
+    if not path.exists():
+        return []
+    entries = files.read_json(path, RESTORED)
+    if not entries or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{path}: must hold a list of objects in JSON; {RESTORED}")
+    if not isinstance(entries[0].get("files", {}), dict):
+        raise InputError(f"{path}: its first entry must have an object of digests under 'files'; {RESTORED}")
+    return entries
 
 
 def pins(configs: Sequence[ExperimentConfig]) -> dict[str, str]:
@@ -138,8 +161,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     """(dotted key, old value, new value) wherever two resolved configs differ."""
     found = []
     for key in old:
-        if isinstance(old[key], dict) and old[key].keys() == new[key].keys():
-            found += differences(old[key], new[key], f"{prefix}{key}.")
-        elif old[key] != new[key]:
-            found.append((prefix + key, old[key], new[key]))
+        now = new.get(key)
+        if isinstance(old[key], dict) and isinstance(now, dict) and old[key].keys() == now.keys():
+            found += differences(old[key], now, f"{prefix}{key}.")
+        elif old[key] != now:
+            found.append((prefix + key, old[key], now))
     return found

@@ -25,7 +25,7 @@ def draw_run(folder: Path) -> None:
     Drawn from metrics.jsonl and summary.json alone. A run without rounds has no loss.
     """
     rows = files.read_rows(folder / METRICS)
-    summary = files.read_json(folder / SUMMARY)
+    summary = files.read_object(folder / SUMMARY)
     panels: list[Callable[[Any], None]] = [
         lambda axes: draw_safety(axes, rows, summary),
         lambda axes: draw_seconds(axes, seconds_by_phase(rows, summary)),

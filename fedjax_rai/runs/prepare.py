@@ -9,6 +9,7 @@ what `trl.SFTTrainer` takes. There is no column `messages`: beside `prompt`, TRL
 the set here.
 """
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -98,6 +99,8 @@ def adapter_digest(folder: Path) -> str:
 
 def check_config(out: Path, config: ExperimentConfig) -> None:
     """Raises InputError if the folder holds anything but a set of that config."""
+    if not os.path.isfile(out / SUMMARY):
+        files.check_writable(out, str(out))
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / SET).is_file():
@@ -110,7 +113,7 @@ def check_config(out: Path, config: ExperimentConfig) -> None:
 def finished(out: Path, request: dict[str, Any]) -> bool:
     """Whether the set is complete; raises InputError if the folder holds another one than is asked for."""
     if (out / SET).is_file():
-        _refuse(out, differences(files.read_json(out / SET), request))
+        _refuse(out, differences(files.read_object(out / SET), request))
     return (out / SUMMARY).is_file()
 
 
@@ -311,7 +314,7 @@ def _shares(
 
 def report(out: Path) -> str:
     """A finished set in lines: what it holds, what it cost, and where it lies."""
-    summary = files.read_json(out / SUMMARY)
+    summary = files.read_object(out / SUMMARY)
     lines = []
     if summary["synthetic"]:
         lines.append(f"SYNTHETIC (tiny world: {', '.join(summary['synthetic'])})")

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedjax_rai import terminal
 from fedjax_rai.aliases import PyTree
 from fedjax_rai.cai.revise import Rollout
+from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.phase import warnings
 from fedjax_rai.experiment.round import Outcome
 from fedjax_rai.experiment.setting import Setting
@@ -38,11 +40,23 @@ class Record:
         self._checkpoints.close()
 
     def restore(self, like: PyTree) -> tuple[int, PyTree]:
-        """(rounds done, state after them); rows that are ahead of the state are taken off."""
+        """(rounds done, state after them); rows that are ahead of the state are taken off.
+
+        Raises InputError where no state can be read, or a file of rows is not what it was: a row of each round, in
+        order, in the metrics, and conversations of rounds.
+        """
         done, state = self._checkpoints.restore(like)
+        metrics = self.folder / METRICS
+        there = [row.round for row in rows.read_rounds(metrics)[:done]]
+        missing = [t for t in range(1, done + 1) if there[t - 1 : t] != [t]]
+        if missing:
+            raise InputError(
+                f"{metrics}: its line {missing[0]} is not the row of round {missing[0]}, though there is a state after "
+                f"round {done}; restore the file from a copy, or remove {self.folder / CHECKPOINTS} to begin anew"
+            )
         for name in (METRICS, REVISIONS):
             path = self.folder / name
-            kept = [row for row in files.read_rows(path) if row["round"] <= done]
+            kept = [row for row in files.read_rows(path) if _round(row, path) <= done]
             files.write_rows(path, kept)
         return done, state
 
@@ -70,6 +84,13 @@ class Record:
         """Take over another record's rows so far."""
         for name in (METRICS, REVISIONS):
             files.write_rows(self.folder / name, files.read_rows(other.folder / name))
+
+
+def _round(row: Mapping[str, Any], path: Path) -> int:
+    found = row.get("round")
+    if not isinstance(found, int):
+        raise InputError(f"{path}: a row has no field 'round', a whole number; restore the file from a copy")
+    return found
 
 
 def measured(t: int, outcome: Outcome, seconds: Mapping[str, float]) -> Round:

@@ -313,4 +313,4 @@ def read_data(path: Path) -> DataFile:
 
 def read_summary(path: Path) -> Summary:
     """A run's `summary.json`; InputError where it holds anything else."""
-    return files.typed(Summary, files.read_json(path), str(path))
+    return files.typed(Summary, files.read_object(path, "run again without it, which evaluates anew"), str(path))

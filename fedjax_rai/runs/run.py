@@ -81,6 +81,7 @@ def evaluate_run(folder: Path) -> None:
     """
     if not (folder / CONFIG).is_file() or not (folder / ADAPTER).is_dir():
         raise InputError(f"{folder}: not a run folder with {CONFIG} and {ADAPTER}/ (is the run finished?)")
+    files.check_writable(folder, str(folder))
     with files.alone(folder):
         config = load_config(folder / CONFIG).model_copy(update={"output": str(folder)})
         check_inputs([config])

@@ -161,6 +161,7 @@ def check_together(points: Sequence[Point]) -> None:
 def check_sweep(points: Sequence[Point]) -> Path:
     """The sweep's folder. Raises InputError if it holds anything but a sweep of this config, be it of other values."""
     folder = output(points[0]).parent
+    files.check_writable(folder, f"output = {folder}")
     if (folder / SWEEP).is_file():
         check_same(folder / SWEEP, base_config(points), "a sweep", points[0].values)
         return folder
@@ -209,7 +210,7 @@ def collect(points: Sequence[Point]) -> list[Row]:
         values = {key: value for key, value in point.values.items() if key != "seed"}
         row = rows.setdefault(tuple(values.values()), Row(values, [], []))
         row.folders.append(output(point))
-        row.summaries.append(files.read_json(output(point) / SUMMARY))
+        row.summaries.append(files.read_object(output(point) / SUMMARY))
     return list(rows.values())
 
 

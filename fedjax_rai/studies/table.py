@@ -109,17 +109,23 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
         for arm, run_config in by_arm.items():
             setting = Setting(run_config, setting, begun, store)
             terminal.say(f"[{len(summaries) + 1}/{len(configs)}] {arm}, seed {seed}")
-            summaries[arm, seed] = files.read_json(run(run_config, setting) / SUMMARY)
+            summaries[arm, seed] = files.read_object(run(run_config, setting) / SUMMARY)
     write(folder, config, chosen, summaries)
     return folder
 
 
 def check_table(folder: Path, config: ExperimentConfig) -> None:
     """Raise InputError if the folder holds anything but a table of this config; arms and seeds may be others."""
+    files.check_writable(folder, f"output = {folder}")
     if (folder / TABLE).is_file():
         check_same(folder / TABLE, config, "a table", ["seed"])
-    elif folder.exists() and any(path.name[:4] != "seed" and path.name != GUARDS for path in folder.iterdir()):
+    elif folder.is_file() or (folder.is_dir() and any(not _of_a_table(path) for path in folder.iterdir())):
         raise InputError(f"output = {folder}: exists and is not a table's folder; name another one")
+
+
+def _of_a_table(path: Path) -> bool:
+    """Whether a table's folder, begun and cut off, may hold this."""
+    return path.name.startswith("seed") or path.name == GUARDS
 
 
 def choose(arms: Sequence[str] | None) -> list[str]:

@@ -1,6 +1,5 @@
 """Answers to a user's own prompts: how to try a model or an adapter before, or after, a run."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from fedjax_rai.model.families import read_config, read_json
 from fedjax_rai.model.lora import NO_LORA, Lora
 from fedjax_rai.model.peft import load_adapter
 from fedjax_rai.model.weights import load_base
+from fedjax_rai.reading import checked_text, decode_text, parse_json, read_text
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
 from fedjax_rai.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, stop_ids
@@ -157,45 +157,40 @@ def prompts_of_texts(texts: Sequence[str], place: str = "--prompt") -> list[Writ
         where = place if len(texts) == 1 else f"{place} (number {number})"
         if not text.strip():
             raise InputError(f"{where}: is empty; must be the text of a prompt")
+        checked_text(text, where, "prompt")
         found.append(WrittenPrompt(where, {"prompt": text}))
     return found
 
 
 def prompts_of_file(path: Path) -> list[WrittenPrompt]:
     """The prompts of a file of JSON lines; blank lines are passed over. Raises InputError with file and line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
-    return [WrittenPrompt(where, _json(line, where)) for where, line in _lines(text, str(path))]
+    text = read_text(path, "file of JSON lines", "*.json*")
+    return [
+        WrittenPrompt(where, parse_json(line, str(path), number)) for where, number, line in _lines(text, str(path))
+    ]
 
 
 def prompts_of_lines(data: bytes, name: str = "standard input") -> list[WrittenPrompt]:
     """The prompts of lines, one each: a line that begins with `{` is JSON, any other is the prompt's own text."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: byte {error.start} is not UTF-8; must be lines of text") from None
+    text = decode_text(data, name)
     found = []
-    for where, line in _lines(text, name):
+    for where, number, line in _lines(text, name):
         is_json = line.lstrip().startswith("{")
-        found.append(WrittenPrompt(where, _json(line, where) if is_json else {"prompt": line.strip()}))
+        row = parse_json(line, name, number) if is_json else {"prompt": line.strip()}
+        found.append(WrittenPrompt(where, row))
     return found
 
 
-def _lines(text: str, name: str) -> list[tuple[str, str]]:
-    """(place, line) of every line that is not blank; raises InputError where there is none."""
-    lines = [(f"{name}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+def _lines(text: str, name: str) -> list[tuple[str, int, str]]:
+    """(place, number, line) of every line that is not blank; raises InputError where there is none.
+
+    A byte order mark at the beginning of any is passed over: files may have been put together.
+    """
+    lines = [(number, line.lstrip("\ufeff")) for number, line in enumerate(text.split("\n"), 1)]
+    found = [(f"{name}:{number}", number, line) for number, line in lines if line.strip()]
+    if not found:
         raise InputError(f"{name}: holds no prompts")
-    return lines
-
-
-def _json(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error})") from None
+    return found
 
 
 def encode(written: WrittenPrompt, files: ModelFiles, raw: bool, longest: int | None) -> EncodedPrompt:
@@ -231,11 +226,7 @@ def _encoded(written: WrittenPrompt, files: ModelFiles, raw: bool) -> EncodedPro
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: prompt is {value!r}, must be text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: prompt is no text in UTF-8 (half a character)") from None
-    return value
+    return checked_text(value, where, "prompt")
 
 
 def _checked(ids: Any, where: str, vocabulary: int) -> list[int]:

@@ -119,18 +119,25 @@ def test_an_arm_that_reads_no_guard_checks_and_plans_without_one(config, arm, fo
         nobody.check()
 
 
+def fitted(made) -> Any:
+    """The adapter of the guard that was fitted, or found."""
+    guard = made.guard
+    assert isinstance(guard, guards.Guard)
+    return guard.adapter
+
+
 def test_a_guard_is_fitted_and_its_scores_computed_once(config, arm, monkeypatch):
     """Two processes with one store: the second fits and scores nothing, and has the same numbers."""
     work, store = Work(monkeypatch), InMemory()
     first, second, alone = (guarding(arm(config), given) for given in (store, store, None))
-    assert (first.guard.adapter, work.fits) == ({"fitted": 1}, 1)
+    assert (fitted(first), work.fits) == ({"fitted": 1}, 1)
     scores = first.scores
     assert first.quality["fitted"] is not None and (work.fits, work.scorings) == (1, 2)
     assert second.scores.tolist() == scores.tolist() and second.quality == first.quality
-    assert second.guard.adapter == {"fitted": 1} and (work.fits, work.scorings) == (1, 2)
+    assert fitted(second) == {"fitted": 1} and (work.fits, work.scorings) == (1, 2)
     assert store.found == 3 and [origin.kind for origin in store.origins] == ["fitted", "scores", "scores"]
     assert alone.guard and work.fits == 2, "without a store it is fitted"
-    (leaf,) = jax.tree.leaves(second.guard.adapter)
+    (leaf,) = jax.tree.leaves(fitted(second))
     assert leaf.sharding.mesh.shape == arm(config).models.mesh.shape, "it lies where a fitted one does"
 
 

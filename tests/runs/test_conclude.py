@@ -42,7 +42,7 @@ def test_the_guards_quality_is_told_by_who_it_is_of(config):
     fitted, released = ({"accuracy": x, "precision": x, "recall": x, "hmean": x} for x in (90.0, 60.0))
     vars(setting.guarding)["quality"] = {"fitted": fitted, "released": released}
     told = guard_quality(setting)
-    assert told.fitted and (told.fitted.accuracy, told.released.accuracy) == (90.0, 60.0)
+    assert told and told.fitted and (told.fitted.accuracy, told.released.accuracy) == (90.0, 60.0)
 
 
 def test_what_has_no_label_is_in_no_share(config):

@@ -108,10 +108,10 @@ def test_prompts_come_from_options_a_file_or_standard_input(tmp_path):
         (None, ("--prompt", ""), "--prompt: is empty"),
         (b"", ("--prompts", "-"), "standard input: holds no prompts"),
         (b"\n \n", ("--prompts", "-"), "standard input: holds no prompts"),
-        (b"a\n{b", ("--prompts", "-"), "standard input:2: not JSON"),
+        (b"a\n{b", ("--prompts", "-"), "standard input:2:2: not valid JSON"),
         (b"a\n{}", ("--prompts", "-"), 'standard input:2: must be an object with either "prompt"'),
-        (b"a\n\xff", ("--prompts", "-"), "standard input: byte 2 is not UTF-8; must be lines of text"),
-        (b'{"prompt": "\\ud800"}', ("--prompts", "-"), "standard input:1: prompt is no text in UTF-8"),
+        (b"a\n\xff", ("--prompts", "-"), "standard input:2: byte 2 is not UTF-8; must be a text file"),
+        (b'{"prompt": "\\ud800"}', ("--prompts", "-"), "standard input:1: field 'prompt' holds half of a character"),
     ],
 )
 def test_bad_sources_of_prompts_are_refused(stdin, options, message):
@@ -159,7 +159,7 @@ def test_an_adapter_changes_the_answer(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "p.jsonl:2: not JSON"),
+        ("{", "p.jsonl:2:2: not valid JSON"),
         ("[1, 2]", 'p.jsonl:2: must be an object with either "prompt" (text) or "token_ids" (a list of ids)'),
         ('{"prompt": "a", "token_ids": [1]}', "p.jsonl:2: must be an object with either"),
         ('{"text": "a"}', "p.jsonl:2: must be an object with either"),
