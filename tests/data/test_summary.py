@@ -61,6 +61,8 @@ def test_all_clients_and_why_some_have_nothing():
     plain = summary.all_clients([summary.client(PAIRS, mine, None, ANSWERS) for mine in held])
     assert (plain.kept, plain.dropped, plain.kept_harmful, plain.kept_pairs) == (None, None, None, None)
     assert (plain.without_pairs, plain.without_kept, plain.without_answers) == (1, 0, 1)
+    half = summary.all_clients([summary.client(PAIRS, rows(0, 3, 8, 9), None, ANSWERS)])
+    assert half.harmful_share == Spread(0.5, 0.5, 0.5), "of the two that have a label"
     nobody_knows = summary.all_clients([table[4]])
     assert nobody_knows.harmful_share is None
 

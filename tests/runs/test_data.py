@@ -101,6 +101,8 @@ def test_the_picture_shows_parts_clients_and_cuts(drawn: list[Any]) -> None:
     parts, clients, cut = drawn
     widths = [[float(bar.get_width()) for bar in bars] for bars in parts.containers]
     assert widths == [[6, 2], [6, 2], [153, 58]], "harmful, others, left out: of the clients', of the guard's"
+    begins = [[float(bar.get_x()) for bar in bars] for bars in parts.containers]
+    assert begins == [[0, 0], [6, 2], [12, 4]], "one behind the other"
     heights = [[float(bar.get_height()) for bar in bars] for bars in clients.containers]
     assert heights == [[2, 4], [6, 0]]
     assert clients.lines[0].get_ydata().tolist() == [6, 0]
