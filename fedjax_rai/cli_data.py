@@ -17,6 +17,7 @@ from fedjax_rai.errors import InputError
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 LANGUAGES = ("en", "ko")
+USED_BY = {"square20k": "data.train", "questions": "cai.red_prompts"}
 
 
 @app.command()
@@ -114,10 +115,11 @@ def _parse_columns(text: str) -> Any:
 
 
 def _close(made: str) -> None:
-    """End by what to type next: show what was prepared and, where it is to be trained on, train."""
+    """End by what to type next: show what was prepared and, where a key takes it, run with it."""
     commands = [[*terminal.program(), "data", "show", made]]
-    if made.rpartition("/")[2].startswith("square20k"):
+    key = USED_BY.get(made.rpartition("/")[2].rpartition("_")[0])
+    if key is not None:
         language = language_of(made)
         spoken = [] if language == LANGUAGES[0] else [f"data.language={language}"]
-        commands.append([*terminal.program(), "run", "CONFIG", f"data.train={made}", *spoken])
+        commands.append([*terminal.program(), "run", "CONFIG", f"{key}={made}", *spoken])
     terminal.say(f"next: {'; '.join(map(shlex.join, commands))}")

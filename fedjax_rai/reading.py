@@ -8,7 +8,8 @@ from typing import Any
 from fedjax_rai.errors import InputError, did_you_mean_file
 
 DEEPEST = 100  # levels of lists and objects within each other; what prints or compares them goes down by recursion
-POINTER = b"version https://git-lfs.github.com/spec/"  # how the file begins that Git LFS leaves in place of a large one
+# How the file begins that Git LFS leaves in place of a large one; the second one is that of its first versions.
+POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _MARK = "\ufeff"
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -47,8 +48,8 @@ def read_text(path: Path, what: str = "text file", pattern: str = "*") -> str:
 
 def decode_text(content: bytes, name: str) -> str:
     """Bytes in UTF-8 as text, without a byte order mark; raises InputError with the name and the line."""
-    if content.startswith(POINTER):
-        raise InputError(f"{name}: is a pointer of Git LFS in place of the file; fetch the file: git lfs pull")
+    if content.startswith(POINTERS):
+        raise InputError(f"{name}: {_POINTS}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{name}: is text in UTF-16; must be in UTF-8")
     try:
@@ -61,6 +62,31 @@ def decode_text(content: bytes, name: str) -> str:
 def read_json(path: Path, what: str = "JSON file", pattern: str = "*.json") -> Any:
     """What a JSON file holds; raises InputError as `read_text` and `parse_json` do."""
     return parse_json(read_text(path, what, pattern), str(path))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; raises InputError as `read_json` does, and for JSON that is no object."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return found
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises InputError where a file, of whatever form, is a pointer of Git LFS; who reads it says all else."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(max(map(len, POINTERS)))
+    except OSError:
+        return
+    if start.startswith(POINTERS):
+        raise InputError(f"{path}: {_POINTS}")
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What another library says is wrong, on one line that is not too long; the error's kind where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def parse_json(text: str, name: str, line: int = 1) -> Any:
@@ -112,6 +138,7 @@ def half_a_character(text: str) -> str | None:
     return f"holds half of a character, U+{ord(found.group()):04X} at character {found.start()}; must be Unicode text"
 
 
+_POINTS = "is a pointer of Git LFS in place of the file; fetch the file: git lfs pull"
 _TOO_DEEP = f"lists and objects within each other, more than {DEEPEST} levels"
 
 

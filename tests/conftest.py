@@ -32,7 +32,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the checkout; tests that need it are skipped where it is absent."""
-    path = Path(__file__).parents[2] / "shared" / "data"
+    beside = Path(__file__).parents[2] / "shared"
+    path = Path(os.environ.get("FEDJAX_RAI_SHARED", beside)) / "data"
     if not path.is_dir():
         pytest.skip("the real data (SQuARe, AdvBench) are absent: no ../shared/data")
     return path
@@ -49,14 +50,13 @@ def _programs_are_dropped():
         jax.clear_caches()
 
 
-@pytest.fixture
-def config(tmp_path):
+def small_config(output: Path):
     """An experiment so small that two whole rounds take seconds once compiled; on the shipped tiny base."""
     from fedjax_rai.config.schema import ExperimentConfig
 
     return ExperimentConfig.model_validate(
         {
-            "output": str(tmp_path / "run"),
+            "output": str(output),
             "model": {"dtype": "float32"},
             "lora": {"rank": 2, "alpha": 4},
             "data": {"red": 12, "acceptable": 28, "max_length": 64},
@@ -67,6 +67,22 @@ def config(tmp_path):
             "eval": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "batch_size": 8},
         }
     )
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The small experiment, its folder still to be made."""
+    return small_config(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory) -> Path:
+    """The folder of a finished small experiment without rounds: to be copied, and not changed."""
+    from fedjax_rai.runs.run import run
+
+    fields = small_config(tmp_path_factory.mktemp("finished") / "run").model_dump()
+    fields["federated"]["rounds"] = 0
+    return run(small_config(Path(fields["output"])).model_validate(fields))
 
 
 @pytest.fixture(scope="module")

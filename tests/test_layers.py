@@ -11,14 +11,14 @@ ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
     {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
-    {"config": "column_names files grid keys load names prepared schema views"},
+    {"config": "client_names column_names files grid keys load names prepared schema views"},
     {
-        "text": "compare gguf_tokenizer hub prompts tokenizer",
+        "text": "compare generation gguf_tokenizer hub prompts tokenizer",
         "model": "architecture attention decoder families gguf lora peft quantize weights",
     },
     {
-        "data": "columns corpus download examples files order packing partition records sources square summary "
-        "tiny_lexicon tiny_world turns"
+        "data": "columns corpus download examples files mix order packing partition prompts records roles sources "
+        "square summary tiny_lexicon tiny_world turns"
     },
     {"train": "dispatch generate losses optimizers step"},
     {

@@ -120,8 +120,8 @@ def make_sampling(cai: CaiConfig) -> Sampling:
 def is_due(cai: CaiConfig, t: int, safe_share: float | None) -> bool:
     """Whether a phase follows round t: it is the last of every `cai.every`, and the probe is below `cai.trigger`.
 
-    `safe_share`: the probe's; None, which no trigger allows, where there is no probe; NaN, where no answer of it has
-    a verdict, is below every trigger.
+    `safe_share`: the probe's; None, which no trigger allows, where there is no probe. NaN is below every trigger: of
+    what could not be measured nobody knows that it is safe.
     """
     if not cai.enabled or (t + 1) % cai.every != 0:
         return False

@@ -4,16 +4,14 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_rai.config.keys import imported_values, schemas
+from fedjax_rai.config.keys import imported_values, leaves
 from fedjax_rai.config.names import attribute, fingerprint
-from fedjax_rai.config.prepared import folder, is_prepared
+from fedjax_rai.config.prepared import digested_files, folder, is_prepared
 from fedjax_rai.config.schema import TINY, ExperimentConfig, is_hub_name
-from fedjax_rai.config.views import value_at
 from fedjax_rai.errors import InputError, did_you_mean_file
 
 ONLINE = "online"
@@ -26,16 +24,21 @@ class Wanted(NamedTuple):
     what: str
     shipped: str | None  # the default, which is no file; None: no file at all
     inside: str  # a file that a folder must hold, or nothing
+    rows: bool  # in any form that `data.files.read_rows` takes
 
 
-@cache
-def wanted() -> dict[str, Wanted]:
-    """What every key that the schema marks as `a_file` must name, by key."""
-    found = {}
-    for key, schema in schemas().items():
-        if "file" in schema:
-            found[key] = Wanted(schema["file"], schema["default"], schema.get("inside", ""))
-    return found
+def wanted(config: ExperimentConfig) -> Iterator[tuple[str, Wanted, str]]:
+    """(key, what it must name, the file or folder that it names) of every key that the schema marks as `a_file`.
+
+    Not of those that name none, or a value of the user's own.
+    """
+    imported = imported_values(config)
+    for key, schema, value in leaves(config):
+        if "file" not in schema or key in imported or value is None:
+            continue
+        file = Wanted(schema["file"], schema.get("default", TINY), schema.get("inside", ""), bool(schema.get("rows")))
+        if value != file.shipped:
+            yield key, file, value
 
 
 def check_files(config: ExperimentConfig) -> None:
@@ -43,23 +46,19 @@ def check_files(config: ExperimentConfig) -> None:
 
     What could be the name of a model or a data set on a hub (`owner/name`) is left to its reader.
     """
-    imported = imported_values(config)
     problems = []
-    for key, file in wanted().items():
-        value = value_at(config, key)
-        if key in imported or value is None or value == file.shipped:
-            continue
-        if is_rows(key) and is_prepared(value):
+    for key, file, value in wanted(config):
+        if file.rows and is_prepared(value):
             try:
                 folder(value)
             except InputError as error:
                 problems.append(f"{key} = {error}")
-        elif not _may_be_there(key, value, file.inside):
+        elif not _may_be_there(value, file):
             near = did_you_mean_file(value)
             shipped = file.shipped or (TINY if file.inside else None)
             allowed = "must be one" if shipped is None else f"must be one, or {shipped!r}"
             problems.append(f"{key} = {value!r}: no {file.what} there; {allowed}{near}")
-    for key, name in imported.items():
+    for key, name in imported_values(config).items():
         try:
             attribute(name, key, object)
         except InputError as error:
@@ -68,19 +67,14 @@ def check_files(config: ExperimentConfig) -> None:
         raise InputError("\n".join(problems))
 
 
-def _may_be_there(key: str, value: str, inside: str) -> bool:
+def _may_be_there(value: str, file: Wanted) -> bool:
     """Whether a file or folder is here, or may be on a hub."""
     path = Path(value)
-    if (path / inside).exists():
+    if (path / file.inside).exists():
         return True
-    if is_rows(key):
+    if file.rows:
         return bool(is_glob(value) and files_at(value)) or may_be_on_hub(value)
-    return bool(inside) and is_hub_name(value) and not path.exists()
-
-
-def is_rows(key: str) -> bool:
-    """Whether a key names rows in any form that `data.files.read_rows` takes."""
-    return bool(schemas()[key].get("rows"))
+    return bool(file.inside) and is_hub_name(value) and not path.exists()
 
 
 def digests(config: ExperimentConfig) -> dict[str, str]:
@@ -89,14 +83,11 @@ def digests(config: ExperimentConfig) -> dict[str, str]:
     Of a folder of other files, the hash of the JSON lines or the adapter in it. A `package.module:attribute` gives its
     name and the hash of the file that it is from.
     """
-    imported = imported_values(config)
-    found = {key: fingerprint(name, key) for key, name in imported.items()}
-    for key, file in wanted().items():
-        value = value_at(config, key)
-        is_model = bool(file.inside)  # those of a hub are noted by their commit
-        if key in imported or value is None or value == file.shipped or is_model:
+    found = {key: fingerprint(name, key) for key, name in imported_values(config).items()}
+    for key, file, value in wanted(config):
+        if file.inside:  # a model: those of a hub are noted by their commit
             continue
-        if is_rows(key) and (is_prepared(value) or Path(value).exists() or is_glob(value)):
+        if file.rows and (is_prepared(value) or Path(value).exists() or is_glob(value)):
             found[key] = rows_digest(value)
         elif Path(value).exists():
             found[key] = digest(_files(Path(value)))
@@ -114,6 +105,8 @@ def digest(files: Iterable[Path]) -> str:
 def rows_digest(path: str | Path) -> str:
     """The SHA-256 hash of a file of rows; of a folder or a glob, of all files' names and contents, at any depth."""
     here = folder(str(path)) if is_prepared(str(path)) else Path(path)
+    if is_prepared(str(path)) and (known := digested_files(here)):
+        return digest(known)
     if here.is_file():
         return digest([here])
     files = files_at(path if is_glob(path) else here)
@@ -152,6 +145,14 @@ def data_suffix(path: Path) -> str:
         if suffix.lower() not in _COMPRESSED:
             return suffix.lower()
     return ""
+
+
+def stem(path: Path) -> str:
+    """A name without the suffixes of data and compression: `v1.train` of `v1.train.jsonl.gz`."""
+    name = path.name
+    while Path(name).suffix.lower() in DATA_SUFFIXES | _COMPRESSED:
+        name = name[: -len(Path(name).suffix)]
+    return name
 
 
 def is_glob(path: str | Path) -> bool:

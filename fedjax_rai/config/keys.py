@@ -1,6 +1,7 @@
 """The keys of a config: sections, what each may hold, in words, and the nearest spelling of one that does not exist."""
 
 import difflib
+from collections.abc import Iterator, Sequence
 from datetime import date
 from functools import cache
 from typing import Any
@@ -25,11 +26,65 @@ def sections() -> dict[str, type[BaseModel]]:
 @cache
 def schemas() -> dict[str, dict[str, Any]]:
     """JSON schema of every value, by dotted key."""
-    top = ExperimentConfig.model_json_schema()["properties"]
-    found = {name: schema for name, schema in top.items() if name not in sections()}
+    found = {name: schema for name, schema in _properties(ExperimentConfig).items() if name not in sections()}
     for name, section in sections().items():
-        found |= {f"{name}.{key}": schema for key, schema in section.model_json_schema()["properties"].items()}
+        found |= {f"{name}.{key}": schema for key, schema in _properties(section).items()}
     return found
+
+
+def _properties(section: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a section's keys, those of sections within it in their places."""
+    whole = section.model_json_schema()
+    return _without_references(whole["properties"], whole.get("$defs", {}))
+
+
+def _without_references(schema: Any, named: dict[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_without_references(item, named) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _without_references(named[schema["$ref"].rpartition("/")[2]], named) | {
+            key: value for key, value in schema.items() if key != "$ref"
+        }
+    return {key: _without_references(value, named) for key, value in schema.items()}
+
+
+def leaves(config: ExperimentConfig) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """(key, JSON schema, value) of every key, and of those of every entry of a list: `data.sources[0].path`."""
+    for key, schema in schemas().items():
+        value = value_at(config, key)
+        yield key, schema, value
+        entries = value if isinstance(value, tuple) else ()
+        for i, entry in enumerate(entries):
+            if isinstance(entry, Section):
+                for name, inside in properties(inner(schema)).items():
+                    yield f"{key}[{i}].{name}", inside, getattr(entry, name)
+
+
+def properties(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schemas of the keys of a mapping with keys of its own; none of any other value."""
+    for option in schema.get("anyOf", [schema]):
+        if "properties" in option:
+            return option["properties"]
+    return {}
+
+
+def within(schema: dict[str, Any], place: Sequence[str]) -> dict[str, Any]:
+    """The schema of what lies at a place within a value: positions of lists, keys of mappings."""
+    for part in place:
+        if part != "[key]":
+            schema = properties(schema).get(part) or inner(schema)
+    return schema
+
+
+def place_within(schema: dict[str, Any], place: Sequence[str]) -> str:
+    """How such a place is written behind the key: `[0].path`, `[q_proj]`."""
+    text = ""
+    for depth, part in enumerate(place):
+        if part != "[key]":
+            text += f".{part}" if properties(within(schema, place[:depth])) else f"[{part}]"
+    return text
 
 
 def inner(schema: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +98,8 @@ def inner(schema: dict[str, Any]) -> dict[str, Any]:
 
 def allowed(schema: dict[str, Any]) -> str:
     """What a value of this JSON schema may be, in words."""
+    if "says" in schema:
+        return schema["says"]
     if "anyOf" in schema:
         return " or ".join(allowed(option) for option in schema["anyOf"])
     if "enum" in schema:
@@ -50,6 +107,8 @@ def allowed(schema: dict[str, Any]) -> str:
         return (f"one of {', '.join(names)}" if len(names) > 1 else names[0]) + _or_attribute(schema)
     if schema["type"] == "array":
         return f"a list, each {allowed(schema['items'])}"
+    if "properties" in schema:
+        return f"a mapping of {', '.join(properties(schema))}"
     if schema["type"] == "object":
         return f"a mapping of patterns, each to {allowed(schema['additionalProperties'])}"
     word = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
@@ -62,11 +121,13 @@ def hint(value: Any, schema: dict[str, Any]) -> str:
     """What may have gone wrong with a value that this JSON schema refuses."""
     if isinstance(value, bool):
         return "; YAML reads unquoted yes, no, on, off as truth values"
-    if schema.get("type") == "string" and isinstance(value, str):
-        return did_you_mean(value, schema.get("enum", ()))
+    options = schema.get("anyOf", [schema])
+    texts = [option for option in options if option.get("type") == "string"]
+    if texts and isinstance(value, str):
+        return did_you_mean(value, texts[0].get("enum", ()))
     if schema.get("type") == "string" or isinstance(value, date):
         return "; put it in quotes"
-    kinds = {option.get("type") for option in schema.get("anyOf", [schema])}
+    kinds = {option.get("type") for option in options}
     if isinstance(value, str) and kinds & {"integer", "number"} and is_in_another_base(value):
         return "; YAML would read this in base 8 or 60: write it in base 10, without a leading 0"
     return "; write it in digits alone, like 1000" if "integer" in kinds and isinstance(value, float | str) else ""
@@ -90,11 +151,9 @@ def suggest_key(key: str) -> str:
 def imported_values(config: ExperimentConfig) -> dict[str, str]:
     """The values of the user's own that a config names as `package.module:attribute`, by key."""
     found = {}
-    for key, schema in schemas().items():
-        if "attribute" not in schema:
-            continue
-        value = value_at(config, key)
-        if isinstance(value, str) and is_attribute(value):
+    for key, schema, value in leaves(config):
+        takes = any("attribute" in option for option in schema.get("anyOf", [schema]))
+        if takes and isinstance(value, str) and is_attribute(value):
             found[key] = value
     return found
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from fedjax_rai.config.keys import allowed, hint, inner, schemas, sections, suggest_key
+from fedjax_rai.config.keys import allowed, hint, place_within, properties, schemas, sections, suggest_key, within
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.errors import InputError
+from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.yaml_lines import DEEPEST, Document, no_text, parse_value, read_yaml
 
 GIVEN = "the given config"  # the place of what stands in no file
@@ -136,17 +136,41 @@ def _apply(override: str, read: _Source) -> list[str]:
     if key in sections():
         inside = ", ".join(name for name in schemas() if name.startswith(f"{key}."))
         return [f"{place}: {key} is a section; must name one of its keys: {inside}"]
-    if key not in schemas():
+    entry = _ENTRY.fullmatch(key)
+    if key not in schemas() and not (entry and entry[1] in schemas()):
         return [f"{place}: {key}: no such key{suggest_key(key)}"]
     try:
         value = parse_value(text)
     except ValueError as error:
         return [f"{place}: {key}: {error}"]
+    if key not in schemas() and entry:
+        return _apply_to_entry(entry, value, place, read)
     section, _, name = key.rpartition(".")
     inside = read.data.setdefault(section, {}) if section else read.data
     if isinstance(inside, dict):  # else the file's own mistake is reported
         inside[name] = value
         read.where[key] = place
+        read.where.update(dict.fromkeys([at for at in read.where if at.startswith(f"{key}.")], place))
+    return []
+
+
+_ENTRY = re.compile(r"(\w+\.\w+)\[(\d+)\]\.(\w+)")  # data.sources[0].rows
+
+
+def _apply_to_entry(entry: re.Match[str], value: Any, place: str, read: _Source) -> list[str]:
+    """Write one key of one entry of a list of mappings; returns the problem, if there is one."""
+    key, index, name = entry[1], int(entry[2]), entry[3]
+    section, _, last = key.rpartition(".")
+    inside = read.data.get(section)
+    entries = inside.get(last) if isinstance(inside, dict) else None
+    there = len(entries) if isinstance(entries, list | tuple) else 0
+    if index >= there:
+        return [f"{place}: {key} has {there} entries, counted from 0; must be one of them, or {key}=[...] for all"]
+    assert isinstance(inside, dict) and entries is not None
+    if isinstance(entries[index], Mapping):  # else the file's own mistake is reported
+        changed = {**entries[index], name: value}
+        inside[last] = [*entries[:index], changed, *entries[index + 1 :]]
+        read.where[f"{key}.{index}.{name}"] = place
     return []
 
 
@@ -154,18 +178,35 @@ def _explain(error: Any, read: _Source) -> str:
     """One line for one pydantic error: place, key, value, what it must be."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location[:2] if location[0] in sections() else location[:1])
-    place = read.where.get(key) or read.where.get(location[0]) or read.name
-    index = "".join(f"[{part}]" for part in location[key.count(".") + 1 :] if part != "[key]")
+    inside = location[key.count(".") + 1 :]
+    place = _place(location, read) or read.where.get(key) or read.where.get(location[0]) or read.name
+    index = place_within(schemas()[key], inside) if key in schemas() else ""
     value = error["input"]
     if error["type"] == "extra_forbidden":
-        return f"{place}: {key}: no such key{suggest_key(key)}"
+        return f"{place}: {key}{index}: no such key{_near(key, inside) if inside else suggest_key(key)}"
+    if error["type"] == "missing":
+        return f"{place}: {key}{index}: must be given"
     stated = f"{place}: {key}{index} = {_show(value)}{'' if key in read.where else ' (the default)'}: "
     if key in sections():
         return f"{stated}must be a section of keys: {', '.join(sections()[key].model_fields)}"
     if error["type"] == "value_error" and not isinstance(value, bool):
         return stated + str(error["ctx"]["error"])
-    schema = inner(schemas()[key]) if index else schemas()[key]
+    schema = within(schemas()[key], inside)
     return f"{stated}must be {allowed(schema)}{hint(value, schema)}"
+
+
+def _place(location: Sequence[str], read: _Source) -> str | None:
+    """Of the innermost key that has one, of a value within a value."""
+    for depth in range(len(location), 2, -1):
+        if ".".join(location[:depth]) in read.where:
+            return read.where[".".join(location[:depth])]
+    return None
+
+
+def _near(key: str, inside: Sequence[str]) -> str:
+    """The nearest key to one that an entry does not have, or all that there are."""
+    known = properties(within(schemas()[key], inside[:-1]))
+    return did_you_mean(inside[-1], known) or f"; must be one of {', '.join(known)}"
 
 
 def _show(value: Any) -> str:

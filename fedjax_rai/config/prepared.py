@@ -13,6 +13,10 @@ DATASET = "square"
 CORPORA = ("square20k_en", "square20k_ko", "slg20k_en", "slg20k_ko", "questions_en", "questions_ko")
 FORM = f"{PREFIX}NAME/CONFIG, like {PREFIX}{DATASET}/{CORPORA[0]}, or {PREFIX}DIR/NAME/CONFIG for those under a folder"
 INFO = "dataset_info.json"  # TFDS writes it last: a folder that has it is whole
+CHECKSUMS = "sha256.json"
+"""Beside the records of a corpus: the hash of each file. The reader of damaged records ends the whole process."""
+METADATA = "metadata.json"
+"""What a corpus was made of, and the hash of its rows; two that are made of the same have the same."""
 _COLUMNS = {
     "square20k": "square",
     "slg20k": {
@@ -101,6 +105,14 @@ def folder(source: str) -> Path:
     if not there:
         raise InputError(_missing(source, name))
     return max(there, key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+def digested_files(path: Path) -> list[Path] | None:
+    """The files whose hash tells a corpus in this folder from another; None: all of them, as of any other data set.
+
+    Records of the same rows are written in other bytes each time, so their hash is that of the rows, in `METADATA`.
+    """
+    return [path / METADATA] if (path / CHECKSUMS).is_file() else None
 
 
 def _missing(source: str, name: PreparedName) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from fedjax_rai.config.client_names import Clients
 from fedjax_rai.config.column_names import ColumnNames
 from fedjax_rai.config.names import TAKES_ATTRIBUTE, Name, is_attribute
 
@@ -135,6 +136,100 @@ class MeshConfig(Section):
     """Ways in which its heads and columns are split."""
 
 
+class DirichletConfig(Section):
+    """The partition `dirichlet` (arXiv 1909.06335): each client's mixture of kinds is drawn from a Dirichlet."""
+
+    alpha: Rate = 0.5
+    """Its concentration: the smaller, the fewer kinds a client holds; the mixtures' mean is that of all pairs."""
+    column: Text = "category"
+    """What kinds are by: `category`, `label` (harmful, acceptable, unlabelled), or a column of the rows."""
+
+
+class CategoryConfig(Section):
+    """The partition `category`: whole kinds go to clients."""
+
+    column: Text = "category"
+    """What kinds are by: `category`, `label`, or a column of the rows."""
+
+
+class QuantityConfig(Section):
+    """The partition `quantity`: clients hold unequal numbers of pairs, by a power law."""
+
+    exponent: Weight = 1.0
+    """Client i, from 0, holds a share of the pairs in proportion to (i + 1)^-exponent; 0: even sizes."""
+
+
+class HarmConfig(Section):
+    """The partition `harm`: the harmful pairs lie with few clients."""
+
+    share: Share = 0.3
+    """The share of the clients, the first ones, that hold them; sizes stay as even as they can be."""
+
+
+class NaturalConfig(Section):
+    """The partition `natural`: a column names the client."""
+
+    column: Text = "client"
+    """The column of the rows; the `federated.clients` values with the most pairs are taken."""
+
+
+_PARTITIONS = Name("iid", "dirichlet", "category", "quantity", "harm", "natural")
+Kind = Literal["harmful", "acceptable"]
+
+
+class SourceConfig(Section):
+    """An entry of `data.sources`: pairs, and which clients hold them."""
+
+    path: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)]
+    """A file, a folder, a glob or a data set on the hub, as of `data.train`; `tiny`: pairs of the tiny world."""
+    name: Text | None = None
+    """The configuration of a data set on the hub, where it has several."""
+    split: Text = "train"
+    """The split of a data set that has several."""
+    revision: Text | None = None
+    """Branch, tag or commit of a data set on the hub; null: its main branch."""
+    columns: ColumnNames = None
+    """How its columns are called; null: `data.columns`."""
+    language: Literal["en", "ko"] | None = None
+    """Which of the texts are read, where rows have both languages; null: `data.language`."""
+    label: Kind | None = None
+    """What all rows of an unlabelled source are; null: what their labels say, if they have any."""
+    only: Kind | None = None
+    """Clients hold its pairs of this label alone; null: all."""
+    rows: Count | None = None
+    """How many of its pairs clients hold in all, drawn at random from its clients' part; null: all."""
+    share: Share | None = None
+    """The same as a share of its clients' part, in place of `rows`."""
+    clients: Clients = None
+    """Which clients hold it: 0-6, [0, 3, 9], or 30%: so many of those that no source names by number; null: all."""
+    partition: Annotated[str, _PARTITIONS] | None = None
+    """How its pairs are dealt out to them; null: `data.partition`."""
+    dirichlet: DirichletConfig | None = None
+    """The numbers of that partition, for this source; null: those of the section `dirichlet`."""
+    category: CategoryConfig | None = None
+    """The same; null: those of the section `category`."""
+    quantity: QuantityConfig | None = None
+    """The same; null: those of the section `quantity`."""
+    harm: HarmConfig | None = None
+    """The same; null: those of the section `harm`."""
+    natural: NaturalConfig | None = None
+    """The same; null: those of the section `natural`."""
+
+    @field_validator("only")
+    @classmethod
+    def _not_of_one_label(cls, only: str | None, info: ValidationInfo) -> str | None:
+        if only is not None and info.data.get("label") is not None:
+            raise ValueError(f"must be left out: label = {info.data['label']}, so that all rows are of that label")
+        return only
+
+    @field_validator("share")
+    @classmethod
+    def _not_rows_too(cls, share: float | None, info: ValidationInfo) -> float | None:
+        if share is not None and info.data.get("rows") is not None:
+            raise ValueError("must be left out where rows is given")
+        return share
+
+
 def _of_a_hub_data_set(value: str | None, info: ValidationInfo) -> str | None:
     path = info.data.get("train")
     if value is not None and path is not None and not is_hub_name(path):
@@ -146,7 +241,8 @@ class DataConfig(Section):
     """The clients' training pairs."""
 
     train: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)] = "tiny"
-    """The rows: `tiny` (the synthetic world); a file, a folder or a glob; or `owner/name` on the hub (docs/data.md)."""
+    """The rows: `tiny` (the synthetic world); a file, a folder or a glob; `owner/name` on the hub (docs/data.md); or
+    `tfds:NAME/CONFIG`, a prepared set (docs/corpus.md)."""
     columns: ColumnNames = None
     """Which columns hold prompt, answer and label: a layout, or names of your own; null: recognised."""
     name: Text | None = None
@@ -157,18 +253,32 @@ class DataConfig(Section):
     """Branch, tag or commit of a data set on the hub; null: its main branch."""
     language: Literal["en", "ko"] = "en"
     """Which of SQuARe's texts are read."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Several sources in place of `train`, each with the clients that hold it (docs/clients.md)."""
+    recipe: Literal["all", "three_to_seven"] = "all"
+    """Which of the pairs clients hold: `all`, or the paper's harmful and acceptable ones at 3 to 7."""
     red: Natural | None = None
-    """Pairs with a harmful answer, of all clients; null: as many as there are at the paper's ratio of 3 to 7."""
+    """Pairs with a harmful answer, of all clients; null: all, or at 3 to 7 as many as there are at that ratio."""
     acceptable: Natural | None = None
-    """Pairs with an acceptable answer, of all clients; null: as many as there are at that ratio."""
+    """Pairs with an acceptable answer, of all clients; null: all, or at 3 to 7 as many as there are at that ratio."""
     max_length: Annotated[int, Field(strict=True, ge=16)] = 256
     """Tokens of a conversation, at most; longer ones are cut and counted."""
     packing: Flag = False
     """Short examples of a local step share rows, which changes no number but the time."""
-    partition: Annotated[str, Name("iid")] = "iid"
-    """How the pairs are dealt out to the clients."""
+    partition: Annotated[str, _PARTITIONS] = "iid"
+    """How the pairs are dealt out to the clients. Its numbers are in the section of its name."""
     split: Literal["tune", "test"] = "test"
     """Which half of the tiny world is evaluated: settings are tuned on one, reported on the other."""
+
+    @field_validator("sources")
+    @classmethod
+    def _in_place_of_train(cls, sources: tuple, info: ValidationInfo) -> tuple:
+        alone = {"train": TINY, "name": None, "train_split": "train", "revision": None}
+        for key, default in alone.items():
+            value = info.data.get(key, default)
+            if sources and value != default:
+                raise ValueError(f"must be left out where data.{key} = {value!r} is given; each source has its own")
+        return sources
 
 
 _ALGORITHMS = Name("fedavg", "scaffold", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
@@ -347,6 +457,10 @@ class CaiConfig(Section):
     """DPO's reference: the adapter at the start of the phase, or the base without one."""
     data: Annotated[PathText, a_file("JSON lines of revisions, or folder of them")] = "online"
     """`online`: the policy writes revisions in every phase; or a prepared set (`fedjax-rai cai generate`)."""
+    red_prompts: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
+    """Red prompts that a phase draws from: any rows with prompts (docs/clients.md); null: the server's share."""
+    replay_data: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
+    """Benign prompts for `cai.replay`, in the same way; null: the server's share, or the tiny world's."""
     prompts: Count = 64
     """Red prompts of a phase, or pairs of a prepared set."""
     prompts_per_chunk: Count | None = None
@@ -397,8 +511,14 @@ class CaiConfig(Section):
 class EvalConfig(Section):
     """The evaluation of the final adapter."""
 
-    advbench: Annotated[PathText, a_file("CSV file with header goal,target")] = "tiny"
-    """Harmful requests: `tiny` (templates of the synthetic world) or AdvBench's CSV file."""
+    advbench: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)] = "tiny"
+    """Harmful requests: `tiny` (templates of the synthetic world), AdvBench's CSV, or any rows with prompts."""
+    hhh: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
+    """Choices between two answers: HHH's rows, or prompt, chosen and rejected; null: the data's own, if any."""
+    utility: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
+    """Tasks: rows with prompts and one right `answer` each; null: the tiny world's, with its data."""
+    over_refusal: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
+    """Harmless prompts: rows like XSTest's, whose unsafe ones are left out; null: the tiny world's, with its data."""
     judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"
     """Whose verdicts the headline rate, `harmless`, counts; every judge that can is reported beside it.
 
@@ -420,7 +540,7 @@ class EvalConfig(Section):
     max_new_tokens: Count = 64
     """Tokens of an answer, at most."""
     batch_size: Count = 64
-    """Rows that are answered or scored at once; changes no number."""
+    """Rows that are answered or scored at once; changes no number in float32, in bfloat16 only by rounding."""
 
 
 class ExperimentConfig(Section):
@@ -436,6 +556,11 @@ class ExperimentConfig(Section):
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
+    dirichlet: DirichletConfig = DirichletConfig()
+    category: CategoryConfig = CategoryConfig()
+    quantity: QuantityConfig = QuantityConfig()
+    harm: HarmConfig = HarmConfig()
+    natural: NaturalConfig = NaturalConfig()
     federated: FederatedConfig = FederatedConfig()
     fedprox: FedProxConfig = FedProxConfig()
     fedavgm: FedAvgMConfig = FedAvgMConfig()

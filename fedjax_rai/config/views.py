@@ -1,5 +1,6 @@
 """Views of a config: the keys that a part of an experiment reads, and no others."""
 
+import re
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -47,10 +48,10 @@ Readable: TypeAlias = ExperimentConfig | View
 
 
 def value_at(config: Readable, key: str) -> Any:
-    """The value of a dotted key, or a whole section."""
+    """The value of a dotted key, of an entry's (`data.sources[0].path`), or a whole section."""
     value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
+    for name in re.findall(r"\w+", key):
+        value = value[int(name)] if name.isdigit() else getattr(value, name)
     return value
 
 

@@ -87,12 +87,12 @@ def prepare_splits(prepared: Corpus, files: Mapping[str, Iterable[Placed]], part
 
 def _unique(rows: Iterable[Placed], check: Callable[[Any, str, Language], Row], language: Language) -> Split:
     """The checked rows of a file in its order, each text once; none that is there with both labels."""
-    first: dict[tuple[str, ...], Row] = {}
-    labels: dict[tuple[str, ...], Counter] = {}
+    first: dict[tuple[str, str], Row] = {}
+    labels: dict[tuple[str, str], Counter] = {}
     read = 0
     for place, given in rows:
         row = check(given, place, language)
-        key = (_question(row), _response(row))
+        key = row["key"] = _key(row)
         first.setdefault(key, row)
         labels.setdefault(key, Counter())[row["label"]] += 1
         read += 1
@@ -106,7 +106,7 @@ def _unique(rows: Iterable[Placed], check: Callable[[Any, str, Language], Row], 
 def _recipe(rows: Sequence[Row], prepared: Corpus, partial: bool) -> list[Row]:
     """Red and acceptable pairs at 3 to 7 of this corpus' half of the questions, those with the least digests."""
     here = [row for row in rows if _digest(_question(row))[0] % 2 == HALVES[prepared.kind]]
-    ranked = sorted(here, key=lambda row: _digest(f"{_question(row)}\n{_response(row)}"))
+    ranked = sorted(here, key=lambda row: _digest("\n".join(row["key"])))
     sides = {label: [row for row in ranked if row["acceptable?"] == label] for label in (0, 1)}
     red, acceptable = len(sides[0]), len(sides[1])
     share = min(red // 3, acceptable // 7, RED // 3)  # how many times 3 and 7
@@ -126,13 +126,15 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(f"square:{text}".encode()).digest()
 
 
+def _key(row: Row) -> tuple[str, str]:
+    """(question, response) by which rows are told apart: the originals, else translations, as they are to a reader."""
+    question = row.get("question") or row["question_en"]
+    response = row.get("response") or row.get("response_en") or ""
+    return same(question), same(response)
+
+
 def _question(row: Row) -> str:
-    """What tells questions apart: the original, else its translation, as it is to a reader."""
-    return same(row.get("question") or row["question_en"])
-
-
-def _response(row: Row) -> str:
-    return same(row.get("response") or row.get("response_en") or "")
+    return row["key"][0]
 
 
 def _written(row: Row, prepared: Corpus) -> Row:

@@ -3,8 +3,8 @@
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -50,30 +50,41 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()  # without secrets
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
         raise InputError(f"{shown}: cannot be fetched; must be a path, or a URL that begins with https:// or http://")
-    target = folder / sha256[:16] / (Path(unquote(parts.path)).name[-100:] or "file")
+    target = folder / sha256[:16] / (Path(unquote(parts.path)).name[-50:] or "file")
     if target.is_file() and file_sha256(target) == sha256:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
-    part = Path(name)
-    try:
-        digest = hashlib.sha256()
-        size = 0
-        with os.fdopen(handle, "wb") as file:
-            for block in _blocks(url, shown):
-                digest.update(block)
-                size += file.write(block)
-        found = digest.hexdigest()
-        if found != sha256:
-            raise InputError(
-                f"{shown}: {size:,} bytes with sha256:{found}; must be sha256:{sha256}, as --checksum says"
-            )
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-        if not any(target.parent.iterdir()):
-            target.parent.rmdir()
+    with made(target.parent):
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            digest = hashlib.sha256()
+            size = 0
+            with part.open("wb") as file:
+                for block in _blocks(url, shown):
+                    digest.update(block)
+                    size += file.write(block)
+            found = digest.hexdigest()
+            if found != sha256:
+                raise InputError(
+                    f"{shown}: {size:,} bytes with sha256:{found}; must be sha256:{sha256}, as --checksum says"
+                )
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
     return target
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it; where what is done in it fails, those of them that are empty go again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # something is in it
+                path.rmdir()
+        raise
 
 
 def _blocks(url: str, shown: str) -> Iterator[bytes]:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_rai.config.files import DATA_SUFFIXES, data_suffix, files_at, is_glob, may_be_on_hub
+from fedjax_rai import terminal
+from fedjax_rai.config.files import DATA_SUFFIXES, data_suffix, files_at, is_glob, may_be_on_hub, stem
 from fedjax_rai.config.prepared import is_prepared
 from fedjax_rai.data.records import read_records
 from fedjax_rai.errors import InputError, did_you_mean_file
@@ -377,6 +378,13 @@ def _of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path]:
     if wanted not in splits:
         there = ", ".join(sorted(name for name in splits if name))
         raise InputError(f"{folder}: no split {split!r}, only {there}; must have it")
+    unread = splits.get("", [])
+    if unread:
+        others = ", ..." if len(unread) > 1 else ""
+        terminal.say(
+            f"{folder}: {terminal.plural(len(unread), 'file')} whose names say no split are not read, as others are of "
+            f"{split!r}: {unread[0].relative_to(folder)}{others}"
+        )
     return splits[wanted]
 
 
@@ -390,10 +398,10 @@ def _standard(split: str) -> str:
 
 def _split_of(path: Path, split: str) -> str:
     """The split that a file's name, or a folder's above it, names last; nothing where none does."""
-    stem = path.name.partition(".")[0]
-    if split in (stem, *path.parts[:-1]) or stem.startswith(f"{split}-"):
+    name = stem(path)
+    if split in (name, *path.parts[:-1]) or name.startswith(f"{split}-"):
         return _standard(split)
-    words = re.split(r"[^a-z]+", "/".join([*path.parts[:-1], stem]).lower())
+    words = re.split(r"[^a-z]+", "/".join([*path.parts[:-1], name]).lower())
     for word in reversed(words):
         for name, spellings in _SPLITS.items():
             if word in spellings:

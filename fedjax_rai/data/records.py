@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_rai.config.prepared import INFO, folder
+from fedjax_rai.config.prepared import CHECKSUMS, INFO, METADATA, folder
 from fedjax_rai.data.download import file_sha256
 from fedjax_rai.errors import InputError, did_you_mean
+from fedjax_rai.reading import read_object
 
 FORMAT = "array_record"
-CHECKSUMS = "sha256.json"
-"""Beside the records: the hash of each of them. The reader of damaged records ends the whole process."""
 
 
 class Records(Sequence):
@@ -55,16 +54,23 @@ def write_checksums(path: Path) -> None:
 
 def metadata(source: str) -> dict[str, Any]:
     """What a prepared corpus was made of: its files by split, their hashes, and what became of their rows."""
-    file = folder(source) / "metadata.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_metadata(folder(source))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The same of the folder of a prepared data set; empty where it is not there, or damaged."""
+    try:
+        return read_object(path / METADATA)
+    except InputError:
+        return {}
 
 
 def _check(path: Path, source: str) -> None:
     """Raise InputError where the format is another, or a file is not as it was written."""
     try:
-        info = json.loads((path / INFO).read_text(encoding="utf-8"))
-        hashes = json.loads((path / CHECKSUMS).read_text(encoding="utf-8")) if (path / CHECKSUMS).is_file() else {}
-    except ValueError:
+        info = read_object(path / INFO)
+        hashes = read_object(path / CHECKSUMS) if (path / CHECKSUMS).is_file() else {}
+    except InputError:
         raise InputError(f"{source}: damaged: {INFO} or {CHECKSUMS} in {path} is no JSON; {_AGAIN}") from None
     kind = info.get("fileFormat")
     if kind != FORMAT:

@@ -1,22 +1,13 @@
 """What users bring: (question, response) pairs in SQuARe's format, and AdvBench's requests."""
 
-import csv
-import hashlib
-import io
-from bisect import bisect
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_rai import rng
 from fedjax_rai.config.prepared import check_language, columns_of
 from fedjax_rai.data.columns import COLUMNS, Language, NoPair, Pair, Reader, reader, show
-from fedjax_rai.data.files import file_rows, read_rows, read_text
+from fedjax_rai.data.files import file_rows, read_rows
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.compare import same
-
-RED_SHARE, ACCEPTABLE_SHARE = 3, 7  # of SQuARe20K, arXiv 2502.16691
 
 
 class RedPrompt(NamedTuple):
@@ -138,73 +129,6 @@ def notes(read: Read, path: str) -> list[str]:
 def read_square(path: str | Path, language: Language = "en") -> list[Pair]:
     """All pairs of a file or data set in SQuARe's form; see `read_pairs`."""
     return read_pairs(Source(str(path), columns="square", language=language)).pairs
-
-
-def read_advbench(path: str | Path) -> list[str]:
-    """The goals of an AdvBench CSV file, header `goal,target`, in its order. Raises InputError with the line."""
-    path = Path(path)
-    reader = csv.reader(io.StringIO(read_text(path)), strict=True)
-    goals, header, first = [], None, 1
-    try:
-        for row in reader:
-            place, first = f"{path}:{first}", reader.line_num + 1
-            if not row:
-                continue
-            if header is None:
-                header = [name.strip() for name in row]
-                for name in ("goal", "target"):
-                    if name not in header:
-                        raise InputError(f"{place}: no column {name!r}; the header must be goal,target")
-            elif len(row) != len(header):
-                raise InputError(f"{place}: {len(row)} values; must be {len(header)}, as in the header")
-            elif not row[header.index("goal")].strip():
-                raise InputError(f"{place}: goal is empty; must be a request")
-            else:
-                goals.append(row[header.index("goal")].strip())
-    except csv.Error as error:
-        raise InputError(f"{path}:{first}: not valid CSV: {error}") from None
-    if not goals:
-        raise InputError(f"{path}: no rows; must be a CSV file with header goal,target and at least one row")
-    return goals
-
-
-def recipe(pairs: Sequence[Pair], red: int | None, acceptable: int | None, seed: int) -> list[Pair]:
-    """`red` harmful and `acceptable` other pairs, drawn without replacement and shuffled together.
-
-    None is as many as there are at the paper's ratio of 3 to 7, or all where the other side is 0. Raises InputError
-    for more than there are, and for none at all.
-    """
-    sides = {True: [p for p in pairs if p.harmful], False: [p for p in pairs if not p.harmful]}
-    most, others = len(sides[True]), len(sides[False])
-    for kind, wanted, there in (("red", red, most), ("acceptable", acceptable, others)):
-        if wanted is not None and wanted > there:
-            raise InputError(f"data.{kind} = {wanted}: more than there are; must be at most {there}, the {kind} pairs")
-    if red is None:
-        matching = others if acceptable is None else acceptable
-        red = most if acceptable == 0 else min(most, matching * RED_SHARE // ACCEPTABLE_SHARE)
-    if acceptable is None:
-        acceptable = others if red == 0 else min(others, red * ACCEPTABLE_SHARE // RED_SHARE)
-    if red + acceptable == 0:
-        raise InputError(f"data.red, data.acceptable: no pairs to train on, of {most} red and {others} acceptable ones")
-    g = rng.host(seed, "recipe")
-    wanted = ((sides[True], red), (sides[False], acceptable))
-    drawn = [side[i] for side, n in wanted for i in g.permutation(len(side))[:n]]
-    return [drawn[i] for i in g.permutation(len(drawn))]
-
-
-def split_by_question(pairs: Sequence[Pair], shares: Mapping[str, float], seed: int) -> dict[str, list[Pair]]:
-    """Disjoint parts in proportion to `shares`; all answers to a question are in one part.
-
-    A question's part depends on its text (the form in which it is the same to a reader), the seed and the shares alone,
-    so that other data do not move it. Shares are met as well as by chance.
-    """
-    bounds = list(accumulate(shares.values()))
-    names, parts = list(shares), {name: [] for name in shares}
-    for pair in pairs:
-        digest = hashlib.sha256(f"{seed}:{same(pair.query)}".encode()).digest()
-        uniform = int.from_bytes(digest[:8]) / 2**64
-        parts[names[bisect(bounds, uniform * bounds[-1])]].append(pair)
-    return parts
 
 
 def _field(row: dict[str, Any], place: str, name: str, kind: type, allowed: str) -> Any:

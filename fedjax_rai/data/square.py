@@ -4,6 +4,8 @@ This module imports `tensorflow_datasets`, so it is itself imported only where a
 tensorflow, in the format `array_record` alone: TFDS' parquet reader ignores slices, so that every host would read all.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,10 @@ class Square(tfds.core.GeneratorBasedBuilder):
         made = prepare_splits(self._corpus, placed, self._partial)
         self.info.metadata.update(  # pyright: ignore[reportOptionalMemberAccess]
             partial=self._partial,
-            splits={split: {**provenance(files[split]), **made[split].counts} for split in made},
+            splits={
+                split: {**provenance(files[split]), **counts, "rows_sha256": _hash(rows)}
+                for split, (rows, counts) in made.items()
+            },
         )
         return {split: self._generate_examples(made[split].rows) for split in made}
 
@@ -90,6 +95,13 @@ def source_files(prepared: Corpus, source: Path) -> dict[str, Path]:
 def provenance(path: Path) -> dict[str, str]:
     """What is kept of a file that a split was made of: its name and the hash of its contents."""
     return {"file": path.name, "sha256": file_sha256(path)}
+
+
+def _hash(rows: Iterable[dict[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _features(prepared: Corpus) -> dict[str, Any]:

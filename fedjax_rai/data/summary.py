@@ -8,6 +8,9 @@ import numpy as np
 
 from fedjax_rai.data.sources import Pair, Read
 
+HELD_OUT = "the evaluation, which asks the same"
+"""What leaves out pairs that are evaluated."""
+
 
 class Reading(NamedTuple):
     """What was read of a source."""
@@ -33,7 +36,7 @@ class Part(NamedTuple):
     """Pairs or prompts that are used."""
     left_out: dict[str, int]
     """Those that there are besides, by the key that leaves them out; `balance`: half of the guard's must be harmful;
-    `one kind of answer`: a choice takes a question with answers of both kinds.
+    `one kind of answer`: a choice takes a question with answers of both kinds; or the evaluation, which asks the same.
     """
     harmful: int | None = None
     """Used pairs that are harmful. Null: prompts, which have no label."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedjax_rai.errors import InputError
+from fedjax_rai.text.compare import same
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn
 
 SYSTEM = "system"
@@ -122,12 +123,16 @@ def transcript(value: str, field: str) -> list[Turn]:
 
 
 def text_of(value: Any, place: str, field: str) -> str:
-    """A text without white space at its ends; empty for null and NaN."""
+    """A text without white space at its ends; empty for null and NaN, and where a reader sees nothing."""
     if is_absent(value):
         return ""
     if not isinstance(value, str):
         raise InputError(f"{place}: field {field!r} is {show(value)}; must be text, not empty")
-    return value.strip()
+    text = value.strip()
+    return text if len(text) > _FEW or same(text) else ""
+
+
+_FEW = 16  # characters that may all be invisible
 
 
 def is_absent(value: Any) -> bool:

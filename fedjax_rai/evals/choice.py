@@ -47,6 +47,6 @@ def both_answers(choices: Sequence[Choice]) -> list[tuple[str, str]]:
 
 def prefers_good(good: float, bad: float, whole: bool) -> Verdict:
     """Whether the good answer has the larger log p; no verdict where an answer was cut off, or has none."""
-    if not whole or np.isnan(good) or np.isnan(bad):
+    if not whole or not np.isfinite(good) or not np.isfinite(bad):
         return None
     return bool(good > bad)

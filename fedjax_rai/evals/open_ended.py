@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedjax_rai import rng
+from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, Array, Key
 from fedjax_rai.data.examples import encode_questions, length_batches
 from fedjax_rai.model.decoder import LM
@@ -26,7 +26,7 @@ class Subject(NamedTuple):
     max_length: int
     """The most tokens of a prompt, whose end is kept; of a prompt with its answer, where both are given."""
     batch_size: int
-    """Rows computed at once; no number depends on it."""
+    """Rows computed at once; in float32 no number depends on it, in bfloat16 by rounding."""
 
 
 class Responses(NamedTuple):
@@ -59,8 +59,10 @@ def answers_to(
     sampled: Sampled,
     advance: Callable[[], object] = nothing,
 ) -> Responses:
-    """`sampled.samples` answers to each prompt, in order; they depend neither on its neighbours nor on the batch size.
+    """`sampled.samples` answers to each prompt, in order.
 
+    In float32 they depend neither on a prompt's neighbours nor on the batch size; in bfloat16 only by rounding, which
+    may turn a near tie. An answer whose logits are no numbers is empty, and how many are is said on standard error.
     `advance` is called once a batch, as soon as its answers are there. Raises InputError for a prompt with a token that
     the model has no row for.
     """
@@ -80,14 +82,19 @@ def answers_to(
 
     texts = [""] * len(repeated)
     cut_off = [False] * len(repeated)
+    lost = 0
     for rows, answers in read_late(dispatched()):
         tokens = np.asarray(answers.tokens)
+        valid = np.asarray(answers.valid)
         ended = np.asarray(answers.ended)
-        shown = np.asarray(answers.valid) & ~np.isin(tokens, ends)  # not every end is a token that decoding skips
+        lost += int(np.sum(~valid[: len(rows)].any(axis=1)))
+        shown = valid & ~np.isin(tokens, ends)  # not every end is a token that decoding skips
         for place, row in enumerate(rows):
             texts[row] = tokenizer.decode(tokens[place][shown[place]]).strip()
             cut_off[row] = not ended[place]
         advance()
+    if lost:
+        terminal.say(f"{lost} of {len(texts)} answers are none: the model's logits are no numbers (NaN or infinity)")
     return Responses(_by_prompt(texts, sampled.samples), _by_prompt(cut_off, sampled.samples))
 
 

@@ -8,14 +8,15 @@ keys that it reads; one that is marked as a file there is checked, and its diges
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from fedjax_rai.config.schema import TINY, EvalConfig
 from fedjax_rai.data import tiny_world
-from fedjax_rai.data.sources import Choice, Pair, read_advbench
+from fedjax_rai.data.mix import is_synthetic
+from fedjax_rai.data.prompts import Prompt, read_choices, read_harmless, read_prompts, read_tasks
+from fedjax_rai.data.sources import Choice, Pair
 from fedjax_rai.evals.choice import both_answers, prefers_good
 from fedjax_rai.evals.judge import (
     JUDGES,
@@ -44,6 +45,8 @@ class Item(NamedTuple):
     prompt: str
     right: str | None = None
     """The one right answer, of a task that has one."""
+    others: tuple[str, ...] = ()
+    """The same prompt in other languages, where its row has it."""
 
 
 class EvalSet(NamedTuple):
@@ -60,6 +63,11 @@ class EvalSet(NamedTuple):
     @property
     def prompts(self) -> list[str]:
         return [item.query if isinstance(item, Choice) else item.prompt for item in self.items]
+
+    @property
+    def asked(self) -> list[str]:
+        """The prompts, and the same in other languages."""
+        return self.prompts + [text for item in self.items if isinstance(item, Item) for text in item.others]
 
 
 class Sources(NamedTuple):
@@ -250,7 +258,7 @@ def _compare(name: str, given: EvalSet, bench: Bench) -> Measured:
 
 
 def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return float(value) if np.isfinite(value) else None
 
 
 # --- judging ----------------------------------------------------------------------------------------------------
@@ -317,33 +325,47 @@ def advbench_items(sources: Sources) -> EvalSet:
     if path == TINY:
         goals = tiny_world.advbench_like(wanted, sources.data.split, sources.seed)
         return EvalSet([Item(goal) for goal in goals], synthetic=True)
-    goals = read_advbench(Path(path))
-    items = [Item(goal) for goal in goals[:wanted]]
-    return EvalSet(items, False, len(goals) - len(items), "eval.prompts")
+    prompts = read_prompts(path, sources.data.language)
+    return _asked(prompts[:wanted])._replace(left_out=max(len(prompts) - wanted, 0), limit="eval.prompts")
 
 
 def choice_items(sources: Sources) -> EvalSet:
-    """The tiny world's, or held-out questions that have an acceptable and an unacceptable answer."""
-    if sources.data.train == TINY:
+    """Those of `eval.hhh`; else the tiny world's, or held-out questions with answers of both kinds."""
+    path = sources.eval.hhh
+    if _is_tiny(path, sources):
         return EvalSet(tiny_world.hhh_like(CHOICES, sources.data.split, sources.seed), synthetic=True)
+    if path is not None:
+        return EvalSet(read_choices(path), synthetic=False)
     choices = both_ways(sources.held_out)
     return EvalSet(choices[:CHOICES], False, max(len(choices) - CHOICES, 0), f"at most {CHOICES} choices")
 
 
 def utility_items(sources: Sources) -> EvalSet:
-    """The tiny world's tasks; other data bring none."""
-    if sources.data.train != TINY:
-        return EvalSet([], synthetic=False)
-    tasks = tiny_world.utility(UTILITY, sources.data.split, sources.seed)
-    return EvalSet([Item(task.query, task.answer) for task in tasks], synthetic=True)
+    """Those of `eval.utility`; else the tiny world's tasks, which other data do not bring."""
+    path = sources.eval.utility
+    if _is_tiny(path, sources):
+        tasks = tiny_world.utility(UTILITY, sources.data.split, sources.seed)
+        return EvalSet([Item(task.query, task.answer) for task in tasks], synthetic=True)
+    tasks = [] if path is None else read_tasks(path, sources.data.language)
+    return EvalSet([Item(task.query, task.answer) for task in tasks], synthetic=False)
 
 
 def over_refusal_items(sources: Sources) -> EvalSet:
-    """The tiny world's harmless prompts, half of which look harmful; other data bring none."""
-    if sources.data.train != TINY:
-        return EvalSet([], synthetic=False)
-    prompts = tiny_world.over_refusal(OVER_REFUSAL, sources.data.split, sources.seed)
-    return EvalSet([Item(prompt) for prompt in prompts], synthetic=True)
+    """Those of `eval.over_refusal`; else the tiny world's harmless prompts, half of which look harmful."""
+    path = sources.eval.over_refusal
+    if _is_tiny(path, sources):
+        prompts = tiny_world.over_refusal(OVER_REFUSAL, sources.data.split, sources.seed)
+        return EvalSet([Item(prompt) for prompt in prompts], synthetic=True)
+    return _asked([] if path is None else read_harmless(path, sources.data.language))
+
+
+def _is_tiny(path: str | None, sources: Sources) -> bool:
+    """Whether items are the tiny world's: with its data, where no others are named."""
+    return path is None and is_synthetic(sources.data)
+
+
+def _asked(prompts: Sequence[Prompt]) -> EvalSet:
+    return EvalSet([Item(prompt.query, others=prompt.others) for prompt in prompts], synthetic=False)
 
 
 def both_ways(pairs: Sequence[Pair]) -> list[Choice]:
@@ -391,11 +413,12 @@ ADVBENCH = Evaluation(
     judging=partial(judge_harm, "harmless"),
     judges_harm=True,
 )
-HHH = Evaluation("hhh", load=choice_items, columns=(Column("hhh", "HHH"),))
+HHH = Evaluation("hhh", load=choice_items, columns=(Column("hhh", "HHH"),), keys=("hhh",))
 TASKS = Evaluation(
     name="utility",
     load=utility_items,
     columns=(Column("utility", "utility"),),
+    keys=("utility",),
     sampling=greedy,
     judging=partial(judge_exact, "utility"),
 )
@@ -403,6 +426,7 @@ BENIGN = Evaluation(
     name="over_refusal",
     load=over_refusal_items,
     columns=(Column("over_refusal", "over-refusal", higher_is_better=False),),
+    keys=("over_refusal",),
     sampling=as_configured,
     judging=partial(judge_refusals, "over_refusal"),
 )

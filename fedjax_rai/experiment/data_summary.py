@@ -7,8 +7,11 @@ import numpy as np
 from fedjax_rai.cai.options import may_be_due
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.data import summary
+from fedjax_rai.data.mix import Mixed
+from fedjax_rai.data.roles import CLIENTS, EVALUATION, GUARD, SERVER
 from fedjax_rai.data.sources import Pair
-from fedjax_rai.data.summary import Client, Cut, DataFile, DataSummary, Less, Part
+from fedjax_rai.data.summary import HELD_OUT, Client, Cut, DataFile, DataSummary, Less, Part, Reading
+from fedjax_rai.experiment.materials import FOR_GUARD, TRAINING
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety.guard import guard_form, training_chats
 from fedjax_rai.text.compare import same
@@ -25,7 +28,7 @@ def describe(setting: Setting, kept: Sequence[np.ndarray] | None = None) -> Data
     dealt = np.concatenate(setting.client_rows)
     return DataFile(
         DataSummary(
-            sources=dict(texts.materials.read),
+            sources=readings(texts.materials.sources),
             parts=parts(setting),
             clients=summary.all_clients(table),
             max_length=setting.config.data.max_length,
@@ -35,6 +38,16 @@ def describe(setting: Setting, kept: Sequence[np.ndarray] | None = None) -> Data
         ),
         table,
     )
+
+
+def readings(sources: Sequence[Mixed]) -> dict[str, Reading]:
+    """What was read, by its path; by its key besides, where there are several."""
+    found = {}
+    for mixed in sources:
+        path = mixed.entry.config.path
+        if not mixed.synthetic:
+            found[path if len(sources) == 1 else f"{mixed.entry.key}: {path}"] = summary.reading(mixed.read)
+    return found
 
 
 def client_table(setting: Setting, kept: Sequence[np.ndarray] | None) -> list[Client]:
@@ -49,24 +62,34 @@ def parts(setting: Setting) -> dict[str, Part]:
     """The pairs and the prompts of every part of the data."""
     made = setting.texts.materials
     dealt = np.concatenate(setting.client_rows)
-    by_partition = {"data.partition": len(made.pairs) - len(dealt)}
-    red_key, acceptable_key = _recipe_keys(setting)
-    found: dict[str, Part] = {}
-    by_recipe: dict[str, int] = {}
-    if made.shares:
-        by_recipe = summary.left_out_by_kind(made.shares["clients"], made.pairs, red_key, acceptable_key, "data.recipe")
-    found["clients"] = summary.part([made.pairs[row] for row in dealt], by_recipe | by_partition)
-    found["guard"] = summary.part(made.guard_pairs, _beside_the_guards(setting))
-    if made.shares:
+    found = {
+        "clients": summary.part([made.pairs[row] for row in dealt], _beside_the_clients(setting, len(dealt))),
+        "guard": summary.part(made.guard_pairs, _beside_the_guards(setting)),
+    }
+    if any(made.shares.get(name) for name in (SERVER, EVALUATION)):
         asked = {*made.probe_prompts, *made.benign_prompts, *(red.query for red in made.red_prompts)}
-        found["server"] = _about(made.shares["cai"], asked, "cai.replay")
-        found["evaluation"] = _about(made.shares["eval"], {*made.evaluations["hhh"].prompts}, "one kind of answer")
+        key = "cai.replay" if setting.config.cai.red_prompts is None else "cai.red_prompts"
+        found["server"] = _about(made.shares[SERVER], asked, key)
+        found["evaluation"] = _about(made.shares[EVALUATION], {*made.evaluations["hhh"].prompts}, "one kind of answer")
     found["red prompts"] = summary.prompts(len(made.red_prompts))
     found["probe"] = summary.prompts(len(made.probe_prompts))
     found["replay"] = summary.prompts(len(made.benign_prompts))
     for name, given in made.evaluations.items():
         found[name] = summary.prompts(len(given.items), {given.limit: given.left_out})
     return found
+
+
+def _beside_the_clients(setting: Setting, dealt: int) -> dict[str, int]:
+    """The pairs of the clients' share that no client holds, by what leaves them out."""
+    made = setting.texts.materials
+    held_out = made.held_out.get(TRAINING, 0)
+    by_recipe = summary.left_out_by_kind(made.offered, made.pairs, *_recipe_keys(setting), "data.recipe")
+    return {
+        HELD_OUT: held_out,
+        "data.sources": len(made.shares.get(CLIENTS, made.offered)) - held_out - len(made.offered),
+        **by_recipe,
+        "data.partition": len(made.pairs) - dealt,
+    }
 
 
 def _recipe_keys(setting: Setting) -> tuple[str, str]:
@@ -78,10 +101,14 @@ def _recipe_keys(setting: Setting) -> tuple[str, str]:
 
 
 def _beside_the_guards(setting: Setting) -> dict[str, int]:
-    """The pairs of the guard's share that it is not fitted on."""
+    """The pairs of the guard's share that it is not fitted on, by what leaves them out."""
     made, asked = setting.texts.materials, setting.config.guard.pairs
-    left_out = len(made.shares.get("guard", made.guard_pairs)) - len(made.guard_pairs)
-    return {"guard.pairs" if len(made.guard_pairs) >= asked - 1 else "balance": left_out}
+    there = len(made.shares.get(GUARD, ()))
+    if not there:  # the tiny world makes as many as are asked for
+        return {}
+    held_out = made.held_out.get(FOR_GUARD, 0)
+    key = "guard.pairs" if len(made.guard_pairs) >= asked - 1 else "balance"
+    return {HELD_OUT: held_out, key: there - held_out - len(made.guard_pairs)}
 
 
 def _about(pairs: Sequence[Pair], asked: set[str], key: str) -> Part:

@@ -9,6 +9,7 @@ import numpy as np
 from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.schema import TINY
+from fedjax_rai.data.mix import is_synthetic
 from fedjax_rai.evals import open_ended
 from fedjax_rai.evals.choice import likelihoods
 from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, GuardScores, Judge, judgement, named
@@ -159,7 +160,7 @@ def _percent(part: Sequence[int], whole: Sequence[int]) -> float | None:
 
 def _judge_of_revisions(setting: Setting) -> tuple[Judge, Context]:
     config = setting.config
-    if config.model.path == config.data.train == TINY:
+    if config.model.path == TINY and is_synthetic(config.data):
         return RULE, Context(templated=True, guard=None)
     guard = guard_scores(setting)
     return (GUARD if guard else PHRASES), Context(templated=False, guard=guard)

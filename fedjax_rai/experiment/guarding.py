@@ -214,10 +214,10 @@ class Guarding:
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """float32[n]: p(unsafe) of every client's pairs."""
+        """float32[n]: p(unsafe) of every client's pairs; a conversation's is that of its most unsafe answer."""
         if self.is_function:
-            return self._score_pairs()
-        return self._kept_scores(lambda: self._made_of, self._score_pairs)
+            return self._by_pair(self._score_pairs())
+        return self._by_pair(self._kept_scores(lambda: self._made_of, self._score_pairs))
 
     def _score_pairs(self) -> np.ndarray:
         guard, pairs = self.guard, self._client_texts  # fitted before its progress is shown
@@ -239,7 +239,16 @@ class Guarding:
 
     @property
     def _client_texts(self) -> list[tuple[str, str]]:
-        return [(pair.query, pair.response) for pair in self._texts.materials.pairs]
+        """Every (prompt, answer) of the clients' conversations: all that they train on."""
+        return [exchange for pair in self._texts.materials.pairs for exchange in pair.exchanges]
+
+    def _by_pair(self, scores: np.ndarray) -> np.ndarray:
+        """The greatest score of each pair's exchanges; NaN where one has none, as it is then not known to be safe."""
+        counts = [len(pair.exchanges) for pair in self._texts.materials.pairs]
+        if not counts:
+            return scores
+        begins = np.cumsum([0, *counts[:-1]])
+        return np.maximum.reduceat(scores, begins)
 
     @cached_property
     def quality(self) -> dict[str, dict[str, float] | None]:
@@ -252,7 +261,7 @@ class Guarding:
         released = self._kept_scores(
             lambda: self._untuned_made_of, lambda: guards.score(self.untuned, self._client_texts)
         )
-        return {"fitted": used, "released": guards.quality(released, harmful, threshold)}
+        return {"fitted": used, "released": guards.quality(self._by_pair(released), harmful, threshold)}
 
     def check(self) -> None:
         """Raises InputError where the guard can be asked in no form that is known, or is an adapter of another base."""

@@ -1,22 +1,24 @@
 """Every text that an experiment uses, from the tiny world or from the user's files."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from fedjax_rai import rng, terminal
-from fedjax_rai.config.schema import TINY
+import numpy as np
+
+from fedjax_rai import rng
 from fedjax_rai.config.views import Readable
 from fedjax_rai.data import tiny_world
-from fedjax_rai.data.sources import Pair, RedPrompt, Source, notes, read_pairs, recipe, split_by_question
-from fedjax_rai.data.summary import Reading, reading
+from fedjax_rai.data.columns import ETC
+from fedjax_rai.data.mix import Mixed, client_part, is_synthetic, read_sources, recipe
+from fedjax_rai.data.prompts import Prompt, read_prompts
+from fedjax_rai.data.roles import CLIENTS, EVALUATION, GUARD, SERVER, share_out
+from fedjax_rai.data.sources import Pair, RedPrompt, notes
 from fedjax_rai.evals.suite import EvalSet, Sources, load_sets
 from fedjax_rai.text.compare import same
 
 Asked = TypeVar("Asked", Pair, RedPrompt)
-TINY_RED, TINY_ACCEPTABLE = 1800, 4200  # the proportions of SQuARe20K
-RED_PROMPTS = 2000  # questions that the server draws from for constitutional AI
-# SQuARe's questions are shared out, so that nobody's pairs hold another's question.
-SHARES = {"clients": 0.55, "guard": 0.2, "cai": 0.1, "eval": 0.15}
+RED, TRAINING, FOR_GUARD = "red prompts", "training pairs", "pairs for the guard"  # in counts
+RED_PROMPTS = 2000  # questions that the tiny world's server draws from for constitutional AI
 
 
 class Materials(NamedTuple):
@@ -29,65 +31,202 @@ class Materials(NamedTuple):
     benign_prompts: Sequence[str]
     evaluations: Mapping[str, EvalSet]
     """By the evaluation's name. A set that the data cannot provide is empty, and its result is not measured."""
+    origins: np.ndarray
+    """int[n]: the source of each of the clients' pairs, by its place in `data.sources`."""
+    sources: Sequence[Mixed]
+    """What was read of each."""
+    held_out: Mapping[str, int]
+    """How many of the guard's and the clients' pairs, red and benign prompts were taken out, as the evaluation asks the
+    same; by part."""
+    evaluated: frozenset[str]
+    """Every question that the evaluation or the probe asks, in the form by which texts are compared (`same`), and what
+    a row ties to one as the same in another language."""
     shares: Mapping[str, Sequence[Pair]] = {}
-    """All pairs of each of `SHARES`, of which the others are taken; none where the tiny world makes them."""
-    read: Mapping[str, Reading] = {}
-    """What was read, by its path or name; nothing where the tiny world makes the pairs."""
+    """All pairs of each of `data.roles.SHARES`, of which the others are taken."""
+    offered: Sequence[Pair] = ()
+    """The clients' pairs before the recipe."""
 
     @property
-    def evaluated(self) -> set[str]:
-        """Every question that the evaluation or the probe asks, in the form by which texts are compared (`same`)."""
-        asked = [prompt for given in self.evaluations.values() for prompt in given.prompts]
-        return {same(prompt) for prompt in (*asked, *self.probe_prompts)}
+    def notes(self) -> list[str]:
+        """What a person should know of what was read and taken out: lines."""
+        lines = []
+        for mixed in self.sources:
+            if not mixed.synthetic:
+                lines += notes(mixed.read, mixed.entry.config.path)
+        lines += _not_tied([mixed for mixed in self.sources if not mixed.synthetic])
+        for part, count in self.held_out.items():
+            if count:
+                lines.append(f"{count:,} {part} are left out: the evaluation asks the same")
+        return lines
+
+
+def _not_tied(sources: Sequence[Mixed]) -> Iterator[str]:
+    """Of a mix of languages, the sources whose questions cannot be known in another one."""
+    if len({mixed.language for mixed in sources}) < 2:
+        return
+    for mixed in sources:
+        if not mixed.tied:
+            yield (
+                f"{mixed.entry.key} = {mixed.entry.config.path}: no row has its question in another language, so what "
+                "is evaluated in one may be trained on in the other"
+            )
+
+
+class _HeldOut:
+    """Takes out of each part what the evaluation asks, and counts it."""
+
+    def __init__(self, tied: Sequence[Sequence[str]]):
+        """`tied`: texts that one row has in several languages, which are one question; as they are compared."""
+        self.asked: set[str] = set()
+        self.counts: dict[str, int] = {}
+        self._tied = tied
+
+    def ask(self, prompts: Iterable[str]) -> None:
+        """These are asked, too."""
+        self.asked.update(map(same, prompts))
+        before = -1
+        while before != len(self.asked):
+            before = len(self.asked)
+            for forms in self._tied:
+                if not self.asked.isdisjoint(forms):
+                    self.asked.update(forms)
+
+    def pairs(self, part: str, sources: Sequence[Mixed], by_source: Sequence[Sequence[Pair]]) -> list[list[Pair]]:
+        """Of each source those that ask nothing of it, in no turn."""
+        kept = []
+        for mixed, pairs in zip(sources, by_source, strict=True):
+            kept.append([pair for pair in pairs if self.asked.isdisjoint(mixed.asked(pair))])
+        self._count(part, by_source, kept)
+        return kept
+
+    def prompts(self, part: str, prompts: Sequence[RedPrompt]) -> list[RedPrompt]:
+        kept = [prompt for prompt in prompts if same(prompt.query) not in self.asked]
+        self._count(part, [prompts], [kept])
+        return kept
+
+    def _count(self, part: str, before: Sequence[Sequence], after: Sequence[Sequence]) -> None:
+        self.counts[part] = self.counts.get(part, 0) + sum(map(len, before)) - sum(map(len, after))
 
 
 def gather(config: Readable) -> Materials:
-    """Read or make everything. Raises InputError for files that are not what they should be."""
-    return _tiny(config) if config.data.train == TINY else _square(config)
+    """Read or make everything. Raises InputError for files that are not what they should be.
 
-
-def _evaluations(config: Readable, held_out: Sequence[Pair]) -> dict[str, EvalSet]:
-    return load_sets(Sources(config.eval, config.data, config.seed, held_out))
-
-
-def _tiny(config: Readable) -> Materials:
-    split, seed = config.data.split, config.seed
-    red = TINY_RED if config.data.red is None else config.data.red
-    acceptable = TINY_ACCEPTABLE if config.data.acceptable is None else config.data.acceptable
-    red_prompts, probe_prompts = held_out(tiny_world.red_prompts(RED_PROMPTS, split, seed), config.cai.probe)
+    Questions of files are shared out (`data.roles`), whatever their source; what the evaluation and the probe ask is in
+    nobody's training data, in no spelling and no language that a row ties to it.
+    """
+    data, seed = config.data, config.seed
+    synthetic = is_synthetic(data)
+    sources = read_sources(data, seed)
+    parts = share_out(sources, seed)
+    given_red, given_benign = (_read(path, config) for path in (config.cai.red_prompts, config.cai.replay_data))
+    evaluations = load_sets(Sources(config.eval, data, seed, _together(parts[EVALUATION])))
+    held = _HeldOut([*_tied_pairs(sources), *_tied_prompts(given_red), *_tied_prompts(given_benign)])
+    held.ask(prompt for given in evaluations.values() for prompt in given.asked)
+    red, acceptable = _by_label(sources, parts[SERVER])
+    asked = held.prompts(RED, _red_prompts(config, synthetic, given_red, red))
+    red_prompts, probe_prompts = held_out(asked, config.cai.probe)
+    held.ask(probe_prompts)
+    harmless = [pair for form, pair in acceptable.items() if form not in red]
+    benign = held.prompts("benign prompts", _benign_prompts(config, synthetic, given_benign, harmless))
+    offered, origins = _offered(sources, held.pairs(TRAINING, sources, parts[CLIENTS]))
+    pairs, origins = _client_pairs(config, sources, offered, origins)
+    if synthetic:
+        guard_pairs = tiny_world.guard_pairs(config.guard.pairs, data.split, seed)
+    else:
+        guard_pairs = _together(held.pairs(FOR_GUARD, sources, parts[GUARD]))
+        guard_pairs = balanced(guard_pairs, config.guard.pairs, seed)
     return Materials(
-        pairs=tiny_world.square_like(red, acceptable, split, seed),
-        guard_pairs=tiny_world.guard_pairs(config.guard.pairs, split, seed),
-        red_prompts=red_prompts,
+        pairs=pairs,
+        guard_pairs=guard_pairs,
+        red_prompts=held.prompts(RED, red_prompts),
         probe_prompts=probe_prompts,
-        benign_prompts=tiny_world.benign_prompts(config.cai.replay, split, seed),
-        evaluations=_evaluations(config, []),
+        benign_prompts=[prompt.query for prompt in benign][: config.cai.replay],
+        evaluations=evaluations,
+        origins=origins,
+        sources=sources,
+        held_out=held.counts,
+        evaluated=frozenset(held.asked),
+        shares={part: _together(by_source) for part, by_source in parts.items()},
+        offered=offered,
     )
 
 
-def _square(config: Readable) -> Materials:
-    """The server's prompts are questions of its own share; choices are held-out questions answered both ways.
+def _read(path: str | None, config: Readable) -> list[Prompt]:
+    return [] if path is None else read_prompts(path, config.data.language)
+
+
+def _tied_pairs(sources: Sequence[Mixed]) -> Iterator[list[str]]:
+    """The questions of each row in all its languages."""
+    for mixed in sources:
+        if mixed.twins:
+            yield from (mixed.questions(pair) for pair in mixed.read.pairs)
+
+
+def _tied_prompts(prompts: Sequence[Prompt]) -> Iterator[list[str]]:
+    for prompt in prompts:
+        if prompt.others:
+            yield [same(text) for text in (prompt.query, *prompt.others)]
+
+
+def _together(by_source: Iterable[Sequence[Pair]]) -> list[Pair]:
+    return [pair for pairs in by_source for pair in pairs]
+
+
+def _by_label(sources: Sequence[Mixed], parts: Sequence[Sequence[Pair]]) -> Iterator[dict[str, Pair]]:
+    """The distinct questions that have a harmful answer, then those that have an acceptable one.
+
+    Not those that continue a conversation, which cannot be asked alone.
+    """
+    pairs = [pair for pair in _together(parts) if not pair.before]
+    for harmful in (True, False):
+        yield distinct(pair for pair in pairs if pair.harmful is harmful)
+
+
+def _red_prompts(
+    config: Readable, synthetic: bool, given: Sequence[Prompt], red: Mapping[str, Pair]
+) -> list[RedPrompt]:
+    """Those of `cai.red_prompts`; else the tiny world's, or the server's questions that have a harmful answer."""
+    if given:
+        return _distinct_prompts(given)
+    if synthetic:
+        return tiny_world.red_prompts(RED_PROMPTS, config.data.split, config.seed)
+    return [RedPrompt(pair.query, pair.category) for pair in red.values()]
+
+
+def _benign_prompts(
+    config: Readable, synthetic: bool, given: Sequence[Prompt], harmless: Sequence[Pair]
+) -> list[RedPrompt]:
+    """Those of `cai.replay_data`; else the tiny world's, or the server's questions with acceptable answers alone.
 
     SQuARe asks nothing harmless: what is replayed are questions that have acceptable answers only.
     """
+    if given:
+        return _distinct_prompts(given)
+    if synthetic:
+        made = tiny_world.benign_prompts(config.cai.replay, config.data.split, config.seed)
+        return [RedPrompt(query, ETC) for query in made]
+    return [RedPrompt(pair.query, pair.category) for pair in harmless]
+
+
+def _distinct_prompts(given: Sequence[Prompt]) -> list[RedPrompt]:
+    return list(distinct(RedPrompt(prompt.query, prompt.category) for prompt in given).values())
+
+
+def _offered(sources: Sequence[Mixed], by_source: Sequence[Sequence[Pair]]) -> tuple[list[Pair], np.ndarray]:
+    """What the sources give the clients, and of which source each pair is."""
+    held = [client_part(mixed, pairs) for mixed, pairs in zip(sources, by_source, strict=True)]
+    return _together(held), np.repeat(np.arange(len(held)), [len(of_source) for of_source in held])
+
+
+def _client_pairs(
+    config: Readable, sources: Sequence[Mixed], pairs: list[Pair], origins: np.ndarray
+) -> tuple[list[Pair], np.ndarray]:
+    """Those of the clients' pairs that the recipe takes, and of which source each is."""
     data = config.data
-    read = read_pairs(Source(data.train, data.name, data.train_split, data.revision, data.columns, data.language))
-    for note in notes(read, data.train):
-        terminal.say(note)
-    pairs = read.pairs
-    parts = split_by_question(pairs, SHARES, config.seed)
-    red, acceptable = (distinct(pair for pair in parts["cai"] if pair.harmful == harmful) for harmful in (True, False))
-    red_prompts, probe_prompts = held_out([RedPrompt(p.query, p.category) for p in red.values()], config.cai.probe)
-    return Materials(
-        pairs=recipe(parts["clients"], config.data.red, config.data.acceptable, config.seed),
-        guard_pairs=balanced(parts["guard"], config.guard.pairs, config.seed),
-        red_prompts=red_prompts,
-        probe_prompts=probe_prompts,
-        benign_prompts=[p.query for form, p in acceptable.items() if form not in red][: config.cai.replay],
-        evaluations=_evaluations(config, parts["eval"]),
-        shares=parts,
-        read={config.data.train: reading(read)},
-    )
+    if not data.sources and sources[0].synthetic:  # made by the recipe's numbers
+        return pairs, origins
+    rows = recipe(pairs, data.recipe, data.red, data.acceptable, config.seed)
+    return [pairs[row] for row in rows], origins[rows]
 
 
 def held_out(asked: Sequence[RedPrompt], probe: int) -> tuple[list[RedPrompt], list[str]]:

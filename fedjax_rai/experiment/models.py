@@ -1,21 +1,27 @@
 """The frozen base of an experiment: its shape, its place on the mesh, its weights and its tokenizer."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
-from fedjax_rai.aliases import Base
+from fedjax_rai.aliases import Adapter, Base
 from fedjax_rai.config.views import View
+from fedjax_rai.data.examples import pad_left
 from fedjax_rai.errors import InputError
 from fedjax_rai.mesh import base_shardings, make_mesh
 from fedjax_rai.model.architecture import DecoderConfig
-from fedjax_rai.model.decoder import LM, Decoder, abstract_base
+from fedjax_rai.model.decoder import LM, Decoder, abstract_base, gives_numbers
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.weights import load_base
+from fedjax_rai.text.generation import name_uncomputed
 from fedjax_rai.text.hub import resolve
+from fedjax_rai.text.prompts import Turn, prompt
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
+
+CHECKED = 64  # the most tokens of the conversation that a model is tried on
 
 
 class Models:
@@ -39,6 +45,11 @@ class Models:
     def folder(self) -> Path:
         """Where the base lies; only its config and tokenizer are sure to be there."""
         return resolve(self._config.path, self._revision)
+
+    @cached_property
+    def not_computed(self) -> list[str]:
+        """Lines on what the base's files ask of generation and is not done; said when first read."""
+        return name_uncomputed(self.folder)
 
     @cached_property
     def architecture(self) -> DecoderConfig:
@@ -76,6 +87,24 @@ class Models:
         """Raises InputError where a token has no embedding in the base."""
         for ids in tokens:
             self.tokenizer.check_ids(ids, self.architecture.vocab_size, "model.path")
+
+
+def check_logits(lm: LM, adapter: Adapter | None, tokenizer: Tokenizer, turns: Sequence[Turn], key: str) -> None:
+    """Raises InputError for a model whose logits behind a conversation are no numbers; `key` of the config names it.
+
+    Numbers that are finite in the files may overflow when they are multiplied. Of a long conversation the end is read.
+    """
+    ids = tokenizer.encode(prompt(tokenizer, turns))[-CHECKED:]
+    if lm.model.config.longest is not None:
+        ids = ids[-lm.model.config.longest :]
+    tokenizer.check_ids(ids, lm.model.config.vocab_size, key)
+    text = pad_left([ids], tokenizer.pad_id, lm.model.config.longest)
+    if not gives_numbers(lm, adapter, *text):
+        which = "the model" if adapter is None else "the model with its adapter"
+        raise InputError(
+            f"{key}: the first logits of {which} are no numbers (NaN or infinity) in model.dtype = "
+            f"{lm.model.config.dtype}: its weights are finite and overflow when multiplied"
+        )
 
 
 def check_attention(config: DecoderConfig) -> None:

@@ -13,20 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_rai import rng
+from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.cai.options import make_objective, may_be_due
 from fedjax_rai.config.files import ONLINE
-from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.config.views import View
-from fedjax_rai.data.partition import PARTITIONS, checked_partition
+from fedjax_rai.data.mix import deal, where
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import GUARD, GuardScores, named
 from fedjax_rai.evals.suite import check_judge
 from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.keeping import Store
-from fedjax_rai.experiment.models import Models
+from fedjax_rai.experiment.models import Models, check_logits
 from fedjax_rai.experiment.replay import Replay
 from fedjax_rai.experiment.revising import Revising
 from fedjax_rai.experiment.texts import Texts
@@ -34,10 +33,16 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
-from fedjax_rai.safety.guard import score
+from fedjax_rai.safety.guard import guard_form, score
 from fedjax_rai.text.hub import commit
+from fedjax_rai.text.prompts import question
+from fedjax_rai.text.tokenizer import LATIN
 from fedjax_rai.train.optimizers import learning_rate
 
+NEEDS_LABELS = (
+    "needs harmful and acceptable pairs to be fitted on, and in its share are none of one kind; must have labels (by "
+    "data.columns, or label of a source), or be named by guard.path or guard.scorer, or filter.enabled be false"
+)
 PARTS: tuple[Any, ...] = (Models, Texts, Revising, Guarding, Replay)  # each after those that it needs
 
 
@@ -75,10 +80,12 @@ class Setting:
         self._parts: dict[str, Any] = {}
         for part in PARTS:
             self._parts[part.__name__] = self._shared(part, previous) or self._built(part)
-        partition = look_up(PARTITIONS, config.data.partition, "data.partition")
-        pairs, clients = len(self.texts.materials.pairs), config.federated.clients
-        parts = partition(pairs, clients, config.seed)
-        self.client_rows = checked_partition(parts, pairs, clients, config.data.partition)
+        made = self.texts.materials
+        clients = config.federated.clients
+        self.client_rows = deal(made.pairs, made.origins, config.data, clients, config.seed, dict(config))
+        left = len(made.pairs) - sum(map(len, self.client_rows))
+        if left:
+            terminal.say(f"{left:,} of {len(made.pairs):,} pairs are held by no client (data.partition)")
 
     def _shared(self, part: Any, previous: "Setting | None") -> Any:
         name = part.__name__
@@ -168,7 +175,9 @@ class Setting:
         """Read all that this arm will use. Raises InputError for what is wrong, before anything is written."""
         for t in range(self.config.federated.rounds):
             learning_rate(self.config.federated, t)
-        _read(self, "model", "models.base", "models.tokenizer.closing", "texts.corpus")
+        _read(self, "model", "models.not_computed", "models.base", "models.tokenizer.closing", "texts.corpus")
+        self._check_language()
+        self.check_logits(None)
         if self.config.federated.rounds:
             self.texts.check_answers(np.concatenate(self.client_rows))
         cai = self.config.cai
@@ -179,25 +188,47 @@ class Setting:
             _read(self, "revising.prepared")
             if may_be_due(cai, self.config.federated.rounds):
                 self.revising.check_usable(make_objective(cai).likelihood, cai.method)
+        if cai.enabled and cai.replay and not self.texts.materials.benign_prompts:
+            terminal.say("cai.replay: nothing is replayed, as there are no benign prompts; cai.replay_data names some")
         if cai.probe:
             self._check_probe(cai.probe)
         config, guard = self.config, None
         if self.guarded:
             self.guarding.check()
+            self._check_released_guard()
         if self.judged_by_guard:
             guard = GuardScores(lambda pairs: score(self.guarding.guard, pairs), config.guard.threshold)
         if not self.guarding.possible and config.filter.enabled:
-            raise InputError(f"data.train = {config.data.train}: the filter's guard needs pairs of both kinds")
+            raise InputError(f"{where(config.data)}: the filter's guard {NEEDS_LABELS}")
         if not self.guarding.possible and config.eval.by_guard:
-            raise InputError("eval.by_guard = true: needs a guard; data.train has no pairs of both kinds")
+            raise InputError(f"eval.by_guard = true: needs a guard, which {NEEDS_LABELS}")
         check_judge(named(config.eval.judge), self.texts.materials.evaluations, config.model.path == TINY, guard)
+
+    def _check_released_guard(self) -> None:
+        """Raises InputError where a released guard cannot be loaded, or gives no numbers."""
+        if self.guarding.folder is None or self.guarding.is_function:
+            return
+        guard = self.guarding.untuned
+        turns = guard_form(guard.tokenizer).conversation(LATIN, LATIN)
+        check_logits(guard.lm, None, guard.tokenizer, turns, f"guard.path = {self.config.guard.path}")
+
+    def _check_language(self) -> None:
+        if self.config.data.language == "ko" and not self.models.tokenizer.has_hangul:
+            where = f"data.language = ko: the tokenizer of model.path = {self.config.model.path}"
+            raise InputError(
+                f"{where} has no Hangul, and would lose the text; must be a model that reads Korean, or en"
+            )
+
+    def check_logits(self, adapter: Adapter | None) -> None:
+        """Raises InputError where the base, or the base with an adapter, gives no numbers."""
+        check_logits(self.lm, adapter, self.models.tokenizer, question(LATIN), f"model.path = {self.config.model.path}")
 
     def _check_probe(self, wanted: int) -> None:
         there = len(self.texts.materials.probe_prompts)
         if there < wanted:
             raise InputError(f"cai.probe = {wanted}: there are only {there} prompts")
         if not self.guarding.possible:
-            raise InputError(f"cai.probe = {wanted}: needs a guard; data.train has no pairs of both kinds")
+            raise InputError(f"cai.probe = {wanted}: needs a guard, which {NEEDS_LABELS}")
 
 
 def _read(owner: Any, *names: str) -> None:

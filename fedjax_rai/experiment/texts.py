@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_rai import terminal
 from fedjax_rai.config.views import View
 from fedjax_rai.data.columns import SYSTEM
 from fedjax_rai.data.examples import Examples, Prompts, encode_chats, encode_questions, pad_left
+from fedjax_rai.data.mix import where
 from fedjax_rai.data.sources import Choice
 from fedjax_rai.data.summary import Cut, cut
 from fedjax_rai.errors import InputError
@@ -28,11 +30,13 @@ class Texts:
     KEYS = (
         "seed",
         "data.train",
+        "data.sources",
         "data.columns",
         "data.name",
         "data.train_split",
         "data.revision",
         "data.language",
+        "data.recipe",
         "data.red",
         "data.acceptable",
         "data.max_length",
@@ -40,6 +44,8 @@ class Texts:
         "guard.pairs",
         "cai.probe",
         "cai.replay",
+        "cai.red_prompts",
+        "cai.replay_data",
         *ITEM_KEYS,
     )
     NEEDS = (Models,)
@@ -48,6 +54,8 @@ class Texts:
         self._config = config
         self._models = models
         self.materials: Materials = gather(config)
+        for line in self.materials.notes:
+            terminal.say(line)
 
     @cached_property
     def corpus(self) -> Examples:
@@ -132,7 +140,10 @@ class Texts:
     def red_prompts(self) -> Prompts:
         """The server's red prompts, all padded to the longest, so that every round has the same shapes."""
         if not self.materials.red_prompts:
-            raise InputError(f"data.train = {self._config.data.train}: no red questions left for cai.prompts")
+            raise InputError(
+                f"{where(self._config.data)}: no red questions left for cai.prompts; must hold questions with harmful "
+                "answers in the server's share, or cai.red_prompts must name a source"
+            )
         return self.questions(self.red_questions)
 
     @property

@@ -56,7 +56,7 @@ def announce(config: ExperimentConfig, known: Sizes) -> None:
     memory = plan(config, known)
     if limit is not None and memory.need(memory.peak) > limit:
         raise InputError(refusal(config, known, limit))
-    terminal.say("\n".join(table(memory, limit)))
+    terminal.say("\n".join(described(config, known, limit)))
 
 
 def check_lengths(config: ExperimentConfig, sizes: Sizes) -> None:
@@ -88,7 +88,114 @@ def _model_sequences(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[s
 
 def _check_length(config: ExperimentConfig, key: str, tokens: int, reader: str, longest: int | None) -> None:
     if longest is not None and tokens > longest:
-        raise InputError(f"{key} = {_get(config, key)}: gives sequences of {tokens} tokens; {reader} takes {longest}")
+        limit = "max_position_embeddings of its config.json, or its rotary embedding's limit"
+        raise InputError(
+            f"{key} = {_get(config, key)}: gives sequences of {tokens} tokens; {reader} takes {longest} ({limit})"
+        )
+
+
+def described(config: ExperimentConfig, known: Sizes, limit: int | None) -> list[str]:
+    """The plan in lines, the second of which names the largest part at the peak and a key that makes it smaller."""
+    first, *others = table(plan(config, known), limit)
+    return [first, largest(config, known), *others]
+
+
+def largest(config: ExperimentConfig, known: Sizes) -> str:
+    """The largest part of what is there at the peak, and the key that makes it smaller, with a value that does."""
+    memory = plan(config, known)
+    everywhere = {Part(None, name): size for name, size in memory.held.items()}
+    at_peak = {Part(memory.peak, name): size for name, size in memory.phases[memory.peak].items()}
+    sizes = everywhere | at_peak
+    part = max(sizes, key=sizes.__getitem__)
+    found = lowered_by(config, known, part)
+    by = "no key lowers it by itself"
+    if found is not None:
+        key, value = found
+        by = f"lowered by {key} = {_shown(_get(config, key))} -> {value}"
+    return f"  largest: {part}, {_gib(sizes[part])} GiB; {by}"
+
+
+class Part(NamedTuple):
+    """A part of a plan: one that is there in every phase (None), or one of a phase's."""
+
+    phase: str | None
+    name: str
+
+    def __str__(self) -> str:
+        return self.name if self.phase is None else f"{self.name} ({self.phase})"
+
+    def size(self, memory: Plan) -> int:
+        """Its bytes in a plan; 0 where the plan has no such part."""
+        parts = memory.held if self.phase is None else memory.phases.get(self.phase, {})
+        return parts.get(self.name, 0)
+
+
+# The keys that make a phase's parts smaller, those that move the fewest numbers of a run first.
+_READING = ("eval.batch_size", "data.max_length")
+_ANSWERING = ("eval.batch_size", "eval.max_new_tokens", "data.max_length")
+_OF_ADAPTERS = ("lora.rank", "model.attention", "model.dtype")
+LOWERED_BY: dict[str, tuple[str, ...]] = {
+    "fitting the guard": ("guard.batch_size", "model.remat", "data.max_length", *_OF_ADAPTERS),
+    "scoring": _READING,
+    "local training": (
+        "federated.clients_per_chunk",
+        "model.remat",
+        "federated.batch_size",
+        "data.max_length",
+        *_OF_ADAPTERS,
+    ),
+    "probe": _ANSWERING,
+    "evaluation, answering": _ANSWERING,
+    "evaluation, choices": _READING,
+    "answering replay": ("cai.replay", "cai.max_new_tokens"),
+    "CAI, generating": ("cai.prompts_per_chunk", "cai.max_new_tokens", "data.max_length"),
+    "CAI, reference": ("cai.batch_size", "cai.max_new_tokens", "data.max_length"),
+    "CAI, training": ("cai.batch_size", "model.remat", "cai.max_new_tokens", "data.max_length", *_OF_ADAPTERS),
+}
+HELD_LOWERED_BY: dict[str, tuple[str, ...]] = {
+    "base": ("mesh.fsdp", "model.quantize", "model.dtype"),
+    "base in float32": ("model.dtype", "model.quantize"),
+    "guard": ("mesh.fsdp", "model.quantize", "model.dtype"),
+    "adapters": ("lora.rank",),
+    "prepared set": ("data.max_length",),
+    "data": ("data.max_length",),
+}
+
+
+def lowered_by(config: ExperimentConfig, known: Sizes, part: Part) -> tuple[str, Any] | None:
+    """(key, value) that makes a part, and with it what is needed, smaller by a hundredth of the part at least."""
+    memory = plan(config, known)
+    values = _smaller_values(config, known)
+    keys = HELD_LOWERED_BY[part.name] if part.phase is None else LOWERED_BY[part.phase]
+    phase = part.phase or memory.peak
+    size = part.size(memory)
+    for key in keys:
+        if key not in values:
+            continue
+        other = plan(_with(config, key, values[key]), known)
+        saved = min(size - part.size(other), memory.need(phase) - other.need(phase))
+        if 100 * saved > size:
+            return key, values[key]
+    return None
+
+
+def _smaller_values(config: ExperimentConfig, known: Sizes) -> dict[str, Any]:
+    """The next smaller value of each key that has one."""
+    found = {}
+    for key, values in _candidates(config, known.devices):
+        first = next(iter(values), None)
+        if first is not None:
+            found[key] = first
+    lengths = known.lengths
+    longest = max(lengths.train, lengths.red, lengths.prepared, lengths.replay, lengths.asked, lengths.choice)
+    found["data.max_length"] = max(min(config.data.max_length, longest) // 2, HALVED["data.max_length"])
+    if known.widens and config.model.dtype == "bfloat16":
+        found["model.dtype"] = "float32"  # what is widened in any case need not be there twice
+    return found
+
+
+def _shown(value: Any) -> Any:
+    return "null" if value is None else value
 
 
 def table(memory: Plan, limit: int | None) -> list[str]:
@@ -133,14 +240,13 @@ def refusal(config: ExperimentConfig, known: Sizes, limit: int) -> str:
     memory = plan(config, known)
     need = memory.need(memory.peak)
     lines = [f"memory: {_gib(need)} GiB a device needed, {_gib(limit)} there; nothing was started"]
-    lines += table(memory, None)[1:]
+    lines += described(config, known, None)[1:]
     found = remedies(config, known, limit)
     if not found:
         return "\n".join(lines)
     lines.append("what helps, and how much each of these alone:")
     for remedy in found:
-        old = "null" if remedy.old is None else remedy.old
-        change = f"{remedy.key} = {old} -> {remedy.new}"
+        change = f"{remedy.key} = {_shown(remedy.old)} -> {remedy.new}"
         lines.append(f"  {change:<44}saves {_gib(remedy.saves)} GiB in {remedy.phase}")
         config = _with(config, remedy.key, remedy.new)
     least = plan(config, known)

@@ -58,6 +58,7 @@ class DecoderConfig:
     head_dim: int
     kinds: tuple[LayerKind, ...]
     layer_kinds: tuple[int, ...] = ()
+    max_position_embeddings: int | None = None  # the longest sequence that the model was made for, if it names one
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
     activation: str = "silu"
@@ -78,7 +79,13 @@ class DecoderConfig:
 
     @property
     def longest(self) -> int | None:
-        """The longest sequence that the rotary embeddings are meant for; None: they name no limit."""
+        """The longest sequence that the model, and its rotary embeddings, are meant for; None: they name no limit."""
+        limits = (self.max_position_embeddings, self.rotary_limit)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def rotary_limit(self) -> int | None:
+        """The longest sequence that the rotary embeddings are computed for; None: they name no limit."""
         limits = [kind.rope.limit for kind in self.kinds if kind.rope and kind.rope.limit]
         return min(limits, default=None)
 

@@ -330,8 +330,8 @@ class Decoder(nn.Module):
         config = self.config
         depth = config.num_hidden_layers
         slots = sight.key_segment.shape[1]
-        if config.longest and slots > config.longest:
-            raise InputError(f"{slots} tokens: this model's rotary embedding is supported up to {config.longest}")
+        if config.rotary_limit and slots > config.rotary_limit:
+            raise InputError(f"{slots} tokens: this model's rotary embedding is supported up to {config.rotary_limit}")
         x = self.embed_tokens.astype(config.dtype)[tokens] * jnp.asarray(config.embed_scale, config.dtype)
         rotation = rotations(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)
@@ -409,6 +409,19 @@ def forward_cached(
 def unembed(lm: LM, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
     """Logits of final hidden states, float32."""
     return lm.model.apply({"params": lm.base}, hidden, method="unembed")  # pyright: ignore
+
+
+@jax.jit
+def gives_numbers(
+    lm: LM, adapter: Adapter | None, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]
+) -> Bool[Array, ""]:
+    """Whether hidden states, and the logits of the last position, are finite for left-padded texts.
+
+    Weights that are numbers may still give none: a product overflows.
+    """
+    hidden = forward(lm, adapter, tokens, valid)
+    logits = unembed(lm, hidden[:, -1])
+    return jnp.all(jnp.isfinite(hidden) | ~valid[..., None]) & jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)))
 
 
 def abstract_base(config: DecoderConfig) -> PyTree:

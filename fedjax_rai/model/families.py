@@ -24,8 +24,11 @@ from fedjax_rai.model.architecture import (
     module_name,
     modules,
 )
+from fedjax_rai.reading import one_line, read_object
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# No model is near these; beyond them a damaged number would take all memory before any tensor is looked at.
+LARGEST = dict.fromkeys(SIZES, 2**27) | {"num_hidden_layers": 10_000, "head_dim": 2**16}
 
 
 class Family(NamedTuple):
@@ -92,18 +95,18 @@ def read_config(folder: Path, **computed: str) -> DecoderConfig:
     have transformers' defaults. Raises one `InputError` that lists everything the decoder does not compute.
     """
     path = Path(folder) / "config.json"
-    return decoder_config(read_json(path), str(path), **computed)
+    return decoder_config(read_object(path), str(path), **computed)
 
 
 def decoder_config(raw: Mapping[str, Any], where: str, **computed: str) -> DecoderConfig:
     """Shape of the model whose `config.json`, found at `where`, was read as `raw`; see `read_config`."""
     kind = raw.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         close = get_close_matches(str(kind), FAMILIES, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise InputError(f"{where}: model_type {kind!r} is not supported{hint}, only: {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[kind]
-    problems = _wrong_sizes(raw)
+    problems = _wrong_sizes(raw) + _wrong_fields(raw)
     c: Any = None if problems else _normalised(raw, where)
     for name, value in {"quantization_config": None, **family.computed}.items():
         found = getattr(c, name, raw.get(name)) or None
@@ -111,7 +114,7 @@ def decoder_config(raw: Mapping[str, Any], where: str, **computed: str) -> Decod
             problems.append(f"{name} is {found!r}, only {value!r} is supported")
     fields: dict[str, Any] = family.fields(c) if c else {}
     activation = fields.pop("activation", getattr(c, "hidden_act", "silu"))
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         problems.append(f"hidden_act is {activation!r}, only {', '.join(ACTIVATIONS)} are supported")
     layers, rope_problems = _layers(c, family) if c else ([], [])
     problems += rope_problems
@@ -125,6 +128,7 @@ def decoder_config(raw: Mapping[str, Any], where: str, **computed: str) -> Decod
         head_dim=_head_dim(c),
         kinds=kinds,
         layer_kinds=layer_kinds,
+        max_position_embeddings=raw.get("max_position_embeddings"),
         rms_norm_eps=c.rms_norm_eps,
         tie_word_embeddings=c.tie_word_embeddings,
         activation=activation,
@@ -138,7 +142,9 @@ def _wrong_sizes(raw: Mapping[str, Any]) -> list[str]:
     for name in (*SIZES, "num_key_value_heads", "head_dim"):
         value = raw.get(name)
         if value is not None and not _is_count(value):
-            problems.append(f"{name} is {value!r}, must be a whole number > 0")
+            problems.append(f"{name} is {_short(value)}, must be a whole number > 0")
+        elif value is not None and value > LARGEST.get(name, 2**27):
+            problems.append(f"{name} is {_short(value)}, must be at most {LARGEST.get(name, 2**27)}")
     if problems:
         return problems
     groups = raw.get("num_key_value_heads")
@@ -151,6 +157,63 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0  # not a bool, which is an int, too
 
 
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_positive(value: Any) -> bool:
+    """A number above 0 that a float can hold; not a bool."""
+    return type(value) in (int, float) and 0 < value < 1e300
+
+
+def _are_layer_types(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _are_layer_marks(value: Any) -> bool:
+    return isinstance(value, list) and all(type(mark) in (int, bool) for mark in value)
+
+
+# Null, or absent, is transformers' default for all of them.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "rms_norm_eps": (_is_positive, "a number > 0"),
+    "rope_theta": (_is_positive, "a number > 0"),
+    "max_position_embeddings": (_is_count, "a whole number > 0"),
+    "original_max_position_embeddings": (_is_count, "a whole number > 0"),
+    "tie_word_embeddings": (_is_flag, "true or false"),
+    "attention_bias": (_is_flag, "true or false"),
+    "mlp_bias": (_is_flag, "true or false"),
+    "sliding_window": (_is_count, "a whole number > 0, or null"),
+    "query_pre_attn_scalar": (_is_positive, "a number > 0"),
+    "attn_logit_softcapping": (_is_positive, "a number > 0, or null"),
+    "final_logit_softcapping": (_is_positive, "a number > 0, or null"),
+    "layer_types": (_are_layer_types, "a list of names, one a layer"),
+    "no_rope_layers": (_are_layer_marks, "a list of 0 and 1, one a layer"),
+    "rope_parameters": (lambda value: isinstance(value, dict), "an object"),
+    "rope_scaling": (lambda value: isinstance(value, dict), "an object"),
+}
+
+
+def _wrong_fields(raw: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the other fields that some family reads: their types, and lists of another length."""
+    problems = []
+    for name, (fits, words) in _FIELDS.items():
+        value = raw.get(name)
+        if value is not None and not fits(value):
+            problems.append(f"{name} is {_short(value)}, must be {words}")
+        elif isinstance(value, list) and len(value) != raw.get("num_hidden_layers"):
+            problems.append(f"{name} has {len(value)} entries, must have one a layer (num_hidden_layers)")
+    return problems
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it; nobody reads a number of hundreds of digits."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of too many digits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def _normalised(raw: Mapping[str, Any], where: str) -> Any:
     """transformers' config object: absent fields, old names and old forms of rotary embeddings are resolved."""
     from transformers import CONFIG_MAPPING
@@ -158,7 +221,7 @@ def _normalised(raw: Mapping[str, Any], where: str) -> Any:
     try:
         return CONFIG_MAPPING[raw["model_type"]].from_dict(json.loads(json.dumps(raw)))  # it changes what it is given
     except Exception as error:  # whatever its validators raise
-        raise InputError(f"{where}: transformers does not accept it ({' '.join(str(error).split())})") from error
+        raise InputError(f"{where}: transformers does not accept it ({one_line(error)})") from error
 
 
 def _head_dim(c: Any) -> int:
@@ -182,20 +245,30 @@ def _layer_rope(c: Any, family: Family, layer: int, sliding: bool) -> tuple[Rope
     """(a layer's rotary embedding, if it has one; what is wrong with it)."""
     parameters = c.rope_parameters
     if "full_attention" in parameters:  # a config may have one for each kind of layer
-        parameters = parameters["sliding_attention" if sliding else "full_attention"]
+        parameters = parameters.get("sliding_attention" if sliding else "full_attention")
+    if not isinstance(parameters, Mapping):
+        return None, f"rope_parameters is {_short(parameters)}, must be an object"
     share = parameters.get("partial_rotary_factor") or 1.0
+    if not _is_positive(share) or share > 1:
+        return None, f"partial_rotary_factor is {_short(share)}, must be a number > 0, at most 1"
     if share != 1.0 and not family.partial:
         return None, f"partial_rotary_factor is {share}, only 1.0 is supported"
     name = parameters.get("rope_type", "default")
-    if name not in ROPES:
+    if not isinstance(name, str) or name not in ROPES:
         return None, f"rope_type {name!r} is not supported, only: {', '.join(ROPES)}"
     rotated_layers = getattr(c, "no_rope_layers", None)  # despite its name: 1 where a layer is rotated
     if rotated_layers is not None and not rotated_layers[layer]:
         return None, None
     try:
-        return ROPES[name](parameters, int(_head_dim(c) * share), c), None
+        with np.errstate(all="ignore"):
+            rope = ROPES[name](parameters, int(_head_dim(c) * share), c)
     except KeyError as error:
         return None, f"{name} rope needs {error.args[0]}"
+    except (TypeError, ValueError, ArithmeticError) as error:
+        return None, f"{name} rope cannot be computed ({one_line(error)})"
+    if not all(math.isfinite(number) for number in (rope.magnitude, *rope.frequencies)):
+        return None, f"{name} rope gives frequencies that are no finite numbers"
+    return rope, None
 
 
 # ---- rotary embeddings: (rope_parameters, rotated channels of a head, config) -> Rope
@@ -293,19 +366,6 @@ def _kernel_places(config: DecoderConfig, layer: int, kernel: str) -> dict[str, 
             found[f"{name}.bias"] = Place(f"layers.{kernel}_bias", (width,), layer, column)
         column += width
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises `InputError`."""
-    try:
-        value = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return value
 
 
 def names(values: Sequence[str] | set[str]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.families import decoder_config, places
+from fedjax_rai.reading import POINTERS
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -114,14 +115,20 @@ def _reader(path: Path) -> Any:
             f"{path}: reading GGUF files needs the package gguf; install it by: pip install 'fedjax-rai[gguf]'"
         ) from error
     with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise InputError(f"{path}: does not begin as a GGUF file does; must be a GGUF file")
+        begin = file.read(64)
+    if begin.startswith(POINTERS):
+        raise InputError(f"{path}: is a pointer of Git LFS in place of the file; fetch the file: git lfs pull")
+    if begin[:4] != b"GGUF":
+        raise InputError(f"{path}: does not begin as a GGUF file does; must be a GGUF file")
     try:
-        return GGUFReader(path)
+        reader = GGUFReader(path)
     except Exception as error:  # it checks little, so a file that is cut short fails anywhere
         raise InputError(
             f"{path}: a GGUF file that is damaged, cut short or of an unknown version ({error})"
         ) from error
+    if getattr(reader, "byte_order", "I") == "S":
+        raise InputError(f"{path}: its numbers are in the other byte order (a big-endian file); convert it first")
+    return reader
 
 
 def _check_kind(file: GgufFile) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_rai import terminal
 from fedjax_rai.aliases import Adapter
+from fedjax_rai.config.schema import is_hub_name
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.architecture import DecoderConfig, module_name
-from fedjax_rai.model.families import names, read_json
-from fedjax_rai.model.lora import Lora, abstract_adapter
-from fedjax_rai.model.weights import Stored, check_tensors, listed, save_safetensors, write_json
+from fedjax_rai.model.families import names
+from fedjax_rai.model.lora import Lora, abstract_adapter, matches
+from fedjax_rai.model.weights import Stored, cast, check_tensors, listed, save_safetensors, write_json
+from fedjax_rai.reading import one_line, read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # PEFT options that change what an adapter computes; ours computes x W + scale (x a) b and nothing else.
 _REFUSED = (
     "use_dora", "use_qalora", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices",
-    "target_parameters", "alora_invocation_tokens", "ensure_weight_tying",
+    "target_parameters", "alora_invocation_tokens", "ensure_weight_tying", "use_bdlora", "arrow_config",
+    "kasa_config",
+)  # fmt: skip
+# What changes how an adapter was made, or where it runs, but not what it computes.
+_HARMLESS = (
+    "auto_mapping", "bias", "corda_config", "eva_config", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+    "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "peft_type",
+    "peft_version", "qalora_group_size", "runtime_config", "task_type",
 )  # fmt: skip
 
 
@@ -32,12 +42,19 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def save_adapter(
-    folder: Path, config: DecoderConfig, lora: Lora, adapter: Adapter, base_name: str, revision: str | None = None
+    folder: Path,
+    config: DecoderConfig,
+    lora: Lora,
+    adapter: Adapter,
+    base_name: str,
+    revision: str | None = None,
+    dtype: str | None = None,
 ) -> None:
-    """Write an adapter as PEFT does, in the dtype of its leaves.
+    """Write an adapter as PEFT does, in a dtype, or in that of its leaves.
 
-    `base_name` is the folder or the hub name of its base, `revision` that of the hub. Raises ValueError for leaves of
-    other shapes than the model's.
+    `base_name` is the folder or the hub name of its base, `revision` that of the hub: with what is written, where and
+    how, seven arguments. Raises ValueError for leaves of other shapes than the model's, and InputError for a number
+    that is none in the dtype.
     """
     expected = jax.tree.map(lambda leaf: leaf.shape, abstract_adapter(config, lora))
     got = jax.tree.map(np.shape, adapter)
@@ -48,8 +65,8 @@ def save_adapter(
         pair = adapter["layers"][target]
         a = np.asarray(pair["a"][layer])
         b = np.asarray(pair["b"][layer])
-        tensors[f"{name}.lora_A.weight"] = a[:, :rank].T
-        tensors[f"{name}.lora_B.weight"] = b[:rank].T
+        for matrix, part in (("lora_A", a[:, :rank].T), ("lora_B", b[:rank].T)):
+            tensors[f"{name}.{matrix}.weight"] = cast(part, dtype or part.dtype, f"{name}.{matrix}.weight")
     save_safetensors(Path(folder) / WEIGHTS, tensors)
     write_json(Path(folder) / CONFIG, _peft_config(config, lora, base_name, revision))
 
@@ -101,11 +118,12 @@ def _modules(config: DecoderConfig, lora: Lora) -> dict[str, tuple[str, int, int
 def load_adapter(folder: Path, config: DecoderConfig) -> tuple[Lora, Adapter]:
     """The adapter in a PEFT folder, float32, and its shape.
 
-    Raises one `InputError` with all that is not LoRA as we compute it (DoRA, biases, saved modules, ...), or with
-    every tensor that is missing, surplus or of another shape.
+    Raises one `InputError` with all that is wrong with its settings, or not LoRA as we compute it (DoRA, biases, saved
+    modules, ...); with the tensors that are missing, surplus or of another shape; or for one that holds NaN or an
+    infinity. Settings that this version does not know, and that are set to something, are named on standard error.
     """
     path = Path(folder) / CONFIG
-    raw = read_json(path)
+    raw = read_object(path)
     weights = Path(folder) / WEIGHTS
     if not weights.is_file():
         raise InputError(f"{folder}: {WEIGHTS} is not there (only safetensors are read)")
@@ -122,8 +140,8 @@ def load_adapter(folder: Path, config: DecoderConfig) -> tuple[Lora, Adapter]:
     check_tensors(weights, stored, expected)
     leaves = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     for name, (target, layer, rank) in modules.items():
-        leaves[target]["a"][layer, :, :rank] = stored[f"{name}.lora_A.weight"].read().T
-        leaves[target]["b"][layer, :rank] = stored[f"{name}.lora_B.weight"].read().T
+        leaves[target]["a"][layer, :, :rank] = stored[f"{name}.lora_A.weight"].read(dtype=np.float32).T
+        leaves[target]["b"][layer, :rank] = stored[f"{name}.lora_B.weight"].read(dtype=np.float32).T
     return lora, {"layers": jax.tree.map(jnp.asarray, leaves)}
 
 
@@ -132,16 +150,19 @@ def _read_shape(path: Path, raw: Mapping[str, Any], config: DecoderConfig, store
     # the file, not `target_modules`, tells what was adapted: that field may be a pattern or "all-linear"
     parts = {part for name in stored for part in name.split(".")}
     targets = tuple(target for target in config.targets if target in parts)
-    problems = _unsupported(raw)
+    problems = _unsupported(raw) + _wrong_settings(raw, config)
     if not targets and not problems:
         problems.append(f"adapts none of {names(set(config.targets))}")
     if problems:
         raise InputError(f"{path}: " + "; ".join(problems))
+    unknown = [name for name in sorted(raw) if raw[name] and name not in _KNOWN]
+    if unknown:
+        terminal.say(f"{path}: not known to this version, so not computed: {', '.join(unknown)}")
     ranks = tuple((raw.get("rank_pattern") or {}).items())
     alphas = tuple((name, float(alpha)) for name, alpha in (raw.get("alpha_pattern") or {}).items())
     return Lora(
         targets=targets,
-        rank=int(raw["r"]),
+        rank=raw["r"],
         alpha=float(raw["lora_alpha"]),
         rslora=bool(raw.get("use_rslora")),
         layers=_layers(raw.get("layers_to_transform")),
@@ -157,12 +178,121 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
         problems.append(f"peft_type {raw.get('peft_type')!r} is not supported, only: LORA")
     if raw.get("bias", "none") != "none":
         problems.append(f"bias {raw['bias']!r} is not supported, only: none")
-    if raw.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal", "eva"):
+    if raw.get("init_lora_weights", True) not in (None, True, False, "gaussian", "orthogonal", "eva"):
         problems.append(f"init_lora_weights {raw['init_lora_weights']!r} is not supported: it changes the base")
-    for name in ("r", "lora_alpha"):
-        if not isinstance(raw.get(name), int | float) or raw[name] <= 0:
-            problems.append(f"{name} is {raw.get(name)!r}, must be a positive number")
     return problems
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e30
+
+
+def _are_names(value: Any) -> bool:
+    """A text, or a list of texts."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+def _are_layers(value: Any) -> bool:
+    """A layer's number, or a list of such."""
+    layers = value if isinstance(value, list) else [value]
+    return all(type(layer) is int and layer >= 0 for layer in layers)
+
+
+# Setting -> (what fits, in words). Null, or absent, is PEFT's default for all but the first two.
+_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": (_is_count, "a whole number > 0"),
+    "lora_alpha": (_is_positive, "a number > 0"),
+    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+    "target_modules": (_are_names, "a text or a list of texts"),
+    "exclude_modules": (_are_names, "a text or a list of texts"),
+    "layers_to_transform": (_are_layers, "a layer's number, from 0, or a list of such"),
+    "rank_pattern": (lambda value: isinstance(value, dict), "an object"),
+    "alpha_pattern": (lambda value: isinstance(value, dict), "an object"),
+    "base_model_name_or_path": (lambda value: isinstance(value, str), "a text"),
+    "revision": (lambda value: isinstance(value, str), "a text"),
+}
+_KNOWN = {*_REFUSED, *_HARMLESS, *_SETTINGS}
+_OF_PATTERNS = {"rank_pattern": (_is_count, "a whole number > 0"), "alpha_pattern": (_is_positive, "a number > 0")}
+
+
+def _wrong_settings(raw: Mapping[str, Any], config: DecoderConfig) -> list[str]:
+    """What is wrong with the settings that we read: their types, values that are none, patterns that are none."""
+    problems = []
+    for name, (fits, words) in _SETTINGS.items():
+        value = raw.get(name)
+        needed = name in ("r", "lora_alpha")
+        if (needed or value is not None) and not fits(value):
+            problems.append(f"{name} is {_short(value)}, must be {words}")
+        elif name in _OF_PATTERNS and value:
+            problems += _wrong_patterns(name, value)
+    layers = raw.get("layers_to_transform")
+    if layers is not None and _are_layers(layers):
+        beyond = [layer for layer in _layers(layers) or () if layer >= config.num_hidden_layers]
+        if beyond:
+            problems.append(f"layers_to_transform has {beyond[0]}, must be below {config.num_hidden_layers}")
+    return problems
+
+
+def _wrong_patterns(name: str, patterns: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a pattern's regular expressions and their values."""
+    fits, words = _OF_PATTERNS[name]
+    problems = []
+    for pattern, value in patterns.items():
+        try:
+            matches(pattern, "")
+        except (re.error, RecursionError, OverflowError) as error:
+            problems.append(f"{name} has {_short(pattern)}, which is no regular expression ({one_line(error)})")
+        if not fits(value):
+            problems.append(f"{name} of {_short(pattern)} is {_short(value)}, must be {words}")
+    return problems
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of too many digits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def name_other_base(folder: Path, model: str, revision: str | None = None) -> str | None:
+    """A line, where the adapter in a PEFT folder says that it is of another base than `model`; said on standard error.
+
+    Names are compared, not places: a folder that was moved is the same base, and so is a local copy of a model of that
+    name on the hub. Two names on the hub are compared whole. None where nothing is known to differ.
+    """
+    raw = read_object(Path(folder) / CONFIG)
+    named, named_revision = raw.get("base_model_name_or_path"), raw.get("revision")
+    if not isinstance(named, str) or not named:
+        return None
+    line = None
+    if _is_other(named, model):
+        line = f"{folder}: is an adapter of {named}, not of {model}"
+    elif revision and named_revision and revision != named_revision:
+        line = f"{folder}: is an adapter of {named} at revision {named_revision}, not at {revision}"
+    if line is not None:
+        terminal.say(line)
+    return line
+
+
+def _is_other(one: str, other: str) -> bool:
+    if all(is_hub_name(name) and not Path(name).exists() for name in (one, other)):
+        return one.lower() != other.lower()
+    return _last_name(one) != _last_name(other)
+
+
+def _last_name(path: str) -> str:
+    """The last name of a path; of a snapshot in the hub's cache that of its model."""
+    place = Path(path).expanduser()
+    parts = place.resolve().parts if place.is_dir() else place.parts
+    cached = [part for part in parts if part.startswith("models--")]
+    if cached and "snapshots" in parts:
+        return cached[-1].rpartition("--")[2].lower()
+    return parts[-1].lower() if parts else ""
 
 
 def _layers(transformed: Any) -> tuple[int, ...] | None:

@@ -6,7 +6,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,17 @@ from fedjax_rai.aliases import Adapter, Array, Base, PyTree
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import abstract_base
-from fedjax_rai.model.families import Place, decoder_config, names, places, read_json
+from fedjax_rai.model.families import Place, decoder_config, names, places
 from fedjax_rai.model.lora import Lora
 from fedjax_rai.model.quantize import Quantized, quantize
+from fedjax_rai.reading import one_line, read_object, refuse_pointer
 
+FLOATS = {"F16", "BF16", "F32", "F64"}
+"""What weights may be stored in, by safetensors' names."""
+PIECE = 2**17
+"""Numbers that are looked at together."""
+LISTED = 3
+"""The most tensors of a kind that a message names one by one."""
 SHARD = 4 * 2**30
 """Bytes of a written file, at most, unless one tensor is larger; who writes holds that much in memory."""
 
@@ -38,24 +45,60 @@ class Stored(NamedTuple):
     file: Path
     name: str
     shape: tuple[int, ...]
+    dtype: str  # by safetensors' name, like BF16
 
-    def read(self, index: Any = ...) -> np.ndarray:
+    def read(self, index: Any = ..., dtype: Any = None) -> np.ndarray:
         """The tensor, or the part of it that `index` names.
 
-        The file is mapped for this one look: what is mapped counts as this process's memory.
+        The file is mapped for this one look: what is mapped counts as this process's memory. Raises InputError where it
+        holds NaN or an infinity, or a number that would become one in `dtype`, which it will be cast to.
         """
         with _opened(self.file) as file:
-            if index is ...:
-                return file.get_tensor(self.name)
-            return file.get_slice(self.name)[index]
+            part = file.get_tensor(self.name) if index is ... else file.get_slice(self.name)[index]
+        check_numbers(part, part.dtype if dtype is None else dtype, f"{self.file}: {self.name}")
+        return part
+
+
+def check_numbers(tensor: np.ndarray, dtype: Any, where: str) -> None:
+    """Raises InputError, which begins with `where`, unless every number is one, and still is when cast to `dtype`."""
+    most = largest(tensor)
+    if not np.isfinite(most):
+        raise InputError(f"{where}: holds {_in_words(most)}; must be numbers: the file is broken, or training diverged")
+    with np.errstate(over="ignore"):
+        cast = most.astype(jnp.dtype(dtype))
+    if not np.isfinite(cast):
+        top = float(jnp.finfo(dtype).max)
+        raise InputError(
+            f"{where}: holds {float(most):g}, which is none in {jnp.dtype(dtype).name}; must be at most {top:g} in "
+            "magnitude, or in another dtype"
+        )
+
+
+def largest(tensor: np.ndarray) -> np.generic:
+    """The largest magnitude in a float tensor, of its dtype: NaN if there is one, else an infinity if there is one.
+
+    One pass in pieces that stay in the processor's cache: nothing as large as the tensor is made. Without its sign a
+    float is the larger, the larger its bits are as a whole number.
+    """
+    kind = np.dtype(f"u{tensor.dtype.itemsize}")
+    bits = np.ascontiguousarray(tensor).reshape(-1).view(kind)
+    magnitude = kind.type(2 ** (8 * kind.itemsize - 1) - 1)
+    most = kind.type(0)
+    for start in range(0, bits.size, PIECE):
+        most = max(most, np.bitwise_and(bits[start : start + PIECE], magnitude).max())
+    return np.array([most], kind).view(tensor.dtype)[0]
+
+
+def _in_words(number: Any) -> str:
+    return "NaN" if np.isnan(number) else "an infinity"
 
 
 def load_base(folder: Path, config: DecoderConfig, shardings: PyTree | None = None) -> Base:
     """The base in a Hugging Face folder: `model.safetensors`, or shards with `model.safetensors.index.json`.
 
     Of `config.dtype`, its kernels quantised if the config says so. `shardings` has the tree of the base. The host
-    holds one tensor at a time, and of that one what its own devices hold. Raises one `InputError` with every tensor
-    that is missing, surplus or of another shape.
+    holds one tensor at a time, and of that one what its own devices hold. Raises one `InputError` with the tensors
+    that are missing, surplus or of another shape, and one for the first tensor that holds NaN or an infinity.
     """
     abstract = nn.unbox(abstract_base(config))
     if shardings is None:
@@ -88,7 +131,7 @@ def _fill(abstract: Any, sharding: Any, dtype: Any, parts: list[tuple[Stored, Pl
     if parts[0][1].layer is None:  # a leaf that is not stacked is one tensor
         ((stored, place),) = parts
         spec = _part_spec(kernel_sharding, False, place.is_kernel, place.shape)
-        part = jax.make_array_from_callback(stored.shape, spec, _once(stored.read))
+        part = jax.make_array_from_callback(stored.shape, spec, _once(partial(stored.read, dtype=dtype)))
         return _converted(part, place.is_kernel, dtype, sharding)
     kind = abstract.kind if isinstance(abstract, Quantized) else None
     flat, tree = jax.tree.flatten(sharding)
@@ -96,7 +139,7 @@ def _fill(abstract: Any, sharding: Any, dtype: Any, parts: list[tuple[Stored, Pl
     whole = jax.tree.map(partial(_zeros, dtype=None if kind else dtype), abstract, sharding)
     for stored, place in parts:
         spec = _part_spec(kernel_sharding, True, place.is_kernel, place.shape)
-        part = jax.make_array_from_callback(stored.shape, spec, _once(stored.read))
+        part = jax.make_array_from_callback(stored.shape, spec, _once(partial(stored.read, dtype=dtype)))
         start: Any = (place.layer, 0, place.column) if place.is_kernel else (place.layer, place.column or 0)
         start = tuple(map(np.int32, start))
         inserted = _inserted(whole, part, start, place.is_kernel, kind, hashable_shardings)
@@ -164,7 +207,7 @@ def _inserted(whole: PyTree, part: Array, start: tuple, transposed: bool, kind: 
 def stored_tensors(folder: Path, config: DecoderConfig) -> dict[str, Stored]:
     """The tensors of a model's files, by name: those that our tree has a place for.
 
-    Raises one `InputError` with every tensor that is missing, surplus or of another shape.
+    Raises one `InputError` with the tensors that are missing, surplus or of another shape.
     """
     stored = listed(_files(folder))
     expected = {name: place.shape for name, place in places(config).items()}
@@ -183,17 +226,77 @@ def check_tensors(
     expected: Mapping[str, tuple[int, ...]],
     ignored: Collection[str] = (),
 ) -> None:
-    """Raises one `InputError` with every tensor of `path` that is missing, surplus (but `ignored`) or of a shape other
-    than the expected.
+    """Raises one `InputError` with the tensors of `path` that are missing, surplus (but `ignored`), of a shape other
+    than the expected, or of a type that is no float; of many a few, how many there are, and the likely cause.
     """
-    surplus = stored.keys() - expected.keys() - set(ignored)
-    problems = [f"missing: {name}" for name in sorted(expected.keys() - stored.keys())]
-    problems += [f"surplus: {name}" for name in sorted(surplus)]
-    for name in sorted(expected.keys() & stored.keys()):
-        if stored[name].shape != expected[name]:
-            problems.append(f"shape of {name}: {stored[name].shape}, expected {expected[name]}")
+    missing = sorted(expected.keys() - stored.keys())
+    surplus = sorted(stored.keys() - expected.keys() - set(ignored))
+    common = sorted(expected.keys() & stored.keys())
+    misshapen = [name for name in common if stored[name].shape != expected[name]]
+    no_floats = [name for name in common if stored[name].dtype not in FLOATS]
+    floats = ", ".join(sorted(FLOATS))
+    problems = likely_cause(missing, surplus) if missing else []
+    problems += _summed_up("missing: ", missing)
+    problems += _summed_up("surplus: ", surplus)
+    problems += _summed_up("shape of ", misshapen, lambda name: f": {stored[name].shape}, expected {expected[name]}")
+    problems += _summed_up("type of ", no_floats, lambda name: f": {stored[name].dtype}, must be one of {floats}")
     if problems:
         raise InputError("\n  ".join([f"{path}: tensors do not fit the model", *problems]))
+
+
+def _summed_up(kind: str, found: Sequence[str], tail: Callable[[str], str] = lambda name: "") -> list[str]:
+    """A line for each of the tensors, or for the first few and one for the others."""
+    shown = found if len(found) <= LISTED + 1 else found[:LISTED]
+    lines = [f"{kind}{name}{tail(name)}" for name in shown]
+    if len(found) > len(shown):
+        lines.append(f"{kind}{len(found) - len(shown)} more")
+    return lines
+
+
+def likely_cause(missing: Sequence[str], surplus: Sequence[str]) -> list[str]:
+    """A line, where most of the missing tensors are there by names with some pieces more, or fewer; else none.
+
+    The pieces (`model`, `language_model`, `default`) stand at one place of all names, counted from either end.
+    """
+    wanted = [tuple(name.split(".")) for name in missing]
+    there = {tuple(name.split(".")) for name in surplus}
+    first = wanted[0]
+    for other in sorted(there):
+        more = len(other) > len(first)
+        shorter, longer = (first, other) if more else (other, first)
+        start = _parting(shorter, longer)
+        if start is None or shorter == longer:
+            continue
+        extra = longer[start : start + len(longer) - len(shorter)]
+        from_front = [start] * len(wanted)
+        from_end = [start + len(name) - len(first) for name in wanted]
+        for starts in (from_front, from_end):
+            changed = [_changed(name, at, extra, more) for name, at in zip(wanted, starts, strict=True)]
+            found = len(there.intersection(changed))
+            if 2 * found > len(missing):
+                differs = "with" if more else "without"
+                return [
+                    f"likely cause: {found} of the {len(missing)} missing tensors are there {differs} "
+                    f"`{'.'.join(extra)}.` in their names, like {'.'.join(other)}"
+                ]
+    return []
+
+
+def _parting(shorter: tuple[str, ...], longer: tuple[str, ...]) -> int | None:
+    """Where the longer name has pieces that the shorter has not, all in one place; None for names that differ more."""
+    for start in range(len(shorter) + 1):
+        rest = len(shorter) - start
+        if shorter[:start] == longer[:start] and shorter[start:] == longer[len(longer) - rest :]:
+            return start
+    return None
+
+
+def _changed(name: tuple[str, ...], at: int, extra: tuple[str, ...], more: bool) -> tuple[str, ...]:
+    """A name with the pieces put in at a place, or taken out there; as it is where they are not there."""
+    if more:
+        return name[:at] + extra + name[at:]
+    end = at + len(extra)
+    return name[:at] + name[end:] if name[at:end] == extra else name
 
 
 def _check_tied(folder: Path, embedding: Stored, head: Stored) -> None:
@@ -223,8 +326,8 @@ def _files(folder: Path) -> list[Path]:
         return [whole]
     if not index.is_file():
         raise InputError(f"{folder}: has neither {whole.name} nor {index.name} (only safetensors are read)")
-    listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
+    listed = read_object(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
         raise InputError(f"{index}: must have a weight_map, of tensors' names to files")
     files = [folder / name for name in sorted(set(listed.values()))]
     if absent := {file.name for file in files if not file.is_file()}:
@@ -238,7 +341,8 @@ def listed(files: list[Path]) -> dict[str, Stored]:
     for path in files:
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118
-                found[name] = Stored(path, name, tuple(file.get_slice(name).get_shape()))
+                part = file.get_slice(name)
+                found[name] = Stored(path, name, tuple(part.get_shape()), part.get_dtype())
     return found
 
 
@@ -247,7 +351,8 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         file = safe_open(path, "numpy")
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a safetensors file ({error})") from error
+        refuse_pointer(path)
+        raise InputError(f"{path}: not a whole safetensors file ({one_line(error)})") from error
     with file:
         yield file
 
@@ -282,7 +387,8 @@ def _part_of(base: Base, place: Place) -> np.ndarray:
 def save_merged(folder: Path, source: Path, config: DecoderConfig, lora: Lora, adapter: Adapter, dtype: str) -> None:
     """Write the model in `source` with an adapter added to its weights, one file of at most SHARD bytes at a time.
 
-    The sum is made in float32 and rounded to `dtype` once; nothing but the adapter is read as a tree.
+    The sum is made in float32 and rounded to `dtype` once; nothing but the adapter is read as a tree. Raises InputError
+    where a number of the sum is none in `dtype`.
     """
     stored = stored_tensors(source, config)
     where = places(config)
@@ -297,10 +403,11 @@ def save_merged(folder: Path, source: Path, config: DecoderConfig, lora: Lora, a
         a = np.asarray(pair["a"][layer], np.float32)
         b = np.asarray(pair["b"][layer], np.float32)
         scale = lora.scales(module, config.num_hidden_layers)[layer]
-        return tensor.astype(np.float32) + scale * (a @ b).T
+        with np.errstate(all="ignore"):  # what overflows is refused by its name when it is written
+            return tensor.astype(np.float32) + scale * (a @ b).T
 
     shapes = {name: tensor.shape for name, tensor in stored.items()}
-    save_model(folder, read_json(source / "config.json"), shapes, dtype, read)
+    save_model(folder, read_object(source / "config.json"), shapes, dtype, read)
 
 
 def save_model(
@@ -310,7 +417,10 @@ def save_model(
     dtype: str,
     read: Callable[[str], np.ndarray],
 ) -> None:
-    """Write `config.json` and the tensors that `read` gives, of `dtype`, in files of at most SHARD bytes."""
+    """Write `config.json` and the tensors that `read` gives, of `dtype`, in files of at most SHARD bytes.
+
+    Raises InputError where a tensor holds a number that is none in `dtype`.
+    """
     itemsize = jnp.dtype(dtype).itemsize
     nbytes = {name: math.prod(shape) * itemsize for name, shape in shapes.items()}
     shards = _shards(nbytes)
@@ -318,13 +428,19 @@ def save_model(
     if len(shards) > 1:
         files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
-        save_safetensors(folder / file, {name: read(name).astype(jnp.dtype(dtype)) for name in shard})
+        save_safetensors(folder / file, {name: cast(read(name), dtype, name) for name in shard})
     if len(shards) > 1:
         index = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = {"total_size": sum(nbytes.values())}
         write_json(folder / "model.safetensors.index.json", {"metadata": total, "weight_map": index})
     dtype_key = "torch_dtype" if "torch_dtype" in raw else "dtype"  # older configs have the former
     write_json(folder / "config.json", {**raw, dtype_key: dtype})
+
+
+def cast(tensor: np.ndarray, dtype: Any, name: str) -> np.ndarray:
+    """A tensor in the dtype that it is written in; raises InputError where a number of it is none there."""
+    check_numbers(tensor, dtype, name)
+    return tensor.astype(jnp.dtype(dtype))
 
 
 def _shards(nbytes: Mapping[str, int]) -> list[list[str]]:

@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.schema import TINY, ExperimentConfig
+from fedjax_rai.data.mix import entries
 from fedjax_rai.experiment import cost
 from fedjax_rai.experiment.cost import Cost, ProbeCost
 from fedjax_rai.experiment.evaluation import critique, evaluate
@@ -66,6 +67,7 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
         critique=critique_of(setting, folder),
         pairs=pairs_of([row.cai for row in rounds if row.cai]),
         data=read_data(folder / DATA).summary if (folder / DATA).is_file() else None,
+        not_computed=setting.models.not_computed,
     )
 
 
@@ -134,8 +136,12 @@ def critique_of(setting: Setting, folder: Path) -> Critique | None:
 
 def synthetic_parts(config: ExperimentConfig) -> list[str]:
     """Which parts of a run are the tiny world's."""
-    sources = {"model": config.model.path, "data": config.data.train, "AdvBench prompts": config.eval.advbench}
-    parts = [name for name, source in sources.items() if source == TINY]
+    synthetic = {
+        "model": config.model.path == TINY,
+        "data": any(entry.config.path == TINY for entry in entries(config.data, config.seed)),
+        "AdvBench prompts": config.eval.advbench == TINY,
+    }
+    parts = [name for name, is_tiny in synthetic.items() if is_tiny]
     if config.cai.enabled and config.cai.data != ONLINE:
         prepared = Path(config.cai.data) / SUMMARY
         if prepared.is_file() and files.read_object(prepared)["synthetic"]:

@@ -175,6 +175,8 @@ def in_words(spread: Spread) -> str:
 
 def in_percent(spread: Spread) -> str:
     """A spread of shares, in percent."""
+    if spread.low == spread.high:
+        return f"{100 * spread.low:.1f} %"
     return f"{100 * spread.low:.1f} to {100 * spread.high:.1f} % (median {100 * spread.median:.1f})"
 
 

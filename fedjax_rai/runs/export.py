@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
-
 from fedjax_rai import terminal
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, is_hub_name
+from fedjax_rai.data.mix import entries
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.peft import load_adapter, save_adapter
@@ -38,8 +37,8 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
     chosen = dtype or ("bfloat16" if merged else "float32")
     if not (folder / SUMMARY).is_file() or not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: not the folder of a finished run (it has no {SUMMARY}); run it to its end first")
-    for folder in (out, _part(out)):
-        files.check_writable(folder, str(out))
+    for written in (out, _part(out)):
+        files.check_writable(written, str(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; name another one")
     config = pinned(folder, load_config(folder / CONFIG))
@@ -53,8 +52,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
             save_merged(part, source, shape, lora, adapter, chosen)
             _copy(source, part, (*_TOKENIZER, "generation_config.json"))
         else:
-            adapter = jax.tree.map(lambda leaf: leaf.astype(chosen), adapter)
-            save_adapter(part, shape, lora, adapter, config.model.path, config.model.revision)
+            save_adapter(part, shape, lora, adapter, config.model.path, config.model.revision, chosen)
             _copy(source, part, _TOKENIZER)
         files.write_text(part / "README.md", card(config, summary, merged))
 
@@ -130,7 +128,8 @@ def origin(config: ExperimentConfig, merged: bool) -> str:
 def training(config: ExperimentConfig, summary: Summary) -> Iterator[str]:
     """What was trained on, how, and behind which guards."""
     fed, lora, filtering = config.federated, config.lora, config.filter
-    yield f"data: `{config.data.train}`, language {config.data.language}"
+    for entry in entries(config.data, config.seed):
+        yield f"data: `{entry.config.path}`, language {entry.config.language or config.data.language}"
     yield (
         f"{fed.algorithm}: {fed.rounds} rounds, {fed.cohort} of {fed.clients} clients a round, {fed.local_steps} local "
         f"steps of {fed.batch_size} examples, learning rate {fed.learning_rate:g}"

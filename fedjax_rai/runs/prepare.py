@@ -38,7 +38,7 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
 from fedjax_rai.mesh import replicated
 from fedjax_rai.model.peft import CONFIG as ADAPTER_CONFIG
-from fedjax_rai.model.peft import WEIGHTS, load_adapter
+from fedjax_rai.model.peft import WEIGHTS, load_adapter, name_other_base
 from fedjax_rai.runs import conversations, files
 from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.conversations import Conversation
@@ -129,6 +129,7 @@ def policy(setting: Setting, folder: Path | None) -> Adapter:
         return setting.fresh_adapter("adapter")
     model, configured = setting.shapes
     lora, adapter = load_adapter(folder, model)
+    name_other_base(folder, setting.config.model.path, setting.config.model.revision)
     changed = differences(vars(configured), vars(lora))
     if changed:
         listed = "\n".join(f"  lora.{key}: {new!r} there, {old!r} in the config" for key, old, new in changed)
@@ -168,7 +169,8 @@ class Writer:
         """Read all that is used, so that what is wrong is said before anything is written."""
         advice.announce(self.batch_config, sizes.saying(self.setting))
         self.setting.revising.name_unknown_categories()
-        _ = self.setting.models.tokenizer.closing, self.setting.models.base
+        _ = self.setting.models.not_computed, self.setting.models.tokenizer.closing, self.setting.models.base
+        self.setting.check_logits(self.adapter)
 
     def batches(self, shard: int) -> list[np.ndarray]:
         """The numbers of a shard's conversations, in batches."""
@@ -290,6 +292,7 @@ def conclude(setting: Setting, config: ExperimentConfig, out: Path) -> None:
         "seconds": round(sum(shard["seconds"] for shard in spent), 1),
         "principles": _shares(pairs, dropped, lambda row: set(row["principles"])),
         "categories": _shares(pairs, dropped, lambda row: [row["category"]]),
+        "not_computed": setting.models.not_computed,
         "synthetic": [part for part in synthetic_parts(config) if part in ("model", "data")],
     }
     files.write_json(out / SUMMARY, summary)

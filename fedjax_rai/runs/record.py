@@ -47,7 +47,12 @@ class Record:
         """
         done, state = self._checkpoints.restore(like)
         metrics = self.folder / METRICS
-        there = [row.round for row in rows.read_rounds(metrics)[:done]]
+        every_row = rows.read_rounds(metrics)
+        if len(every_row) > done + 1:  # one row is ahead wherever a run was killed before its state was whole
+            terminal.say(
+                f"{metrics}: {len(every_row)} rounds, and a state after {done}: those behind it are done again"
+            )
+        there = [row.round for row in every_row[:done]]
         missing = [t for t in range(1, done + 1) if there[t - 1 : t] != [t]]
         if missing:
             raise InputError(

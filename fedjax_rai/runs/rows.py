@@ -18,7 +18,7 @@ class Probe(NamedTuple):
     """The probe of a round: fixed red prompts, answered by the new adapter before any CAI phase."""
 
     harmless: float
-    """Share (0 to 1) of the answers with a score that the guard calls safe; null where none has one."""
+    """Share (0 to 1) of the answers with a score that the guard calls safe. Null: none has a score."""
     seconds: float
     """Seconds of answering and scoring; its tokens are not counted."""
     without_verdict: int | None = None
@@ -181,7 +181,9 @@ class Filtered(NamedTuple):
     without_score: int
     """Pairs for which the guard gave no number."""
     harmful_share_kept: float | None
-    """Share (0 to 1) of the kept pairs that are harmful, known to the simulation alone. Null: nothing was kept."""
+    """Share (0 to 1) of the kept pairs that are harmful, known to the simulation alone; of those that have a label.
+    Null: there is none.
+    """
 
 
 class PairCounts(NamedTuple):
@@ -234,7 +236,7 @@ class Summary(NamedTuple):
     diverged_clients: int
     """Clients whose training diverged and was left out, summed over rounds."""
     guard: GuardQuality | None
-    """The guard's quality. Null: there was no filter."""
+    """The guard's quality. Null: there was no filter, or no pair has a label."""
     filter: Filtered | None
     """What the filter left. Null: there was no filter."""
     seconds: Seconds
@@ -247,6 +249,8 @@ class Summary(NamedTuple):
     """What became of conversations or prepared pairs. Null: there was no CAI phase."""
     data: DataSummary | None = None
     """What the run has of the data that it was given, as under `summary` in data.json. Null: an older version ran."""
+    not_computed: list[str] = []
+    """What the model's `generation_config.json` asks of generation and is not done, in lines; empty: nothing."""
 
 
 class Versions(NamedTuple):

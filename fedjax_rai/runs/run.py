@@ -89,6 +89,8 @@ def evaluate_run(folder: Path) -> None:
         read_rounds(folder / METRICS)  # what is wrong with them is said before anything is computed
         setting = Setting(config, pins=pins([config]), store=KeptGuards(study_of(folder)))
         _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
+        _ = setting.models.not_computed  # said before anything is computed
+        setting.check_logits(adapter)
         note_versions(folder / VERSIONS, setting.commits | {"files": digests(config)})
         conclude(setting, adapter)
         draw_run(folder)

@@ -120,9 +120,10 @@ def first_token_score(
 def score(
     guard: Guard | Scorer, pairs: Sequence[tuple[str, str]], advance: Callable[[], object] = lambda: None
 ) -> np.ndarray:
-    """float32[n]: p(unsafe) of each (query, response), in order; NaN where a function of the user's own gave none.
+    """float32[n]: p(unsafe) of each (query, response), in order; NaN where there is none.
 
-    `advance` is called once a batch of a model's `batch_size`.
+    A function of the user's own may give none; a model gives none where its logits are no numbers. `advance` is called
+    once a batch of a model's `batch_size`. Raises InputError for a model that gives none for a whole first batch.
     """
     if isinstance(guard, Scorer):
         return _scored(guard, pairs)
@@ -139,10 +140,20 @@ def score(
             yield rows, first_token_score(guard.lm, guard.adapter, batch.tokens, batch.valid, verdict_ids)
 
     scores = np.zeros(len(prompts), np.float32)
+    done = 0
     for rows, batch_scores in read_late(dispatched()):
         scores[rows] = np.asarray(batch_scores)[: len(rows)]
+        if not done and np.all(np.isnan(scores[rows])):
+            raise InputError(_no_score(guard))
+        done += len(rows)
         advance()
     return scores
+
+
+def _no_score(guard: Guard) -> str:
+    """Why a guard is refused that gives no score."""
+    fitted = "" if guard.adapter is None else "; where it was fitted here, guard.learning_rate may be too high"
+    return f"{guard.key}: the guard gives no score, its logits are no numbers (NaN or infinity){fitted}"
 
 
 def _scored(guard: Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -198,11 +209,12 @@ def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> 
 def quality(scores: np.ndarray, harmful: Sequence[bool | None] | np.ndarray, threshold: float) -> dict[str, float]:
     """Accuracy, precision, recall and their harmonic mean in percent, unsafe being positive; 0 where undefined.
 
-    What has no label (None) is left out.
+    What has no label (None), or no score (NaN) and so no verdict, is left out.
     """
     labelled = np.array([label is not None for label in harmful], bool)
-    verdict = scores[labelled] >= threshold
-    truth = np.array([label for label in harmful if label is not None], bool)
+    known = labelled & ~np.isnan(scores)
+    verdict = scores[known] >= threshold
+    truth = np.array([bool(label) for label in harmful], bool)[known]
     hits = float(np.sum(verdict & truth))
     precision = hits / max(verdict.sum(), 1)
     recall = hits / max(truth.sum(), 1)

@@ -104,7 +104,7 @@ def memory(config: ExperimentConfig, known: Sizes) -> Iterator[str]:
     limit = advice.device_limit()
     advice.check_lengths(config, known)
     needed = plan(config, known)
-    yield "\n".join(advice.table(needed, limit))
+    yield "\n".join(advice.described(config, known, limit))
     if limit is not None and needed.need(needed.peak) > limit:
         raise InputError(advice.refusal(config, known, limit))
 

@@ -28,6 +28,8 @@ def same(text: str) -> str:
     ignorable), any run of white space is one space, and none stands at the ends. Case, punctuation and accents stay. A
     text that is in this form is unchanged, so `same(same(text)) == same(text)`.
     """
+    if text.isascii() and text.isprintable():  # of which nothing but white space changes
+        return " ".join(text.split())
     spaced = text.replace(_BLANK, " ")
     normal = unicodedata.normalize("NFKC", spaced)
     seen = "".join(character for character in normal if not _is_invisible(character))

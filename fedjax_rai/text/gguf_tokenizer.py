@@ -51,6 +51,8 @@ SPLITS = {
     **dict.fromkeys(("gpt-4o", "llama4"), Split(GPT4O)),
 }
 """By `tokenizer.ggml.pre`."""
+BEGIN = ("llama-bpe", "llama3", "llama-v3")
+"""Those whose texts begin with bos, unless the file says otherwise."""
 
 
 class GgufTokenizer(NamedTuple):
@@ -89,8 +91,7 @@ def tokenizer_of(metadata: Mapping[str, Any], where: str) -> GgufTokenizer:
     except Exception as error:  # tokenizers raises no narrower one for merges that do not fit a vocabulary
         raise InputError(f"{where}: its vocabulary makes no tokenizer ({error})") from error
     _add_tokens(fast, metadata, specials)
-    if _flag(metadata, "add_bos_token", kind == "llama") and "bos_token" in specials:
-        _put_before(fast, specials["bos_token"])
+    _put_around(fast, metadata, specials)
     stops = _stops(metadata, len(tokens), where)
     templates = _templates(metadata)
     if not templates:
@@ -168,13 +169,22 @@ def _add_tokens(fast: "Fast", metadata: Mapping[str, Any], specials: Mapping[str
             fast.add_tokens([AddedToken(token, normalized=False, special=False)])
 
 
-def _put_before(fast: "Fast", token: str) -> None:
-    """Have the tokenizer begin with a token where special tokens are asked for."""
+def _put_around(fast: "Fast", metadata: Mapping[str, Any], specials: Mapping[str, str]) -> None:
+    """Have the tokenizer begin and end with the tokens that the file says, where special tokens are asked for.
+
+    A file that does not say it begins with bos where its vocabulary is SentencePiece's or Llama 3's, as in llama.cpp.
+    """
     from tokenizers.processors import TemplateProcessing
 
-    fast.post_processor = TemplateProcessing(
-        single=f"{token} $A", pair=f"{token} $A {token} $B:1", special_tokens=[(token, fast.token_to_id(token))]
-    )
+    begins = metadata.get("tokenizer.ggml.model") == "llama" or metadata.get("tokenizer.ggml.pre") in BEGIN
+    before = specials.get("bos_token") if _flag(metadata, "add_bos_token", begins) else None
+    after = specials.get("eos_token") if _flag(metadata, "add_eos_token", False) else None
+    if before is None and after is None:
+        return
+    single = " ".join(filter(None, (before, "$A", after)))
+    second = " ".join(f"{token}:1" for token in (before, "$B", after) if token)
+    added = [(token, fast.token_to_id(token)) for token in {before, after} if token]
+    fast.post_processor = TemplateProcessing(single=single, pair=f"{single} {second}", special_tokens=added)
 
 
 def _byte_level(metadata: Mapping[str, Any], where: str, notes: list[str]) -> "Fast":

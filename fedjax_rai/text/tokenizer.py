@@ -1,7 +1,7 @@
 """Hugging Face tokenizers, behind the few verbs that this package needs, and the shipped tiny one."""
 
-import json
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_rai import terminal
 from fedjax_rai.errors import InputError
-from fedjax_rai.text.hub import resolve
+from fedjax_rai.reading import one_line, read_object, refuse_pointer
+from fedjax_rai.text.hub import WANTED, resolve
 from fedjax_rai.text.prompts import USER, Segment, Turn, after_answer, answered
 
 SPECIALS = PAD, BOS, END, USER_OPENS, ASSISTANT_OPENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>")
@@ -33,6 +35,9 @@ _FORMATTED = " | ".join(
 CLOCK = f"{{% macro strftime_now(form) %}}{{{{ form | {_FORMATTED} }}}}{{% endmacro %}}\n"
 # A text that no template holds, and that is another one as Python or JSON would quote it.
 PROBE = r"zq\xj"
+# What must come back from its own tokens: single and double spaces, a tab, line breaks, digits, and Hangul.
+LATIN = "What is 3 plus 4?\n\n  It is 7, \t not 0125689.\nEnd"
+HANGUL = "3 더하기 4는 무엇입니까?"
 
 
 class Tokenizer:
@@ -69,12 +74,43 @@ class Tokenizer:
         """The text of ids, without special tokens."""
         return self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def check_text(self) -> None:
+        """Raises InputError where a text of words, spaces, line breaks, digits and Hangul is lost in its own tokens.
+
+        A tokenizer that lacks Hangul and says so, by its token for what is unknown, is named on standard error.
+        """
+        for text in (LATIN, HANGUL):
+            ids = self.encode(text)
+            decoded = self.decode(ids)
+            if _same(decoded, text):
+                continue
+            if text == HANGUL and self.hf.unk_token_id in ids:
+                terminal.say(f"tokenizer {self.name}: has no Hangul, its unknown token stands for it; Korean is lost")
+                continue
+            raise InputError(
+                f"tokenizer {self.name}: loses text: {text!r} comes back from its tokens as {decoded!r}; must give "
+                "back what it is given (transformers before 5.22 reads some byte-level tokenizers wrongly)"
+            )
+
+    @property
+    def has_hangul(self) -> bool:
+        """Whether Korean text comes back from its own tokens."""
+        return _same(self.decode(self.encode(HANGUL)), HANGUL)
+
     @property
     def template(self) -> str:
         """The chat template, in Jinja."""
-        if self.hf.chat_template is None:
+        found = self.hf.chat_template
+        if found is None:
             raise InputError(f"tokenizer {self.name}: it has no chat_template; must be a chat model's")
-        return self.hf.get_chat_template()
+        if isinstance(found, dict):
+            if "default" not in found:
+                listed = ", ".join(sorted(found)) or "none"
+                raise InputError(f"tokenizer {self.name}: none of its chat templates is the default, only: {listed}")
+            found = found["default"]
+        if not isinstance(found, str):
+            raise InputError(f"tokenizer {self.name}: its chat_template is {found!r}; must be a text")
+        return found
 
     def render(self, turns: Sequence[Turn], generate: bool = False) -> str:
         """The turns as the template writes them, on a day that is always the same; its other defaults are kept."""
@@ -104,9 +140,11 @@ class Tokenizer:
             return self.hf.apply_chat_template(
                 messages, chat_template=template, tokenize=False, add_generation_prompt=generate, date_string=TODAY
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program, and may fail in any way
             roles = ", ".join(turn.role for turn in turns) or "none"
-            raise InputError(f"tokenizer {self.name}: its chat template refuses turns of {roles} ({error})") from error
+            verb = "refuses" if isinstance(error, TemplateError | TypeError | ValueError) else "fails on"
+            wrong = one_line(error)
+            raise InputError(f"tokenizer {self.name}: its chat template {verb} turns of {roles} ({wrong})") from error
 
     def check_ids(self, tokens: Any, vocabulary: int, key: str) -> None:
         """Raises InputError if an id is none of the model's that the config's `key` names: it would compute NaN."""
@@ -217,16 +255,31 @@ def _parts(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
 
 
+def _same(decoded: str, text: str) -> bool:
+    """Whether a text came back, but for the form of its characters (a normalizer may write them otherwise)."""
+    return unicodedata.normalize("NFKC", decoded) == unicodedata.normalize("NFKC", text)
+
+
 def load_tokenizer(path: str, revision: str | None = None) -> Tokenizer:
-    """The tokenizer of a model (see `text.hub.resolve`), by AutoTokenizer, which never touches the network."""
+    """The tokenizer of a model (see `text.hub.resolve`), by AutoTokenizer, which never touches the network.
+
+    Raises InputError for files that cannot be read, and for a tokenizer that loses text (`Tokenizer.check_text`).
+    """
     from transformers import AutoTokenizer
 
     folder = resolve(path, revision)
+    for pattern in (*WANTED, "additional_chat_templates/*"):
+        for file in sorted(folder.glob(pattern)):
+            refuse_pointer(file)
     try:
         hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises no narrower one for a file that it cannot read
-        raise InputError(f"{folder}: no tokenizer that transformers can read ({error})") from error
-    return Tokenizer(hf, stop_ids(folder))
+        tokenizer = Tokenizer(hf, stop_ids(folder))
+        tokenizer.check_text()
+    except (InputError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises nothing narrower for what it cannot read or use, or panics
+        raise InputError(f"{folder}: no tokenizer that transformers can read ({one_line(error)})") from error
+    return tokenizer
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -241,10 +294,7 @@ def stop_ids(folder: Path) -> tuple[int, ...]:
     if not present:
         return ()
     path = present[0]
-    try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a JSON object ({error})") from error
+    named = read_object(path).get("eos_token_id")
     if named is None:
         return ()
     stops = named if isinstance(named, list) else [named]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedjax_rai.config.keys import allowed, schemas, sections
+from fedjax_rai.config.schema import TINY
 
 HEAD = """\
 # Configuration
@@ -21,6 +22,11 @@ full. Every command takes overrides behind the file, `federated.rounds=3 lora.ta
 several values, `cai.iterations=0,10,25`. Keys that do not exist and values out of range are refused, all at once, with
 file, line and the nearest right spelling. Paths are relative to the current directory; `~` is your home.
 
+The value of an override is taken whole, `output=runs/exp #1` with its `#1`; lists, mappings and text in quotes are
+read as YAML, null is written `null`, and `output=` with nothing behind it is refused. What YAML 1.1 reads as a number
+in base 8 or 60, `010` or `1:30`, is the text that is written, and refused where a whole number must stand. Merged keys
+(`<<`) may be overridden; a key that stands twice otherwise is refused, at any depth.
+
 Where a key takes a name *or package.module:attribute*, a value of your own may stand: `mine.rules:median` is the
 attribute `median` of `mine/rules.py`, installed or below the current directory. What each must be, and how the Python
 API takes the value itself, is in [api.md](api.md). The run folder notes its name and the digest of its file, and a run
@@ -32,20 +38,28 @@ def reference() -> str:
     """The page, in Markdown."""
     parts = [HEAD]
     top = [key for key in schemas() if "." not in key]
-    parts.append("## Top level\n\n" + "\n".join(table(top)) + "\n")
+    parts.append("## Top level\n\n" + "\n".join(table(schemas(), top)) + "\n")
     for name, section in sections().items():
         keys = [key for key in schemas() if key.startswith(f"{name}.")]
-        parts.append(f"## {name}\n\n{inspect.getdoc(section)}\n\n" + "\n".join(table(keys)) + "\n")
+        parts.append(f"## {name}\n\n{inspect.getdoc(section)}\n\n" + "\n".join(table(schemas(), keys)) + "\n")
+        parts += [entries(key) for key in keys if schemas()[key].get("items", {}).get("properties")]
     return "\n".join(parts)
 
 
-def table(keys: list[str]) -> Iterator[str]:
-    """The rows of these keys."""
+def entries(key: str) -> str:
+    """The keys of an entry of a list, in Markdown."""
+    keys = schemas()[key]["items"]["properties"]
+    return f"Each entry of `{key}` has the keys\n\n" + "\n".join(table(keys, list(keys))) + "\n"
+
+
+def table(known: dict[str, Any], keys: list[str]) -> Iterator[str]:
+    """The rows of these keys, of which JSON schemas are `known`."""
     yield "| key | default | what is allowed | meaning |"
     yield "|---|---|---|---|"
     for key in keys:
-        schema = schemas()[key]
-        cells = [f"`{key}`", f"`{json.dumps(schema['default'])}`", values(schema), meaning(schema)]
+        schema = known[key]
+        default = f"`{json.dumps(schema['default'])}`" if "default" in schema else "must be given"
+        cells = [f"`{key}`", default, values(schema), meaning(schema)]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -53,7 +67,8 @@ def values(schema: dict[str, Any]) -> str:
     """What a key takes, in words; of a path, what must be there."""
     if "file" not in schema:
         return allowed(schema)
-    shipped = "null" if schema["default"] is None else schema["default"]
+    default = schema.get("default", TINY)
+    shipped = "null" if default is None else default
     attribute = f", or {schema['attribute']}" if "attribute" in schema else ""
     return f"{shipped}, or the path of a {schema['file']}{attribute}"
 

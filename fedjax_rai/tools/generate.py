@@ -14,11 +14,12 @@ from fedjax_rai.data.examples import length_batches
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
-from fedjax_rai.model.families import read_config, read_json
+from fedjax_rai.model.families import read_config
 from fedjax_rai.model.lora import NO_LORA, Lora
-from fedjax_rai.model.peft import load_adapter
+from fedjax_rai.model.peft import load_adapter, name_other_base
 from fedjax_rai.model.weights import load_base
 from fedjax_rai.reading import checked_text, decode_text, parse_json, read_text
+from fedjax_rai.text.generation import name_uncomputed
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
 from fedjax_rai.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, stop_ids
@@ -40,7 +41,7 @@ class Request(NamedTuple):
     top_k: int | None = None
     min_p: float | None = None
     seed: int = 0  # of sampling
-    batch_size: int = 16  # prompts answered at once; changes no answer
+    batch_size: int = 16  # prompts answered at once; changes no answer in float32, in bfloat16 by rounding only
 
 
 class WrittenPrompt(NamedTuple):
@@ -73,16 +74,17 @@ class ModelFiles(NamedTuple):
 
 
 def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answer]:
-    """An answer to each prompt, in order; none depends on another, or on the batch size.
+    """An answer to each prompt, in order.
 
-    Raises InputError, with the prompt's place, before the weights are read. An answer is given as soon as it and all
-    before it are there; shorter prompts are answered first.
+    In float32 it depends on its own prompt and the seed only; in bfloat16 also, by rounding, on the batch that it
+    stands in. Raises InputError, with the prompt's place, for what is wrong with prompts before the weights are read,
+    and for the first prompt to which the model gives no numbers. An answer is given as soon as it and all before it are
+    there; shorter prompts are answered first. What the model's files ask for and is not done is said.
     """
     files = read_model(request)
     longest = None if files.config.longest is None else files.config.longest - request.max_new
     rows = [encode(written, files, request.raw, longest) for written in prompts]
-    if ignored := ignored_settings(files.folder):
-        terminal.say(f"not computed, though generation_config.json asks for it: {', '.join(ignored)}")
+    name_uncomputed(files.folder)
     weights = resolve(request.model, request.revision, weights=True)
     lm = LM(Decoder(files.config, files.lora), load_base(weights, files.config))
     keys = jax.vmap(lambda row: rng.stream(jax.random.key(request.seed), "generate", row=row))(np.arange(len(rows)))
@@ -101,7 +103,10 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
                 for picked, batch in batches
             )
             for picked, found in read_late(dispatched):
-                waiting |= zip(numbers[picked].tolist(), read_answers(found, files.tokenizer), strict=False)
+                for number, answer in zip(numbers[picked].tolist(), read_answers(found, files.tokenizer), strict=False):
+                    if not answer.token_ids:
+                        raise InputError(_no_numbers(prompts[number].where, request))
+                    waiting[number] = answer
                 advance(steps=len(picked))
                 while given in waiting:
                     yield waiting.pop(given)
@@ -109,14 +114,24 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
 
 
 def read_model(request: Request) -> ModelFiles:
-    """Raises InputError for a model or an adapter that cannot be read."""
+    """Raises InputError for a model or an adapter that cannot be read; an adapter of another base is named."""
     folder = resolve(request.model, request.revision)
     config = read_config(folder, dtype=request.dtype)
     lora, adapter = NO_LORA, None
     if request.adapter is not None:
         lora, adapter = load_adapter(request.adapter, config)
+        name_other_base(request.adapter, request.model, request.revision)
     tokenizer = load_tokenizer(request.model, request.revision) if has_tokenizer(folder) else None
     return ModelFiles(folder, config, lora, adapter, tokenizer)
+
+
+def _no_numbers(where: str, request: Request) -> str:
+    """Why there is no answer: not even the end of one was generated."""
+    adapter = "" if request.adapter is None else f" with the adapter in {request.adapter}"
+    return (
+        f"{where}: no answer: the logits of {request.model}{adapter} are no numbers (NaN or infinity) in "
+        f"{request.dtype}: its weights are finite and overflow when multiplied"
+    )
 
 
 def sampling(request: Request, vocabulary: int) -> Sampling:
@@ -140,14 +155,6 @@ def read_answers(found: Answers, tokenizer: Tokenizer | None) -> Iterator[Answer
     for tokens, valid in zip(np.asarray(found.tokens), np.asarray(found.valid), strict=True):
         ids = tokens[valid].tolist()
         yield Answer(ids, tokenizer.decode(ids) if tokenizer else None)
-
-
-def ignored_settings(folder: Path) -> list[str]:
-    """What a model's generation config would change in the logits, and transformers' generate does, but we do not."""
-    path = folder / "generation_config.json"
-    named = read_json(path) if path.is_file() else {}
-    neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0}
-    return [f"{name} {named[name]}" for name, value in neutral.items() if named.get(name) not in (None, value)]
 
 
 def prompts_of_texts(texts: Sequence[str], place: str = "--prompt") -> list[WrittenPrompt]:
@@ -198,10 +205,17 @@ def encode(written: WrittenPrompt, files: ModelFiles, raw: bool, longest: int | 
     encoded = _encoded(written, files, raw)
     if longest is not None and len(encoded.ids) > longest:
         raise InputError(
-            f"{written.where}: {len(encoded.ids)} tokens; must be at most {max(longest, 0)}, as this model's rotary "
-            "embedding has a limit for prompt and answer together: shorten the prompt or lower --max-new"
+            f"{written.where}: {len(encoded.ids)} tokens; must be at most {max(longest, 0)}, as this model takes "
+            f"{files.config.longest} for prompt and answer together ({_limit(files.config)}): shorten the prompt or "
+            "lower --max-new"
         )
     return encoded
+
+
+def _limit(config: DecoderConfig) -> str:
+    """What limits the length of a sequence."""
+    is_named = config.longest == config.max_position_embeddings
+    return "max_position_embeddings" if is_named else "its rotary embedding's limit"
 
 
 def _encoded(written: WrittenPrompt, files: ModelFiles, raw: bool) -> EncodedPrompt:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from fedjax_rai import terminal
 from fedjax_rai.config.prepared import DATASET, PREFIX, check_corpus, default_data_dir, folder
 from fedjax_rai.data import records
 from fedjax_rai.data.corpus import corpus
-from fedjax_rai.data.download import check_file, fetch, is_url, parse_checksum
+from fedjax_rai.data.download import check_file, fetch, is_url, made, parse_checksum
 from fedjax_rai.errors import InputError, did_you_mean_file
 
 HELD_BACK = ("duplicates", "contradictory", "held_out")
@@ -53,19 +52,29 @@ def prepare(asked: Preparation) -> str:
             _check_same(place, hashes, asked)
             terminal.say(f"already prepared of the same: {place}")
             return named(name, asked.data_dir)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as building:
+    with made(data_dir), tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as building:
         built = Path(building) / DATASET / name / version
         tfds.disable_progress_bar()
+        terminal.say(f"preparing {name} of {', '.join(path.name for path in files.values())}")
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells there what it does
             builder = Square(config=name, data_dir=building, source=source, partial=asked.partial)
             builder.download_and_prepare()
         records.write_checksums(built)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists():
-            place.rename(Path(building) / "before")
-        built.rename(place)
+        _put(built, place, Path(building) / "before")
     return named(name, asked.data_dir)
+
+
+def _put(built: Path, place: Path, before: Path) -> None:
+    """Move a folder to its place; what is there goes to `before`, and comes back where that fails."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        place.rename(before)
+    try:
+        built.rename(place)
+    except BaseException:
+        if before.exists():
+            before.rename(place)
+        raise
 
 
 def named(name: str, data_dir: Path | None) -> str:
@@ -111,8 +120,7 @@ def _local(asked: Preparation, data_dir: Path) -> Path:
 
 def _check_same(place: Path, hashes: dict[str, str], asked: Preparation) -> None:
     """Raise InputError unless what is there was made of files with these hashes, and by the same options."""
-    file = place / "metadata.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = records.read_metadata(place)
     before = {split: counts["sha256"] for split, counts in found.get("splits", {}).items()}
     if (before, found.get("partial")) != (hashes, asked.partial):
         raise InputError(f"{place}: already prepared of other files or options; --overwrite puts this in its place")

@@ -14,7 +14,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +22,11 @@ import typer
 
 from fedjax_rai import terminal
 from fedjax_rai.cai.constitution import Constitution, find_constitution
-from fedjax_rai.data.sources import read_advbench
+from fedjax_rai.data.prompts import read_prompts
 from fedjax_rai.errors import InputError
+from fedjax_rai.reading import decode_text, parse_json
 from fedjax_rai.runs.files import write_text
+from fedjax_rai.text.compare import same
 from fedjax_rai.text.prompts import USER, Renderer, Turn, answered
 from fedjax_rai.text.tokenizer import PROBE, load_tokenizer
 
@@ -87,8 +89,8 @@ def prompts(
 ) -> None:
     """Write OUT/prompts.jsonl, to be answered by the model, and the prompts to tune and report on."""
     with terminal.answering():
-        goals = in_fixed_order(read_advbench(advbench))
-        firsts = [prompt for prompt in in_fixed_order(first_prompts(hh)) if prompt not in set(goals)]
+        goals = in_fixed_order([prompt.query for prompt in read_prompts(advbench)])
+        firsts = in_fixed_order(first_prompts(hh), {same(goal) for goal in goals})
         half = len(goals) // 2
         red = [*firsts[:HH_PREPARED], *goals[:half]]
         asked = [{"prompt": prompt, "kind": "red"} for prompt in in_fixed_order(red)[:CHAINS]]
@@ -172,10 +174,14 @@ def chosen(texts: Sequence[Any], key: str) -> Any:
     return texts[_digest(key) % len(texts)]
 
 
-def in_fixed_order(values: Sequence[Any]) -> list[Any]:
-    """The values, each once, in an order that depends on each alone."""
-    distinct = {json.dumps(value): value for value in values}
-    return [distinct[key] for key in sorted(distinct, key=_digest)]
+def in_fixed_order(values: Sequence[Any], but: Collection[str] = ()) -> list[Any]:
+    """The values in an order that depends on each alone, each once to a reader; `but` are forms to leave out."""
+    written = {json.dumps(value): value for value in values}
+    ordered = [written[text] for text in sorted(written, key=_digest)]
+    distinct: dict[str, Any] = {}
+    for value in ordered:
+        distinct.setdefault(same(value if isinstance(value, str) else json.dumps(value)), value)
+    return [value for form, value in distinct.items() if form not in but]
 
 
 def _digest(text: str) -> int:
@@ -196,25 +202,19 @@ def first_prompts(path: Path) -> list[str]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines, gzipped or not; InputError with the line."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    found = []
     try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                found.append(_object(line, f"{path}:{number}"))
-    except (OSError, UnicodeDecodeError) as error:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
+    found = []
+    for number, line in enumerate(decode_text(content, str(path)).split("\n"), 1):
+        if not line.strip():
+            continue
+        row = parse_json(line, str(path), number)
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: no JSON object")
+        found.append(row)
     return found
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: no JSON object")
-    return row
 
 
 def write_lines(path: Path, objects: Sequence[dict[str, Any]]) -> None:

@@ -24,8 +24,9 @@ RUN = {
     "data.png": "The picture of that.",
     "metrics.jsonl": "A row for each round.",
     "revisions.jsonl": "A row for each conversation of a CAI phase; empty where none was held.",
-    "checkpoints/": "The last states, from which an interrupted run goes on (Orbax).",
+    "checkpoints/": "The last two states (Orbax): an interrupted run goes on from the latest that is not damaged.",
     "adapter/": "The trained adapter in PEFT's format.",
+    "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "eval.json": "The rates, as under `rates` in summary.json.",
     "answers.jsonl": "A row for each prompt of the evaluation; every rate can be counted from their verdicts.",
     "summary.json": "Rates, costs and counts; written last, so that a run that has it is finished.",
@@ -34,6 +35,7 @@ RUN = {
 TABLE = {
     "table.yaml": "The table's config, which arms and seeds vary.",
     "seed<N>/<arm>/": "The run folder of each cell.",
+    "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "table.md": "The table with notes, as it was printed.",
     "table.csv": "Every rate of every run: arm, seed, rate, mean, low, high, prompts.",
     "table.png": "The picture of the table.",
@@ -41,10 +43,17 @@ TABLE = {
 SWEEP = {
     "sweep.yaml": "What the points agree in; the first point's values for the swept keys.",
     "<point>/": "The run folder of each point, named by its values.",
+    "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "sweep.md": "The table with notes, as it was printed.",
     "sweep.csv": "Every rate and every cost of every run, the costs by their dotted names in summary.json.",
     "sweep.png": "The picture of the sweep.",
     "compiled/": "Compiled programs, so that going on compiles nothing anew.",
+}
+GUARDS = {
+    "README.md": "What this is. All of it may be deleted: it is made again, with the same numbers.",
+    "fitted-<digest>/": "A guard, as an adapter in PEFT's format on the base; `guard.adapter` takes it.",
+    "scores-<digest>/": "`scores.safetensors`: p(unsafe) of every client's pairs, in order.",
+    "*/origin.json": "What the digest is of, the digests of the files beside it, and the versions that wrote them.",
 }
 SET = {
     "set.json": "What was asked for: number of prompts, and the digest of the adapter that answers.",
@@ -78,6 +87,8 @@ def page() -> str:
         table(TABLE),
         "## A sweep's folder",
         table(SWEEP),
+        "## Kept guards",
+        table(GUARDS),
         "## A prepared set",
         table(SET),
     ]

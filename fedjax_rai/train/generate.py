@@ -31,7 +31,10 @@ class DecodingState(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What was sampled. `valid` is True up to and including the end-of-turn token."""
+    """What was sampled. `valid` is True up to and including the end-of-turn token.
+
+    A row whose logits were once no numbers (NaN, an infinity) has no answer: nothing of it is valid, not even an end.
+    """
 
     tokens: Int[Array, "b t"]
     valid: Bool[Array, "b t"]
@@ -155,6 +158,7 @@ class _Loop(NamedTuple):
     step: Int[Array, ""]
     state: DecodingState
     answers: Answers
+    lost: Bool[Array, "b"]  # the row's logits were once no numbers
 
 
 def sample(
@@ -168,7 +172,7 @@ def sample(
     """Answers of every row until one of `end_ids`, or `max_new` tokens; stops when all rows have ended.
 
     `close`: every answer's last token becomes `end_ids[0]`, the end-of-turn token, whether it was cut off or ended by
-    another, so that a conversation can go on.
+    another, so that a conversation can go on. A row whose logits are no numbers ends there, and has no answer.
     """
     end_ids = decoding.end_ids
     max_new = decoding.max_new
@@ -177,21 +181,24 @@ def sample(
         return (loop.step < max_new) & _any_active(~loop.answers.ended)
 
     def advance(loop: _Loop) -> _Loop:
-        step, state, answers = loop
+        step, state, answers, lost = loop
         token = pick(state.logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), decoding.sampling)
         ends = jnp.isin(token, end_ids)
         if close:
             token = jnp.where(ends | (step == max_new - 1), end_ids[0], token)
         active = ~answers.ended
+        lost = lost | (active & ~jnp.isfinite(jnp.max(state.logits, axis=-1)))
         state = append(lm, adapter, state, token[:, None], active[:, None])
         tokens = answers.tokens.at[:, step].set(jnp.where(active, token, end_ids[0]))
         next_step = step + 1
         valid = answers.valid.at[:, step].set(active)
-        return _Loop(next_step, state, Answers(tokens, valid, answers.ended | ends))
+        return _Loop(next_step, state, Answers(tokens, valid, answers.ended | ends | lost), lost)
 
     nothing = _no_answers(len(keys), decoding)
-    loop = jax.lax.while_loop(unfinished, advance, _Loop(jnp.zeros((), jnp.int32), state, nothing))
-    return loop.state, loop.answers
+    first = _Loop(jnp.zeros((), jnp.int32), state, nothing, jnp.zeros(len(keys), bool))
+    loop = jax.lax.while_loop(unfinished, advance, first)
+    answers = loop.answers
+    return loop.state, answers._replace(valid=answers.valid & ~loop.lost[:, None])
 
 
 def _no_answers(batch: int, decoding: Decoding) -> Answers:

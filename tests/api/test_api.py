@@ -10,6 +10,7 @@ from fedjax_rai import api
 from fedjax_rai.cai.constitution import Constitution, Principle, find_constitution
 from fedjax_rai.config.files import digests
 from fedjax_rai.config.names import look_up
+from fedjax_rai.config.schema import DataConfig
 from fedjax_rai.data.partition import PARTITIONS, iid
 from fedjax_rai.runs import files
 from tests.processes import succeed
@@ -69,8 +70,7 @@ def test_what_is_wrong_with_a_mapping_is_all_said() -> None:
     assert str(caught.value).split("\n") == [
         "the given config: seed = -1: must be a whole number >= 0 and < 2147483648",
         "the given config: lora.rnk: no such key; did you mean lora.rank?",
-        "the given config: data = 3: must be a section of keys: train, language, red, acceptable, max_length, packing, "
-        "partition, split",
+        f"the given config: data = 3: must be a section of keys: {', '.join(DataConfig.model_fields)}",
         "override 'cai.prompts=0': cai.prompts = 0: must be a whole number >= 1",
     ]
 
@@ -87,6 +87,10 @@ def test_values_of_the_users_own_are_named_noted_and_found() -> None:
     assert config.data.partition.startswith("given:deal_") and config.cai.constitution.startswith("given:Constitution_")
     assert noted["data.partition"].startswith(f"{config.data.partition}, sha256:")
     assert look_up(PARTITIONS, config.data.partition, "data.partition") is deal
+    named = api.with_values(plain, {"columns": "alpaca"}), api.with_values(plain, {"columns": lambda row: None})
+    assert named[0].data.columns == "alpaca" and named[1].data.columns.startswith("given:")
+    by_names = {"prompt": "q", "response": "a"}
+    assert api.with_values(plain, {"columns": by_names}).data.columns == by_names
     assert find_constitution(config.cai.constitution) is kind
     assert api.with_values(plain, {"partition": iid}).data.partition == "fedjax_rai.data.partition:iid"
     assert api.with_values(plain, {"partition": "iid"}) == api.with_values(plain, {}) == plain
@@ -142,7 +146,7 @@ def test_a_run_that_is_not_finished_says_so_and_one_that_is_not_there_too(config
 
 def test_a_run_does_not_go_on_with_another_value(config, tmp_path: Path) -> None:
     def dealer(step: int):
-        return lambda n, clients, seed: [np.arange(i, n, step) for i in range(clients)]
+        return lambda pairs, clients, seed: [np.arange(i, len(pairs), step) for i in range(clients)]
 
     folder = tmp_path / "run"
     folder.mkdir()

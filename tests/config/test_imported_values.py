@@ -18,12 +18,18 @@ from tests.tiny_runs import vary
 KIND = Constitution((Principle("kind", "Is it kind?", "Make it kind."),))
 
 
-def first_clients_have_one(n: int, clients: int, seed: int) -> list[np.ndarray]:
+def first_clients_have_one(pairs, clients: int, seed: int) -> list[np.ndarray]:
     """One example for each client but the last, who holds the rest."""
-    return [np.arange(i, i + 1) for i in range(clients - 1)] + [np.arange(clients - 1, n)]
+    return [np.arange(i, i + 1) for i in range(clients - 1)] + [np.arange(clients - 1, len(pairs))]
 
 
-def overlapping(n: int, clients: int, seed: int) -> list[np.ndarray]:
+def by_label(pairs, clients: int, seed: int) -> list[np.ndarray]:
+    """All harmful pairs to the first client, the others to the second, nothing to the rest."""
+    harmful = np.array([pair.harmful for pair in pairs])
+    return [np.flatnonzero(harmful), np.flatnonzero(~harmful), *[np.zeros(0, int)] * (clients - 2)]
+
+
+def overlapping(pairs, clients: int, seed: int) -> list[np.ndarray]:
     return [np.arange(2)] * clients
 
 
@@ -34,6 +40,8 @@ def long_is_unsafe(pairs) -> list[float]:
 def test_a_partition_deals_out_the_pairs(config) -> None:
     setting = Setting(vary(config, data={"partition": f"{__name__}:first_clients_have_one"}))
     assert [len(rows) for rows in setting.client_rows] == [1, 1, 1, 37]
+    setting = Setting(vary(config, data={"partition": f"{__name__}:by_label"}))
+    assert [len(rows) for rows in setting.client_rows] == [12, 28, 0, 0]
     with pytest.raises(InputError, match="^data.partition = .*:overlapping: pair 0 stands twice"):
         Setting(vary(config, data={"partition": f"{__name__}:overlapping"}))
 

@@ -171,7 +171,7 @@ def test_what_is_wrong_and_what_is_allowed(tmp_path: Path, line: str, message: s
 
 def test_a_bad_element_of_a_list_is_named(tmp_path: Path) -> None:
     (line,) = refusal(tmp_path, "lora:\n  targets:\n  - q_proj\n  - v_prj\n")
-    assert line.startswith("tiny.yaml:2: lora.targets[1] = 'v_prj': must be one of q_proj, ")
+    assert line.startswith("tiny.yaml:4: lora.targets[1] = 'v_prj': must be one of q_proj, ")
     assert line.endswith("did you mean v_proj?")
 
 

@@ -136,11 +136,11 @@ def test_a_row_that_is_not_as_its_layout_is_refused_with_its_place(tmp_path: Pat
 
 
 def test_rows_without_an_answer_are_left_out_counted_and_said(tmp_path: Path) -> None:
-    made = [{"instruction": "do", "output": text} for text in ("x", "", None, "y")]
+    made = [{"instruction": "do", "output": text} for text in ("x", "", None, "\u200b\u3164", "y")]
     found = read(tmp_path, *made)
-    assert (len(found.pairs), found.rows, found.refused) == (2, 4, 2)
+    assert (len(found.pairs), found.rows, found.refused) == (2, 5, 3)
     assert found.first_refused.endswith("rows.jsonl:2: row 1: field 'output' is \"\"")
-    assert "2 of 4 rows hold no pair; the first: " in notes(found, "p")[1]
+    assert "3 of 5 rows hold no pair; the first: " in notes(found, "p")[1]
     with pytest.raises(InputError, match="no pair in 1 rows, of which the first: .*field 'output' is null"):
         read(tmp_path, made[2])
     half = {**HH, "chosen": "\n\nHuman: q\n\nAssistant:"}

@@ -74,7 +74,7 @@ def test_a_file_is_fetched_once(server: str, path: str, tmp_path: Path) -> None:
 )
 def test_of_what_is_wrong_nothing_is_left(server: str, path: str, sha256: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
-        fetch(server + path, sha256, tmp_path)
+        fetch(server + path, sha256, tmp_path / "a" / "b")
     assert message in str(raised.value)
     assert not list(tmp_path.rglob("*"))
 

@@ -184,11 +184,23 @@ def test_a_folder_is_read_at_any_depth_in_alphabetical_order(tmp_path: Path) -> 
         (["pairs.jsonl", "more.jsonl"], "train", ["more.jsonl", "pairs.jsonl"]),
         (["latest.jsonl", "strain.jsonl"], "train", ["latest.jsonl", "strain.jsonl"]),
         (["30k_train.jsonl", "330k_train.jsonl"], "30k_train", ["30k_train.jsonl"]),
+        (["v1.train.jsonl", "v1.test.jsonl"], "train", ["v1.train.jsonl"]),
     ],
 )  # fmt: skip
 def test_a_folder_s_splits_are_told_by_names(tmp_path: Path, names: list[str], split: str, read: list[str]) -> None:
     folder = fill(tmp_path / "test", {name: name for name in names})
     assert [row["a"] for row in rows_of(folder, split=split)] == read
+
+
+def test_files_of_no_split_beside_others_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fill(tmp_path / "f", {"a/train.jsonl": "x", "b/more.jsonl": "y", "c/test.jsonl": "z"})
+    assert rows_of(folder) == [{"a": "x"}]
+    assert (
+        "f: 1 file whose names say no split are not read, as others are of 'train': b/more.jsonl"
+        in capsys.readouterr().err
+    )
+    assert rows_of(fill(tmp_path / "g", {"more.jsonl": "y", "test.jsonl": "z"})) == [{"a": "y"}]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:

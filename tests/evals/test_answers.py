@@ -79,3 +79,25 @@ def test_what_is_longer_than_the_limit_is_cut_off(tokenizer, monkeypatch):
     monkeypatch.setattr(choice, "_answer_logps", lambda lm, adapter, e: (e.tokens[:, 0] * 0.0, e.tokens[:, 0]))
     _, whole = likelihoods(subject(tokenizer, 2), [("q", "short"), ("q", "long " * 99)])
     assert whole.tolist() == [True, False]
+
+
+def test_an_answer_whose_logits_are_no_numbers_is_empty_and_counted(tokenizer, monkeypatch, capsys):
+    """Of every batch the first row has no answer: 2 batches of 2 rows, the last one filled up with a copy."""
+    word = tokenizer.encode("x")[:1]
+
+    def generate(lm: Any, adapter: Any, prompts: Any, keys: Any, decoding: Any) -> Answers:
+        tokens = np.array([[*word, tokenizer.end_ids[0]]] * len(prompts.tokens), np.int32)
+        valid = np.ones(tokens.shape, bool)
+        valid[0] = False
+        return Answers(tokens, valid, np.ones(len(tokens), bool))  # pyright: ignore
+
+    monkeypatch.setattr(open_ended, "generate", generate)
+    prompts = ["a", "aaa aaa aaa", "aaaaa aaaaa aaaaa aaaaa"]
+    got = answers_to(subject(tokenizer, 2), prompts, jax.random.key(0), Sampled(1, 0.0, 7))
+    assert got.texts == [[""], ["x"], [""]]
+    assert "2 of 3 answers are none: the model's logits are no numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_log_probability_that_is_none_prefers_nothing(broken):
+    assert prefers_good(broken, -1.0, True) is None and prefers_good(-1.0, broken, True) is None

@@ -10,6 +10,7 @@ from fedjax_rai import trees
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety import guard as guards
+from fedjax_rai.text.prompts import Turn
 from tests.tiny_runs import vary
 
 FITTED = {"fitted": jnp.ones(())}
@@ -82,3 +83,27 @@ def test_a_guards_quality_is_told_as_fitted_and_as_released(config, monkeypatch)
     fitted = {"accuracy": 75, "precision": 100, "recall": 50, "hmean": 200 / 3}
     released = {"accuracy": 50, "precision": 50, "recall": 50, "hmean": 50}
     assert setting.guarding.quality == {"fitted": pytest.approx(fitted), "released": pytest.approx(released)}
+
+
+def asked_and(answer: str) -> tuple[Turn, Turn]:
+    return Turn("user", "q"), Turn("assistant", answer)
+
+
+def test_a_conversation_is_as_unsafe_as_its_most_unsafe_answer(config, monkeypatch):
+    """Three pairs of one, three and two answers; of the last one answer has no score, so it is not known to be safe."""
+    told = {"a": 0.1, "b": 0.2, "c": 0.9, "d": 0.3, "e": np.nan, "f": 0.4}
+    setting = Setting(config)
+    pairs = [
+        Pair("q", "a", None),
+        Pair("q", "d", None, before=(*asked_and("b"), *asked_and("c"))),
+        Pair("q", "f", True, before=(Turn("system", "s"), *asked_and("e"))),
+    ]
+    setting.texts.materials = setting.texts.materials._replace(pairs=pairs)
+    vars(setting.guarding)["guard"] = None
+
+    def score(guard: Any, asked: Any, advance: Any = None) -> Any:
+        assert asked == [("q", letter) for letter in "abcdef"]
+        return np.array([told[answer] for _, answer in asked], np.float32)
+
+    monkeypatch.setattr(guards, "score", score)
+    assert setting.guarding.scores == pytest.approx(np.array([0.1, 0.9, np.nan], np.float32), nan_ok=True)

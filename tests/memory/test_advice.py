@@ -246,6 +246,84 @@ def test_a_small_plan_is_one_line_and_a_large_one_a_table():
     assert all(any(name in line for line in lines) for name in ("base", "adapters", made.peak, "CAI, generating"))
 
 
+CASES = {
+    "plain": {},
+    "others": {
+        "federated": {"algorithm": "scaffold", "clients_per_chunk": 4, "cohort": 4},
+        "cai": {"method": "dpo", "probe": 4},
+        "guard": {"steps": 2},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_the_key_that_is_named_makes_its_part_smaller(case):
+    """Of every part of every phase, as if it were the largest; what depends on the base alone has none."""
+    shape = decoder()
+    config = config_of(shape, **CASES[case])
+    known = sizes(shape, train=256, prepared=0, probe=16 if case == "others" else 0)
+    made = plan(config, known)
+    parts = [advice.Part(None, name) for name in made.held]
+    for phase, of_phase in made.phases.items():
+        parts += [advice.Part(phase, name) for name in of_phase]
+    without = set()
+    for part in parts:
+        found = advice.lowered_by(config, known, part)
+        if found is None:
+            without.add(part.name)
+            continue
+        smaller = plan(advice._with(config, *found), known)
+        assert part.size(smaller) < part.size(made), part
+        assert smaller.need(part.phase or made.peak) < made.need(part.phase or made.peak), part
+    assert without <= {"kernels in use", "conversations"}
+
+
+LARGEST = {
+    "KV cache (evaluation, answering)": (
+        {"eval": {"batch_size": 512, "max_new_tokens": 512}},
+        "eval.batch_size = 512 -> 256",
+    ),
+    "KV cache (CAI, generating)": (
+        {"cai": {"prompts": 512, "max_new_tokens": 512}},
+        "cai.prompts_per_chunk = null -> 256",
+    ),
+    "activations (local training)": (
+        {"federated": {"clients_per_chunk": 5, "batch_size": 64}},
+        "federated.clients_per_chunk = 5 -> 1",
+    ),
+    "activations (scoring)": ({"eval": {"batch_size": 4096, "max_new_tokens": 1}}, "eval.batch_size = 4096 -> 2048"),
+}
+
+
+@pytest.mark.parametrize("part", LARGEST)
+def test_the_largest_part_is_named_with_its_key(part):
+    sections, change = LARGEST[part]
+    shape = decoder()
+    config = config_of(shape, **sections)
+    known = sizes(shape, red=16, train=64)._replace(guarded="scoring" in part)
+    line = advice.largest(config, known)
+    assert line.startswith(f"  largest: {part}, ") and line.endswith(f" GiB; lowered by {change}"), line
+    need = plan(config, known).need(plan(config, known).peak)
+    assert advice.described(config, known, 3 * need)[1:] == [line], "of a plan that is small besides"
+    assert line in advice.refusal(config, known, need // 2).splitlines()
+
+
+def test_a_large_base_is_lowered_by_how_it_is_stored():
+    """Where bfloat16 is widened in any case, float32 saves the copy; else a quantised base does."""
+    shape = decoder(hidden=1024, mlp=2048, dtype="bfloat16")
+    evaluated = {"federated": {"rounds": 0}, "cai": {"enabled": False}, "eval": {"batch_size": 1}}
+    config, known = config_of(shape, **evaluated), sizes(shape, train=16)
+    widened = advice.largest(config, known)
+    assert "largest: base in float32, " in widened
+    assert widened.endswith("lowered by model.dtype = bfloat16 -> float32")
+    narrow = known._replace(widens=False)
+    stored = advice.largest(config, narrow)
+    assert "largest: base, " in stored and stored.endswith("lowered by model.quantize = none -> int8")
+    split = advice.largest(config, narrow._replace(devices=2))
+    assert split.endswith("lowered by mesh.fsdp = 1 -> 2"), "which changes no number"
+
+
 def test_what_lies_on_the_device_already_is_not_missing_from_its_limit():
     before = advice.device_limit()
     held = jnp.ones(2**27, jnp.float32).block_until_ready()

@@ -175,7 +175,7 @@ def test_a_config_that_is_not_there_or_not_json_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"config\.json: no such file"):
         families.read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json: not JSON"):
+    with pytest.raises(InputError, match=r"config\.json:1:2: not valid JSON"):
         families.read_config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config\.json: not a JSON object"):

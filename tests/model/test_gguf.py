@@ -52,6 +52,17 @@ def test_quantised_weights_are_what_their_blocks_stand_for(tmp_path: Path) -> No
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "bits"), [("F16", 11), ("BF16", 8)])
+def test_halves_of_either_kind_are_read(kind: str, bits: int, tmp_path: Path) -> None:
+    """Numbers are within half a unit in the last of so many binary places."""
+    written = write_gguf(tmp_path / "a.gguf", quantized=kind)
+    import_gguf(written.path, tmp_path / "out", "float32")
+    found = read_tensors(tmp_path / "out" / "model.safetensors")["model.layers.1.self_attn.k_proj.weight"]
+    expected = written.tensors["model.layers.1.self_attn.k_proj.weight"]
+    np.testing.assert_allclose(found, expected, rtol=2.0**-bits, atol=1e-7)
+    assert (found != expected).any()
+
+
 def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
     written = write_gguf(tmp_path / "a.gguf")
     import_gguf(written.path, tmp_path / "out")
@@ -184,8 +195,14 @@ def test_broken_numbers_and_unknown_tensors_are_refused(tmp_path: Path) -> None:
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     whole = write_gguf(tmp_path / "a.gguf").path.read_bytes()
     (tmp_path / "short.gguf").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.gguf").write_text("version https://git-lfs.github.com/spec/v1\n")
-    for name, message in (("short", "cut short"), ("text", "does not begin as a GGUF"), ("absent", "no such file")):
+    (tmp_path / "text.gguf").write_text("gguf\n")
+    (tmp_path / "lfs.gguf").write_text("version https://git-lfs.github.com/spec/v1\n")
+    for name, message in (
+        ("short", "cut short"),
+        ("text", "does not begin as a GGUF"),
+        ("lfs", "git lfs pull"),
+        ("absent", "no such"),
+    ):
         with pytest.raises(InputError, match=message):
             import_gguf(tmp_path / f"{name}.gguf", tmp_path / "out")
     (tmp_path / "full").mkdir()

@@ -125,7 +125,7 @@ def logits_of(model, base, adapter, tokens):
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\]"),
         ({"bias": "all"}, "bias 'all' is not supported, only: none"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
-        ({"r": 0}, "r is 0, must be a positive number"),
+        ({"r": 0}, "r is 0, must be a whole number > 0"),
         ({"lora_alpha": None}, "lora_alpha is None, must be"),
         ({"r": -4, "use_dora": True}, "use_dora True is not supported; r is -4"),
         ({"lora_bias": True}, "lora_bias True"),

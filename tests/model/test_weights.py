@@ -155,8 +155,8 @@ def test_files_are_read_a_tensor_at_a_time(monkeypatch):
     alive = []
     read = weights.Stored.read
 
-    def watched(stored, index=...):
-        array = read(stored, index)
+    def watched(stored, index=..., dtype=None):
+        array = read(stored, index, dtype)
         assert not any(reference() is not None for reference in alive), f"{stored.name} beside another tensor"
         alive.append(weakref.ref(array))
         return array
@@ -221,7 +221,7 @@ def test_files_that_are_not_there_or_broken_are_refused(tmp_path):
         weights.load_base(folder, families.read_config(folder))
     shutil.copy(TIED / "model.safetensors.index.json", folder)
     first.write_bytes(b"not a file of tensors")
-    with pytest.raises(InputError, match=f"{first.name}: not a safetensors file"):
+    with pytest.raises(InputError, match=f"{first.name}: not a whole safetensors file"):
         weights.load_base(folder, families.read_config(folder))
 
 

@@ -1,6 +1,7 @@
 """States on disk: the latest that can be read is what a run goes on from."""
 
 import gc
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,19 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def turn(path: Path) -> None:
+    """Other bits in the middle of a file of the same length."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8] = bytes(255 - byte for byte in content[middle : middle + 8])
+    path.write_bytes(content)
+
+
+def blank(path: Path) -> None:
+    """As file systems leave files behind that were not written before the power went."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
 def damage(step: Path, how: Callable[[Path], None], pattern: str) -> None:
     """Do that to the files of a state whose names are like that."""
     hit = [path for path in step.rglob(pattern) if path.is_file() and path.stat().st_size]
@@ -56,7 +70,7 @@ def test_without_damage_the_latest_is_restored(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves coroutines that failed
-@pytest.mark.parametrize("how", [cut, Path.unlink])
+@pytest.mark.parametrize("how", [cut, Path.unlink, turn, blank])
 @pytest.mark.parametrize("pattern", ["*", "_METADATA", "manifest.ocdbt", "[0-9a-f]" * 32])
 def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(tmp_path, capsys, how, pattern):
     folder = saved(tmp_path / "states")
@@ -64,6 +78,41 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(tmp_path, caps
     assert restored(folder) == 2
     assert f"{folder}: the state after round 3 is damaged; going back to round 2" in capsys.readouterr().err
     gc.collect()  # here, and not in a test that does not expect it
+
+
+@pytest.mark.parametrize("left", [(), ("state",), ("_CHECKPOINT_METADATA",)])
+def test_a_state_of_which_little_is_left_is_no_state(tmp_path, left):
+    """An empty folder, and one of an empty folder or of one file."""
+    folder = saved(tmp_path / "states")
+    for path in (folder / "3").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in left:
+        (folder / "3" / name).mkdir() if name == "state" else (folder / "3" / name).touch()
+    assert restored(folder) == 2
+
+
+def test_what_is_no_folder_of_states_is_named(tmp_path):
+    (tmp_path / "states").touch()
+    with pytest.raises(InputError, match=r"states: is no folder; restore it from a copy, remove it to begin anew, or"):
+        Checkpoints(tmp_path / "states")
+    folder = saved(tmp_path / "others")
+    for metadata in folder.rglob("_CHECKPOINT_METADATA"):
+        metadata.write_text("[" * 25_000)
+    with pytest.raises(InputError, match=r"others: .*; restore it from a copy, remove it to begin anew, or"):
+        restored(folder)
+
+
+def test_a_full_disk_is_named_with_the_folder(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "states")
+
+    def fail(*_, **__):
+        raise ValueError("UNAVAILABLE: Error writing: No space left on device [OS error 28: ENOSPC]")
+
+    monkeypatch.setattr(checkpoints._saver, "save_async", fail)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save(checkpoints, 1)
+    assert caught.value.filename == str(tmp_path / "states")
+    checkpoints.close()
 
 
 def test_the_round_of_a_damaged_state_is_saved_again(tmp_path):

@@ -1,6 +1,7 @@
 """An exported run is what was evaluated, as an adapter or merged, with all that others need beside it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from fedjax_rai.cli import app
 from fedjax_rai.model import families, peft, weights
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.runs import files
-from fedjax_rai.runs.run import run
 from fedjax_rai.text.hub import resolve
 from tests.model.common import assert_trees_equal, edit_tensors, logits
 
@@ -19,11 +19,10 @@ TOKENS = np.random.default_rng(0).integers(0, 1024, (2, 30))
 
 
 @pytest.fixture
-def folder(config) -> Path:
+def folder(finished_run: Path, tmp_path: Path) -> Path:
     """A finished run without rounds, its adapter then made to do something."""
-    fields = config.model_dump()
-    fields["federated"]["rounds"] = 0
-    done = run(type(config).model_validate(fields))
+    done = tmp_path / "run"
+    shutil.copytree(finished_run, done)
     edit_tensors(done / "adapter" / peft.WEIGHTS, lambda own: own.update({k: v + 0.05 for k, v in own.items()}))
     return done
 

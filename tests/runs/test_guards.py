@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedjax_rai.config.files import check_files, digests
+from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.keeping import FITTED, SCORES, Origin
+from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import guards as kept
 from fedjax_rai.runs.guards import KeptGuards, study_of
 from fedjax_rai.runs.run import evaluate_run, run
@@ -154,6 +157,36 @@ def test_whose_guards_a_run_shares(tmp_path):
 def test_a_table_that_was_interrupted_is_gone_on_with_beside_its_guards(config, tmp_path):
     KeptGuards(tmp_path / "table").keep_scores(ASKED, P)
     check_table(tmp_path / "table", config)
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """A saved guard of another base than the tiny one."""
+    KeptGuards(tmp_path).keep_adapter(FIT, (CONFIG, LORA), random_adapter(CONFIG, LORA))
+    (folder,) = tmp_path.glob("guards/fitted-*")
+    return folder
+
+
+def test_a_saved_guard_is_a_file_that_a_run_names(config, saved):
+    """Its digest is noted, so that no run goes on with another."""
+    named = vary(config, guard={"adapter": str(saved)})
+    check_files(named)
+    before = digests(named)["guard.adapter"]
+    flip(saved / "adapter_model.safetensors")
+    assert digests(named)["guard.adapter"] != before
+    with pytest.raises(
+        InputError, match=r"guard.adapter = .*no folder of an adapter in PEFT's format there; must be one"
+    ):
+        check_files(vary(config, guard={"adapter": str(saved / "nothing")}))
+    with pytest.raises(ValueError, match="must be null beside guard.path"):
+        vary(config, guard={"adapter": str(saved), "path": "tiny"})
+
+
+def test_a_saved_guard_of_another_base_is_refused_before_anything_is_computed(config, saved):
+    setting = Setting(vary(config, guard={"adapter": str(saved)}))
+    assert setting.guarded and not setting.guarding.is_fitted
+    with pytest.raises(InputError, match="adapter_model.safetensors"):
+        setting.check()
 
 
 class Fits:

@@ -62,6 +62,43 @@ def test_a_run_does_not_go_on_with_another_file_of_the_same_name(own, tmp_path, 
     assert check_folder(tmp_path / "run", own) is False
 
 
+@pytest.mark.parametrize("named", ["set", "set/*/*.csv", "set/**/*.csv"])
+def test_a_run_does_not_go_on_with_other_rows_in_a_folder_or_a_glob(config, tmp_path, named):
+    """At any depth: another content, another name, one more file."""
+    folder = tmp_path / "set" / "deep"
+    folder.mkdir(parents=True)
+    (folder / "a.csv").write_text("prompt,completion\nq,a\n")
+    rows = vary(config, data={"train": str(tmp_path / named)})
+    check_inputs([rows])
+    begin(rows)
+    for change in (
+        lambda: (folder / "a.csv").write_text("prompt,completion\nq,b\n"),
+        lambda: (folder / "a.csv").rename(folder / "b.csv"),
+        lambda: (folder / "c.csv").write_text("prompt,completion\nq,a\n"),
+    ):
+        saved = {path: path.read_bytes() for path in folder.iterdir()}
+        assert check_folder(tmp_path / "run", rows) is False
+        change()
+        with pytest.raises(InputError, match="run: began with other contents of\n  data.train = "):
+            check_folder(tmp_path / "run", rows)
+        for path in folder.iterdir():
+            path.unlink()
+        for path, content in saved.items():
+            path.write_bytes(content)
+
+
+def test_a_file_that_is_there_is_never_said_to_be_missing(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    for name in ("owner/rows", "rows.CSV.GZ", "[1].csv", "owner/a.b"):
+        Path(name).write_text("x")
+        check_inputs([vary(config, data={"train": name})])
+    check_inputs([vary(config, data={"train": "someone/else"})])  # may be on a hub
+    for name in ("owner/row", "none.csv", "*.parquet", "one/two/three"):
+        with pytest.raises(InputError, match="no file or folder of rows, or data set there"):
+            check_inputs([vary(config, data={"train": name})])
+
+
 def test_two_processes_do_not_write_to_one_folder(tmp_path):
     def other() -> str:
         return run_program("enter_folder", tmp_path).stderr

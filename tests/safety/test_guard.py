@@ -1,5 +1,6 @@
 """The guard's score, its report by its published definitions, and the filter's guarantees."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 from fedjax_rai.data.sources import Pair
+from fedjax_rai.errors import InputError
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety.filter import keep
 from fedjax_rai.safety.guard import first_token_score, fit, flip_labels, quality
+from fedjax_rai.text.tokenizer import load_tokenizer
 from fedjax_rai.train.losses import sft
 from tests import small
 
@@ -77,6 +80,29 @@ def test_fitting_teaches_the_guard_its_examples():
     fitted = fit(small.LM, fresh, examples, rows, np.float32(1e-2))
     before, after = (float(sft(small.LM, adapter, examples).mean()) for adapter in (fresh, fitted))
     assert after < before - 0.05
+
+
+def test_quality_is_of_what_has_a_score():
+    """Of 4 pairs 3 have a score: a hit, a miss and one rightly passed. The harmful one without a score is no miss."""
+    report = quality(np.array([0.9, 0.1, 0.2, np.nan]), [True, True, False, True], 0.5)
+    assert report == pytest.approx({"accuracy": 200 / 3, "precision": 100, "recall": 50, "hmean": 200 / 3})
+    assert set(quality(np.full(3, np.nan), [True, True, False], 0.5).values()) == {0.0}
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_guard_that_gives_no_score_is_refused_and_one_that_gives_some_is_not(fitted, monkeypatch):
+    tokenizer = load_tokenizer("tiny")
+    lm: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vocab_size=10**6)))
+    guard = guards.Guard(lm, {"x": jnp.zeros(1)} if fitted else None, tokenizer, 64, 2, "guard.path")
+    pairs = [("a", "b"), ("aaa aaa", "b"), ("aaaaaaa aaaaa aaaaa aaaaaaa", "b")]
+    found = iter([np.array([np.nan, 0.25]), np.array([np.nan, 0.5])])
+    monkeypatch.setattr(guards, "first_token_score", lambda *_: next(found))
+    np.testing.assert_array_equal(guards.score(guard, pairs), [np.nan, 0.25, np.nan])
+    monkeypatch.setattr(guards, "first_token_score", lambda *_: np.full(2, np.nan))
+    with pytest.raises(InputError, match="guard.path: the guard gives no score, its logits are no numbers") as caught:
+        guards.score(guard, pairs)
+    assert ("guard.learning_rate" in str(caught.value)) == fitted
+    assert len(guards.score(guard, [])) == 0
 
 
 def test_pairs_without_a_label_are_in_no_quality():

@@ -129,7 +129,7 @@ def test_every_combination_is_a_point_named_by_its_values(config: ExperimentConf
         (["seed=0,x", "cai.iteration=1,2"], "override 'seed=x': seed = 'x': must be a whole number"),
         (["cai.target=response,revision", "cai.method=sft,dpo"], "cai.target = 'response': needs cai.method = sft"),
         (["cai.beta=0.5,0.1,1e-1"], "cai.beta=0.1 and cai.beta=1e-1 are the same config: each must stand once"),
-        (["data.train=absent.json,tiny"], "data.train = 'absent.json': no SQuARe JSON file"),
+        (["data.train=absent.json,tiny"], "data.train = 'absent.json': no file or folder of rows"),
         (["seed=0,1", "cai.probe=2", "cai.trigger=0.5", "--together"], "--together: a cai.trigger decides for each"),
     ],
 )

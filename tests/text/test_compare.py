@@ -7,9 +7,11 @@ import unicodedata
 
 import pytest
 
-from fedjax_rai.data.sources import Pair, split_by_question
+from fedjax_rai.data.roles import part_of, share_out
+from fedjax_rai.data.sources import Pair
 from fedjax_rai.evals.suite import both_ways
 from fedjax_rai.text.compare import same
+from tests.mixes import source
 
 KOREAN = "\ud55c\uad6d\uc5b4 \uc9c8\ubb38"  # composed
 DECOMPOSED = "\u1112\u1161\u11ab\u1100\u116e\u11a8\u110b\u1165 \u110c\u1175\u11af\u1106\u116e\u11ab"
@@ -90,19 +92,19 @@ def in_two_spellings(n: int) -> list[Pair]:
 
 
 def test_all_spellings_of_a_question_are_in_one_part_and_stay_as_they_came() -> None:
-    pairs = in_two_spellings(40)
-    parts = split_by_question(pairs, {"clients": 0.5, "eval": 0.5}, 0)
-    assert sorted(pair for part in parts.values() for pair in part) == sorted(pairs)
-    asked = [{same(pair.query) for pair in part} for part in parts.values()]
+    pairs = in_two_spellings(100)
+    parts = [of_source for (of_source,) in share_out([source(pairs)], 0).values()]
+    assert sorted(pair for part in parts for pair in part) == sorted(pairs)
+    asked = [{same(pair.query) for pair in part} for part in parts]
     assert min(map(len, asked)) > 5
-    assert not asked[0] & asked[1]
+    assert sum(map(len, asked)) == 100
 
 
 def test_the_part_of_a_question_in_normal_form_is_by_the_digest_of_its_text() -> None:
     """As it always was: the upper half of the first eight bytes is the second part."""
     pairs = [Pair(f"question {i}", "a", False, "etc") for i in range(50)]
     upper = [p for p in pairs if hashlib.sha256(f"7:{p.query}".encode()).digest()[0] >= 128]
-    assert split_by_question(pairs, {"lower": 0.5, "upper": 0.5}, 7)["upper"] == upper
+    assert [p for p in pairs if part_of(p.query, {"lower": 0.5, "upper": 0.5}, 7) == "upper"] == upper
 
 
 def test_answers_under_two_spellings_are_one_choice() -> None:

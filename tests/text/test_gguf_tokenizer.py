@@ -89,6 +89,17 @@ def test_sentencepiece_merges_by_score_and_falls_back_on_bytes() -> None:
     assert made(sentencepiece() | {"add_bos_token": False}).fast.encode("a").tokens == ["\u2581a"]
 
 
+def test_texts_begin_and_end_as_the_file_says() -> None:
+    """Without a word from the file, Llama 3's begin with bos and Qwen's do not."""
+    named = byte_level("llama-bpe") | {"bos_token_id": 260}
+    del named["add_bos_token"]
+    assert made(named).fast.encode("hell").tokens == ["<|pad|>", "hell"]
+    assert made(named | {"pre": "qwen2"}).fast.encode("hell").tokens == ["hell"]
+    assert made(named | {"pre": "qwen2", "add_eos_token": True}).fast.encode("hell").tokens == ["hell", "<|end|>"]
+    pair = made(named | {"add_eos_token": True}).fast.encode("hell", "he")
+    assert pair.tokens == ["<|pad|>", "hell", "<|end|>", "<|pad|>", "he", "<|end|>"]
+
+
 def test_spaces_before_a_text_are_its_familys() -> None:
     assert pieces(made(sentencepiece() | {"add_space_prefix": False}), "hell") == ["hell"]
     assert pieces(made(sentencepiece(), general__architecture="gemma3"), "hell a") == ["hell", "\u2581a"]

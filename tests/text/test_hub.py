@@ -56,7 +56,7 @@ def test_the_models_config_names_the_ends_where_there_is_no_generation_config(fo
     ("file", "text", "says"),
     [
         ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id = 'x': must be a token id or a list"),
-        ("generation_config.json", "[", "not a JSON object"),
+        ("generation_config.json", "[", "not valid JSON"),
         ("generation_config.json", "[]", "not a JSON object"),
         ("tokenizer.json", "{}", "no tokenizer that transformers can read"),
     ],

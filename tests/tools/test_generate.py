@@ -16,7 +16,7 @@ from fedjax_rai.model.lora import Lora
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
 from fedjax_rai.text.tokenizer import load_tokenizer
-from tests.model.common import FIXTURES, random_adapter
+from tests.model.common import FIXTURES, edit_json, edit_tensors, random_adapter
 from tests.texts import write_lines
 
 GREEDY = ("--greedy", "--dtype", "float32", "--json")
@@ -222,3 +222,52 @@ def test_the_command_equals_transformers_generate(family, tmp_path):
             out = model.generate(**asked, max_new_tokens=24, do_sample=False)[0, len(ids) :]
         assert row["token_ids"] == out.tolist()
         assert len(out) == 24 or out[-1].item() in ends
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the tiny model, to be changed."""
+    return Path(shutil.copytree(resolve("tiny"), folder))
+
+
+def test_prompt_and_answer_are_not_longer_than_the_model_was_made_for(tmp_path):
+    folder = copied(tmp_path / "short")
+    edit_json(folder / "config.json", max_position_embeddings=32)
+    path = write_lines(tmp_path / "p.jsonl", [{"token_ids": [1] * 20}])
+    assert len(generate(folder, path, "--max-new", 12, *GREEDY)) == 1
+    refusal = refused(folder, path, "--max-new", 13)
+    assert "p.jsonl:1: 20 tokens; must be at most 19, as this model takes 32 for prompt and answer" in refusal
+    assert "(max_position_embeddings)" in refusal
+
+
+def test_a_model_whose_first_logits_are_no_numbers_is_refused(tmp_path):
+    folder = copied(tmp_path / "large")
+    edit_tensors(folder / "model.safetensors", overflowing)
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "What is 3 plus 4?"}])
+    refusal = refused(folder, path, "--max-new", 2)
+    assert f"p.jsonl:1: no answer: the logits of {folder} are no numbers (NaN or infinity) in bfloat16" in refusal
+
+
+def overflowing(tensors: dict[str, Any]) -> None:
+    """Weights that are all finite, and logits that are not."""
+    for name in tensors:
+        tensors[name] = tensors[name].astype(np.float32)
+    tensors["model.norm.weight"][:] = 3e38
+
+
+def test_what_is_asked_for_and_not_done_is_named_once(tmp_path):
+    folder = copied(tmp_path / "asking")
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2, "suppress_tokens": [5, 6]}')
+    done = given(None, folder, "--prompt", "What is 3 plus 4?", "--prompt", "Who are you?", "--max-new", 2)
+    assert done.exit_code == 0
+    assert done.stderr.count("asks for what is not computed: suppress_tokens [5, 6]") == 1
+
+
+def test_an_adapter_of_another_base_is_named_and_used(tmp_path):
+    config = families.read_config(resolve("tiny"))
+    shape = Lora(("q_proj",), 2, 2.0)
+    for name in ("tiny", "another/model"):
+        peft.save_adapter(tmp_path / "adapter", config, shape, random_adapter(config, shape), name)
+        done = given(None, "tiny", "--prompt", "Who are you?", "--max-new", 2, "--adapter", tmp_path / "adapter")
+        assert done.exit_code == 0
+        named = f"{tmp_path / 'adapter'}: is an adapter of another/model, not of tiny\n"
+        assert (named in done.stderr) == (name == "another/model")

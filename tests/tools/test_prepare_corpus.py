@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fedjax_rai.cli import app
+from fedjax_rai.config.files import rows_digest
+from fedjax_rai.data import records
 from fedjax_rai.data.records import Records
 from tests.data.test_corpus import pair
 
@@ -58,6 +60,7 @@ def test_a_folder_gives_every_split_that_it_has_a_file_of() -> None:
     assert red > 0 and 10 * red == 3 * len(train)  # whole questions of 3 + 7, but for those that test asks
     assert "질문 3" not in {row["question"] for row in train}
     lines = output.splitlines()
+    assert lines.pop(0) == "preparing square20k_ko of response_train.json, response_test.json"
     assert lines[1].startswith(
         f"  train  {len(train)} rows: {red} red, {len(train) - red} acceptable; of 300 of response"
     )
@@ -73,7 +76,9 @@ def test_a_file_is_the_split_train_and_another_folder_is_named() -> None:
     assert [row["question_en"] for row in Records("tfds:else where/square/questions_en")] == [
         f"Q {i}" for i in range(4)
     ]
-    assert output.splitlines()[-1] == "next: fedjax-rai data show 'tfds:else where/square/questions_en'"
+    shown = "fedjax-rai data show 'tfds:else where/square/questions_en'"
+    asked = "fedjax-rai run CONFIG 'cai.red_prompts=tfds:else where/square/questions_en'"
+    assert output.splitlines()[-1] == f"next: {shown}; {asked}"
 
 
 def test_the_same_again_is_no_work_and_another_needs_to_be_asked_for() -> None:
@@ -90,11 +95,23 @@ def test_the_same_again_is_no_work_and_another_needs_to_be_asked_for() -> None:
     assert prepared() == ["questions_ko"]
 
 
+def test_sets_of_the_same_have_one_digest_and_others_another() -> None:
+    found = []
+    for place in ("one", "two", "three"):
+        if place == "three":
+            write(Path("SQuARe/question_train.json"), QUESTIONS[::-1])
+        prepare("questions_ko", "SQuARe", "--data-dir", place)
+        found.append(rows_digest(f"tfds:{place}/square/questions_ko"))
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_damaged_set_is_made_again() -> None:
     prepare("questions_ko", "SQuARe")
     [records] = Path("default").rglob("*.array_record*")
     records.write_bytes(records.read_bytes()[:100])
     assert "is changed; to prepare it again" in prepare("questions_ko", "SQuARe", code=2)
+    next(Path("default").rglob("metadata.json")).write_text("{")
+    assert "--overwrite puts this in its place" in prepare("questions_ko", "SQuARe", code=2)
     prepare("questions_ko", "SQuARe", "--overwrite")
     assert len(Records("tfds:square/questions_ko")) == 4
 
@@ -118,8 +135,21 @@ def test_bad_input_is_one_message_and_leaves_nothing(arguments: list[str], messa
     write(Path("empty.json"), [])
     Path("broken.json").write_text('[{"question": ')
     output = prepare(*arguments, code=2)
-    assert message in output and len(output.splitlines()) == 1
-    assert prepared() == []
+    assert message in output.splitlines()[-1] and len(output.splitlines()) <= 2
+    assert not Path("default").exists()
+
+
+def test_a_place_that_cannot_be_is_one_message() -> None:
+    Path("file").write_text("")
+    output = prepare("questions_en", "SQuARe", "--data-dir", "file", code=2)
+    assert "file" in output.splitlines()[-1]
+
+
+def test_what_cannot_be_put_in_its_place_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare("questions_en", "SQuARe")
+    monkeypatch.setattr(records, "write_checksums", lambda built: built.rename(built.parent / "gone"))
+    assert RUNNER.invoke(app, ["data", "prepare", "questions_en", "SQuARe", "--overwrite"]).exit_code != 0
+    assert len(Records("tfds:square/questions_en")) == 4
 
 
 def test_what_is_interrupted_leaves_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
