@@ -21,6 +21,7 @@ from fedjax_rai.studies.plots import plot_arms
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
     Summary,
+    answer_notes,
     basis,
     cell,
     check_same,
@@ -192,6 +193,7 @@ def write(
     everything = list(summaries.values())
     titles = shown_rates(everything)
     notes = [basis(everything), *comparisons(config, chosen, by_arm, titles), *_guard_notes(everything, seeds[0])]
+    notes += answer_notes(by_arm)
     by_row = list(by_arm.values())
     first = {"arm": list(chosen)}
     seconds = {"seconds": [_training_seconds(row_summaries) for row_summaries in by_row]}

@@ -8,7 +8,7 @@ import pytest
 
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.errors import InputError
-from fedjax_rai.studies import plots, table
+from fedjax_rai.studies import plots, results, table
 from fedjax_rai.studies.results import Cell, cell, interval, narrow, shown_rates
 from fedjax_rai.studies.table import ARMS, CONTROLS, arm_config, arm_lines, choose, comparisons, run_table, write
 from tests.tiny_runs import vary
@@ -186,3 +186,16 @@ def test_a_table_does_not_mix_with_another(config):
     other = config.model_copy(update={"lora": config.lora.model_copy(update={"rank": 3})})
     with pytest.raises(InputError, match="another config, which differs in lora.rank .2 there, 3 now."):
         run_table(other, ["base"], seeds=1)
+
+
+def test_answers_that_were_cut_off_are_a_note():
+    """Of two seeds of `fl` 3 and 4 answers cut off, and 1 empty; the base's are whole; choices are not sampled."""
+
+    def run(cut_off: int, empty: int) -> dict:
+        rate = {"mean": 1.0, "answers": 40, "cut_off": cut_off, "empty": empty}
+        return {"rates": {"harmless": rate, "hhh": rate, "utility": None}}
+
+    old = {"rates": {"harmless": {"mean": 1.0}}}
+    notes = results.answer_notes({"base": [run(0, 0)], "fl": [run(3, 0), run(4, 1)], "older": [old]})
+    assert notes == ["harmless, answers cut off at eval.max_new_tokens, and empty ones: fl 7 and 1 of 80"]
+    assert results.answer_notes({"base": [run(0, 0)]}) == []
