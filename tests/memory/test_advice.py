@@ -312,7 +312,7 @@ def test_the_largest_part_is_named_with_its_key(part):
 def test_a_large_base_is_lowered_by_how_it_is_stored():
     """Where bfloat16 is widened in any case, float32 saves the copy; else a quantised base does."""
     shape = decoder(hidden=1024, mlp=2048, dtype="bfloat16")
-    evaluated = {"federated": {"rounds": 0}, "cai": {"enabled": False}, "eval": {"batch_size": 1}}
+    evaluated: dict[str, Any] = {"federated": {"rounds": 0}, "cai": {"enabled": False}, "eval": {"batch_size": 1}}
     config, known = config_of(shape, **evaluated), sizes(shape, train=16)
     widened = advice.largest(config, known)
     assert "largest: base in float32, " in widened
