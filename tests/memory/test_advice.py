@@ -246,7 +246,7 @@ def test_a_small_plan_is_one_line_and_a_large_one_a_table():
     assert all(any(name in line for line in lines) for name in ("base", "adapters", made.peak, "CAI, generating"))
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "others": {
         "federated": {"algorithm": "scaffold", "clients_per_chunk": 4, "cohort": 4},
@@ -279,7 +279,7 @@ def test_the_key_that_is_named_makes_its_part_smaller(case):
     assert without <= {"kernels in use", "conversations"}
 
 
-LARGEST = {
+LARGEST: dict[str, tuple[dict[str, Any], str]] = {
     "KV cache (evaluation, answering)": (
         {"eval": {"batch_size": 512, "max_new_tokens": 512}},
         "eval.batch_size = 512 -> 256",
