@@ -297,9 +297,9 @@ def test_the_digest_of_a_folder_holds_every_file_s_name_and_content(tmp_path: Pa
     seen = {rows_digest(folder)}
     (folder / "b" / "c.parquet").write_text("other")
     seen.add(rows_digest(folder))
-    (folder / "b" / "c.parquet").rename(folder / "b" / "e.parquet")
+    (folder / "b" / "c.parquet").rename(folder / "b" / "cc.parquet")  # in the same order
     seen.add(rows_digest(folder))
-    (folder / "b" / "e.parquet").unlink()
+    (folder / "b" / "cc.parquet").unlink()
     seen.add(rows_digest(folder))
     assert len(seen) == 4 and files_at(folder) == [folder / "a.jsonl", folder / "b" / "d.csv"]
     moved = folder.rename(tmp_path / "g")

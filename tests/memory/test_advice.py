@@ -246,7 +246,7 @@ def test_a_small_plan_is_one_line_and_a_large_one_a_table():
     assert all(any(name in line for line in lines) for name in ("base", "adapters", made.peak, "CAI, generating"))
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "others": {
         "federated": {"algorithm": "scaffold", "clients_per_chunk": 4, "cohort": 4},
@@ -312,7 +312,7 @@ def test_the_largest_part_is_named_with_its_key(part):
 def test_a_large_base_is_lowered_by_how_it_is_stored():
     """Where bfloat16 is widened in any case, float32 saves the copy; else a quantised base does."""
     shape = decoder(hidden=1024, mlp=2048, dtype="bfloat16")
-    evaluated = {"federated": {"rounds": 0}, "cai": {"enabled": False}, "eval": {"batch_size": 1}}
+    evaluated: dict[str, Any] = {"federated": {"rounds": 0}, "cai": {"enabled": False}, "eval": {"batch_size": 1}}
     config, known = config_of(shape, **evaluated), sizes(shape, train=16)
     widened = advice.largest(config, known)
     assert "largest: base in float32, " in widened
