@@ -55,6 +55,8 @@ class EvalSet(NamedTuple):
     items: Sequence[Item] | Sequence[Choice]
     synthetic: bool
     """The items are the tiny world's."""
+    rest: Sequence[Item] = ()
+    """What the same file holds besides, which is not asked, and which nobody trains on either."""
     left_out: int = 0
     """Items that there are besides."""
     limit: str = ""
@@ -66,8 +68,9 @@ class EvalSet(NamedTuple):
 
     @property
     def asked(self) -> list[str]:
-        """The prompts, and the same in other languages."""
-        return self.prompts + [text for item in self.items if isinstance(item, Item) for text in item.others]
+        """The prompts, the same in other languages, and the rest: what nobody may train on."""
+        others = [text for item in (*self.items, *self.rest) if isinstance(item, Item) for text in item.others]
+        return [*self.prompts, *(item.prompt for item in self.rest), *others]
 
 
 class Sources(NamedTuple):
@@ -325,8 +328,9 @@ def advbench_items(sources: Sources) -> EvalSet:
     if path == TINY:
         goals = tiny_world.advbench_like(wanted, sources.data.split, sources.seed)
         return EvalSet([Item(goal) for goal in goals], synthetic=True)
-    prompts = read_prompts(path, sources.data.language)
-    return _asked(prompts[:wanted])._replace(left_out=max(len(prompts) - wanted, 0), limit="eval.prompts")
+    given = _asked(read_prompts(path, sources.data.language))
+    rest = given.items[wanted:]
+    return given._replace(items=given.items[:wanted], rest=rest, left_out=len(rest), limit="eval.prompts")
 
 
 def choice_items(sources: Sources) -> EvalSet:

@@ -41,7 +41,8 @@ from fedjax_rai.train.optimizers import learning_rate
 
 NEEDS_LABELS = (
     "needs harmful and acceptable pairs to be fitted on, and in its share are none of one kind; must have labels (by "
-    "data.columns, or label of a source), or be named by guard.path or guard.scorer, or filter.enabled be false"
+    "data.columns, or label of a source), or be named by guard.path, guard.adapter or guard.scorer, or filter.enabled "
+    "be false"
 )
 PARTS: tuple[Any, ...] = (Models, Texts, Revising, Guarding, Replay)  # each after those that it needs
 

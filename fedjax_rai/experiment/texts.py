@@ -142,7 +142,7 @@ class Texts:
         if not self.materials.red_prompts:
             raise InputError(
                 f"{where(self._config.data)}: no red questions left for cai.prompts; must hold questions with harmful "
-                "answers in the server's share, or cai.red_prompts must name a source"
+                "answers in the server's share, or cai.red_prompts must name a source, or cai.enabled be false"
             )
         return self.questions(self.red_questions)
 

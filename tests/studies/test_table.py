@@ -107,6 +107,16 @@ def test_columns_are_named_by_their_judge_and_the_primarys_stands_once():
     assert both["harmless"] == "harmless (rule, guard)" and "harmless_by_rule" in both and "harmless_by_guard" in both
 
 
+@pytest.mark.parametrize(("by_arm", "said"), [((50.0, None), True), ((50.0, 40.0), False), ((None, None), False)])
+def test_why_some_arms_have_no_rate_by_the_guard(config, tmp_path, by_arm, said):
+    arms = ["fl+filter", "fl"]
+    found = {
+        (arm, 0): summary({"harmless": 50.0, "harmless_by_guard": mean}) for arm, mean in zip(arms, by_arm, strict=True)
+    }
+    write(tmp_path, config, arms, found)
+    assert ("eval.by_guard=true measures it everywhere" in (tmp_path / "table.md").read_text()) == said
+
+
 def test_the_printed_table_fits_a_hundred_columns_and_the_files_have_all(config, tmp_path, capsys):
     """Four main rates, two more judges, seconds; every arm."""
     rates = ("harmless", "harmless_by_rule", "harmless_by_refusal_phrases", "harmless_by_guard", "hhh", "utility")
