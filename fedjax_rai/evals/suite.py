@@ -341,7 +341,8 @@ def choice_items(sources: Sources) -> EvalSet:
     if path is not None:
         return EvalSet(read_choices(path), synthetic=False)
     choices = both_ways(sources.held_out)
-    return EvalSet(choices[:CHOICES], False, max(len(choices) - CHOICES, 0), f"at most {CHOICES} choices")
+    left_out = max(len(choices) - CHOICES, 0)
+    return EvalSet(choices[:CHOICES], synthetic=False, left_out=left_out, limit=f"at most {CHOICES} choices")
 
 
 def utility_items(sources: Sources) -> EvalSet:
