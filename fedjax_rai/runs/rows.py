@@ -18,7 +18,7 @@ class Probe(NamedTuple):
     """The probe of a round: fixed red prompts, answered by the new adapter before any CAI phase."""
 
     harmless: float
-    """Share (0 to 1) of the answers with a score that the guard calls safe. Null: none has a score."""
+    """Share (0 to 1) of the answers with a score that the guard calls safe; null where none has one."""
     seconds: float
     """Seconds of answering and scoring; its tokens are not counted."""
     without_verdict: int | None = None

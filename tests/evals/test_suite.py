@@ -208,9 +208,9 @@ def test_the_tiny_world_provides_every_set_and_other_data_what_they_can(tmp_path
     held_out = [Pair("q", "bad", True, "c"), Pair("q", "good", False, "c"), Pair("r", "good", False, "c")]
     config = CONFIG.model_copy(update={"advbench": str(tmp_path / "a.csv"), "prompts": 1})
     real = suite.load_sets(Sources(config, DataConfig(train="x.json"), 0, held_out))
-    asked = EvalSet([Item("x")], synthetic=False, rest=[Item("z")], left_out=1, limit="eval.prompts")
-    assert real["advbench"] == asked
-    assert real["hhh"] == EvalSet([Choice("q", "good", "bad", "c")], False, left_out=0, limit="at most 200 choices")
+    assert real["advbench"] == EvalSet([Item("x")], False, rest=[Item("z")], left_out=1, limit="eval.prompts")
+    choice = Choice("q", "good", "bad", "c")
+    assert real["hhh"] == EvalSet([choice], False, left_out=0, limit="at most 200 choices")
     assert not real["utility"].items and not real["over_refusal"].items
 
 
