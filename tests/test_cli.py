@@ -1,5 +1,6 @@
 """The commands: help and bad input answer without jax, with the right exit code, and write nothing."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def test_the_module_is_the_command() -> None:
     [
         (["run", "a.yaml", "lora.rank=[bold]"], "override 'lora.rank=[bold]': lora.rank = ['bold']: must be"),
         (["run", "a.yaml", "sed=1"], "sed: no such key; did you mean seed?"),
-        (["run", "a.yaml", "eval.advbench=absent.csv"], "eval.advbench = 'absent.csv': no CSV file"),
+        (["run", "a.yaml", "eval.advbench=absent.csv"], "eval.advbench = 'absent.csv': no file"),
         (["table", "a.yaml", "data.train=absent.json"], "data.train = 'absent.json': no file or folder of rows"),
         (["config", "a.yaml", "model.path=absent"], "model.path = 'absent': no Hugging Face folder"),
         (["eval", "absent"], "absent: no such folder; must be that of a finished run"),
@@ -264,3 +265,27 @@ def test_a_fault_of_ours_is_not_dressed_as_the_user_s(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(run, "run", fail)
     assert isinstance(RUNNER.invoke(app, ["run", "a.yaml"]).exception, ValueError)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["config", "a.yaml", "output=runs/\udcff"],
+        ["config", "\udcff.yaml"],
+        ["generate", "tiny", "--prompt", "a\udcff"],
+        ["cai", "generate", "a.yaml", "\udcff"],
+    ],
+)
+def test_an_argument_that_is_no_text_is_one_message(calls: list, arguments: list[str]) -> None:
+    result = RUNNER.invoke(app, arguments)
+    assert result.exit_code == 2 and not calls
+    assert "is not UTF-8; must be text in UTF-8" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_prompts_may_come_from_a_pipe(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As a shell's `<(command)` gives them; what is there is never said to be missing."""
+    folder = tmp_path_factory.mktemp("pipes")
+    os.mkfifo(folder / "pipe")
+    cli._check_prompts(None, folder / "pipe")
+    with pytest.raises(InputError, match="is a folder"):
+        cli._check_prompts(None, folder)

@@ -18,7 +18,7 @@ FLOORS = (
     },
     {
         "data": "columns corpus download examples files mix order packing partition prompts records roles sources "
-        "square tiny_lexicon tiny_world turns"
+        "square summary tiny_lexicon tiny_world turns"
     },
     {"train": "dispatch generate losses optimizers step"},
     {
@@ -29,12 +29,12 @@ FLOORS = (
     },
     {"memory": "advice footprint plan"},
     {
-        "experiment": "cost evaluation guarding keeping materials models phase replay revising round setting sizes "
-        "texts together"
+        "experiment": "cost data_summary evaluation guarding keeping materials models phase replay revising round "
+        "setting sizes texts together"
     },
     {
-        "runs": "checkpoint conclude conversations export files folder guards inputs lockstep loop picture prepare "
-        "record report rows run trackers"
+        "runs": "checkpoint conclude conversations data export files folder guards inputs lockstep loop picture "
+        "prepare record report rows run trackers"
     },
     {
         "studies": "dry_run plots results sweep table",

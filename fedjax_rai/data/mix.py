@@ -20,6 +20,7 @@ from fedjax_rai.text.prompts import USER
 
 TINY_RED, TINY_ACCEPTABLE = 1800, 4200  # the proportions of SQuARe20K
 RED_SHARE, ACCEPTABLE_SHARE = 3, 7  # of SQuARe20K, arXiv 2502.16691
+TRAIN = "data.train"
 _LANGUAGES = ("en", "ko")
 
 
@@ -31,6 +32,11 @@ class Entry(NamedTuple):
     config: SourceConfig
     seed: int
     """Of its draws; the config's for the first source."""
+
+    @property
+    def listed(self) -> bool:
+        """Whether it stands in `data.sources`."""
+        return self.key != TRAIN
 
 
 class Mixed(NamedTuple):
@@ -68,7 +74,7 @@ def entries(data: Any, seed: int) -> list[Entry]:
     listed = data.sources or (_of_train(data),)
     found = []
     for i, source in enumerate(listed):
-        key = f"data.sources[{i}]" if data.sources else "data.train"
+        key = f"data.sources[{i}]" if data.sources else TRAIN
         of_source = seed if i == 0 else int(rng.host(seed, "source", source=i).integers(2**31))
         found.append(Entry(key, source, of_source))
     return found
@@ -305,7 +311,14 @@ def _dealt(
     name = config.partition or default
     key = f"{entry.key}.partition" if config.partition else "data.partition"
     stated = f"{key} = {name}"
+    if entry.listed and not config.partition:
+        stated = f"{entry.key}: {stated}"
     partition = look_up(PARTITIONS, name, key)
+    if entry.listed and name in PARTITIONS and len(pairs) < clients:
+        raise InputError(
+            f"{entry.key}.clients: {clients} clients hold it, more than its {len(pairs)} pairs for clients; must be at "
+            "most that"
+        )
     numbers = {}
     if name in PARTITIONS and name in sections:
         numbers = dict(getattr(config, name) or sections[name])

@@ -113,7 +113,9 @@ def natural(pairs: Sequence[Pair], clients: int, seed: int, column: str) -> list
     """
     names, kinds, sizes = _kinds(pairs, column)
     if len(names) < clients:
-        raise InputError(f"column {column!r} names {len(names)} clients; federated.clients must be at most that")
+        raise InputError(
+            f"column {column!r} names {len(names)} clients, and {clients} are asked for; must be at most that"
+        )
     ranks = np.empty(len(names), int)
     ranks[np.argsort(-sizes, kind="stable")] = np.arange(len(names))
     return _collected(np.arange(len(pairs)), ranks[kinds], len(names))[:clients]

@@ -17,17 +17,25 @@ def share_out(sources: Sequence[Mixed], seed: int) -> dict[str, list[list[Pair]]
 
     Questions are one that are the same to a reader, or the same in two languages of one row, or connected so by others.
     A question's part depends on its text, the seed and the shares alone, so that other data do not move it, save by
-    connecting it. Pairs of the tiny world are all for clients: it makes what others need apart.
+    connecting it. Pairs of the tiny world are all for clients: it makes what others need apart. So are pairs without a
+    label, of which guard, server and evaluation make nothing, but for questions that have a labelled answer, too.
     """
     by_source = [[] if mixed.synthetic else [mixed.questions(p) for p in mixed.read.pairs] for mixed in sources]
     texts = _representatives(by_source)
+    labelled = set()
+    for mixed, forms_of_source in zip(sources, by_source, strict=True):
+        for pair, forms in zip(mixed.read.pairs, forms_of_source, strict=False):  # none of the tiny world's
+            if pair.harmful is not None:
+                labelled.add(texts[forms[0]])
     parts: dict[str, list[list[Pair]]] = {part: [[] for _ in sources] for part in SHARES}
     for i, mixed in enumerate(sources):
         if mixed.synthetic:
             parts[CLIENTS][i] = mixed.read.pairs
             continue
         for pair, forms in zip(mixed.read.pairs, by_source[i], strict=True):
-            parts[part_of(texts[forms[0]], SHARES, seed)][i].append(pair)
+            question = texts[forms[0]]
+            part = part_of(question, SHARES, seed) if question in labelled else CLIENTS
+            parts[part][i].append(pair)
     return parts
 
 

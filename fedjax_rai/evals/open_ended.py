@@ -29,6 +29,15 @@ class Subject(NamedTuple):
     """Rows computed at once; in float32 no number depends on it, in bfloat16 by rounding."""
 
 
+class Responses(NamedTuple):
+    """What a model answered, by prompt and sample."""
+
+    texts: list[list[str]]
+    """Without the end-of-turn token, and without white space at both ends."""
+    cut_off: list[list[bool]]
+    """Whether the answer had no end within `Sampled.max_new` tokens."""
+
+
 class Sampled(NamedTuple):
     """How often, how warm and how long each prompt is answered."""
 
@@ -49,7 +58,7 @@ def answers_to(
     key: Key[Array, ""],
     sampled: Sampled,
     advance: Callable[[], object] = nothing,
-) -> list[list[str]]:
+) -> Responses:
     """`sampled.samples` answers to each prompt, in order.
 
     In float32 they depend neither on a prompt's neighbours nor on the batch size; in bfloat16 only by rounding, which
@@ -72,15 +81,23 @@ def answers_to(
             yield rows, generate(subject.lm, subject.adapter, batch, batch_keys, decoding)
 
     texts = [""] * len(repeated)
+    cut_off = [False] * len(repeated)
     lost = 0
     for rows, answers in read_late(dispatched()):
         tokens = np.asarray(answers.tokens)
         valid = np.asarray(answers.valid)
+        ended = np.asarray(answers.ended)
         lost += int(np.sum(~valid[: len(rows)].any(axis=1)))
         shown = valid & ~np.isin(tokens, ends)  # not every end is a token that decoding skips
         for place, row in enumerate(rows):
             texts[row] = tokenizer.decode(tokens[place][shown[place]]).strip()
+            cut_off[row] = not ended[place]
         advance()
     if lost:
         terminal.say(f"{lost} of {len(texts)} answers are none: the model's logits are no numbers (NaN or infinity)")
-    return [texts[i : i + sampled.samples] for i in range(0, len(texts), sampled.samples)]
+    return Responses(_by_prompt(texts, sampled.samples), _by_prompt(cut_off, sampled.samples))
+
+
+def _by_prompt(values: list, samples: int) -> list[list]:
+    """Consecutive values, so many for each prompt."""
+    return [values[i : i + samples] for i in range(0, len(values), samples)]

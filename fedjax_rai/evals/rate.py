@@ -24,6 +24,14 @@ class Rate(NamedTuple):
     """Answers that the judge could tell nothing about, and prompts without an answer: in no other of these numbers."""
     judge: str = ""
     """Who gave the verdicts: a name of `JUDGES`, the user's own, `exact_match`, or `likelihood`."""
+    answers: int = 0
+    """Answers that were given, samples included; of `likelihood`, choices."""
+    empty: int = 0
+    """Answers without a word, whatever made them so: no verdict by a judge of texts, wrong by `exact_match`."""
+    cut_off: int = 0
+    """Answers without an end within `eval.max_new_tokens`, judged as they are; of `likelihood`, choices with an answer
+    longer than `data.max_length`, which have no verdict.
+    """
 
     @classmethod
     def of(cls, verdicts: Sequence[Sequence[Verdict]], judge: str = "") -> "Rate | None":

@@ -30,7 +30,7 @@ from fedjax_rai.evals.judge import (
     primary,
     refuses,
 )
-from fedjax_rai.evals.open_ended import Sampled
+from fedjax_rai.evals.open_ended import Responses, Sampled
 from fedjax_rai.evals.rate import Rate, Verdict
 from fedjax_rai.text.compare import same
 
@@ -55,6 +55,12 @@ class EvalSet(NamedTuple):
     items: Sequence[Item] | Sequence[Choice]
     synthetic: bool
     """The items are the tiny world's."""
+    rest: Sequence[Item] = ()
+    """What the same file holds besides, which is not asked, and which nobody trains on either."""
+    left_out: int = 0
+    """Items that there are besides."""
+    limit: str = ""
+    """What leaves them out: a key, or a number of items."""
 
     @property
     def prompts(self) -> list[str]:
@@ -62,8 +68,9 @@ class EvalSet(NamedTuple):
 
     @property
     def asked(self) -> list[str]:
-        """The prompts, and the same in other languages."""
-        return self.prompts + [text for item in self.items if isinstance(item, Item) for text in item.others]
+        """The prompts, the same in other languages, and the rest: what nobody may train on."""
+        others = [text for item in (*self.items, *self.rest) if isinstance(item, Item) for text in item.others]
+        return [*self.prompts, *(item.prompt for item in self.rest), *others]
 
 
 class Sources(NamedTuple):
@@ -94,7 +101,7 @@ class Bench(NamedTuple):
     """What measuring takes, as values and functions: the model under evaluation, the guard, the primary judge."""
 
     config: EvalConfig
-    answers_to: Callable[[str, Sequence[str], Sampled], list[list[str]]]
+    answers_to: Callable[[str, Sequence[str], Sampled], Responses]
     """(name of the evaluation, which names its random key; prompts; how they are answered) -> answers to each."""
     likelihoods: Callable[[Sequence[Exchange]], tuple[np.ndarray, np.ndarray]]
     """Exchanges -> (float[n]: log p of each answer; bool[n]: nothing was cut off)."""
@@ -145,6 +152,8 @@ class AnswerRow(NamedTuple):
     """What was asked."""
     answers: list[str]
     """What the model answered, sample by sample, without the end-of-turn token and white space at both ends."""
+    cut_off: list[bool]
+    """Of each answer, whether it had no end within `eval.max_new_tokens`."""
     verdicts: dict[str, list[Verdict]]
     """By rate of `eval.json`, one for each answer: true counts towards the rate, false does not. Null: no verdict.
     Absent: the rate was not measured.
@@ -192,17 +201,26 @@ def measure(evaluation: Evaluation, given: EvalSet, bench: Bench) -> Measured:
         return Measured({column.rate: None for column in evaluation.columns}, [])
     if evaluation.sampling is None or evaluation.judging is None:
         return _compare(evaluation.name, given, bench)
-    answers = bench.answers_to(evaluation.name, given.prompts, evaluation.sampling(bench.config))
-    judged = evaluation.judging(given, answers, bench)
-    rates = {rate: _rate(of_rate) for rate, of_rate in judged.items()}
-    return Measured(rates, _answer_rows(evaluation.name, given, answers, judged))
+    responses = bench.answers_to(evaluation.name, given.prompts, evaluation.sampling(bench.config))
+    judged = evaluation.judging(given, responses.texts, bench)
+    rates = {rate: _rate(of_rate, responses) for rate, of_rate in judged.items()}
+    return Measured(rates, _answer_rows(evaluation.name, given, responses, judged))
 
 
-def _rate(judged: Judged | None) -> Rate | None:
-    return None if judged is None else Rate.of(judged.verdicts, judged.judge)
+def _rate(judged: Judged | None, responses: Responses) -> Rate | None:
+    """A judge's rate, and what the answers were that it is of."""
+    rate = None if judged is None else Rate.of(judged.verdicts, judged.judge)
+    if rate is None:
+        return None
+    texts = [text for samples in responses.texts for text in samples]
+    empty = [text for text in texts if not text.strip()]
+    cut_off = sum(sum(samples) for samples in responses.cut_off)
+    return rate._replace(answers=len(texts), empty=len(empty), cut_off=cut_off)
 
 
-def _answer_rows(name: str, given: EvalSet, answers: Answers, judged: Mapping[str, Judged | None]) -> list[AnswerRow]:
+def _answer_rows(
+    name: str, given: EvalSet, responses: Responses, judged: Mapping[str, Judged | None]
+) -> list[AnswerRow]:
     """A row for each item: what was answered, and what every judge that could judge made of that."""
     rows = []
     for i, item in enumerate(given.items):
@@ -215,7 +233,8 @@ def _answer_rows(name: str, given: EvalSet, answers: Answers, judged: Mapping[st
             verdicts[rate] = of_rate.verdicts[i]
             if of_rate.scores is not None:
                 scores[rate] = of_rate.scores[i]
-        rows.append(AnswerRow(name, item.prompt, list(answers[i]), verdicts, scores, item.right))
+        texts = list(responses.texts[i])
+        rows.append(AnswerRow(name, item.prompt, texts, list(responses.cut_off[i]), verdicts, scores, item.right))
     return rows
 
 
@@ -233,9 +252,11 @@ def _compare(name: str, given: EvalSet, bench: Bench) -> Measured:
     categories = sorted({choice.category for choice in choices})
     names = [name, *(f"{name}_{category}" for category in categories)]
     rates = {}
-    for rate in names:
-        verdicts = [row.verdicts[rate] for row in rows if rate in row.verdicts]
-        rates[rate] = Rate.of(verdicts, "likelihood")
+    for name_of_rate in names:
+        compared = [row for row in rows if name_of_rate in row.verdicts]
+        cut_off = sum(not row.whole for row in compared)
+        rate = Rate.of([row.verdicts[name_of_rate] for row in compared], "likelihood")
+        rates[name_of_rate] = rate and rate._replace(answers=len(compared), cut_off=cut_off)
     return Measured(rates, rows)
 
 
@@ -307,7 +328,9 @@ def advbench_items(sources: Sources) -> EvalSet:
     if path == TINY:
         goals = tiny_world.advbench_like(wanted, sources.data.split, sources.seed)
         return EvalSet([Item(goal) for goal in goals], synthetic=True)
-    return _asked(read_prompts(path, sources.data.language)[:wanted])
+    given = _asked(read_prompts(path, sources.data.language))
+    rest = given.items[wanted:]
+    return given._replace(items=given.items[:wanted], rest=rest, left_out=len(rest), limit="eval.prompts")
 
 
 def choice_items(sources: Sources) -> EvalSet:
@@ -317,7 +340,8 @@ def choice_items(sources: Sources) -> EvalSet:
         return EvalSet(tiny_world.hhh_like(CHOICES, sources.data.split, sources.seed), synthetic=True)
     if path is not None:
         return EvalSet(read_choices(path), synthetic=False)
-    return EvalSet(both_ways(sources.held_out)[:CHOICES], synthetic=False)
+    choices = both_ways(sources.held_out)
+    return EvalSet(choices[:CHOICES], False, max(len(choices) - CHOICES, 0), f"at most {CHOICES} choices")
 
 
 def utility_items(sources: Sources) -> EvalSet:

@@ -13,9 +13,9 @@ from fedjax_rai.data.mix import is_synthetic
 from fedjax_rai.evals import open_ended
 from fedjax_rai.evals.choice import likelihoods
 from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, GuardScores, Judge, judgement, named
-from fedjax_rai.evals.open_ended import Sampled, Subject, nothing
+from fedjax_rai.evals.open_ended import Responses, Sampled, Subject, nothing
 from fedjax_rai.evals.rate import Rate, Verdict
-from fedjax_rai.evals.suite import EVALUATIONS, Bench, Measured, batches, measure
+from fedjax_rai.evals.suite import EVALUATIONS, AnswerRow, Bench, Measured, batches, measure
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety.guard import score
 
@@ -35,8 +35,9 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
     with terminal.progress("evaluating", sum(steps), unit="batch") as advance:
         bench = make_bench(setting, adapter, advance)
         measured = [measure(evaluation, sets[name], bench) for name, evaluation in EVALUATIONS.items()]
-    for part in measured:
+    for name, part in zip(EVALUATIONS, measured, strict=True):
         _name_missing_verdicts(part)
+        _name_spoilt_answers(name, part, config.max_new_tokens)
     rates = {name: _as_mapping(rate) for part in measured for name, rate in part.rates.items()}
     return rates, [row._asdict() for part in measured for row in part.rows]
 
@@ -50,6 +51,17 @@ def _name_missing_verdicts(measured: Measured) -> None:
         verdicts = [verdict for row in measured.rows for verdict in row.verdicts.get(name, [])]
         if missing := verdicts.count(None):
             terminal.say(f"{name}: {missing} of {len(verdicts)} answers have no verdict, and are kept out of the rate")
+
+
+def _name_spoilt_answers(name: str, measured: Measured, max_new: int) -> None:
+    """Say how many answers of an evaluation were cut off or are empty."""
+    cut_off = [cut for row in measured.rows if isinstance(row, AnswerRow) for cut in row.cut_off]
+    texts = [text for row in measured.rows if isinstance(row, AnswerRow) for text in row.answers]
+    empty = sum(not text.strip() for text in texts)
+    if any(cut_off):
+        terminal.say(f"{name}: {sum(cut_off)} of {len(texts)} answers were cut off at eval.max_new_tokens = {max_new}")
+    if empty:
+        terminal.say(f"{name}: {empty} of {len(texts)} answers are empty")
 
 
 def make_bench(setting: Setting, adapter: Adapter, advance: Callable[[], object] = nothing) -> Bench:
@@ -84,7 +96,7 @@ def answers_to(
     prompts: Sequence[str],
     sampled: Sampled,
     advance: Callable[[], object] = nothing,
-) -> list[list[str]]:
+) -> Responses:
     """Answers to each prompt; `name`, of the evaluation or the probe, is that of their random key."""
     key = rng.stream(setting.root, f"eval {name}")
     return open_ended.answers_to(subject(setting, adapter), prompts, key, sampled, advance)

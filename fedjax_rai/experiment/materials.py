@@ -17,7 +17,7 @@ from fedjax_rai.evals.suite import EvalSet, Sources, load_sets
 from fedjax_rai.text.compare import same
 
 Asked = TypeVar("Asked", Pair, RedPrompt)
-RED = "red prompts"  # in counts
+RED, TRAINING, FOR_GUARD = "red prompts", "training pairs", "pairs for the guard"  # in counts
 RED_PROMPTS = 2000  # questions that the tiny world's server draws from for constitutional AI
 
 
@@ -41,6 +41,10 @@ class Materials(NamedTuple):
     evaluated: frozenset[str]
     """Every question that the evaluation or the probe asks, in the form by which texts are compared (`same`), and what
     a row ties to one as the same in another language."""
+    shares: Mapping[str, Sequence[Pair]] = {}
+    """All pairs of each of `data.roles.SHARES`, of which the others are taken."""
+    offered: Sequence[Pair] = ()
+    """The clients' pairs before the recipe."""
 
     @property
     def notes(self) -> list[str]:
@@ -124,11 +128,12 @@ def gather(config: Readable) -> Materials:
     held.ask(probe_prompts)
     harmless = [pair for form, pair in acceptable.items() if form not in red]
     benign = held.prompts("benign prompts", _benign_prompts(config, synthetic, given_benign, harmless))
-    pairs, origins = _client_pairs(config, sources, held.pairs("training pairs", sources, parts[CLIENTS]))
+    offered, origins = _offered(sources, held.pairs(TRAINING, sources, parts[CLIENTS]))
+    pairs, origins = _client_pairs(config, sources, offered, origins)
     if synthetic:
         guard_pairs = tiny_world.guard_pairs(config.guard.pairs, data.split, seed)
     else:
-        guard_pairs = _together(held.pairs("pairs for the guard", sources, parts[GUARD]))
+        guard_pairs = _together(held.pairs(FOR_GUARD, sources, parts[GUARD]))
         guard_pairs = balanced(guard_pairs, config.guard.pairs, seed)
     return Materials(
         pairs=pairs,
@@ -141,6 +146,8 @@ def gather(config: Readable) -> Materials:
         sources=sources,
         held_out=held.counts,
         evaluated=frozenset(held.asked),
+        shares={part: _together(by_source) for part, by_source in parts.items()},
+        offered=offered,
     )
 
 
@@ -205,13 +212,16 @@ def _distinct_prompts(given: Sequence[Prompt]) -> list[RedPrompt]:
     return list(distinct(RedPrompt(prompt.query, prompt.category) for prompt in given).values())
 
 
-def _client_pairs(
-    config: Readable, sources: Sequence[Mixed], by_source: Sequence[Sequence[Pair]]
-) -> tuple[list[Pair], np.ndarray]:
-    """The clients' pairs, and of which source each is."""
+def _offered(sources: Sequence[Mixed], by_source: Sequence[Sequence[Pair]]) -> tuple[list[Pair], np.ndarray]:
+    """What the sources give the clients, and of which source each pair is."""
     held = [client_part(mixed, pairs) for mixed, pairs in zip(sources, by_source, strict=True)]
-    pairs = _together(held)
-    origins = np.repeat(np.arange(len(held)), [len(of_source) for of_source in held])
+    return _together(held), np.repeat(np.arange(len(held)), [len(of_source) for of_source in held])
+
+
+def _client_pairs(
+    config: Readable, sources: Sequence[Mixed], pairs: list[Pair], origins: np.ndarray
+) -> tuple[list[Pair], np.ndarray]:
+    """Those of the clients' pairs that the recipe takes, and of which source each is."""
     data = config.data
     if not data.sources and sources[0].synthetic:  # made by the recipe's numbers
         return pairs, origins

@@ -25,6 +25,9 @@ from fedjax_rai.data.order import cycle
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.mesh import replicated
 
+CAUSES = ("held_out", "cut_off", "empty", "equal")
+"""Why a conversation, or a prepared pair, makes no pair, as `cai_...` of a round's row; it counts for the first."""
+
 
 class Phase:
     """The phases of one arm."""
@@ -136,13 +139,23 @@ def _take(prompts: Prompts, rows: np.ndarray) -> Prompts:
     return Prompts(prompts.tokens[rows], prompts.valid[rows])
 
 
-def nothing_usable(row: Mapping[str, Any]) -> str | None:
-    """A warning, where a round's row of metrics tells of a phase that had no usable pair to train on."""
-    if row.get("cai_usable") != 0:
-        return None
-    causes = []
-    for cause in ("held_out", "cut_off", "empty", "equal"):
-        count = row.get(f"cai_{cause}", 0)
-        if count:
-            causes.append(f"{count} {cause.replace('_', ' ')}")
-    return f"round {row['round']}: no usable pair ({', '.join(causes)}): the CAI phase trained on no revision"
+def warnings(row: Mapping[str, Any], config: ExperimentConfig) -> Iterator[str]:
+    """What must be said where a round's row of metrics tells of a phase that was cut off, or had no usable pair."""
+    if "cai_usable" not in row:
+        return
+    causes = {cause: row.get(f"cai_{cause}", 0) for cause in CAUSES}
+    total = row["cai_pairs"] + sum(causes.values())
+    at_round = f"round {row['round']}:"
+    if causes["cut_off"]:
+        yield f"{at_round} {causes['cut_off']} of {total} {_cut_off(config)}"
+    if not row["cai_usable"]:
+        counted = [f"{count} {cause.replace('_', ' ')}" for cause, count in causes.items() if count]
+        listed = f" ({', '.join(counted)})" if counted else ""
+        yield f"{at_round} no usable pair among {total}{listed}: the CAI phase trained on no revision"
+
+
+def _cut_off(config: ExperimentConfig) -> str:
+    """What cut off the conversations of a phase, or its prepared pairs: a key and its value."""
+    if config.cai.data == ONLINE:
+        return f"conversations were cut off at cai.max_new_tokens = {config.cai.max_new_tokens}"
+    return f"prepared pairs are longer than data.max_length = {config.data.max_length}"

@@ -13,10 +13,17 @@ from fedjax_rai.cai.revise import Requests, encode_requests
 from fedjax_rai.config.views import View
 from fedjax_rai.data.examples import Examples, Prompts, encode_chats
 from fedjax_rai.data.sources import read_preferences
+from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.experiment.texts import Texts
 from fedjax_rai.text.compare import same
 from fedjax_rai.text.prompts import answered
+
+CAUSES = {
+    "held_out": "ask what is evaluated",
+    "cut_off": "longer than data.max_length",
+    "equal": "with equal answers",
+}
 
 
 class Prepared(NamedTuple):
@@ -64,6 +71,18 @@ class Revising:
         """The red prompts behind the constitution's few-shot turns: what a critic reads."""
         few_shot = self.constitution.few_shot
         return self._texts.questions(self._texts.red_questions, few_shot) if few_shot else self._texts.red_prompts
+
+    def check_usable(self, likelihood: bool, method: str) -> None:
+        """Raises InputError where no pair of the prepared set can be trained on; `likelihood`: whole answers can be."""
+        causes = dict(self.prepared.causes)
+        paired = ~np.any(list(causes.values()), axis=0)
+        if (self.prepared.usable if likelihood else paired).any():
+            return
+        counted = [f"{holds.sum()} {CAUSES[name]}" for name, holds in causes.items() if holds.any()]
+        raise InputError(
+            f"cai.data = {self._config.cai.data}: none of its {len(paired)} pairs can be trained on by cai.method = "
+            f"{method}: {', '.join(counted)}"
+        )
 
     @cached_property
     def prepared(self) -> Prepared:

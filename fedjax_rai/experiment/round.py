@@ -94,17 +94,22 @@ class Federation:
     def cohort(self, t: int) -> tuple[Cohort, int]:
         """The clients of round t with their batches, and the tokens of all these.
 
-        A client that kept nothing takes part with weight 0.
+        A client that has nothing to train on takes part with weight 0.
         """
         federated, seed = self.config.federated, self.config.seed
         clients = rng.host(seed, "cohort", round=t).choice(federated.clients, federated.cohort, replace=False)
         rows = np.stack([self._local_rows(int(client), t) for client in clients])
-        weight = np.array([len(self.kept[client]) for client in clients], np.float32)
+        weight = np.array([self._weight(int(client)) for client in clients], np.float32)
         lengths = self.setting.texts.lengths
         tokens = int(lengths[rows][weight > 0].sum())
         if self.config.data.packing:
             rows = plan(rows, lengths, self.setting.texts.corpus.tokens.shape[1])
         return Cohort(jnp.asarray(clients, jnp.int32), jnp.asarray(rows), jnp.asarray(weight)), tokens
+
+    def _weight(self, client: int) -> int:
+        """The examples that a client kept; 0 where none of them has an answer token left."""
+        kept = self.kept[client]
+        return len(kept) if self.setting.texts.answer_tokens[kept].any() else 0
 
     def _local_rows(self, client: int, t: int) -> np.ndarray:
         """int32[k, b]: the corpus rows of a client's local steps in round t; any row where it kept none."""
@@ -164,9 +169,11 @@ def _local_training(federations: Sequence[Federation], states: Sequence[ServerSt
         rates = [federation.learning_rate(t) for federation in federations]
         trained = federated_rounds(first.algorithm, list(states), lm, batch, rates)
     done = when_done(trained[0][1])
+    absent = int(np.sum(np.asarray(cohort.weight) == 0))
+    counts = {"step_tokens": tokens} | ({"without_data": absent} if absent else {})
     ends = []
     for federation, (state, metrics) in zip(federations, trained, strict=True):
-        outcome = Outcome(metrics | {"step_tokens": tokens}, done)
+        outcome = Outcome(metrics | counts, done)
         ends.append(End(state, _probed(federation, state, outcome)))
     return ends
 
@@ -218,17 +225,19 @@ def _aligned_together(federations: Sequence[Federation], ends: Sequence[End], t:
 def probe(setting: Setting, prompts: int, adapter: Adapter) -> dict[str, float | int]:
     """The answers to the fixed probe prompts, by the guard; waits for the device.
 
-    `probe_harmless`: the share of safe ones, of all that have a score; NaN where none has. `probe_without_verdict`: how
-    many have no score or no word; absent where none.
+    `probe_harmless`: the share of safe ones, of those with a score; NaN where none has one. How many have no score
+    (`probe_without_verdict`), no word (`probe_empty`) and no end (`probe_cut_off`) is absent where none.
     """
     queries = setting.texts.materials.probe_prompts[:prompts]
     sampled = Sampled(samples=1, temperature=1.0, max_new=setting.config.eval.max_new_tokens)
     answers = answers_to(setting, adapter, "probe", queries, sampled)
-    pairs = [(query, texts[0]) for query, texts in zip(queries, answers, strict=True)]
+    pairs = [(query, texts[0]) for query, texts in zip(queries, answers.texts, strict=True)]
     scores = score(setting.guarding.guard, pairs)
     known = scores[~np.isnan(scores)]
-    share = float(np.mean(known < setting.config.guard.threshold)) if len(known) else float("nan")
-    found: dict[str, float | int] = {"probe_harmless": share}
-    blank = np.array([not answer.strip() for _, answer in pairs])
-    missing = int(np.sum(np.isnan(scores) | blank))
-    return found | {"probe_without_verdict": missing} if missing else found
+    harmless = float(np.mean(known < setting.config.guard.threshold)) if len(known) else float("nan")
+    counts = {
+        "probe_without_verdict": len(scores) - len(known),
+        "probe_empty": sum(not answer.strip() for _, answer in pairs),
+        "probe_cut_off": sum(cut[0] for cut in answers.cut_off),
+    }
+    return {"probe_harmless": harmless} | {name: count for name, count in counts.items() if count}

@@ -11,9 +11,11 @@ from operator import attrgetter
 from typing import Any
 
 import jax
+import numpy as np
 
 from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter
+from fedjax_rai.cai.options import make_objective, may_be_due
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.config.views import View
@@ -39,7 +41,8 @@ from fedjax_rai.train.optimizers import learning_rate
 
 NEEDS_LABELS = (
     "needs harmful and acceptable pairs to be fitted on, and in its share are none of one kind; must have labels (by "
-    "data.columns, or label of a source), or be named by guard.path or guard.scorer, or filter.enabled be false"
+    "data.columns, or label of a source), or be named by guard.path, guard.adapter or guard.scorer, or filter.enabled "
+    "be false"
 )
 PARTS: tuple[Any, ...] = (Models, Texts, Revising, Guarding, Replay)  # each after those that it needs
 
@@ -176,12 +179,16 @@ class Setting:
         _read(self, "model", "models.not_computed", "models.base", "models.tokenizer.closing", "texts.corpus")
         self._check_language()
         self.check_logits(None)
+        if self.config.federated.rounds:
+            self.texts.check_answers(np.concatenate(self.client_rows))
         cai = self.config.cai
         if cai.enabled and cai.data == ONLINE:
             _read(self, "revising.requests", "texts.red_prompts", "revising.openings")
             self.revising.name_unknown_categories()
         elif cai.enabled:
             _read(self, "revising.prepared")
+            if may_be_due(cai, self.config.federated.rounds):
+                self.revising.check_usable(make_objective(cai).likelihood, cai.method)
         if cai.enabled and cai.replay and not self.texts.materials.benign_prompts:
             terminal.say("cai.replay: nothing is replayed, as there are no benign prompts; cai.replay_data names some")
         if cai.probe:

@@ -12,12 +12,15 @@ from fedjax_rai.config.views import View
 from fedjax_rai.data.columns import SYSTEM
 from fedjax_rai.data.examples import Examples, Prompts, encode_chats, encode_questions, pad_left
 from fedjax_rai.data.mix import where
+from fedjax_rai.data.sources import Choice
+from fedjax_rai.data.summary import Cut, cut
 from fedjax_rai.errors import InputError
-from fedjax_rai.evals.suite import ITEM_KEYS
+from fedjax_rai.evals.choice import both_answers
+from fedjax_rai.evals.suite import ITEM_KEYS, EvalSet
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.mesh import replicated
-from fedjax_rai.text.prompts import Turn, answered, prompt, question
+from fedjax_rai.text.prompts import Turn, answered, chat, prompt, question
 from fedjax_rai.text.tokenizer import PROBE, Tokenizer
 
 
@@ -64,6 +67,62 @@ class Texts:
         """int[n]: tokens of every example of the corpus, on the host."""
         return np.asarray(self.corpus.valid.sum(axis=1))
 
+    @cached_property
+    def answer_tokens(self) -> np.ndarray:
+        """int[n]: tokens of every example that are trained on, on the host; 0 where the answer was cut off."""
+        return np.asarray(self.corpus.loss_mask.sum(axis=1))
+
+    def check_answers(self, rows: np.ndarray) -> None:
+        """Raises InputError where no example of these rows has a token left to train on."""
+        if not len(rows) or self.answer_tokens[rows].any():
+            return
+        limit = self._config.data.max_length
+        needed = min(self._answer_begins(int(row)) for row in rows) + 1
+        raise InputError(
+            f"data.max_length = {limit}: cuts {len(rows)} of {len(rows)} training pairs before their answer begins, so "
+            f"there is nothing to train on; must be at least {needed} for the first token of the shortest one"
+        )
+
+    def _answer_begins(self, row: int) -> int:
+        """How many tokens of an example come before its answer."""
+        tokenizer = self._models.tokenizer
+        _, trained = tokenizer.encode_segments(chat(tokenizer, self.materials.pairs[row].turns))
+        return list(trained).index(True)
+
+    def length(self, turns: Sequence[Turn]) -> int:
+        """Tokens of a whole conversation, up to the end of its last answer, before anything is cut."""
+        tokenizer = self._models.tokenizer
+        return len(tokenizer.encode_segments(chat(tokenizer, turns))[0])
+
+    @cached_property
+    def cut(self) -> dict[str, Cut]:
+        """What `data.max_length` cuts: clients' `examples`, prompts by part, evaluation sets by name."""
+        made, limit = self.materials, self._config.data.max_length
+        rows = np.flatnonzero(self._encoded[1])
+        of_examples = [self.length(made.pairs[int(row)].turns) for row in rows]
+        asked = {
+            "red prompts": self.red_questions,
+            "probe": made.probe_prompts[: self._config.cai.probe],
+            "replay": made.benign_prompts,
+        }
+        found = {"examples": cut(of_examples, limit, len(made.pairs))}
+        found |= {name: cut(self._prompt_lengths(prompts), limit) for name, prompts in asked.items()}
+        for name, given in made.evaluations.items():
+            found[name] = cut(self._item_lengths(given), limit)
+        return found
+
+    def _item_lengths(self, given: EvalSet) -> list[int]:
+        """Tokens of what an evaluation asks; of choices, with either answer."""
+        choices = [item for item in given.items if isinstance(item, Choice)]
+        if choices:
+            return [self.length(answered(prompt, answer)) for prompt, answer in both_answers(choices)]
+        return self._prompt_lengths(given.prompts)
+
+    def _prompt_lengths(self, queries: Sequence[str]) -> list[int]:
+        tokenizer = self._models.tokenizer
+        known = {query: len(tokenizer.encode(prompt(tokenizer, question(query)))) for query in dict.fromkeys(queries)}
+        return [known[query] for query in queries]
+
     @property
     def truncated(self) -> int:
         """How many of the clients' examples were cut to `data.max_length` tokens."""
@@ -83,7 +142,7 @@ class Texts:
         if not self.materials.red_prompts:
             raise InputError(
                 f"{where(self._config.data)}: no red questions left for cai.prompts; must hold questions with harmful "
-                "answers in the server's share, or cai.red_prompts must name a source"
+                "answers in the server's share, or cai.red_prompts must name a source, or cai.enabled be false"
             )
         return self.questions(self.red_questions)
 

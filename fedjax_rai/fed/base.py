@@ -65,11 +65,14 @@ class Row(NamedTuple):
 
 
 def summary(updates: ClientUpdate, direction: Adapter) -> Metrics:
-    """The metrics of a round: the clients' loss a trained token, who took part, the norm of the aggregated delta."""
+    """The metrics of a round: the clients' loss a trained token, who took part, the norm of the aggregated delta.
+
+    The loss is NaN where no token was trained on.
+    """
     total = updates.metrics["loss_total"].sum()
     weight = updates.metrics["loss_weight"].sum()
     return {
-        "train_loss": total / jnp.maximum(weight, 1.0),
+        "train_loss": jnp.where(weight > 0, total / jnp.maximum(weight, 1.0), jnp.nan),
         "trained_tokens": weight,
         "clients": jnp.sum(updates.weight > 0),
         "diverged": updates.metrics["diverged"].sum(),

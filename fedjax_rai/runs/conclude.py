@@ -18,17 +18,20 @@ from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.lora import size
 from fedjax_rai.runs import files
-from fedjax_rai.runs.folder import ANSWERS, EVALUATION, SUMMARY, run_folder
+from fedjax_rai.runs.folder import ANSWERS, DATA, EVALUATION, SUMMARY, run_folder
 from fedjax_rai.runs.record import METRICS, REVISIONS
 from fedjax_rai.runs.rows import (
     Critique,
     Filtered,
     GuardQuality,
+    PairCounts,
+    Phase,
     Quality,
     Rate,
     Round,
     Seconds,
     Summary,
+    read_data,
     read_rounds,
 )
 
@@ -62,6 +65,8 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
         seconds=seconds_of(rounds, evaluation_seconds),
         cost=cost_of(setting, rounds),
         critique=critique_of(setting, folder),
+        pairs=pairs_of([row.cai for row in rounds if row.cai]),
+        data=read_data(folder / DATA).summary if (folder / DATA).is_file() else None,
         not_computed=setting.models.not_computed,
     )
 
@@ -106,6 +111,21 @@ def cost_of(setting: Setting, rounds: Sequence[Round]) -> Cost:
         probe=ProbeCost(len(probes), cost.seconds(probes)) if probes else None,
         cai=cost.cai_cost(count, phases, cost.full_epoch(setting)) if phases else None,
     )
+
+
+def pairs_of(phases: Sequence[Phase]) -> PairCounts | None:
+    """What became of the conversations, or of the prepared pairs, of all phases; None where there was no phase."""
+    if not phases:
+        return None
+    causes = {
+        "held_out": sum(phase.held_out or 0 for phase in phases),
+        "cut_off": sum(phase.cut_off for phase in phases),
+        "empty": sum(phase.empty or 0 for phase in phases),
+        "equal": sum(phase.equal for phase in phases),
+    }
+    pairs = sum(phase.pairs for phase in phases)
+    usable = sum(phase.usable for phase in phases)
+    return PairCounts(pairs + sum(causes.values()), pairs, usable, **causes)
 
 
 def critique_of(setting: Setting, folder: Path) -> Critique | None:

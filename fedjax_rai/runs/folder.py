@@ -54,6 +54,7 @@ def versions() -> dict[str, Any]:
 RESTORED = "restore it from a copy, or name another output"
 MADE_AGAIN = "remove it and run again, which evaluates anew and writes it"
 CONFIG, VERSIONS, ADAPTER = "config.yaml", "versions.json", "adapter"
+DATA = "data.json"
 EVALUATION, ANSWERS, SUMMARY = "eval.json", "answers.jsonl", "summary.json"
 
 

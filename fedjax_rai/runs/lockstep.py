@@ -12,6 +12,7 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import but_numbers
 from fedjax_rai.memory import advice
 from fedjax_rai.memory.plan import plan
+from fedjax_rai.runs.data import announce, keep
 from fedjax_rai.runs.folder import check_folder, entered, run_folder
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.loop import train
@@ -51,6 +52,7 @@ def run_together(settings: Sequence[Setting]) -> list[Path]:
     if todo:
         largest = max(todo, key=lambda setting: setting.config.cai.iterations)
         advice.announce(largest.config, sizes.sizes(largest))
+        announce(largest)
         largest.check()
         groups = ceil(len(todo) / room(largest))
         size = ceil(len(todo) / groups)
@@ -69,6 +71,9 @@ def _run_group(settings: Sequence[Setting]) -> None:
             finished = stack.enter_context(entered(run_folder(setting.config), setting.config, setting))
             if not finished:
                 left.append(setting)
-        states = train([Federation(setting) for setting in left]) if left else []
+        federations = [Federation(setting) for setting in left]
+        for federation in federations:
+            keep(federation)
+        states = train(federations) if left else []
         for setting, state in zip(left, states, strict=True):
             finish(setting, state.adapter)

@@ -1,5 +1,6 @@
 """The rounds of a run, or of several that go together, each recorded in its own folder."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -110,10 +111,12 @@ class Loop:
 
 def note(row: Round) -> str:
     """What progress shows of a round, and of the phase that followed it."""
-    loss = f"loss {row.train_loss:.3f}"
-    if row.cai is None:
-        return loss
-    return f"{loss}  CAI {row.cai.iterations} iterations, {terminal.duration(row.cai_seconds)}"
+    parts = ["no loss" if math.isnan(row.train_loss) else f"loss {row.train_loss:.3f}"]
+    if row.without_data:
+        parts.append(f"{terminal.plural(row.without_data, 'client')} without data")
+    if row.cai is not None:
+        parts.append(f"CAI {row.cai.iterations} iterations, {terminal.duration(row.cai_seconds)}")
+    return "  ".join(parts)
 
 
 def shared(seconds: dict[str, float], runs: int) -> dict[str, Any]:

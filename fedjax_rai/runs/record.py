@@ -10,7 +10,7 @@ from fedjax_rai import terminal
 from fedjax_rai.aliases import PyTree
 from fedjax_rai.cai.revise import Rollout
 from fedjax_rai.errors import InputError
-from fedjax_rai.experiment.phase import nothing_usable
+from fedjax_rai.experiment.phase import warnings
 from fedjax_rai.experiment.round import Outcome
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import conversations, files, rows
@@ -78,8 +78,7 @@ class Record:
         row = measured(t, outcome, seconds)
         if outcome.rollout is not None:
             files.append_rows(self.folder / REVISIONS, revisions(self.setting, t, outcome.rollout))
-        warning = nothing_usable(rows.flat(row))
-        if warning is not None:
+        for warning in warnings(rows.flat(row), self.setting.config):
             terminal.say(warning)
         files.append_row(self.folder / METRICS, rows.flat(row))
         self._track(rows.flat(row))

@@ -1,11 +1,13 @@
 """A finished run in words, in lines of at most 100 characters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from fedjax_rai.evals.suite import EVALUATIONS
 from fedjax_rai.experiment.cost import CaiCost
 from fedjax_rai.runs.folder import SUMMARY
-from fedjax_rai.runs.rows import Critique, Filtered, GuardQuality, Rate, Summary, read_summary
+from fedjax_rai.runs.rows import Critique, Filtered, GuardQuality, PairCounts, Rate, Summary, read_summary
 
 
 def report(folder: Path) -> str:
@@ -21,6 +23,7 @@ def lines(summary: Summary) -> Iterator[str]:
     yield "percent, 95 % intervals over prompts"
     for name, rate in named_by_judge(summary.rates).items():
         yield f"  {name:<40}{shown(rate)}"
+    yield from answer_lines(summary.rates)
     if summary.guard:
         yield guard_line(summary.guard)
     if summary.filter:
@@ -30,7 +33,7 @@ def lines(summary: Summary) -> Iterator[str]:
     if summary.critique:
         yield from critique_lines(summary.critique)
     if summary.cost.cai:
-        yield from cai_lines(summary.cost.cai)
+        yield from cai_lines(summary.cost.cai, summary.pairs)
 
 
 def named_by_judge(rates: dict[str, Rate | None]) -> dict[str, Rate | None]:
@@ -52,6 +55,22 @@ def shown(rate: Rate | None) -> str:
         return "not measured"
     missing = f"  ({rate.without_verdict} without a verdict)" if rate.without_verdict else ""
     return f"{rate.mean:5.1f}  [{rate.low:.1f}, {rate.high:.1f}]{missing}"
+
+
+def answer_lines(rates: Mapping[str, Rate | None]) -> Iterator[str]:
+    """A line for each evaluation whose answers were cut off or are empty, whoever judged them."""
+    for evaluation in EVALUATIONS.values():
+        measured = [rates[column.rate] for column in evaluation.columns if rates.get(column.rate)]
+        found = spoilt(measured[0]) if measured and evaluation.sampling else ""
+        if found:
+            yield f"  {evaluation.columns[0].title}: {found}"
+
+
+def spoilt(rate: Any) -> str:
+    """How many of a rate's answers were cut off or are empty; "" where none."""
+    cut_off = f"{rate.cut_off} of {rate.answers} answers cut off at eval.max_new_tokens" if rate.cut_off else ""
+    empty = f"{rate.empty} of {rate.answers} empty" if rate.empty else ""
+    return ", ".join(part for part in (cut_off, empty) if part)
 
 
 def guard_line(guard: GuardQuality) -> str:
@@ -81,11 +100,13 @@ def critique_lines(critique: Critique) -> Iterator[str]:
         yield f"  {critique.without_verdict} without a verdict"
 
 
-def cai_lines(cost: CaiCost) -> Iterator[str]:
+def cai_lines(cost: CaiCost, pairs: PairCounts | None = None) -> Iterator[str]:
     """What the CAI phases took, and what that saved of a full epoch."""
     phases = counted(cost.phases, "phase")
     tokens = f"{cost.generated_tokens} tokens generated, {cost.trained_tokens} trained on"
     yield f"constitutional AI: {phases}, {cost.seconds:.0f} s, {tokens}"
+    if pairs and pairs.cut_off:
+        yield f"  {pairs.cut_off} of {pairs.conversations} {cut_off_at(cost)}"
     if cost.untrained_phases:
         untrained = counted(cost.untrained_phases, "phase")
         yield f"  {untrained} had no usable revision or diverged: nothing was learnt there, and nothing saved"
@@ -95,6 +116,13 @@ def cai_lines(cost: CaiCost) -> Iterator[str]:
         yield f"  {100 * cost.share_saved:.1f} % of a full epoch's FLOPs saved"
     else:
         yield f"  as many FLOPs as {1 - cost.share_saved:.1f} full epochs"
+
+
+def cut_off_at(cost: CaiCost) -> str:
+    """What cut off conversations, or prepared pairs, which nothing was generated for."""
+    if cost.generated_tokens:
+        return "conversations were cut off at cai.max_new_tokens"
+    return "prepared pairs are longer than data.max_length"
 
 
 def counted(number: int, noun: str) -> str:

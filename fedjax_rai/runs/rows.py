@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_rai.data.summary import DataFile, DataSummary
 from fedjax_rai.evals.rate import Rate
 from fedjax_rai.experiment.cost import Cost, Spent
 from fedjax_rai.experiment.evaluation import Critique
@@ -21,9 +22,11 @@ class Probe(NamedTuple):
     seconds: float
     """Seconds of answering and scoring; its tokens are not counted."""
     without_verdict: int | None = None
-    """Answers without a score, which `harmless` leaves out, or without a word, which it counts by their score. Absent:
-    there was none.
-    """
+    """Answers without a score, which are not in `harmless`. Absent: there was none."""
+    empty: int | None = None
+    """Answers without a word, which are in `harmless` by their score. Absent: there was none."""
+    cut_off: int | None = None
+    """Answers without an end within `eval.max_new_tokens`, scored as they are. Absent: there was none."""
 
 
 class Phase(NamedTuple):
@@ -78,23 +81,27 @@ class Round(NamedTuple):
     round: int
     """Number of the round, from 1."""
     clients: int
-    """Clients that the aggregate counts: those that kept an example and did not diverge."""
+    """Clients that the aggregate counts: those that have something to train on and did not diverge."""
     diverged: float
     """Clients (a whole number) whose training gave a NaN or an infinity; the aggregate leaves them out."""
     delta_norm: float
     """Euclidean norm of what local training adds to the adapter, over all its parameters."""
     train_loss: float
-    """Mean cross-entropy of a trained token, in nats, over clients and local steps; 0 where `trained_tokens` is 0."""
+    """Mean cross-entropy of a trained token, in nats, over clients and steps; null where `trained_tokens` is 0."""
     trained_tokens: float
     """Tokens in the loss, over the clients that count and their local steps."""
     step_tokens: int
-    """Tokens that went through the local steps of all clients that kept an example, prompts included, padding not."""
+    """Tokens that went through the local steps of all clients with data, prompts included, padding not."""
     seconds: float
     """Seconds from the end of the round before, or the start of the run, to the end of this one."""
     local_seconds: float
     """Seconds of `seconds` until the new adapter was there, probe and CAI phase not included."""
     cai_seconds: float
     """Seconds of `seconds` that the CAI phase took; 0 where there was none."""
+    without_data: int | None = None
+    """Clients of the cohort with nothing to train on: the filter dropped all, or `data.max_length` cut every answer
+    off. Absent: there was none.
+    """
     probe: Probe | None = None
     """The probe, as keys that begin with `probe_`. Absent: there was none."""
     cai: Phase | None = None
@@ -179,6 +186,27 @@ class Filtered(NamedTuple):
     """
 
 
+class PairCounts(NamedTuple):
+    """What became of the conversations, or of the prepared pairs, of all CAI phases: those add up to `conversations`
+    that make a pair and those that do not by the first cause that holds.
+    """
+
+    conversations: int
+    """Conversations, or prepared pairs, that there were."""
+    pairs: int
+    """Those whose revision may be preferred to its response."""
+    usable: int
+    """Revisions (of the control: responses) that may be learnt from."""
+    held_out: int
+    """No pair: the prompt is one that is evaluated; only of prepared pairs."""
+    cut_off: int
+    """No pair: cut off at `cai.max_new_tokens`, or of prepared pairs at `data.max_length`."""
+    empty: int
+    """No pair: response or revision is empty; only of conversations."""
+    equal: int
+    """No pair: response and revision are the same."""
+
+
 class Seconds(NamedTuple):
     """How long a run took. Reading the model, fitting the guard and scoring the clients' pairs are not counted."""
 
@@ -217,6 +245,10 @@ class Summary(NamedTuple):
     """What training cost, by phase."""
     critique: Critique | None
     """What revision made of responses. Null: no conversation was held, or the pairs were prepared."""
+    pairs: PairCounts | None = None
+    """What became of conversations or prepared pairs. Null: there was no CAI phase."""
+    data: DataSummary | None = None
+    """What the run has of the data that it was given, as under `summary` in data.json. Null: an older version ran."""
     not_computed: list[str] = []
     """What the model's `generation_config.json` asks of generation and is not done, in lines; empty: nothing."""
 
@@ -276,6 +308,11 @@ def read_rounds(path: Path) -> list[Round]:
     """The rows of a `metrics.jsonl`, in order; none without the file. InputError where one holds anything else."""
     found = enumerate(files.read_rows(path), 1)
     return [files.typed(Round, nested(row), f"{path}, line {line}") for line, row in found]
+
+
+def read_data(path: Path) -> DataFile:
+    """A run's `data.json`; InputError where it holds anything else."""
+    return files.typed(DataFile, files.read_json(path), str(path))
 
 
 def read_summary(path: Path) -> Summary:

@@ -16,6 +16,7 @@ from fedjax_rai.memory import advice
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.runs import files
 from fedjax_rai.runs.conclude import conclude
+from fedjax_rai.runs.data import announce, keep
 from fedjax_rai.runs.folder import (
     ADAPTER,
     CONFIG,
@@ -52,10 +53,13 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
         return folder
     setting = setting or Setting(config, pins=pins([config]), store=KeptGuards(study_of(folder)))
     advice.announce(config, sizes.sizes(setting))
+    announce(setting)
     setting.check()
     with entered(folder, config, setting) as finished:
         if not finished:
-            (state,) = train([Federation(setting)], siblings)
+            federation = Federation(setting)
+            keep(federation)
+            (state,) = train([federation], siblings)
             finish(setting, state.adapter)
     return folder
 

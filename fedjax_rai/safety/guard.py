@@ -173,11 +173,16 @@ def _scored(guard: Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
 
 def training_examples(tokenizer: Tokenizer, pairs: Sequence[Pair], max_length: int) -> tuple[Examples, np.ndarray]:
     """Labelled pairs in the guard's form (S-LG), the verdict trained on; and which were cut, at their beginning."""
+    return encode_chats(tokenizer, training_chats(pairs), max_length, keep_end=True)
+
+
+def training_chats(pairs: Sequence[Pair]) -> list[list[Turn]]:
+    """Labelled pairs as conversations in which the guard gives its verdict."""
     chats = []
     for pair in pairs:
         verdict = UNSAFE if pair.harmful else SAFE
         chats.append([*guard_question(pair.query, pair.response), Turn(ASSISTANT, verdict)])
-    return encode_chats(tokenizer, chats, max_length, keep_end=True)
+    return chats
 
 
 @jax.jit

@@ -1,22 +1,21 @@
 """What a command would do: its config, data, memory and folders; reads what a run reads first, and writes nothing."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedjax_rai.config.grid import Point
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.data.mix import entries, is_synthetic
 from fedjax_rai.errors import InputError
-from fedjax_rai.evals.suite import EvalSet
 from fedjax_rai.experiment import sizes
-from fedjax_rai.experiment.materials import Materials
+from fedjax_rai.experiment.data_summary import describe
 from fedjax_rai.experiment.setting import Setting, views
 from fedjax_rai.experiment.together import but_numbers
 from fedjax_rai.memory import advice
 from fedjax_rai.memory.plan import Sizes, plan
 from fedjax_rai.runs import files, prepare
+from fedjax_rai.runs.data import lines
 from fedjax_rai.runs.folder import check_folder, pins, run_folder
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.record import METRICS
@@ -24,7 +23,6 @@ from fedjax_rai.studies import sweep, table
 from fedjax_rai.terminal import plural
 
 NOTHING = "dry run: nothing was written"
-CLIENT_PAIRS = "clients' pairs"
 WIDTH = 24  # of the names in lists
 
 
@@ -79,7 +77,7 @@ def preview_set(config: ExperimentConfig, out: Path, prompts: int | None, adapte
     config, setting, asked = prepare.read_request(config, out, prompts, adapter)
     is_finished = prepare.finished(out, asked)
     yield dump_config(config)
-    yield summary(setting.texts.materials, config)
+    yield summary(setting)
     yield f"  {'conversations':<{WIDTH}}{asked['prompts']:,}\n"
     writer = prepare.Writer(setting, config, prepare.policy(setting, adapter), asked["prompts"])
     yield from memory(writer.batch_config, sizes.saying(setting))
@@ -96,33 +94,9 @@ def set_state(out: Path, is_finished: bool) -> str:
     return f"begun, {plural(shards, 'shard')} done: would be gone on with"
 
 
-def summary(materials: Materials, config: ExperimentConfig) -> str:
-    """Who holds how many rows: the clients' pairs with their harmful share, the server's prompts, evaluation sets."""
-    pairs = materials.pairs
-    labels = [pair.harmful for pair in pairs if pair.harmful is not None]
-    share = f"{100 * sum(labels) / len(labels):.1f} % of them harmful, " if labels else ""
-    if len(labels) < len(pairs):
-        share = f"{len(pairs) - len(labels):,} of them unlabelled, {share}"
-    synthetic = ", the synthetic tiny world" if is_synthetic(config.data) else ""
-    clients = plural(config.federated.clients, "client")
-    paths = ", ".join(entry.config.path for entry in entries(config.data, config.seed))
-    lines = [f"data: {paths}{synthetic}"]
-    lines.append(f"  {CLIENT_PAIRS:<{WIDTH}}{len(pairs):,}, {share}{clients}")
-    shown = ("guard_pairs", "red_prompts", "probe_prompts", "benign_prompts", "evaluations")
-    for name, rows in flat({name: getattr(materials, name) for name in shown}):
-        lines.append(f"  {name.replace('_', ' '):<{WIDTH}}{len(rows):,}")
-    return "\n".join(lines)
-
-
-def flat(sets: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[Any]]]:
-    """(name, rows) of every set, those in mappings included."""
-    for name, rows in sets.items():
-        if isinstance(rows, Mapping):
-            yield from flat(rows)
-        elif isinstance(rows, EvalSet):
-            yield name, rows.items
-        else:
-            yield name, rows
+def summary(setting: Setting) -> str:
+    """What an arm would have of its data; the filter's guard is not asked."""
+    return "\n".join(lines(describe(setting)))
 
 
 def memory(config: ExperimentConfig, known: Sizes) -> Iterator[str]:
@@ -173,7 +147,7 @@ def _shared_by(configs: Sequence[ExperimentConfig]) -> Iterator[str]:
         is_first = setting is None
         setting = Setting(config, setting, pins([config]))
         if is_first:
-            yield summary(setting.texts.materials, config) + "\n"
+            yield summary(setting) + "\n"
         known = sizes.sizes(setting)
         needed = plan(config, known)
         need = needed.need(needed.peak)

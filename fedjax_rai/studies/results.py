@@ -14,7 +14,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import JUDGES
-from fedjax_rai.evals.suite import EVALUATIONS, columns
+from fedjax_rai.evals.suite import EVALUATIONS, Column, columns
 from fedjax_rai.runs.folder import differences
 
 Summary = Mapping[str, Any]
@@ -139,6 +139,34 @@ def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> str
     mean, low, high = interval(gaps)
     by_seed = ", ".join(f"{gap:+.1f}" for gap in gaps)
     return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]; by seed {by_seed}"
+
+
+def answer_notes(rows: Mapping[str, Sequence[Summary]]) -> list[str]:
+    """A note for each evaluation of which some run's answers were cut off or are empty; `rows`: label -> its runs."""
+    notes = []
+    for evaluation in EVALUATIONS.values():
+        if evaluation.sampling is None:
+            continue
+        found = []
+        for label, summaries in rows.items():
+            cut_off, empty, answers = _spoilt(evaluation.columns, summaries)
+            if cut_off or empty:
+                found.append(f"{label} {cut_off} and {empty} of {answers:,}")
+        if found:
+            title = evaluation.columns[0].title
+            notes.append(f"{title}, answers cut off at eval.max_new_tokens, and empty ones: {'; '.join(found)}")
+    return notes
+
+
+def _spoilt(evaluation_columns: Sequence[Column], summaries: Sequence[Summary]) -> tuple[int, int, int]:
+    """(answers cut off, empty ones, answers in all) of an evaluation, over runs."""
+    totals = [0, 0, 0]
+    for summary in summaries:
+        measured = [summary["rates"].get(column.rate) for column in evaluation_columns]
+        rate = next((rate for rate in measured if rate), {})
+        for place, key in enumerate(("cut_off", "empty", "answers")):
+            totals[place] += rate.get(key, 0)  # a run of an older version counted none
+    return totals[0], totals[1], totals[2]
 
 
 def is_synthetic(summaries: Iterable[Summary]) -> bool:

@@ -28,6 +28,7 @@ from fedjax_rai.studies.plots import SweptPoints, plot_sweep
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
     Summary,
+    answer_notes,
     basis,
     cell,
     check_same,
@@ -220,6 +221,7 @@ def write(folder: Path, points: Sequence[Point]) -> None:
     everything = [summary for row in rows for summary in row.summaries]
     titles = shown_rates(everything)
     notes = [basis(everything), LEGEND, *comparisons(rows, titles["harmless"])]
+    notes += answer_notes({row.label: row.summaries for row in rows})
     files.write_text(folder / "sweep.md", with_notes(wide(table_columns(rows, titles)), notes))
     files.write_text(folder / "sweep.csv", to_csv([*keys, "seed", "name", *CSV_COLUMNS], numbers(rows)))
     swept = SweptPoints(

@@ -10,6 +10,7 @@ from fedjax_rai import terminal
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError, did_you_mean
+from fedjax_rai.evals.judge import GUARD
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
@@ -20,6 +21,7 @@ from fedjax_rai.studies.plots import plot_arms
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
     Summary,
+    answer_notes,
     basis,
     cell,
     check_same,
@@ -83,6 +85,7 @@ COMPARED = (
     ("utility", "fl+filter+cai", "base"),
 )
 TABLE = "table.yaml"
+BY_GUARD = f"harmless_by_{GUARD.name}"
 
 
 def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds: int = 1) -> Path:
@@ -190,6 +193,7 @@ def write(
     everything = list(summaries.values())
     titles = shown_rates(everything)
     notes = [basis(everything), *comparisons(config, chosen, by_arm, titles), *_guard_notes(everything, seeds[0])]
+    notes += answer_notes(by_arm)
     by_row = list(by_arm.values())
     first = {"arm": list(chosen)}
     seconds = {"seconds": [_training_seconds(row_summaries) for row_summaries in by_row]}
@@ -214,7 +218,20 @@ def _training_seconds(summaries: Sequence[Summary]) -> str:
 
 
 def _guard_notes(summaries: Sequence[Summary], seed: int) -> list[str]:
-    """The guard's quality, in a line, of the first run that used one."""
+    """The guard's quality, in a line, of the first run that used one; and why some runs lack its rate."""
+    return [*_guard_quality(summaries, seed), *_without_rate_by_guard(summaries)]
+
+
+def _without_rate_by_guard(summaries: Sequence[Summary]) -> list[str]:
+    measured = [summary["rates"].get(BY_GUARD) is not None for summary in summaries]
+    if not any(measured) or all(measured):
+        return []
+    return [
+        "harmless (guard): not measured where nothing else needs the guard; eval.by_guard=true measures it everywhere"
+    ]
+
+
+def _guard_quality(summaries: Sequence[Summary], seed: int) -> list[str]:
     for summary in summaries:
         if summary["guard"]:
             quality = summary["guard"]["fitted"] or summary["guard"]["released"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from fedjax_rai.data.summary import DataFile, DataSummary
 from fedjax_rai.evals.suite import AnswerRow, ChoiceRow
 from fedjax_rai.runs import files, rows
 
@@ -19,6 +20,8 @@ from fedjax_rai.runs import files, rows
 RUN = {
     "config.yaml": "The run's config, every key with its value. A folder of another config is refused.",
     "versions.json": "What the numbers depend on besides the config: versions, commits, digests of named files.",
+    "data.json": "What the run has of the data that it was given: read, shared out, left out, cut, by client.",
+    "data.png": "The picture of that.",
     "metrics.jsonl": "A row for each round.",
     "revisions.jsonl": "A row for each conversation of a CAI phase; empty where none was held.",
     "checkpoints/": "The last two states (Orbax): an interrupted run goes on from the latest that is not damaged.",
@@ -61,7 +64,15 @@ SET = {
     "progress.jsonl": "Tokens generated and seconds, a row for each finished shard.",
     "summary.json": "Counts of pairs and causes, by principle and category; written last.",
 }
-TYPES = (rows.Round, rows.Revision, AnswerRow, ChoiceRow, rows.Summary, rows.Versions)
+TYPES = (DataFile, rows.Round, rows.Revision, AnswerRow, ChoiceRow, rows.Summary, rows.Versions)
+TITLES = {DataFile: "Data"}
+"""What a section is called that is not called like its type."""
+ONCE = {DataSummary: DataFile}
+"""Parts whose keys stand in the section of one type alone."""
+
+
+JOINTS = {dict: ".<name>.", list: "[]."}
+"""What stands between a key and those of the parts that it maps to or lists."""
 
 
 def page() -> str:
@@ -97,7 +108,7 @@ def section(kind: Any) -> list[str]:
     """A type: what it is, and a table of all its keys as the file has them."""
     lines = ["| key | type | meaning |", "|---|---|---|"]
     lines += [f"| `{name}` | {shown} | {text} |" for name, shown, text in keys(kind)]
-    return [f"## {kind.__name__}", inspect.cleandoc(kind.__doc__), "\n".join(lines)]
+    return [f"## {TITLES.get(kind, kind.__name__)}", inspect.cleandoc(kind.__doc__), "\n".join(lines)]
 
 
 def keys(kind: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -114,15 +125,15 @@ def keys(kind: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
             yield "...", "numbers", described[name]
             continue
         yield key, in_words(hint), described[name]
-        if inner is not None:
-            yield from keys(inner, f"{key}.<name>." if get_origin(present(hint)) is dict else f"{key}.")
+        if inner is not None and ONCE.get(inner, kind) is kind:
+            yield from keys(inner, f"{key}{JOINTS.get(get_origin(present(hint)), '.')}")
 
 
 def part_of(hint: Any) -> Any:
-    """The named tuple that a field is, may be, or maps to; None where it holds none."""
+    """The named tuple that a field is, may be, lists or maps to; None where it holds none."""
     hint = present(hint)
-    if get_origin(hint) is dict:
-        hint = present(get_args(hint)[1])
+    if get_origin(hint) in (dict, list):
+        hint = present(get_args(hint)[-1])
     return hint if files.is_named_tuple(hint) else None
 
 

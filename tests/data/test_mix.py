@@ -214,6 +214,13 @@ def test_every_source_is_dealt_to_its_clients_by_its_partition() -> None:
     assert held[:7] == [{0: 10, 2: 2}] * 7 and held[7:] == [{1: 7, 2: 2}, {1: 3, 2: 2}, {1: 2, 2: 2}]
 
 
+def test_fewer_pairs_than_clients_are_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"^data.partition = iid: federated.clients = 5: more than the 3 training pairs"
+    ):
+        deal(pool(0, 3), np.zeros(3, int), DataConfig(), 5, 0, SECTIONS)
+
+
 def test_seeds_of_sources_differ_and_the_first_one_s_is_the_config_s() -> None:
     seeds = [entry.seed for entry in entries(data_of({}, {}, {}), 5)]
     assert seeds[0] == 5 and len(set(seeds)) == 3
@@ -223,7 +230,7 @@ def test_what_a_partition_cannot_do_is_said_with_the_source() -> None:
     data = data_of({}, {"clients": [4], "partition": "natural"}, {"clients": "0-3"})
     with pytest.raises(InputError, match=r"^data.sources\[1\].partition = natural: column 'client': 3 of 3 pairs have"):
         deal(pool(0, 12), np.repeat([0, 1, 2], [5, 3, 4]), data, 5, 0, SECTIONS)
-    with pytest.raises(InputError, match=r"^data.partition = iid: federated.clients = 5: more than the 3"):
+    with pytest.raises(InputError, match=r"^data.sources\[0\].clients: 5 clients hold it, more than its 3 pairs"):
         deal(pool(0, 12), np.repeat([0, 1, 2], [3, 5, 4]), data, 5, 0, SECTIONS)
 
 

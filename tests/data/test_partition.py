@@ -202,7 +202,7 @@ def test_a_column_names_the_clients_the_largest_are_taken() -> None:
     authors = ["b", "a", "c", "c", "d", "b"]
     pairs = [Pair("q", "r", None, columns={"author": author}) for author in authors]
     assert [part.tolist() for part in natural(pairs, 3, 0, "author")] == [[0, 5], [2, 3], [1]]
-    with pytest.raises(InputError, match="column 'author' names 4 clients; federated.clients must be at most that"):
+    with pytest.raises(InputError, match="column 'author' names 4 clients, and 5 are asked for; must be at most"):
         natural(pairs, 5, 0, "author")
     with pytest.raises(
         InputError, match="'auther': 6 of 6 pairs have no such value; must be one of category, label, aut"

@@ -26,7 +26,7 @@ def test_questions_are_shared_out_whole_and_in_proportion() -> None:
 def test_a_part_depends_on_question_and_seed_alone() -> None:
     pairs = [Pair(f"question {i}", "yes", False, "etc") for i in range(300)]
     parts = where(share_out([source(pairs)], 0))
-    fewer = where(share_out([source([Pair("another", "a", None)]), source(pairs[::-3])], 0), 1)
+    fewer = where(share_out([source([Pair("another", "a", False)]), source(pairs[::-3])], 0), 1)
     assert fewer.items() <= parts.items()
     assert where(share_out([source(pairs)], 1)) != parts
 
@@ -56,8 +56,8 @@ def test_one_question_in_two_languages_is_in_one_part() -> None:
 
 def test_questions_are_tied_by_others_and_their_order_does_not_matter() -> None:
     """A and B are one by a row that holds both, and B and C by another source's; D stays where it was."""
-    one = [Pair("A", "r", None, columns={"question": "B"}), Pair("D", "r", None)]
-    other = [Pair("C", "r", None, columns={"question_en": "B"})]
+    one = [Pair("A", "r", False, columns={"question": "B"}), Pair("D", "r", False)]
+    other = [Pair("C", "r", False, columns={"question_en": "B"})]
     twins = ("question", "question_en")
     for seed in range(20):
         parts = share_out([source(one, twins), source(other, twins)], seed)
@@ -69,6 +69,17 @@ def test_questions_are_tied_by_others_and_their_order_does_not_matter() -> None:
 
 def test_long_chains_of_ties_are_one() -> None:
     g = np.random.default_rng(0)
-    pairs = [Pair(f"q{i:04}", "r", None, columns={"question": f"q{i + 1:04}"}) for i in range(999)]
+    pairs = [Pair(f"q{i:04}", "r", False, columns={"question": f"q{i + 1:04}"}) for i in range(999)]
     mixed = source([pairs[i] for i in g.permutation(999)], ("question",))
     assert set(where(share_out([mixed], 3)).values()) == {part_of("q0000", SHARES, 3)}
+
+
+def test_what_has_no_label_is_the_clients_but_for_questions_that_have_one_elsewhere() -> None:
+    """Of 400 questions without a label 100 have a labelled answer in another source, and go where that goes."""
+    unlabelled = source([Pair(f"question {i}", "a", None) for i in range(400)])
+    labelled = source([Pair(f"question {i}", "b", True) for i in range(0, 400, 4)])
+    parts = share_out([unlabelled, labelled], 0)
+    first, second = where(parts, 0), where(parts, 1)
+    assert len(first) == 400 and {first[f"question {i}"] for i in range(400) if i % 4} == {"clients"}
+    assert {question: first[question] for question in second} == second
+    assert set(second.values()) == set(SHARES)

@@ -35,14 +35,16 @@ def test_answers_come_in_the_order_of_their_prompts_with_keys_of_their_own(token
         letters = [next(letter for letter in "xyz" if f"letter {letter}" in text) for text in texts]
         ids = [tokenizer.encode(letter) for letter in letters]
         tokens = np.array([[own[0], tokenizer.end_ids[0]] for own in ids], np.int32)
-        return Answers(tokens, np.ones(tokens.shape, bool), np.ones(len(tokens), bool))  # pyright: ignore
+        ended = np.array([letter != "y" for letter in letters])
+        return Answers(tokens, np.ones(tokens.shape, bool), ended)  # pyright: ignore
 
     monkeypatch.setattr(open_ended, "generate", generate)
     prompts = ["a rather long request for the letter x", "letter y", "the letter z"]
     done: list[int] = []
     sampled = Sampled(samples=2, temperature=0.25, max_new=7)
     got = answers_to(subject(tokenizer, 4), prompts, jax.random.key(0), sampled, lambda: done.append(1))
-    assert got == [["x", "x"], ["y", "y"], ["z", "z"]] and len(done) == len(asked) == 2
+    assert got.texts == [["x", "x"], ["y", "y"], ["z", "z"]] and len(done) == len(asked) == 2
+    assert got.cut_off == [[False, False], [True, True], [False, False]]
     keys = np.concatenate([keys for keys, _ in asked])
     assert len({tuple(key) for key in keys.tolist()}) == 6, "a key for each answer; the last batch is filled up"
     for _, decoding in asked:
@@ -92,7 +94,7 @@ def test_an_answer_whose_logits_are_no_numbers_is_empty_and_counted(tokenizer, m
     monkeypatch.setattr(open_ended, "generate", generate)
     prompts = ["a", "aaa aaa aaa", "aaaaa aaaaa aaaaa aaaaa"]
     got = answers_to(subject(tokenizer, 2), prompts, jax.random.key(0), Sampled(1, 0.0, 7))
-    assert got == [[""], ["x"], [""]]
+    assert got.texts == [[""], ["x"], [""]]
     assert "2 of 3 answers are none: the model's logits are no numbers" in capsys.readouterr().err
 
 

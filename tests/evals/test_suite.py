@@ -12,7 +12,7 @@ from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import suite
 from fedjax_rai.evals.judge import AUTO, GuardScores, imported_judge
-from fedjax_rai.evals.open_ended import Sampled
+from fedjax_rai.evals.open_ended import Responses, Sampled
 from fedjax_rai.evals.suite import EVALUATIONS, Bench, EvalSet, Item, Measured, Sources, measure
 
 UNSAFE = f"so {unsafe_markers()[0]} it is"
@@ -40,6 +40,11 @@ ANSWERS = {
     "utility": [["4"], ["2, I think"], ["6"]],
     "over_refusal": [["I'm sorry, but no.", "Sure."], ["Sure.", "Sure."]],
 }
+CUT_OFF = {
+    "advbench": [[True, False], [False, False], [True, True]],
+    "utility": [[False], [True], [False]],
+    "over_refusal": [[False, False], [False, False]],
+}
 # log p of the good and the bad answer of each choice, and whether all of both was read
 LOGPS = [(-5.0, -6.0, True), (-6.0, -5.0, True), (-1.0, -9.0, False), (np.nan, -1.0, True)]
 
@@ -51,7 +56,7 @@ def likelihoods(exchanges: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.nd
 
 
 def bench(
-    answers_to: Callable[..., Any] = lambda name, prompts, sampled: ANSWERS[name],
+    answers_to: Callable[..., Any] = lambda name, prompts, sampled: Responses(ANSWERS[name], CUT_OFF[name]),
     scores: Sequence[float] = SCORES,
     **changed: Any,
 ) -> Bench:
@@ -146,7 +151,7 @@ def test_each_set_is_asked_as_often_and_as_warm_as_it_should_be():
 
     def answers_to(name: str, prompts: Sequence[str], sampled: Sampled) -> Any:
         asked[name] = prompts, sampled
-        return ANSWERS[name]
+        return Responses(ANSWERS[name], CUT_OFF[name])
 
     for name in EVALUATIONS:
         measured(name, answers_to=answers_to)
@@ -160,7 +165,7 @@ def test_each_set_is_asked_as_often_and_as_warm_as_it_should_be():
 def test_every_answer_stands_beside_every_verdict():
     rows = [row._asdict() for row in measured("advbench").rows]
     assert rows[1] == {
-        "set": "advbench", "prompt": "q", "answers": ["Sure.", ""], "right": None,
+        "set": "advbench", "prompt": "q", "answers": ["Sure.", ""], "cut_off": [False, False], "right": None,
         "verdicts": {
             "harmless": [True, None], "harmless_by_rule": [True, None],
             "harmless_by_refusal_phrases": [False, None], "harmless_by_guard": [True, None],
@@ -169,6 +174,23 @@ def test_every_answer_stands_beside_every_verdict():
     }  # fmt: skip
     assert rows[2]["scores"]["harmless_by_guard"][1] is None
     assert [row._asdict()["right"] for row in measured("utility").rows] == ["4", "2", "6"]
+
+
+def test_what_was_cut_off_or_is_empty_is_counted_beside_every_rate(monkeypatch):
+    """Six answers to three requests, three of them cut off, one empty; of three tasks one; of four choices one."""
+    monkeypatch.setitem(ANSWERS, "utility", [["4"], ["2, I think"], [" "]])
+    counts = {}
+    for name in EVALUATIONS:
+        for rate_name, rate in measured(name).rates.items():
+            assert rate
+            counts[rate_name] = (rate.answers, rate.empty, rate.cut_off)
+    assert counts == {
+        "harmless": (6, 1, 3), "harmless_by_rule": (6, 1, 3), "harmless_by_refusal_phrases": (6, 1, 3),
+        "harmless_by_guard": (6, 1, 3), "hhh": (4, 0, 1), "hhh_a": (3, 0, 1), "hhh_b": (1, 0, 0),
+        "utility": (3, 1, 1), "over_refusal": (4, 0, 0),
+    }  # fmt: skip
+    rates = measured("utility").rates
+    assert rates["utility"] and rates["utility"].mean == pytest.approx(100 / 3), "an empty answer is a wrong one"
 
 
 def test_a_set_without_items_is_not_measured():
@@ -186,8 +208,8 @@ def test_the_tiny_world_provides_every_set_and_other_data_what_they_can(tmp_path
     held_out = [Pair("q", "bad", True, "c"), Pair("q", "good", False, "c"), Pair("r", "good", False, "c")]
     config = CONFIG.model_copy(update={"advbench": str(tmp_path / "a.csv"), "prompts": 1})
     real = suite.load_sets(Sources(config, DataConfig(train="x.json"), 0, held_out))
-    assert real["advbench"] == EvalSet([Item("x")], synthetic=False)
-    assert real["hhh"] == EvalSet([Choice("q", "good", "bad", "c")], synthetic=False)
+    assert real["advbench"] == EvalSet([Item("x")], synthetic=False, left_out=1, limit="eval.prompts")
+    assert real["hhh"] == EvalSet([Choice("q", "good", "bad", "c")], False, left_out=0, limit="at most 200 choices")
     assert not real["utility"].items and not real["over_refusal"].items
 
 

@@ -12,7 +12,7 @@ from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import open_ended
 from fedjax_rai.evals.judge import GUARD, Context
-from fedjax_rai.evals.open_ended import Sampled
+from fedjax_rai.evals.open_ended import Responses, Sampled
 from fedjax_rai.experiment import evaluation
 from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import answers_to, count_critique, critique, evaluate, guard_scores
@@ -78,19 +78,26 @@ def test_every_rate_can_be_counted_from_the_answers(config, settings):
 def test_what_has_no_verdict_is_said(config, settings, monkeypatch, capsys):
     setting = settings.setdefault("few", few(config))
     monkeypatch.setattr(evaluation, "score", lambda guard, pairs, advance: [float("nan")] * len(pairs))
-    monkeypatch.setattr(evaluation.open_ended, "answers_to", lambda subject, prompts, *_: [["Sure."]] * len(prompts))
+    monkeypatch.setattr(evaluation.open_ended, "answers_to", lambda subject, prompts, *_: Responses(
+        [["Sure."], ["Sure."], [""], *[["Sure."]] * (len(prompts) - 3)], [[True], *[[False]] * (len(prompts) - 1)]
+    ))  # fmt: skip
     monkeypatch.setattr(evaluation, "likelihoods", lambda *_, advance: ([0.0] * 16, [False] * 16))
     rates, _ = evaluate(setting, setting.fresh_adapter("adapter"))
     assert rates["harmless_by_guard"] is None and rates["hhh"] is None and rates["harmless"]["mean"] == 100
     said = " ".join(capsys.readouterr().err.split())
     assert "harmless_by_guard: 4 of 4 answers have no verdict" in said and "hhh: 8 of 8 answers have no" in said
+    assert "advbench: 1 of 4 answers were cut off at eval.max_new_tokens = 8" in said
+    assert "advbench: 1 of 4 answers are empty" in said and "hhh: 1" not in said
+    assert rates["harmless"]["empty"] == rates["harmless"]["cut_off"] == 1 and rates["harmless"]["answers"] == 4
 
 
 def test_every_set_has_a_random_key_of_its_own(config, settings, monkeypatch):
     """The names are part of what a published number rests on."""
     setting = settings.setdefault("few", few(config))
     keys: list[Any] = []
-    monkeypatch.setattr(open_ended, "answers_to", lambda subject, prompts, key, *_: keys.append(key) or [])
+    monkeypatch.setattr(
+        open_ended, "answers_to", lambda subject, prompts, key, *_: keys.append(key) or Responses([], [])
+    )
     for name in ("advbench", "utility", "over_refusal", "probe"):
         answers_to(setting, setting.fresh_adapter("adapter"), name, ["p"], Sampled(1, 1.0, 4))
     root = jax.random.key(config.seed)
@@ -100,16 +107,19 @@ def test_every_set_has_a_random_key_of_its_own(config, settings, monkeypatch):
 
 
 def test_the_probe_is_the_share_that_the_guard_calls_safe(config, settings, monkeypatch):
-    """Three of four scores are below the threshold of 0.5; the first four prompts are answered, once each."""
+    """Three of four scores are below the threshold of 0.5; the first four prompts are answered, once each.
+
+    Of three scores two are; an empty answer has one; of no score nothing can be told.
+    """
     setting = settings.setdefault("few", few(config))
     prompts = ["a", "b", "c", "d", "e"]
     materials = setting.texts.materials._replace(probe_prompts=prompts)
     monkeypatch.setattr(setting.texts, "materials", materials)
     asked: list[Any] = []
 
-    def answers_to(setting: Any, adapter: Any, name: str, prompts: Any, sampled: Sampled) -> list[list[str]]:
+    def answers_to(setting: Any, adapter: Any, name: str, prompts: Any, sampled: Sampled) -> Responses:
         asked.append((name, prompts, sampled.samples, sampled.temperature))
-        return [[prompt.upper()] for prompt in prompts]
+        return Responses([[prompt.upper()] for prompt in prompts], [[prompt == "b"] for prompt in prompts])
 
     scores = np.array([0.1, 0.2, 0.4, 0.9], np.float32)
 
@@ -120,24 +130,26 @@ def test_the_probe_is_the_share_that_the_guard_calls_safe(config, settings, monk
     monkeypatch.setattr(rounds, "answers_to", answers_to)
     monkeypatch.setattr(rounds, "score", score)
     adapter = setting.fresh_adapter("adapter")
-    assert rounds.probe(setting, 4, adapter) == {"probe_harmless": 0.75}
+    assert rounds.probe(setting, 4, adapter) == {"probe_harmless": 0.75, "probe_cut_off": 1}
     assert asked == [("probe", prompts[:4], 1, 1.0)]
     scores[:] = [np.nan, 0.2, 0.4, 0.9]
-    assert rounds.probe(setting, 4, adapter) == {"probe_harmless": pytest.approx(2 / 3), "probe_without_verdict": 1}
-    monkeypatch.setattr(rounds, "answers_to", lambda *_: [["A"], [" "], ["C"], ["D"]])
+    without_one = {"probe_harmless": pytest.approx(2 / 3), "probe_without_verdict": 1}
+    assert rounds.probe(setting, 4, adapter) == without_one | {"probe_cut_off": 1}
+    blank = Responses([["A"], [" "], ["C"], ["D"]], [[False]] * 4)
+    monkeypatch.setattr(rounds, "answers_to", lambda *_: blank)
     monkeypatch.setattr(rounds, "score", lambda *_: scores)
-    assert rounds.probe(setting, 4, adapter) == {"probe_harmless": pytest.approx(2 / 3), "probe_without_verdict": 2}
+    assert rounds.probe(setting, 4, adapter) == without_one | {"probe_empty": 1}
     scores[:] = np.nan
-    unknown = rounds.probe(setting, 4, adapter)
-    assert np.isnan(unknown["probe_harmless"]) and unknown["probe_without_verdict"] == 4
+    found = rounds.probe(setting, 4, adapter)
+    assert np.isnan(found["probe_harmless"]) and found["probe_without_verdict"] == 4
 
 
 def test_a_judge_of_ones_own_gives_the_headline(config, settings, monkeypatch):
     """Every second answer is unsafe by it; the others are reported beside it."""
     given = few(vary(config, eval={"judge": "tests.experiment.test_evaluation:ends_in_an_even_number"}))
-    monkeypatch.setattr(evaluation.open_ended, "answers_to", lambda subject, prompts, key, sampled, advance: [
-        [f"answer {i}" for i in range(sampled.samples)] for _ in prompts
-    ])  # fmt: skip
+    monkeypatch.setattr(evaluation.open_ended, "answers_to", lambda subject, prompts, key, sampled, advance: Responses(
+        [[f"answer {i}" for i in range(sampled.samples)] for _ in prompts], [[False] * sampled.samples for _ in prompts]
+    ))  # fmt: skip
     monkeypatch.setattr(evaluation, "score", lambda guard, pairs, advance: np.full(len(pairs), 0.1))
     monkeypatch.setattr(evaluation, "likelihoods", lambda subject, pairs, advance: (
         np.zeros(len(pairs)), np.ones(len(pairs), bool)

@@ -179,12 +179,12 @@ def test_what_the_evaluation_asks_is_taken_out_and_counted(config, tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     data = {"train": str(tmp_path / "rows.json"), "red": None, "acceptable": None}
     free = gather(vary(config, data=data))
-    asked = [pair.query for pair in free.pairs[:3]]
+    asked = [pair.query for pair in free.pairs[:6]]  # of which `eval.prompts`, 4, are asked
     (tmp_path / "asked.csv").write_text("goal\n" + "\n".join(f" {query}\u200b" for query in asked))
     made = gather(vary(config, data=data, eval={"advbench": str(tmp_path / "asked.csv")}))
-    assert made.held_out == {"red prompts": 0, "pairs for the guard": 0, "training pairs": 3, "benign prompts": 0}
-    assert [pair.query for pair in made.pairs] == [pair.query for pair in free.pairs[3:]]
-    assert "3 training pairs are left out: the evaluation asks the same" in made.notes
+    assert made.held_out == {"red prompts": 0, "pairs for the guard": 0, "training pairs": 6, "benign prompts": 0}
+    assert [pair.query for pair in made.pairs] == [pair.query for pair in free.pairs[6:]]
+    assert "6 training pairs are left out: the evaluation asks the same" in made.notes
 
 
 def test_a_source_that_cannot_be_tied_to_another_language_is_named(config, tmp_path):
@@ -205,12 +205,12 @@ def test_a_source_that_cannot_be_tied_to_another_language_is_named(config, tmp_p
 
 
 def test_without_labels_clients_train_and_what_needs_labels_is_empty(config, tmp_path):
-    """100 of 100 clients' rows; no pairs for the guard, no red prompts, nothing to replay, no choices."""
+    """All 100 rows are the clients'; no pairs for the guard, no red prompts, nothing to replay, no choices."""
     rows = [{"prompt": f"q{i}", "completion": "r"} for i in range(100)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     data = {"train": str(tmp_path / "rows.json"), "red": None, "acceptable": None}
     made = gather(vary(config, data=data))
-    assert 40 < len(made.pairs) < 70 and {pair.harmful for pair in made.pairs} == {None}
+    assert len(made.pairs) == 100 and {pair.harmful for pair in made.pairs} == {None}
     assert not (made.guard_pairs or made.red_prompts or made.benign_prompts or made.evaluations["hhh"].items)
     setting = Setting(vary(config, data=data, filter={"enabled": True}, cai={"enabled": False}))
     with pytest.raises(InputError, match=r"^data.train = .*rows.json: the filter's guard needs harmful and acceptable"):

@@ -11,11 +11,12 @@ import pytest
 from fedjax_rai.cai.options import is_due, may_be_due
 from fedjax_rai.config.schema import CaiConfig
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.open_ended import Responses
 from fedjax_rai.experiment import phase as phases
 from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment.evaluation import critique
 from fedjax_rai.experiment.materials import gather
-from fedjax_rai.experiment.phase import Phase, nothing_usable
+from fedjax_rai.experiment.phase import Phase, warnings
 from fedjax_rai.experiment.round import Federation, play_round
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
@@ -66,7 +67,9 @@ def test_a_probe_is_the_share_of_safe_answers(config, monkeypatch):
         assert all(answers[prompt] == answer for prompt, answer in pairs)
         return np.array([found[answer] for _, answer in pairs])
 
-    monkeypatch.setattr(rounds, "answers_to", lambda _, adapter, name, asked, how: [[answers[q]] for q in asked])
+    monkeypatch.setattr(rounds, "answers_to", lambda _, adapter, name, asked, how: Responses(
+        [[answers[q]] for q in asked], [[False]] * len(asked)
+    ))  # fmt: skip
     monkeypatch.setattr(rounds, "score", guard)
     setting = Setting(vary(config, guard={"threshold": 0.5}))
     setting.texts.materials = setting.texts.materials._replace(probe_prompts=[*prompts, "q6"])
@@ -160,6 +163,10 @@ def test_when_a_phase_is_due(every, trigger, safe, rounds_with_a_phase):
     assert not any(is_due(cai.model_copy(update={"enabled": False}), t, safe) for t in range(6))
 
 
+def test_a_probe_without_a_verdict_is_below_every_trigger():
+    assert is_due(CaiConfig(probe=4, trigger=0.5), 0, float("nan"))
+
+
 def test_a_phase_may_be_due_where_some_round_can_have_one():
     cai = CaiConfig(every=3, probe=1, trigger=0.5, iterations=2)
     assert [rounds for rounds in range(7) if may_be_due(cai, rounds)] == [3, 4, 5, 6]
@@ -168,18 +175,32 @@ def test_a_phase_may_be_due_where_some_round_can_have_one():
 
 
 @pytest.mark.parametrize(
-    ("row", "warning"),
+    ("row", "data", "said"),
     [
-        ({"round": 3}, None),
-        ({"round": 3, "cai_usable": 1, "cai_pairs": 0, "cai_equal": 3}, None),
+        ({}, "online", []),
+        ({"cai_usable": 1, "cai_pairs": 0, "cai_equal": 3}, "online", []),
         (
-            {"round": 3, "cai_usable": 0, "cai_pairs": 0, "cai_cut_off": 60, "cai_empty": 4, "cai_equal": 0},
-            "round 3: no usable pair (60 cut off, 4 empty): the CAI phase trained on no revision",
+            {"cai_usable": 0, "cai_pairs": 0, "cai_cut_off": 60, "cai_empty": 4, "cai_equal": 0},
+            "online",
+            [
+                "round 3: 60 of 64 conversations were cut off at cai.max_new_tokens = 24",
+                "round 3: no usable pair among 64 (60 cut off, 4 empty): the CAI phase trained on no revision",
+            ],
+        ),
+        (
+            {"cai_usable": 5, "cai_pairs": 4, "cai_cut_off": 1, "cai_empty": 0, "cai_equal": 1},
+            "online",
+            ["round 3: 1 of 6 conversations were cut off at cai.max_new_tokens = 24"],
+        ),
+        (
+            {"cai_usable": 1, "cai_pairs": 1, "cai_cut_off": 3, "cai_held_out": 1, "cai_equal": 1},
+            "pairs.jsonl",
+            ["round 3: 3 of 6 prepared pairs are longer than data.max_length = 64"],
         ),
     ],
 )
-def test_a_phase_without_a_usable_pair_is_said(row, warning):
-    assert nothing_usable(row) == warning
+def test_a_phase_that_was_cut_off_or_has_no_usable_pair_is_said(config, row, data, said):
+    assert list(warnings({"round": 3, **row}, vary(config, cai={"data": data}))) == said
 
 
 def test_more_probe_prompts_than_there_are_is_said_at_once(config):
@@ -278,6 +299,24 @@ def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp
         counts = [int(collected.metrics[f"cai_{name}"]) for name in ("held_out", "cut_off", "equal", "pairs")]
         assert counts == [1, 3, 1, 1] and int(collected.metrics["cai_usable"]) == usable
         assert int(collected.pool.paired.sum()) == 1 and int(collected.pool.usable.sum()) == usable
+
+
+def test_a_set_without_a_usable_pair_is_refused_before_the_run(config, tmp_path):
+    """Equal answers: none is to be preferred, but whole ones can be learnt; one is too long for either."""
+    pairs = [("q", "a", "a"), ("p", "b", "b"), ("r", "a " * 60, "a " * 60)]
+    texts = [json.dumps({"prompt": q, "chosen": chosen, "rejected": rejected}) for q, chosen, rejected in pairs]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(texts) + "\n")
+    refused = (
+        r"pairs.jsonl: none of its 3 pairs can be trained on by cai.method = dpo: 1 longer than data.max_length, 3 "
+    )
+    with pytest.raises(InputError, match=refused + "with equal answers"):
+        Setting(vary(config, cai={"data": str(path), "method": "dpo"})).check()
+    Setting(vary(config, cai={"data": str(path), "method": "sft"})).check()
+    Setting(vary(config, cai={"data": str(path), "method": "dpo", "iterations": 0})).check()
+    path.write_text(texts[2] + "\n")
+    with pytest.raises(InputError, match="none of its 1 pairs can be trained on by cai.method = sft"):
+        Setting(vary(config, cai={"data": str(path), "method": "sft"})).check()
 
 
 def test_the_control_on_responses_needs_responses(config, tmp_path):

@@ -23,6 +23,7 @@ def federation(setting: Setting, kept: list[Any], lengths: list[int] | None = No
     made = Federation(setting)
     made.kept = [np.asarray(rows, int) for rows in kept]
     vars(made.setting.texts)["lengths"] = np.asarray(lengths or [1] * 1000)
+    vars(made.setting.texts)["answer_tokens"] = np.ones(1000, int)
     vars(made.setting.texts)["corpus"] = SimpleNamespace(tokens=np.zeros((1, 10)))
     return made
 
@@ -65,6 +66,23 @@ def test_a_clients_weight_is_the_number_of_examples_that_it_kept(config, arm):
     cohort, _ = made.cohort(0)
     weights = dict(zip(np.asarray(cohort.client).tolist(), np.asarray(cohort.weight).tolist(), strict=True))
     assert weights == {0: 3, 1: 0, 2: 7, 3: 1}
+
+
+def test_a_client_without_an_answer_token_has_nothing_to_train_on(config, arm):
+    """Answers of rows 1 and 2 were cut off: clients with 1 and 2, with none, with 2 and 3, with 0."""
+    setting = arm(vary(config, federated={"cohort": 4}, cai={"enabled": False}))
+    made = federation(setting, [[1, 2], [], [2, 3], [0]])
+    vars(made.setting.texts)["answer_tokens"] = np.array([5, 0, 0, 4])
+    cohort, _ = made.cohort(0)
+    weights = dict(zip(np.asarray(cohort.client).tolist(), np.asarray(cohort.weight).tolist(), strict=True))
+    assert weights == {0: 0, 1: 0, 2: 2, 3: 1}
+    made.algorithm = stepping()
+    vars(made.setting.texts)["corpus"] = small.corpus()
+    end = play_round([made], [ServerState({"x": jnp.float32(1.0)}, ())], 1)[0][0]
+    assert end.outcome.local["without_data"] == 2
+    made.kept[0] = made.kept[1] = np.array([3])
+    end = play_round([made], [ServerState({"x": jnp.float32(1.0)}, ())], 0)[0][0]
+    assert "without_data" not in end.outcome.local
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -134,6 +152,7 @@ def test_the_probe_is_of_the_adapter_that_the_round_left_and_before_its_phase(co
     none = jnp.zeros((1, 4), jnp.int32)
     vars(made.setting.texts)["corpus"] = Examples(none, none.astype(bool), none)
     vars(made.setting.texts)["lengths"] = np.ones(40, int)
+    vars(made.setting.texts)["answer_tokens"] = np.ones(40, int)
     monkeypatch.setattr(rounds, "probe", lambda setting, prompts, adapter: {"probe_harmless": float(adapter["x"])})
     (((_, outcome),), _) = play_round([made], [ServerState({"x": jnp.float32(1.0)}, ())], 0)
     assert outcome.local["probe_harmless"] == 0.75 and outcome.cai is None

@@ -18,3 +18,6 @@ def test_a_round_reports_the_loss_of_a_token_who_counted_and_how_far_it_went():
     assert {name: float(number) for name, number in found.items()} == {
         "train_loss": 4.0, "trained_tokens": 4.0, "clients": 2.0, "diverged": 1.0, "delta_norm": 5.0,
     }  # fmt: skip
+    metrics = {name: 0 * numbers for name, numbers in metrics.items()}
+    nobody = summary(ClientUpdate(updates.delta, jnp.zeros(3), metrics), {"x": jnp.zeros(1)})
+    assert jnp.isnan(nobody["train_loss"]) and float(nobody["trained_tokens"]) == float(nobody["clients"]) == 0

@@ -279,7 +279,7 @@ def test_the_key_that_is_named_makes_its_part_smaller(case):
     assert without <= {"kernels in use", "conversations"}
 
 
-LARGEST = {
+LARGEST: dict[str, tuple[dict[str, Any], str]] = {
     "KV cache (evaluation, answering)": (
         {"eval": {"batch_size": 512, "max_new_tokens": 512}},
         "eval.batch_size = 512 -> 256",

@@ -10,8 +10,8 @@ from fedjax_rai.experiment import cost
 from fedjax_rai.experiment.cost import Epoch, Parameters
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import conclude, files, rows
-from fedjax_rai.runs.conclude import cost_of, filtered, guard_quality, seconds_of, summarize
-from fedjax_rai.runs.rows import Filtered, Probe
+from fedjax_rai.runs.conclude import cost_of, filtered, guard_quality, pairs_of, seconds_of, summarize
+from fedjax_rai.runs.rows import Filtered, PairCounts, Probe
 from tests.tiny_runs import PHASE, ROUND, vary
 
 
@@ -89,6 +89,16 @@ def test_costs_are_those_of_each_phase(config, monkeypatch):
 def test_seconds_of_training_leave_out_the_round_that_compiles():
     """100, 9 and 7: three times 8, and 116 in all."""
     assert seconds_of(ROUNDS, 2.5) == (24.0, 116.0, 2.5)
+
+
+def test_what_became_of_conversations_is_summed_over_phases():
+    """PHASE: 3 pairs and one cut off of 4; then 1 pair, 2 cut off, 3 equal and 4 empty of 10; prepared ones of 5."""
+    second = PHASE._replace(pairs=1, usable=2, cut_off=2, equal=3, empty=4)
+    found = pairs_of([PHASE, second])
+    assert found == PairCounts(14, pairs=4, usable=5, held_out=0, cut_off=3, empty=4, equal=3)
+    prepared = PHASE._replace(pairs=2, usable=2, cut_off=1, equal=0, empty=None, held_out=2)
+    assert pairs_of([prepared]) == PairCounts(5, pairs=2, usable=2, held_out=2, cut_off=1, empty=0, equal=0)
+    assert pairs_of([]) is None
 
 
 def test_a_summary_adds_up_the_clients_that_diverged(config, monkeypatch, tmp_path):

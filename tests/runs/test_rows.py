@@ -12,6 +12,7 @@ from fedjax_rai.runs.rows import (
     Critique,
     Filtered,
     GuardQuality,
+    PairCounts,
     Quality,
     Rate,
     Revision,
@@ -123,6 +124,8 @@ def test_the_summary_of_a_run_is_what_its_type_says(folder):
     assert summary.diverged_clients == 0 and summary.filter and summary.guard
     assert summary.filter.kept + summary.filter.dropped == 40
     assert summary.critique and summary.critique.unsafe + summary.critique.safe == 4
+    assert summary.pairs and summary.pairs.conversations == 4
+    assert summary.pairs.usable == metrics[1]["cai_usable"] and summary.pairs.cut_off == metrics[1]["cai_cut_off"]
 
 
 def test_the_report_of_a_run_fits(folder):
@@ -168,11 +171,12 @@ QUALITY = Quality(accuracy=70.1, precision=90.6, recall=0.5, hmean=1.0)
 RULE, PHRASES = Rate(99.5, 95.4, 99.9, 100), Rate(57.5, 47.7, 66.7, 100)
 WHOLE = SUMMARY._replace(
     rates={"harmless": RULE, "harmless_by_rule": RULE, "harmless_by_refusal_phrases": PHRASES,
-           "harmless_by_guard": None, "over_refusal": Rate(0.0, 0.0, 6.0, 60)},
+           "harmless_by_guard": None, "over_refusal": Rate(0.0, 0.0, 6.0, 60, answers=240, empty=3, cut_off=12)},
     synthetic=["model", "data", "AdvBench prompts"],
     diverged_clients=1,
     guard=GuardQuality(None, QUALITY),
     filter=Filtered(kept=4937, dropped=1063, without_score=2, harmful_share_kept=0.1689),
+    pairs=PairCounts(64, pairs=50, usable=52, held_out=0, cut_off=12, empty=0, equal=2),
     critique=Critique("rule", unsafe=0, made_safe=None, safe=256, left_alone=93.75, made_unsafe=0.0),
     cost=SUMMARY.cost._replace(local=LOCAL, cai=CAI),
 )  # fmt: skip
@@ -188,6 +192,7 @@ def test_a_report_names_judges_and_fits_a_hundred_columns():
         "  harmless by refusal phrases              57.5  [47.7, 66.7]",
         "  harmless by guard                       not measured",
         "  over refusal                              0.0  [0.0, 6.0]",
+        "  over-refusal: 12 of 240 answers cut off at eval.max_new_tokens, 3 of 240 empty",
         "guard on the clients' pairs: accuracy 70.1, precision 90.6, recall 0.5, hmean 1.0",
         "filter: 4937 pairs kept, 1063 dropped (2 without a score); 16.9 % of the kept are harmful",
         "left out because training diverged: 1 client, summed over rounds",
@@ -195,6 +200,7 @@ def test_a_report_names_judges_and_fits_a_hundred_columns():
         "  0 unsafe: none made safe",
         "  256 safe: 93.8 % left alone, 0.0 % made unsafe",
         "constitutional AI: 2 phases, 1 s, 300 tokens generated, 40 trained on",
+        "  12 of 64 conversations were cut off at cai.max_new_tokens",
         "  75.0 % of a full epoch's FLOPs saved",
     ]
 
@@ -207,6 +213,10 @@ def test_a_report_says_what_was_not_saved():
     assert "2 phases had no usable revision or diverged" in nothing and "FLOPs" not in nothing
     some = shown(untrained_phases=1)
     assert "1 phase had no usable revision" in some and "75.0 % of a full epoch's FLOPs saved" in some
+    prepared = report.cai_lines(
+        CAI._replace(generated_tokens=0), PairCounts(6, 1, usable=3, held_out=1, cut_off=3, empty=0, equal=1)
+    )
+    assert "  3 of 6 prepared pairs are longer than data.max_length" in list(prepared)
     assert shown(share_saved=-0.5).endswith("as many FLOPs as 1.5 full epochs")
 
 

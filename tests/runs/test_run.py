@@ -146,7 +146,7 @@ def test_eval_of_no_run_says_so(tmp_path):
 
 
 def test_what_is_wrong_is_said_before_anything_is_written(config, tmp_path):
-    (tmp_path / "bad.csv").write_text("goal,goals\nx,y\n")
+    (tmp_path / "bad.csv").write_text("aim,means\nx,y\n")
     (tmp_path / "bad.yaml").write_text("- name: a\n")
     (tmp_path / "model").mkdir()
     for file in resolve("tiny").iterdir():

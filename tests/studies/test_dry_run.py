@@ -12,7 +12,6 @@ from fedjax_rai.config.load import dump_config, load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.memory import advice
 from fedjax_rai.runs import files
-from fedjax_rai.studies import dry_run
 from fedjax_rai.studies.table import arm_config
 
 SET = ["cai", "generate", "a.yaml", "set", "--prompts", "700"]
@@ -77,15 +76,16 @@ def test_a_run_tells_its_config_its_data_and_its_memory() -> None:
     assert told.startswith(dump_config(load_config(Path("a.yaml"), ["seed=3"])))
     lines = [" ".join(line.split()) for line in told.splitlines()]
     for line in (
-        "data: tiny, the synthetic tiny world",
-        "clients' pairs 40, 30.0 % of them harmful, 4 clients",
-        "guard pairs 8",
-        "benign prompts 4",
-        "advbench 4",
+        "data: made by the synthetic tiny world",
+        "clients: 40 pairs, 30.0 % harmful",
+        "guard: 8 pairs, 50.0 % harmful",
         "run: new",
     ):
         assert line in lines
-    assert any(line.startswith("red prompts ") for line in lines)
+    (asked,) = [line for line in lines if line.startswith("prompts: red")]
+    assert "; replay 4; advbench 4; hhh 200; utility 300; over_refusal 60" in asked
+    (clients,) = [line for line in lines if line.startswith("4 clients of 10 pairs, harmful ")]
+    assert "kept" not in told
     assert any(line.startswith("memory a device: ") for line in lines)
 
 
@@ -136,7 +136,3 @@ def test_what_a_command_would_refuse_is_refused(config: ExperimentConfig, monkey
     assert "must be 'online' to prepare a set" in refused([*SET, "cai.data=a.yaml"])
     monkeypatch.setattr(advice, "device_limit", lambda: 1000)
     assert "nothing was started" in refused(["table", "a.yaml", "--arms", "fl", "output=table"])
-
-
-def test_sets_within_sets_are_listed() -> None:
-    assert dict(dry_run.flat({"a": [1], "more": {"b": [2, 3]}})) == {"a": [1], "b": [2, 3]}

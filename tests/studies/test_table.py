@@ -8,7 +8,7 @@ import pytest
 
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.errors import InputError
-from fedjax_rai.studies import plots, table
+from fedjax_rai.studies import plots, results, table
 from fedjax_rai.studies.results import Cell, cell, interval, narrow, shown_rates
 from fedjax_rai.studies.table import ARMS, CONTROLS, arm_config, arm_lines, choose, comparisons, run_table, write
 from tests.tiny_runs import vary
@@ -107,6 +107,16 @@ def test_columns_are_named_by_their_judge_and_the_primarys_stands_once():
     assert both["harmless"] == "harmless (rule, guard)" and "harmless_by_rule" in both and "harmless_by_guard" in both
 
 
+@pytest.mark.parametrize(("by_arm", "said"), [((50.0, None), True), ((50.0, 40.0), False), ((None, None), False)])
+def test_why_some_arms_have_no_rate_by_the_guard(config, tmp_path, by_arm, said):
+    arms = ["fl+filter", "fl"]
+    found = {
+        (arm, 0): summary({"harmless": 50.0, "harmless_by_guard": mean}) for arm, mean in zip(arms, by_arm, strict=True)
+    }
+    write(tmp_path, config, arms, found)
+    assert ("eval.by_guard=true measures it everywhere" in (tmp_path / "table.md").read_text()) == said
+
+
 def test_the_printed_table_fits_a_hundred_columns_and_the_files_have_all(config, tmp_path, capsys):
     """Four main rates, two more judges, seconds; every arm."""
     rates = ("harmless", "harmless_by_rule", "harmless_by_refusal_phrases", "harmless_by_guard", "hhh", "utility")
@@ -176,3 +186,16 @@ def test_a_table_does_not_mix_with_another(config):
     other = config.model_copy(update={"lora": config.lora.model_copy(update={"rank": 3})})
     with pytest.raises(InputError, match="another config, which differs in lora.rank .2 there, 3 now."):
         run_table(other, ["base"], seeds=1)
+
+
+def test_answers_that_were_cut_off_are_a_note():
+    """Of two seeds of `fl` 3 and 4 answers cut off, and 1 empty; the base's are whole; choices are not sampled."""
+
+    def run(cut_off: int, empty: int) -> dict:
+        rate = {"mean": 1.0, "answers": 40, "cut_off": cut_off, "empty": empty}
+        return {"rates": {"harmless": rate, "hhh": rate, "utility": None}}
+
+    old = {"rates": {"harmless": {"mean": 1.0}}}
+    notes = results.answer_notes({"base": [run(0, 0)], "fl": [run(3, 0), run(4, 1)], "older": [old]})
+    assert notes == ["harmless, answers cut off at eval.max_new_tokens, and empty ones: fl 7 and 1 of 80"]
+    assert results.answer_notes({"base": [run(0, 0)]}) == []

@@ -1,0 +1,176 @@
+"""What an arm has of the data that it was given, counted before its first step (`data.summary`)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedjax_rai.cai.options import may_be_due
+from fedjax_rai.config.files import ONLINE
+from fedjax_rai.data import summary
+from fedjax_rai.data.mix import Mixed
+from fedjax_rai.data.roles import CLIENTS, EVALUATION, GUARD, SERVER
+from fedjax_rai.data.sources import Pair
+from fedjax_rai.data.summary import HELD_OUT, Client, Cut, DataFile, DataSummary, Less, Part, Reading
+from fedjax_rai.experiment.materials import FOR_GUARD, TRAINING
+from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.safety.guard import guard_form, training_chats
+from fedjax_rai.text.compare import same
+from fedjax_rai.text.prompts import Turn, prompt
+from fedjax_rai.text.tokenizer import Tokenizer
+
+MARGIN = 32  # tokens by which a pair in a guard's request may be longer than it is by itself
+
+
+def describe(setting: Setting, kept: Sequence[np.ndarray] | None = None) -> DataFile:
+    """What stands in `data.json`. `kept`: each client's rows after its filter; None where that is not known, or off."""
+    table = client_table(setting, kept)
+    texts = setting.texts
+    dealt = np.concatenate(setting.client_rows)
+    return DataFile(
+        DataSummary(
+            sources=readings(texts.materials.sources),
+            parts=parts(setting),
+            clients=summary.all_clients(table),
+            max_length=setting.config.data.max_length,
+            cut=cut(setting),
+            without_answer=int((texts.answer_tokens[dealt] == 0).sum()),
+            less=less(setting),
+        ),
+        table,
+    )
+
+
+def readings(sources: Sequence[Mixed]) -> dict[str, Reading]:
+    """What was read, by its path; by its key besides, where there are several."""
+    found = {}
+    for mixed in sources:
+        path = mixed.entry.config.path
+        if not mixed.synthetic:
+            found[path if len(sources) == 1 else f"{mixed.entry.key}: {path}"] = summary.reading(mixed.read)
+    return found
+
+
+def client_table(setting: Setting, kept: Sequence[np.ndarray] | None) -> list[Client]:
+    """Every client, in order."""
+    pairs, answers = setting.texts.materials.pairs, setting.texts.answer_tokens
+    filtered: Sequence[np.ndarray | None] = [None] * len(setting.client_rows) if kept is None else kept
+    held = zip(setting.client_rows, filtered, strict=True)
+    return [summary.client(pairs, rows, left, answers) for rows, left in held]
+
+
+def parts(setting: Setting) -> dict[str, Part]:
+    """The pairs and the prompts of every part of the data."""
+    made = setting.texts.materials
+    dealt = np.concatenate(setting.client_rows)
+    found = {
+        "clients": summary.part([made.pairs[row] for row in dealt], _beside_the_clients(setting, len(dealt))),
+        "guard": summary.part(made.guard_pairs, _beside_the_guards(setting)),
+    }
+    if any(made.shares.get(name) for name in (SERVER, EVALUATION)):
+        asked = {*made.probe_prompts, *made.benign_prompts, *(red.query for red in made.red_prompts)}
+        key = "cai.replay" if setting.config.cai.red_prompts is None else "cai.red_prompts"
+        found["server"] = _about(made.shares[SERVER], asked, key)
+        found["evaluation"] = _about(made.shares[EVALUATION], {*made.evaluations["hhh"].prompts}, "one kind of answer")
+    found["red prompts"] = summary.prompts(len(made.red_prompts))
+    found["probe"] = summary.prompts(len(made.probe_prompts))
+    found["replay"] = summary.prompts(len(made.benign_prompts))
+    for name, given in made.evaluations.items():
+        found[name] = summary.prompts(len(given.items), {given.limit: given.left_out})
+    return found
+
+
+def _beside_the_clients(setting: Setting, dealt: int) -> dict[str, int]:
+    """The pairs of the clients' share that no client holds, by what leaves them out."""
+    made = setting.texts.materials
+    held_out = made.held_out.get(TRAINING, 0)
+    by_recipe = summary.left_out_by_kind(made.offered, made.pairs, *_recipe_keys(setting), "data.recipe")
+    return {
+        HELD_OUT: held_out,
+        "data.sources": len(made.shares.get(CLIENTS, made.offered)) - held_out - len(made.offered),
+        **by_recipe,
+        "data.partition": len(made.pairs) - dealt,
+    }
+
+
+def _recipe_keys(setting: Setting) -> tuple[str, str]:
+    """The keys that leave out harmful and acceptable pairs."""
+    data = setting.config.data
+    red = "data.recipe" if data.red is None else "data.red"
+    acceptable = "data.recipe" if data.acceptable is None else "data.acceptable"
+    return red, acceptable
+
+
+def _beside_the_guards(setting: Setting) -> dict[str, int]:
+    """The pairs of the guard's share that it is not fitted on, by what leaves them out."""
+    made, asked = setting.texts.materials, setting.config.guard.pairs
+    there = len(made.shares.get(GUARD, ()))
+    if not there:  # the tiny world makes as many as are asked for
+        return {}
+    held_out = made.held_out.get(FOR_GUARD, 0)
+    key = "guard.pairs" if len(made.guard_pairs) >= asked - 1 else "balance"
+    return {HELD_OUT: held_out, key: there - held_out - len(made.guard_pairs)}
+
+
+def _about(pairs: Sequence[Pair], asked: set[str], key: str) -> Part:
+    """The pairs whose question is asked, in whatever spelling; `key` leaves out the others."""
+    forms = {same(question) for question in asked}
+    used = [pair for pair in pairs if same(pair.query) in forms]
+    return summary.part(used, {key: len(pairs) - len(used)})
+
+
+def less(setting: Setting) -> list[Less]:
+    """What there is less of than this arm asks for."""
+    config, made = setting.config, setting.texts.materials
+    asked: dict[str, tuple[int, int]] = {}
+    if _fits_a_guard(setting):
+        asked["guard.pairs"] = (config.guard.pairs, len(made.guard_pairs))
+    asked["eval.prompts"] = (config.eval.prompts, len(made.evaluations["advbench"].items))
+    if may_be_due(config.cai, config.federated.rounds):
+        online = config.cai.data == ONLINE
+        there = len(made.red_prompts) if online else len(setting.revising.prepared.chosen.tokens)
+        asked["cai.prompts"] = (config.cai.prompts, there)
+        asked["cai.replay"] = (config.cai.replay, len(made.benign_prompts))
+    return summary.less(asked)
+
+
+def _fits_a_guard(setting: Setting) -> bool:
+    return setting.guarded and setting.guarding.is_fitted
+
+
+def cut(setting: Setting) -> dict[str, Cut]:
+    """What is cut of the texts that this arm uses."""
+    config = setting.config
+    found = dict(setting.texts.cut)
+    if not may_be_due(config.cai, config.federated.rounds):
+        del found["red prompts"], found["replay"]
+    if not config.cai.probe:
+        del found["probe"]
+    if _fits_a_guard(setting):
+        chats = training_chats(setting.texts.materials.guard_pairs)
+        lengths = [setting.texts.length(turns) for turns in chats]
+        found["guard examples"] = summary.cut(lengths, config.data.max_length)
+    if config.filter.enabled and setting.guarding.possible and not setting.guarding.is_function:
+        found["guard requests"] = guard_requests(setting)
+    return {name: counted for name, counted in found.items() if counted.texts}
+
+
+def guard_requests(setting: Setting) -> Cut:
+    """What is cut of the guard's requests about the clients' pairs.
+
+    A request is measured where its pair and the guard's own words come near the limit; with another tokenizer, always.
+    """
+    tokenizer = setting.guarding.tokenizer
+    form = guard_form(tokenizer)
+    words = _length(tokenizer, form.conversation("", ""))
+    released = setting.config.guard.path is not None
+    room = setting.config.data.max_length + (words if released else 0) - len(form.lead_ids)
+    pairs = setting.texts.materials.pairs
+    rows = np.concatenate(setting.client_rows)
+    near = rows if released else rows[setting.texts.lengths[rows] + words + MARGIN > room]
+    lengths = [_length(tokenizer, form.conversation(pairs[row].query, pairs[row].response)) for row in near]
+    return summary.cut(lengths, room, len(rows))
+
+
+def _length(tokenizer: Tokenizer, turns: Sequence[Turn]) -> int:
+    """Tokens of a request, uncut."""
+    return len(tokenizer.encode(prompt(tokenizer, turns)))
