@@ -1,5 +1,6 @@
 """A sweep: one config at every combination of some keys' values, each a run; their table, numbers and picture."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -291,12 +292,10 @@ def comparisons(rows: Sequence[Row], title: str) -> list[str]:
 
 
 def probed(row: Row) -> dict[int, float]:
-    """The probe's percentage of safe answers by round, over seeds; empty where there is no probe."""
-    by_seed = []
+    """The probe's percentage of safe answers by round, the mean over the seeds that measured it; empty without one."""
+    by_round: dict[int, list[float]] = {}
     for folder in row.folders:
-        rounds = read_rounds(folder / METRICS)
-        by_seed.append({done.round: 100 * done.probe.harmless for done in rounds if done.probe})
-    mean = {}
-    for t in by_seed[0]:
-        mean[t] = float(np.mean([percentages[t] for percentages in by_seed]))
-    return mean
+        for done in read_rounds(folder / METRICS):
+            if done.probe and not math.isnan(done.probe.harmless):
+                by_round.setdefault(done.round, []).append(100 * done.probe.harmless)
+    return {t: float(np.mean(percentages)) for t, percentages in sorted(by_round.items())}

@@ -124,7 +124,7 @@ def test_every_combination_is_a_point_named_by_its_values(config: ExperimentConf
         (["seed=0,1,"], "override 'seed=0,1,': no value between two commas, or at an end"),
         (["seed=0,1", "output=a,b"], "override 'output=a,b': must be one folder"),
         (["seed=0,0"], "two points are named seed=0"),
-        (["eval.advbench=a/b.csv,a:b.csv"], "no CSV file"),
+        (["eval.advbench=a/b.csv,a:b.csv"], "no file or folder of rows"),
         (["seed=0,x", "cai.iteration=1,2"], "cai.iteration: no such key; did you mean cai.iterations"),
         (["seed=0,x", "cai.iteration=1,2"], "override 'seed=x': seed = 'x': must be a whole number"),
         (["cai.target=response,revision", "cai.method=sft,dpo"], "cai.target = 'response': needs cai.method = sft"),
