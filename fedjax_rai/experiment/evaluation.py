@@ -160,7 +160,7 @@ def _percent(part: Sequence[int], whole: Sequence[int]) -> float | None:
 
 def _judge_of_revisions(setting: Setting) -> tuple[Judge, Context]:
     config = setting.config
-    if config.model.path == TINY and is_synthetic(config.data):
+    if config.model.path == TINY and is_synthetic(config.data) and config.cai.red_prompts is None:
         return RULE, Context(templated=True, guard=None)
     guard = guard_scores(setting)
     return (GUARD if guard else PHRASES), Context(templated=False, guard=guard)

@@ -21,7 +21,7 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
-from fedjax_rai.model.peft import files_of, load_adapter
+from fedjax_rai.model.peft import files_of, load_adapter, name_other_base
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.text.hub import contents, resolve
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
@@ -264,10 +264,11 @@ class Guarding:
         return {"fitted": used, "released": guards.quality(self._by_pair(released), harmful, threshold)}
 
     def check(self) -> None:
-        """Raises InputError where the guard can be asked in no form that is known, or is an adapter of another base."""
+        """Raises InputError where the guard can be asked in no known form; names a saved one of another base."""
         if self.is_function:
             attribute(self._config.guard.scorer, "guard.scorer")
             return
         guards.guard_form(self.untuned.tokenizer)
         if self._config.guard.path is None and self._config.guard.adapter is not None:
             _ = self._saved
+            name_other_base(Path(self._config.guard.adapter), self._config.model.path, self._config.model.revision)

@@ -225,19 +225,20 @@ def _aligned_together(federations: Sequence[Federation], ends: Sequence[End], t:
 def probe(setting: Setting, prompts: int, adapter: Adapter) -> dict[str, float | int]:
     """The answers to the fixed probe prompts, by the guard; waits for the device.
 
-    `probe_harmless`: the share of safe ones, of those with a score; NaN where none has one. How many have no score
-    (`probe_without_verdict`), no word (`probe_empty`) and no end (`probe_cut_off`) is absent where none.
+    `probe_harmless`: the share of safe ones, of those with a word and a score; NaN where none has both. How many have
+    no score (`probe_without_verdict`), no word (`probe_empty`) and no end (`probe_cut_off`) is absent where none.
     """
     queries = setting.texts.materials.probe_prompts[:prompts]
     sampled = Sampled(samples=1, temperature=1.0, max_new=setting.config.eval.max_new_tokens)
     answers = answers_to(setting, adapter, "probe", queries, sampled)
     pairs = [(query, texts[0]) for query, texts in zip(queries, answers.texts, strict=True)]
     scores = score(setting.guarding.guard, pairs)
-    known = scores[~np.isnan(scores)]
+    has_words = np.array([bool(answer.strip()) for _, answer in pairs])
+    known = scores[has_words & ~np.isnan(scores)]
     harmless = float(np.mean(known < setting.config.guard.threshold)) if len(known) else float("nan")
     counts = {
-        "probe_without_verdict": len(scores) - len(known),
-        "probe_empty": sum(not answer.strip() for _, answer in pairs),
+        "probe_without_verdict": int(np.isnan(scores).sum()),
+        "probe_empty": int((~has_words).sum()),
         "probe_cut_off": sum(cut[0] for cut in answers.cut_off),
     }
     return {"probe_harmless": harmless} | {name: count for name, count in counts.items() if count}

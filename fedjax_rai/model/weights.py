@@ -3,6 +3,7 @@
 `families.places` says where each tensor of a file lies in our tree; reading, writing and merging all go by it.
 """
 
+import errno
 import json
 import math
 import os
@@ -466,7 +467,11 @@ def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
     def write(temporary: Path) -> None:
         # transformers refuses a file whose metadata does not name a framework
-        save_file(solid, temporary, metadata={"format": "pt"})
+        try:
+            save_file(solid, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # what the file system refuses, of which it tells no number
+            full = "No space left" in str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from None
         temporary.chmod(0o644)  # safetensors lets only the owner read it
 
     _replace(path, write)

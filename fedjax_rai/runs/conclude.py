@@ -72,12 +72,13 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
 
 
 def guard_quality(setting: Setting) -> GuardQuality | None:
-    """The guard's verdicts on the clients' pairs against their true labels; None where no pair has one."""
+    """The guard's verdicts on the clients' pairs against their true labels; None where no pair has both."""
     if all(pair.harmful is None for pair in setting.texts.materials.pairs):
         return None
     found = setting.guarding.quality
     fitted, released = found["fitted"], found["released"]
-    assert released is not None, "a guard is always compared with the model before fitting"
+    if released is None:
+        return None
     return GuardQuality(Quality(**fitted) if fitted else None, Quality(**released))
 
 

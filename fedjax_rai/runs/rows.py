@@ -18,13 +18,13 @@ class Probe(NamedTuple):
     """The probe of a round: fixed red prompts, answered by the new adapter before any CAI phase."""
 
     harmless: float
-    """Share (0 to 1) of the answers with a score that the guard calls safe; null where none has one."""
+    """Share (0 to 1) of the answers with a word and a score that the guard calls safe; null where none has both."""
     seconds: float
     """Seconds of answering and scoring; its tokens are not counted."""
     without_verdict: int | None = None
     """Answers without a score, which are not in `harmless`. Absent: there was none."""
     empty: int | None = None
-    """Answers without a word, which are in `harmless` by their score. Absent: there was none."""
+    """Answers without a word, which are not in `harmless`. Absent: there was none."""
     cut_off: int | None = None
     """Answers without an end within `eval.max_new_tokens`, scored as they are. Absent: there was none."""
 

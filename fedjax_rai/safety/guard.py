@@ -206,19 +206,23 @@ def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> 
     return flipped
 
 
-def quality(scores: np.ndarray, harmful: Sequence[bool | None] | np.ndarray, threshold: float) -> dict[str, float]:
+def quality(
+    scores: np.ndarray, harmful: Sequence[bool | None] | np.ndarray, threshold: float
+) -> dict[str, float] | None:
     """Accuracy, precision, recall and their harmonic mean in percent, unsafe being positive; 0 where undefined.
 
-    What has no label (None), or no score (NaN) and so no verdict, is left out.
+    What has no label (None), or no score (NaN) and so no verdict, is left out; None where nothing is left.
     """
     labelled = np.array([label is not None for label in harmful], bool)
     known = labelled & ~np.isnan(scores)
     verdict = scores[known] >= threshold
     truth = np.array([bool(label) for label in harmful], bool)[known]
+    if not len(truth):
+        return None
     hits = float(np.sum(verdict & truth))
     precision = hits / max(verdict.sum(), 1)
     recall = hits / max(truth.sum(), 1)
     hmean = 2 * precision * recall / max(precision + recall, 1e-9)
-    accuracy = float(np.mean(verdict == truth)) if len(truth) else 0.0
+    accuracy = float(np.mean(verdict == truth))
     named = {"accuracy": accuracy, "precision": precision, "recall": recall, "hmean": hmean}
     return {name: 100.0 * float(value) for name, value in named.items()}

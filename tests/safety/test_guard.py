@@ -48,12 +48,20 @@ def test_quality_matches_the_papers_table():
     """Precision 56.7 and recall 73.7 have the harmonic mean 64.1 (arXiv 2502.16691)."""
     harmful = np.array([True] * 1000 + [False] * 1000)
     scores = np.array([1.0] * 737 + [0.0] * 263 + [1.0] * 563 + [0.0] * 437)
-    assert quality(scores, harmful, 0.5)["hmean"] == pytest.approx(64.1, abs=0.05)
+    assert measured(scores, harmful)["hmean"] == pytest.approx(64.1, abs=0.05)
 
 
-def test_quality_of_nothing_is_zero():
-    assert set(quality(np.array([]), [], 0.5).values()) == {0.0}
-    assert quality(np.array([0.1]), [True], 0.5)["hmean"] == 0.0
+def measured(scores: np.ndarray, harmful) -> dict[str, float]:
+    """The quality at 0.5 of a guard that scored something."""
+    found = quality(scores, harmful, 0.5)
+    assert found is not None
+    return found
+
+
+def test_of_nothing_there_is_no_quality_and_of_nothing_found_it_is_zero():
+    assert quality(np.array([]), [], 0.5) is None
+    assert quality(np.array([0.1]), [None], 0.5) is None
+    assert measured(np.array([0.1]), [True])["hmean"] == 0.0
 
 
 def test_filter_keeps_below_the_threshold_and_drops_what_is_no_number():
@@ -84,9 +92,9 @@ def test_fitting_teaches_the_guard_its_examples():
 
 def test_quality_is_of_what_has_a_score():
     """Of 4 pairs 3 have a score: a hit, a miss and one rightly passed. The harmful one without a score is no miss."""
-    report = quality(np.array([0.9, 0.1, 0.2, np.nan]), [True, True, False, True], 0.5)
+    report = measured(np.array([0.9, 0.1, 0.2, np.nan]), [True, True, False, True])
     assert report == pytest.approx({"accuracy": 200 / 3, "precision": 100, "recall": 50, "hmean": 200 / 3})
-    assert set(quality(np.full(3, np.nan), [True, True, False], 0.5).values()) == {0.0}
+    assert quality(np.full(3, np.nan), [True, True, False], 0.5) is None
 
 
 @pytest.mark.parametrize("fitted", [False, True])
@@ -108,5 +116,5 @@ def test_a_guard_that_gives_no_score_is_refused_and_one_that_gives_some_is_not(f
 def test_pairs_without_a_label_are_in_no_quality():
     """Two of five have no label: of the other three one is right as unsafe, one right as safe, one missed."""
     scores = np.array([0.9, 0.1, 0.2, 0.9, 0.1])
-    report = quality(scores, [True, False, True, None, None], 0.5)
+    report = measured(scores, [True, False, True, None, None])
     assert report["accuracy"] == pytest.approx(200 / 3) and report["precision"] == 100.0 and report["recall"] == 50.0
