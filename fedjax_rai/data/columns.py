@@ -16,7 +16,7 @@ from fedjax_rai.data.turns import (
     conversation,
     is_absent,
     is_transcript_of,
-    required,
+    listed,
     show,
     text_of,
     transcript,
@@ -130,7 +130,7 @@ def _pku(number: int) -> Answer:
 
 def _is_transcript(row: Mapping[str, Any]) -> bool:
     """Whether the answers are conversations, or stand beside a prompt."""
-    chosen = row["chosen"]
+    chosen = listed(row["chosen"])
     return bool(row.get("prompt")) or not isinstance(chosen, str) or TRANSCRIPT.search(chosen) is not None
 
 
@@ -328,7 +328,7 @@ def _row_turns(answer: Answer, row: dict[str, Any], place: str) -> list[Turn]:
     if answer.prompt is None or (answer.optional_prompt and is_absent(row.get(answer.prompt))):
         return turns_of(row, answer.response, place, None)
     if answer.optional_prompt and is_transcript_of(row, answer.prompt):
-        return transcript(whole_transcript(row[answer.prompt], required(row, answer.response, place)), answer.response)
+        return _after_transcript(row[answer.prompt], turns_of(row, answer.response, place, ASSISTANT), answer.response)
     asked = turns_of(row, answer.prompt, place, USER, answer.plain)
     given = turns_of(row, answer.response, place, ASSISTANT, answer.plain)
     if given[0].role != ASSISTANT:
@@ -338,6 +338,14 @@ def _row_turns(answer: Answer, row: dict[str, Any], place: str) -> list[Turn]:
     if behind:
         asked[-1] = Turn(USER, f"{asked[-1].text}\n\n{behind}")
     return [*([Turn(SYSTEM, system)] if system else []), *asked, *given]
+
+
+def _after_transcript(prompt: str, given: list[Turn], field: str) -> list[Turn]:
+    """All turns where the prompt is a transcript: a list of turns or a transcript as the answer may repeat it."""
+    first, *others = given
+    if first.role != ASSISTANT:
+        return given
+    return [*transcript(whole_transcript(prompt, first.text), field), *others]
 
 
 def _label(answer: Answer, row: dict[str, Any], place: str) -> bool:
