@@ -152,12 +152,20 @@ COLUMNS: dict[str, Layout] = {
 }
 
 
+class RowPairs(NamedTuple):
+    """What a row gives."""
+
+    pairs: list[Pair]
+    refusals: list[str]
+    """Why answers of it make no pair."""
+
+
 class Reader(NamedTuple):
-    """What makes pairs of a row: (row, place) -> pairs; raises NoPair, or InputError with the place."""
+    """What makes pairs of a row: (row, place) -> what it gives; raises InputError with the place."""
 
     name: str
     """Of the layout, as it is said."""
-    pairs: Callable[[Any, str], list[Pair]]
+    pairs: Callable[[Any, str], RowPairs]
     recognised: bool = False
 
 
@@ -282,37 +290,40 @@ def _proposal(row: Mapping[str, Any], key: str) -> str:
 # --- a row ------------------------------------------------------------------------------------------------------
 
 
-def _by_function(function: Callable[[Any], Any], stated: str) -> Callable[[Any, str], list[Pair]]:
+def _by_function(function: Callable[[Any], Any], stated: str) -> Callable[[Any, str], RowPairs]:
     """Rows read by a function of the user's own: a row to a pair, a list of pairs, or None for no pair."""
 
-    def pairs(row: Any, place: str) -> list[Pair]:
+    def pairs(row: Any, place: str) -> RowPairs:
         try:
             found = function(row)
         except Exception as error:  # whatever it meets in the row
             raise InputError(f"{place}: {stated} failed: {type(error).__name__}: {error}") from error
         found = [found] if isinstance(found, Pair) else found
         if not found:
-            raise NoPair(f"{stated} made no pair")
+            return RowPairs([], [f"{stated} made no pair"])
         if not isinstance(found, list) or not all(isinstance(pair, Pair) for pair in found):
             raise InputError(f"{place}: {stated} gave {show(found)}; must be a Pair, a list of them, or None")
-        return found
+        return RowPairs(found, [])
 
     return pairs
 
 
-def _by_layout(layout: Layout, language: Language) -> Callable[[Any, str], list[Pair]]:
+def _by_layout(layout: Layout, language: Language) -> Callable[[Any, str], RowPairs]:
     answers = layout.of(language)
     texts = {name for answer in answers for name in (answer.prompt, answer.response, answer.input, answer.system)}
 
-    def pairs(row: Any, place: str) -> list[Pair]:
+    def pairs(row: Any, place: str) -> RowPairs:
         row = _object(row, place)
         others = _others(row, texts)
-        try:
-            return [_pair(answer, row, place, others) for answer in answers]
-        except NoPair as refusal:
-            if layout.is_complete:
-                raise InputError(f"{place}: {refusal}; must be text, not empty") from None
-            raise
+        found = RowPairs([], [])
+        for answer in answers:
+            try:
+                found.pairs.append(_pair(answer, row, place, others))
+            except NoPair as refusal:
+                if layout.is_complete:
+                    raise InputError(f"{place}: {refusal}; must be text, not empty") from None
+                found.refusals.append(str(refusal))
+        return found
 
     return pairs
 
