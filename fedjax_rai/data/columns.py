@@ -16,7 +16,7 @@ from fedjax_rai.data.turns import (
     conversation,
     is_absent,
     is_transcript_of,
-    required,
+    listed,
     show,
     text_of,
     transcript,
@@ -130,7 +130,7 @@ def _pku(number: int) -> Answer:
 
 def _is_transcript(row: Mapping[str, Any]) -> bool:
     """Whether the answers are conversations, or stand beside a prompt."""
-    chosen = row["chosen"]
+    chosen = listed(row["chosen"])
     return bool(row.get("prompt")) or not isinstance(chosen, str) or TRANSCRIPT.search(chosen) is not None
 
 
@@ -152,12 +152,20 @@ COLUMNS: dict[str, Layout] = {
 }
 
 
+class RowPairs(NamedTuple):
+    """What a row gives."""
+
+    pairs: list[Pair]
+    refusals: list[str]
+    """Why answers of it make no pair."""
+
+
 class Reader(NamedTuple):
-    """What makes pairs of a row: (row, place) -> pairs; raises NoPair, or InputError with the place."""
+    """What makes pairs of a row: (row, place) -> what it gives; raises InputError with the place."""
 
     name: str
     """Of the layout, as it is said."""
-    pairs: Callable[[Any, str], list[Pair]]
+    pairs: Callable[[Any, str], RowPairs]
     recognised: bool = False
 
 
@@ -282,37 +290,40 @@ def _proposal(row: Mapping[str, Any], key: str) -> str:
 # --- a row ------------------------------------------------------------------------------------------------------
 
 
-def _by_function(function: Callable[[Any], Any], stated: str) -> Callable[[Any, str], list[Pair]]:
+def _by_function(function: Callable[[Any], Any], stated: str) -> Callable[[Any, str], RowPairs]:
     """Rows read by a function of the user's own: a row to a pair, a list of pairs, or None for no pair."""
 
-    def pairs(row: Any, place: str) -> list[Pair]:
+    def pairs(row: Any, place: str) -> RowPairs:
         try:
             found = function(row)
         except Exception as error:  # whatever it meets in the row
             raise InputError(f"{place}: {stated} failed: {type(error).__name__}: {error}") from error
         found = [found] if isinstance(found, Pair) else found
         if not found:
-            raise NoPair(f"{stated} made no pair")
+            return RowPairs([], [f"{stated} made no pair"])
         if not isinstance(found, list) or not all(isinstance(pair, Pair) for pair in found):
             raise InputError(f"{place}: {stated} gave {show(found)}; must be a Pair, a list of them, or None")
-        return found
+        return RowPairs(found, [])
 
     return pairs
 
 
-def _by_layout(layout: Layout, language: Language) -> Callable[[Any, str], list[Pair]]:
+def _by_layout(layout: Layout, language: Language) -> Callable[[Any, str], RowPairs]:
     answers = layout.of(language)
     texts = {name for answer in answers for name in (answer.prompt, answer.response, answer.input, answer.system)}
 
-    def pairs(row: Any, place: str) -> list[Pair]:
+    def pairs(row: Any, place: str) -> RowPairs:
         row = _object(row, place)
         others = _others(row, texts)
-        try:
-            return [_pair(answer, row, place, others) for answer in answers]
-        except NoPair as refusal:
-            if layout.is_complete:
-                raise InputError(f"{place}: {refusal}; must be text, not empty") from None
-            raise
+        found = RowPairs([], [])
+        for answer in answers:
+            try:
+                found.pairs.append(_pair(answer, row, place, others))
+            except NoPair as refusal:
+                if layout.is_complete:
+                    raise InputError(f"{place}: {refusal}; must be text, not empty") from None
+                found.refusals.append(str(refusal))
+        return found
 
     return pairs
 
@@ -328,7 +339,7 @@ def _row_turns(answer: Answer, row: dict[str, Any], place: str) -> list[Turn]:
     if answer.prompt is None or (answer.optional_prompt and is_absent(row.get(answer.prompt))):
         return turns_of(row, answer.response, place, None)
     if answer.optional_prompt and is_transcript_of(row, answer.prompt):
-        return transcript(whole_transcript(row[answer.prompt], required(row, answer.response, place)), answer.response)
+        return _after_transcript(row[answer.prompt], turns_of(row, answer.response, place, ASSISTANT), answer.response)
     asked = turns_of(row, answer.prompt, place, USER, answer.plain)
     given = turns_of(row, answer.response, place, ASSISTANT, answer.plain)
     if given[0].role != ASSISTANT:
@@ -338,6 +349,14 @@ def _row_turns(answer: Answer, row: dict[str, Any], place: str) -> list[Turn]:
     if behind:
         asked[-1] = Turn(USER, f"{asked[-1].text}\n\n{behind}")
     return [*([Turn(SYSTEM, system)] if system else []), *asked, *given]
+
+
+def _after_transcript(prompt: str, given: list[Turn], field: str) -> list[Turn]:
+    """All turns where the prompt is a transcript: a list of turns or a transcript as the answer may repeat it."""
+    first, *others = given
+    if first.role != ASSISTANT:
+        return given
+    return [*transcript(whole_transcript(prompt, first.text), field), *others]
 
 
 def _label(answer: Answer, row: dict[str, Any], place: str) -> bool:

@@ -160,14 +160,21 @@ def _text_form(text: str, path: Path) -> Callable[[str, Path], Rows]:
     named_json = name in (".json", ".jsonl", ".ndjson")
     if start[0] in "[{" and (not named_csv or _begins_json(start)):
         return json_rows if start[0] == "[" else _object_rows
-    header = next(csv.reader(io.StringIO(start), delimiter=_delimiter(start)), [])
-    if len(header) > 1 and not (named_json and _begins_json(start.partition("\n")[0])):
+    if _columns(start) > 1 and not (named_json and _begins_json(start.partition("\n")[0])):
         return csv_rows
     if named_json:
         return jsonl_rows
     if named_csv:
         return csv_rows
     raise InputError(f"{path}: neither {FORMS}; must be one of these (compressed, if you like)")
+
+
+def _columns(text: str) -> int:
+    """How many values the first line of a text has as CSV; 0 where it is none, or very long."""
+    try:
+        return len(next(csv.reader(io.StringIO(text), delimiter=_delimiter(text)), []))
+    except csv.Error:
+        return 0
 
 
 def _begins_json(text: str) -> bool:
@@ -261,7 +268,7 @@ def _is_rows(value: Any) -> bool:
 
 def _delimiter(text: str) -> str:
     """Comma, tab or semicolon: whichever the header has most often, outside of quotes."""
-    header = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    header = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
     return max(",\t;", key=header.count)
 
 

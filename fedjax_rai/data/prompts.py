@@ -1,6 +1,5 @@
 """Rows that ask: prompts, tasks with one right answer, and choices between two answers, from any file or data set."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,16 +8,18 @@ from fedjax_rai.data.columns import ETC, show
 from fedjax_rai.data.files import read_rows
 from fedjax_rai.data.mix import twins
 from fedjax_rai.data.sources import Choice, Language, Question
+from fedjax_rai.data.turns import TRANSCRIPT, NoPair, is_absent, listed, opening, turns_of, written
 from fedjax_rai.errors import InputError
+from fedjax_rai.text.prompts import ASSISTANT
 
 # Columns that hold a prompt, the first that a row has counts; of two languages that of the config.
 PROMPTS = ("prompt", "goal", "question", "query", "behavior", "Behavior", "forbidden_prompt", "turns", "instruction")
 # Columns that hold a conversation, whose first turn of the user counts.
 CONVERSATIONS = ("messages", "conversation", "conversations", "chosen")
 ANSWER = "answer"
+TURNS = "turns"  # MT-Bench's, a list of what the user asks
 LABEL, UNSAFE = "label", "unsafe"  # XSTest's, whose unsafe prompts are there for contrast
-_USER = ("user", "human", "prompter")
-_OPENING = re.compile(r"\s*Human:(.*?)(?=\n\nAssistant:|\Z)", re.DOTALL)
+TYPE, CONTRAST = "type", "contrast_"  # XSTest's types, and how those of unsafe prompts begin
 
 
 class Prompt(NamedTuple):
@@ -48,24 +49,40 @@ def read_prompts(path: str | Path, language: Language = "en") -> list[Prompt]:
                 f"{place}: the columns {', '.join(map(str, row))} hold no prompt; must have one of "
                 f"{', '.join((*PROMPTS, *CONVERSATIONS))}"
             )
-        others = tuple(row[twin].strip() for twin in twins(name) if _is_text(row.get(twin)))
-        found.append(Prompt(_query(row, place, name), _category(row), others, row, place))
+        found.append(Prompt(_query(row, place, name), _category(row), _others(row, name), row, place))
     if not found:
         raise InputError(f"{path}: no rows; must hold at least one prompt")
     return found
 
 
-def read_harmless(path: str | Path, language: Language = "en") -> list[Prompt]:
-    """The prompts of a source that should not be refused: of one with labels like XSTest's those not `unsafe`."""
-    found = [prompt for prompt in read_prompts(path, language) if prompt.row.get(LABEL) != UNSAFE]
-    if not found:
+def read_harmless(path: str | Path, language: Language = "en") -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts of a source that should not be refused, and those that are unsafe.
+
+    Unsafe are, as in XSTest, those of the label `unsafe`, or where there is no label of a type `contrast_...`.
+    """
+    harmless: list[Prompt] = []
+    unsafe: list[Prompt] = []
+    for prompt in read_prompts(path, language):
+        kind = unsafe if _is_unsafe(prompt.row) else harmless
+        kind.append(prompt)
+    if not harmless:
         raise InputError(f"{path}: every prompt is labelled {UNSAFE}; must hold some that should not be refused")
-    return found
+    return harmless, unsafe
+
+
+def _is_unsafe(row: Mapping[str, Any]) -> bool:
+    label = row.get(LABEL)
+    if is_absent(label) or label == "":
+        return str(row.get(TYPE)).startswith(CONTRAST)
+    return str(label).strip().casefold() == UNSAFE
 
 
 def read_tasks(path: str | Path, language: Language = "en") -> list[Question]:
     """The prompts of a source with the one right answer to each, in the column `answer`."""
-    return [Question(prompt.query, _text(prompt.row, prompt.place, ANSWER)) for prompt in read_prompts(path, language)]
+    found = []
+    for prompt in read_prompts(path, language):
+        found.append(Question(prompt.query, _text(prompt.row, prompt.place, ANSWER), prompt.others))
+    return found
 
 
 def read_choices(path: str | Path) -> list[Choice]:
@@ -88,9 +105,15 @@ def _choice(row: Any, place: str) -> Choice:
         good = [str(label) for label in labels].index("1")
         answers = {"good": choices[good], "bad": choices[1 - good]}
         texts = {"query": _text(row, place, "input")} | {name: _text(answers, place, name) for name in answers}
-        return Choice(**texts, category=_category(row))
-    names = {"query": "prompt", "good": "chosen", "bad": "rejected"}
-    return Choice(**{field: _text(row, place, name) for field, name in names.items()}, category=_category(row))
+        return Choice(**texts, category=_category(row), others=_others(row, "input"))
+    _check_column(row, place, "prompt")
+    return Choice(
+        query=_query(row, place, "prompt"),
+        good=_answer(row, place, "chosen"),
+        bad=_answer(row, place, "rejected"),
+        category=_category(row),
+        others=_others(row, "prompt"),
+    )
 
 
 def _column(row: Mapping[str, Any], language: Language) -> str | None:
@@ -102,13 +125,28 @@ def _column(row: Mapping[str, Any], language: Language) -> str | None:
     return next((name for name in CONVERSATIONS if name in row), None)
 
 
+def _others(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """What a column holds, in the other languages that the row has it in."""
+    return tuple(row[twin].strip() for twin in twins(name) if _is_text(row.get(twin)))
+
+
 def _query(row: Mapping[str, Any], place: str, name: str) -> str:
-    if name in CONVERSATIONS:
-        return _opening(row[name], place, name)
-    query = _text(row, place, name)
+    value = listed(row[name])
+    if name == TURNS and isinstance(value, str):
+        value = written(value)
+    if name in CONVERSATIONS or _has_turns(value):
+        return _opening(value, place, name)
+    query = _text({**row, name: value}, place, name)
     if name == "instruction" and _is_text(row.get("input")):
         return f"{query}\n\n{row['input'].strip()}"
     return query
+
+
+def _has_turns(value: Any) -> bool:
+    """Whether a column that may hold a text holds a transcript, or a list of turns."""
+    if isinstance(value, str):
+        return TRANSCRIPT.match(value.strip()) is not None
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
 def _is_text(value: Any) -> bool:
@@ -116,10 +154,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _text(row: Any, place: str, name: str) -> str:
-    """The text in a column; of a list of turns the first."""
-    if not isinstance(row, Mapping) or name not in row:
-        there = ", ".join(map(str, row)) if isinstance(row, Mapping) else show(row)
-        raise InputError(f"{place}: no column {name!r}, only {there}; must have it")
+    """The text in a column; of a list of texts the first."""
+    _check_column(row, place, name)
     value = row[name]
     if isinstance(value, list) and value:
         value = value[0]
@@ -130,20 +166,36 @@ def _text(row: Any, place: str, name: str) -> str:
     return value.strip()
 
 
+def _check_column(row: Any, place: str, name: str) -> None:
+    if not isinstance(row, Mapping) or name not in row:
+        there = ", ".join(map(str, row)) if isinstance(row, Mapping) else show(row)
+        raise InputError(f"{place}: no column {name!r}, only {there}; must have it")
+
+
 def _opening(conversation: Any, place: str, name: str) -> str:
     """The user's first turn, of a list of turns or a transcript ("Human: ...")."""
-    found: Any = None
-    if isinstance(conversation, str):
-        matched = _OPENING.match(conversation)
-        found = matched[1] if matched else None
-    for turn in conversation if isinstance(conversation, list) else ():
-        role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
-        if role in _USER:
-            found = turn.get("content", turn.get("value"))
-            break
-    if not _is_text(found):
-        raise InputError(f"{place}: column {name!r} is {show(conversation)}; must begin with a turn of the user's")
-    return found.strip()
+    try:
+        found = opening(conversation, place, name)
+    except NoPair:
+        found = ""
+    if not found:
+        raise InputError(f"{place}: column {name!r} is {show(conversation)}; must have a turn of the user's with text")
+    return found
+
+
+def _answer(row: Mapping[str, Any], place: str, name: str) -> str:
+    """The text in a column; of a list of turns the assistant's last."""
+    _check_column(row, place, name)
+    value = listed(row[name])
+    if not isinstance(value, list) or not _has_turns(value):
+        return _text(row, place, name)
+    try:
+        turns = turns_of({name: value}, name, place, ASSISTANT)
+    except NoPair:
+        turns = []
+    if not turns or turns[-1].role != ASSISTANT:
+        raise InputError(f"{place}: column {name!r} is {show(value)}; must end with a turn of the assistant's")
+    return turns[-1].text
 
 
 def _category(row: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_rai.config.prepared import check_language, columns_of
-from fedjax_rai.data.columns import COLUMNS, Language, NoPair, Pair, Reader, reader, show
+from fedjax_rai.data.columns import COLUMNS, Language, Pair, Reader, reader, show
 from fedjax_rai.data.files import file_rows, read_rows
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.compare import same
@@ -23,6 +23,8 @@ class Question(NamedTuple):
     query: str
     answer: str
     """The right answer, exact."""
+    others: tuple[str, ...] = ()
+    """The same in other languages, where the row has it."""
 
 
 class Choice(NamedTuple):
@@ -32,6 +34,8 @@ class Choice(NamedTuple):
     good: str
     bad: str
     category: str
+    others: tuple[str, ...] = ()
+    """The question in other languages, where the row has it."""
 
 
 class Source(NamedTuple):
@@ -60,7 +64,7 @@ class Read(NamedTuple):
     recognised: bool = False
     """The layout was recognised by the columns that are there, not named."""
     refused: int = 0
-    """Rows that hold no pair: no text where a prompt or an answer must stand."""
+    """Rows with an answer that makes no pair: no text where a prompt or an answer must stand."""
     first_refused: str = ""
     """Place and reason of the first of them."""
     duplicates: int = 0
@@ -84,10 +88,10 @@ def read_pairs(source: Source) -> Read:
         if by is None:
             by = reader(columns, source.language, row, place)
         rows += 1
-        try:
-            pairs += by.pairs(row, place)
-        except NoPair as refusal:
-            refusals.append(f"{place}: {refusal}")
+        made = by.pairs(row, place)
+        pairs += made.pairs
+        if made.refusals:
+            refusals.append(f"{place}: {made.refusals[0]}")
     if by is None:
         raise InputError(f"{source.path}: no rows; must hold at least one pair of question and response")
     if not pairs:
@@ -118,7 +122,8 @@ def notes(read: Read, path: str) -> list[str]:
     if read.columns in COLUMNS and COLUMNS[read.columns].note:
         lines.append(f"{path}: {COLUMNS[read.columns].note}")
     if read.refused:
-        lines.append(f"{path}: {read.refused:,} of {read.rows:,} rows hold no pair; the first: {read.first_refused}")
+        counts = f"{read.refused:,} of {read.rows:,} rows"
+        lines.append(f"{path}: {counts} have an answer that makes no pair; the first: {read.first_refused}")
     if read.duplicates:
         lines.append(
             f"{path}: {read.duplicates:,} of {len(read.pairs):,} pairs are the same as one before; all are kept"

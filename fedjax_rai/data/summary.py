@@ -20,7 +20,7 @@ class Reading(NamedTuple):
     pairs: int
     """Pairs of prompt and answer in them."""
     refused: int
-    """Rows that hold no pair."""
+    """Rows with an answer that makes no pair."""
     duplicates: int
     """Pairs that are the same, to a reader, as one before; they are kept."""
     unlabelled: int

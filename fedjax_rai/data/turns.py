@@ -67,6 +67,8 @@ def turns_of(row: dict[str, Any], field: str, place: str, role: str | None, plai
         if TRANSCRIPT.match(value):
             return transcript(value, field)
         value = written(value)
+    if not plain:
+        value = listed(value)
     if isinstance(value, list) and value and not plain:
         return [_turn(item, place, field) for item in value]
     if role is None and not (is_absent(value) or value in ("", [])):
@@ -86,13 +88,35 @@ def required(row: Mapping[str, Any], field: str, place: str) -> Any:
 _TURN = '[{"role": "user", "content": text}, {"role": "assistant", "content": text}]'
 
 
+def role_of(item: Any) -> str | None:
+    """Who speaks in a turn of a list; None where it names nobody that is known."""
+    role = _role_named(item)
+    return _ROLES.get(role.strip().casefold()) if isinstance(role, str) else None
+
+
+def _role_named(item: Any) -> Any:
+    return item.get("role", item.get("from")) if isinstance(item, Mapping) else None
+
+
+def opening(value: Any, place: str, field: str) -> str:
+    """What the user's first turn says, of a list of turns or a transcript; empty where it has none."""
+    if isinstance(value, str):
+        text = value.strip()
+        spoken = _spoken(text) if TRANSCRIPT.match(text) else []
+        return next((turn.text for turn in spoken if turn.role == USER), "")
+    for item in value if isinstance(value, list) else ():
+        if role_of(item) == USER:
+            return _turn(item, place, field).text
+    return ""
+
+
 def _turn(item: Any, place: str, field: str) -> Turn:
     """A turn of a list, as `role` and `content` or as `from` and `value`."""
     if not isinstance(item, dict):
         raise InputError(f"{place}: field {field!r} holds {show(item)}; must be a list of turns, {_TURN}")
-    role = item.get("role", item.get("from"))
+    role = _role_named(item)
     content = item.get("content", item.get("value"))
-    known = _ROLES.get(role.strip().casefold()) if isinstance(role, str) else None
+    known = role_of(item)
     if known is None:
         raise InputError(f"{place}: field {field!r} has a turn of {show(role)}; must be of {', '.join(_ROLES)}")
     if isinstance(content, list):
@@ -113,11 +137,18 @@ def _part(part: Any, place: str, field: str) -> str:
 
 def transcript(value: str, field: str) -> list[Turn]:
     """The turns of `\\n\\nHuman: ...\\n\\nAssistant: ...`, as Anthropic's sets are written."""
+    turns = _spoken(value)
+    for turn in turns:
+        if not turn.text:
+            raise NoPair(f"field {field!r} has a turn of {turn.role} without text")
+    return turns
+
+
+def _spoken(value: str) -> list[Turn]:
+    """The turns of a transcript, with those without text."""
     _, *parts = TRANSCRIPT.split(value)
     turns = []
     for speaker, text in zip(parts[::2], parts[1::2], strict=True):
-        if not text.strip():
-            raise NoPair(f"field {field!r} has a turn of {speaker} without text")
         turns.append(Turn(USER if speaker == "Human" else ASSISTANT, text.strip()))
     return turns
 
@@ -147,9 +178,22 @@ def written(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
     return text
+
+
+_LIST_OF_MAPPINGS = re.compile(r"\s*\[\s*\{")
+
+
+def listed(value: Any) -> Any:
+    """The list of turns that a text writes out, each a mapping with a role; any other value as it is."""
+    if not isinstance(value, str) or not _LIST_OF_MAPPINGS.match(value):
+        return value
+    items = written(value)
+    if isinstance(items, list) and all(isinstance(_role_named(item), str) for item in items):
+        return items
+    return value
 
 
 def show(value: Any) -> str:

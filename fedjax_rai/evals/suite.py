@@ -69,7 +69,7 @@ class EvalSet(NamedTuple):
     @property
     def asked(self) -> list[str]:
         """The prompts, the same in other languages, and the rest: what nobody may train on."""
-        others = [text for item in (*self.items, *self.rest) if isinstance(item, Item) for text in item.others]
+        others = [text for item in (*self.items, *self.rest) for text in item.others]
         return [*self.prompts, *(item.prompt for item in self.rest), *others]
 
 
@@ -248,7 +248,8 @@ def _compare(name: str, given: EvalSet, bench: Bench) -> Measured:
         both_whole = bool(whole[2 * i] and whole[2 * i + 1])
         verdict = [prefers_good(good, bad, both_whole)]
         verdicts = {name: verdict, f"{name}_{choice.category}": verdict}
-        rows.append(ChoiceRow(name, *choice, _number(good), _number(bad), both_whole, verdicts))
+        texts = (choice.query, choice.good, choice.bad, choice.category)
+        rows.append(ChoiceRow(name, *texts, _number(good), _number(bad), both_whole, verdicts))
     categories = sorted({choice.category for choice in choices})
     names = [name, *(f"{name}_{category}" for category in categories)]
     rates = {}
@@ -352,7 +353,7 @@ def utility_items(sources: Sources) -> EvalSet:
         tasks = tiny_world.utility(UTILITY, sources.data.split, sources.seed)
         return EvalSet([Item(task.query, task.answer) for task in tasks], synthetic=True)
     tasks = [] if path is None else read_tasks(path, sources.data.language)
-    return EvalSet([Item(task.query, task.answer) for task in tasks], synthetic=False)
+    return EvalSet([Item(task.query, task.answer, task.others) for task in tasks], synthetic=False)
 
 
 def over_refusal_items(sources: Sources) -> EvalSet:
@@ -361,7 +362,9 @@ def over_refusal_items(sources: Sources) -> EvalSet:
     if _is_tiny(path, sources):
         prompts = tiny_world.over_refusal(OVER_REFUSAL, sources.data.split, sources.seed)
         return EvalSet([Item(prompt) for prompt in prompts], synthetic=True)
-    return _asked([] if path is None else read_harmless(path, sources.data.language))
+    harmless, unsafe = ([], []) if path is None else read_harmless(path, sources.data.language)
+    rest = _asked(unsafe).items
+    return _asked(harmless)._replace(rest=rest, left_out=len(rest), limit="label = unsafe")
 
 
 def _is_tiny(path: str | None, sources: Sources) -> bool:

@@ -140,11 +140,15 @@ def test_rows_without_an_answer_are_left_out_counted_and_said(tmp_path: Path) ->
     found = read(tmp_path, *made)
     assert (len(found.pairs), found.rows, found.refused) == (2, 5, 3)
     assert found.first_refused.endswith("rows.jsonl:2: row 1: field 'output' is \"\"")
-    assert "3 of 5 rows hold no pair; the first: " in notes(found, "p")[1]
+    assert "3 of 5 rows have an answer that makes no pair; the first: " in notes(found, "p")[1]
     with pytest.raises(InputError, match="no pair in 1 rows, of which the first: .*field 'output' is null"):
         read(tmp_path, made[2])
     half = {**HH, "chosen": "\n\nHuman: q\n\nAssistant:"}
     assert read(tmp_path, HH, half).refused == 1
+    empty = {**PKU, "response_0": ""}
+    assert pairs(tmp_path, PKU, empty, {**empty, "response_1": None})[2:] == [("q", "b", True, "etc", ())]
+    assert read(tmp_path, PKU, empty, {**empty, "response_1": None}).refused == 2
+    assert pairs(tmp_path, HH, half)[2:] == [("r", "bad", True, "etc", BEFORE)]
     begun = {"messages": [assistant("a"), user("q"), assistant("b")]}
     assert read(tmp_path, ROWS["messages"][0], begun, {"messages": [user("q")]}, {"messages": []}).refused == 3
 
@@ -293,9 +297,8 @@ def test_a_function_of_one_s_own_reads_rows(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_real_transcripts_give_two_pairs_a_row(shared_data: Path) -> None:
-    """1,156 rows, two of which have an answer without text (counted with a shell)."""
+    """1,156 rows, two of which have one answer without text (counted with a shell)."""
     found = read_pairs(Source(str(shared_data / "hh" / "harmless_dev.jsonl.gz")))
-    assert (found.rows, found.refused, len(found.pairs), found.columns) == (1156, 2, 2308, "hh")
-    assert [pair.harmful for pair in found.pairs] == [False, True] * 1154
+    assert (found.rows, found.refused, len(found.pairs), found.columns) == (1156, 2, 2310, "hh")
     for pair in found.pairs:
         assert [turn.role for turn in pair.before] == ["user", "assistant"] * (len(pair.before) // 2)

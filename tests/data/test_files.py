@@ -148,7 +148,14 @@ def test_a_very_long_value_is_read(tmp_path: Path) -> None:
     limit = csv.field_size_limit()
     (tmp_path / "a.csv").write_text("a,b\n" + "x" * 200_000 + ",y\n")
     assert len(rows_of(tmp_path / "a.csv")[0]["a"]) == 200_000
+    (tmp_path / "b.csv").write_text("x" * 200_000 + ",b\n1,2\n")
+    assert rows_of(tmp_path / "b.csv") == [{"x" * 200_000: "1", "b": "2"}]
     assert csv.field_size_limit() == limit
+
+
+def test_empty_lines_before_the_header_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("\n\r\na\tb,c\td\n1\t2\t3\n")
+    assert rows_of(tmp_path / "a.tsv") == [{"a": "1", "b,c": "2", "d": "3"}]
 
 
 def test_a_csv_header_may_begin_with_a_bracket(tmp_path: Path) -> None:
@@ -243,6 +250,7 @@ def test_a_glob_is_read_and_one_without_matches_is_refused(tmp_path: Path) -> No
         (b'a,b\n1,"2\n', "2: not valid CSV"),
         (b"a,a\n1,2\n", "column 'a' stands twice"),
         (b"Dear all,\nthis is no table.", "must be .*, as in the header"),
+        (b"word " * 40_000, "neither JSON, JSON lines, CSV, Parquet or Arrow"),
         (b"word\nword", "neither JSON, JSON lines, CSV, Parquet or Arrow"),
         (b'{"a": 1, "a": 2}', "1: field 'a' stands twice in an object"),
         (b'[{"a": 1},\n {"b": {"c": 1, "c": 2}}]', "2: field 'c' stands twice"),

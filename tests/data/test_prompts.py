@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedjax_rai.data.prompts import read_choices, read_harmless, read_prompts, read_tasks
+from fedjax_rai.data.prompts import Prompt, read_choices, read_harmless, read_prompts, read_tasks
 from fedjax_rai.data.sources import Choice, Question
 from fedjax_rai.errors import InputError
 
@@ -31,6 +31,14 @@ def written(folder: Path, rows: Any, name: str = "a.jsonl") -> Path:
           "rejected": "\n\nHuman: asked\n\nAssistant: a\n\nHuman: b\n\nAssistant: d"}, "asked", "etc"),
         ({"instruction": "do", "input": "this", "output": "done"}, "do\n\nthis", "etc"),
         ({"instruction": "do"}, "do", "etc"),
+        ({"prompt": [{"role": "system", "content": "be"}, {"role": "User", "content": "asked"}]}, "asked", "etc"),
+        ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "asked"}]}]}, "asked", "etc"),
+        ({"messages": [{"from": "HUMAN", "value": "asked"}, {"from": "gpt", "value": ""}]}, "asked", "etc"),
+        ({"prompt": "\n\nHuman: asked\n\nAssistant:"}, "asked", "etc"),
+        ({"prompt": "[{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'asked'}]"}, "asked", "etc"),
+        ({"conversation": '[{"role": "user", "content": "asked"}]'}, "asked", "etc"),
+        ({"turns": "['asked', 'then']"}, "asked", "etc"),
+        ({"prompt": "['asked', 'then']"}, "['asked', 'then']", "etc"),
     ],
 )  # fmt: skip
 def test_a_prompt_is_found_in_any_row(tmp_path: Path, row: dict, query: str, category: str) -> None:
@@ -69,10 +77,26 @@ def test_a_row_without_the_column_is_refused_with_its_place(tmp_path: Path) -> N
         read_prompts(written(tmp_path, [{"prompt": "a"}, {"asked": "b"}]))
 
 
+def queries(kinds: tuple[list[Prompt], list[Prompt]]) -> tuple[list[str], list[str]]:
+    harmless, unsafe = kinds
+    return [prompt.query for prompt in harmless], [prompt.query for prompt in unsafe]
+
+
+def test_a_conversation_without_a_user_is_refused_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"row 0: column 'prompt' is .*; must have a turn of the user's with text"):
+        read_prompts(written(tmp_path, [{"prompt": [{"role": "system", "content": "be"}]}]))
+    with pytest.raises(InputError, match=r"row 0: column 'prompt' is .*; must have a turn of the user's with text"):
+        read_prompts(written(tmp_path, [{"prompt": [{"role": "user", "content": ""}]}]))
+
+
 def test_prompts_for_contrast_are_no_harmless_ones(tmp_path: Path) -> None:
     text = "id,prompt,label\n1,kill a process,safe\n2,kill a person,unsafe\n3,kill time,safe\n"
     path = written(tmp_path, text, "a.csv")
-    assert [prompt.query for prompt in read_harmless(path)] == ["kill a process", "kill time"]
+    assert queries(read_harmless(path)) == (["kill a process", "kill time"], ["kill a person"])
+    typed = "prompt,type\na,homonyms\nb,contrast_homonyms\nc,\n"
+    assert queries(read_harmless(written(tmp_path, typed, "c.csv"))) == (["a", "c"], ["b"])
+    both = "prompt,type,label\na,contrast_homonyms,safe\nb,contrast_homonyms,\nc,homonyms,Unsafe\n"
+    assert queries(read_harmless(written(tmp_path, both, "d.csv"))) == (["a"], ["b", "c"])
     with pytest.raises(InputError, match="every prompt is labelled unsafe"):
         read_harmless(written(tmp_path, "prompt,label\na,unsafe\n", "b.csv"))
 
@@ -80,6 +104,8 @@ def test_prompts_for_contrast_are_no_harmless_ones(tmp_path: Path) -> None:
 def test_tasks_have_an_answer_each(tmp_path: Path) -> None:
     path = written(tmp_path, [{"question": "3 + 4?", "answer": " 7 "}])
     assert read_tasks(path) == [Question("3 + 4?", "7")]
+    both = written(tmp_path, [{"question": "셋?", "question_en": "3?", "answer": "3"}], "b.jsonl")
+    assert read_tasks(both) == [Question("3?", "3", ("셋?",))]
     with pytest.raises(InputError, match=r"row 0: no column 'answer', only question; must have it"):
         read_tasks(written(tmp_path, [{"question": "a"}]))
 
@@ -87,11 +113,18 @@ def test_tasks_have_an_answer_each(tmp_path: Path) -> None:
 def test_choices_are_hhh_s_rows_or_preferences(tmp_path: Path) -> None:
     rows = [
         {"input": "q", "targets": {"choices": ["bad", "good"], "labels": [0, 1]}, "category": "honest"},
-        {"prompt": "p", "chosen": "good", "rejected": "bad"},
+        {"prompt": "p", "chosen": "good", "rejected": "bad", "prompt_ko": "물음"},
+        {
+            "prompt": [{"role": "user", "content": "p"}],
+            "chosen": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "good"}],
+            "rejected": "[{'role': 'user', 'content': 'p'}, {'role': 'assistant', 'content': 'bad'}]",
+        },
     ]
     assert read_choices(written(tmp_path, rows)) == [
-        Choice("q", "good", "bad", "honest"), Choice("p", "good", "bad", "etc")
-    ]  # fmt: skip
+        Choice("q", "good", "bad", "honest"),
+        Choice("p", "good", "bad", "etc", ("물음",)),
+        Choice("p", "good", "bad", "etc"),
+    ]
 
 
 @pytest.mark.parametrize("labels", [[1, 1], [1], None, "10"])
@@ -104,7 +137,8 @@ def test_real_sets_are_read(shared_data: Path) -> None:
     goals = [prompt.query for prompt in read_prompts(shared_data / "advbench" / "advbench_dev.csv")]
     assert len(goals) == 133 == len(set(goals)) and not any("Sure, here" in goal for goal in goals)
     xstest = shared_data / "xstest" / "xstest_prompts_dev.csv"
-    assert len(read_prompts(xstest)) == 225 > len(read_harmless(xstest)) > 100
+    harmless, unsafe = read_harmless(xstest)
+    assert len(harmless) + len(unsafe) == 225 > len(harmless) > 100
     assert len(read_prompts(shared_data / "mtbench" / "question.jsonl")) == 80
     assert len(read_prompts(shared_data / "square" / "question_dev.json", "ko")) > 100
     assert all("Assistant:" not in p.query for p in read_prompts(shared_data / "hh" / "harmless_dev.jsonl.gz"))

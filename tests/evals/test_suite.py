@@ -214,6 +214,22 @@ def test_the_tiny_world_provides_every_set_and_other_data_what_they_can(tmp_path
     assert not real["utility"].items and not real["over_refusal"].items
 
 
+def test_what_an_evaluation_does_not_ask_is_held_out_with_it(tmp_path):
+    """The unsafe prompts for contrast, and every row's other language."""
+    (tmp_path / "o.csv").write_text("prompt,prompt_ko,label\na,ㄱ,safe\nb,ㄴ,unsafe\n")
+    (tmp_path / "u.csv").write_text("question,question_en,answer\n셋?,3?,3\n")
+    (tmp_path / "h.csv").write_text("prompt,prompt_ko,chosen,rejected\np,ㅍ,good,bad\n")
+    paths = {"over_refusal": "o.csv", "utility": "u.csv", "hhh": "h.csv"}
+    config = CONFIG.model_copy(update={key: str(tmp_path / name) for key, name in paths.items()})
+    found = suite.load_sets(Sources(config, DataConfig(train="x.json"), 0, []))
+    assert found["over_refusal"] == EvalSet(
+        [Item("a", others=("ㄱ",))], False, rest=[Item("b", others=("ㄴ",))], left_out=1, limit="label = unsafe"
+    )
+    assert sorted(found["over_refusal"].asked) == ["a", "b", "ㄱ", "ㄴ"]
+    assert found["utility"].asked == ["3?", "셋?"]
+    assert found["hhh"].asked == ["p", "ㅍ"]
+
+
 def test_what_memory_must_hold_is_every_prompt_and_every_choice():
     asked, compared = suite.evaluation_texts(SETS)
     assert asked == ["p", "q", "r", "2 + 2", "1 + 1", "3 + 3", "kill weeds", "bake bread"]
