@@ -63,6 +63,8 @@ class Client(NamedTuple):
     """Harmful ones among these. Null: as `kept`."""
     trained: int
     """Pairs that it can train on: those kept of which `data.max_length` leaves an answer token."""
+    kept_unlabelled: int | None = None
+    """Those without a label among those kept. Null: as `kept`."""
 
 
 class Spread(NamedTuple):
@@ -99,6 +101,8 @@ class Clients(NamedTuple):
     """Clients that hold pairs, of which their filter kept none."""
     without_answers: int
     """Clients that kept pairs, of which `data.max_length` leaves no answer token."""
+    kept_unlabelled: int | None = None
+    """Those without a label among those kept. Null: as `kept`."""
 
     @property
     def without_data(self) -> int:
@@ -215,6 +219,7 @@ def client(pairs: Sequence[Pair], rows: np.ndarray, kept: np.ndarray | None, ans
         of_category=of_category,
         kept=None if kept is None else len(kept),
         kept_harmful=None if kept is None else sum(pairs[row].harmful is True for row in kept),
+        kept_unlabelled=None if kept is None else _unlabelled([pairs[row] for row in kept]),
         trained=int((answer_tokens[left] > 0).sum()) if len(left) else 0,
     )
 
@@ -225,6 +230,7 @@ def all_clients(table: Sequence[Client]) -> Clients:
     kept = [one.kept for one in table if one.kept is not None]
     filtered = len(kept) == len(table)
     kept_harmful = [one.kept_harmful for one in table if one.kept_harmful is not None]
+    kept_unlabelled = [one.kept_unlabelled for one in table if one.kept_unlabelled is not None]
     idle = [one for one in table if not one.trained]
     empty = [one for one in idle if not one.pairs]
     dropped_all = [one for one in idle if one.pairs and one.kept == 0]
@@ -235,6 +241,7 @@ def all_clients(table: Sequence[Client]) -> Clients:
         kept=sum(kept) if filtered else None,
         dropped=sum(one.pairs for one in table) - sum(kept) if filtered else None,
         kept_harmful=sum(kept_harmful) if filtered else None,
+        kept_unlabelled=sum(kept_unlabelled) if filtered else None,
         kept_pairs=spread(kept) if filtered else None,
         without_pairs=len(empty),
         without_kept=len(dropped_all),

@@ -124,11 +124,14 @@ def client_lines(described: DataFile) -> Iterator[str]:
     shares = f", harmful {in_percent(clients.harmful_share)}" if clients.harmful_share else ""
     yield from filled(f"{terminal.plural(clients.clients, 'client')} of {in_words(clients.pairs)} pairs{shares}")
     if clients.kept is not None and clients.kept_pairs is not None:
-        left = percent(clients.kept_harmful or 0, clients.kept)
+        labelled = clients.kept - (clients.kept_unlabelled or 0)
+        left = f"; {percent(clients.kept_harmful or 0, labelled)} of the kept are harmful" if labelled else ""
+        if clients.kept_unlabelled:
+            left += f", {clients.kept_unlabelled:,} unlabelled"
         filtered = (
             f"filter: {clients.kept:,} kept, {clients.dropped:,} dropped; of a client {in_words(clients.kept_pairs)}"
         )
-        yield from filled(f"{filtered} kept; {left} of the kept are harmful")
+        yield from filled(f"{filtered} kept{left}")
     if clients.without_data:
         yield from filled(f"NOTHING TO TRAIN ON at {without_data(clients)}")
     if len(described.clients) <= LISTED:
