@@ -108,6 +108,15 @@ def test_of_what_the_filter_kept_those_without_a_label_are_in_no_share(labels, e
     assert line.endswith(ending)
 
 
+def test_a_synthetic_source_beside_files_is_said_on_the_screen_and_in_the_picture():
+    tiny = Reading(rows=30, pairs=30, refused=0, duplicates=0, unlabelled=0, columns="tiny", synthetic=True)
+    mixed = SUMMARY._replace(sources={**SUMMARY.sources, "data.sources[1]: tiny": tiny})
+    said = list(data.source_lines(mixed))
+    assert said[1:] == ["data: data.sources[1]: tiny: 30 pairs made by the synthetic tiny world"]
+    added = [data.synthetic_words(one) for one in (SUMMARY, mixed, SUMMARY._replace(sources={}))]
+    assert added == ["", ", synthetic tiny world in part", ", synthetic tiny world"]
+
+
 def test_where_nothing_is_cut_that_is_said():
     assert (
         data.cut_text(SUMMARY._replace(cut={"examples": Cut(12, 0, 0, 0)})) == "nothing is cut at data.max_length = 64"
