@@ -10,6 +10,12 @@ from fedjax_rai.data.sources import Pair, Read
 
 HELD_OUT = "the evaluation, which asks the same"
 """What leaves out pairs that are evaluated."""
+TURNS_BEFORE = "turns before the question"
+"""What leaves out pairs of server and evaluation that continue a conversation, and cannot be asked alone."""
+ONE_KIND = "one kind of answer"
+"""What leaves out pairs of the evaluation of which no choice can be made."""
+NO_LABEL = "no label"
+"""What leaves out pairs of the server of whose question no answer has a label."""
 
 
 class Reading(NamedTuple):
@@ -27,6 +33,8 @@ class Reading(NamedTuple):
     """Pairs of which nobody said whether they are harmful."""
     columns: str
     """The layout by which they were read."""
+    synthetic: bool = False
+    """The tiny world made them."""
 
 
 class Part(NamedTuple):
@@ -35,8 +43,10 @@ class Part(NamedTuple):
     used: int
     """Pairs or prompts that are used."""
     left_out: dict[str, int]
-    """Those that there are besides, by the key that leaves them out; `balance`: half of the guard's must be harmful;
-    `one kind of answer`: a choice takes a question with answers of both kinds; or the evaluation, which asks the same.
+    """Those that there are besides, by the key that leaves them out, or by the reason. `balance`: half of the guard's
+    must be harmful; `turns before the question`: it cannot be asked alone; `one kind of answer`: a choice takes a
+    question with answers of both kinds; `no label`: nobody said whether an answer is harmful; `at most 200 choices`; or
+    the evaluation, which asks the same.
     """
     harmful: int | None = None
     """Used pairs that are harmful. Null: prompts, which have no label."""
@@ -63,6 +73,8 @@ class Client(NamedTuple):
     """Harmful ones among these. Null: as `kept`."""
     trained: int
     """Pairs that it can train on: those kept of which `data.max_length` leaves an answer token."""
+    kept_unlabelled: int | None = None
+    """Those without a label among those kept. Null: as `kept`."""
 
 
 class Spread(NamedTuple):
@@ -99,6 +111,8 @@ class Clients(NamedTuple):
     """Clients that hold pairs, of which their filter kept none."""
     without_answers: int
     """Clients that kept pairs, of which `data.max_length` leaves no answer token."""
+    kept_unlabelled: int | None = None
+    """Those without a label among those kept. Null: as `kept`."""
 
     @property
     def without_data(self) -> int:
@@ -134,7 +148,7 @@ class DataSummary(NamedTuple):
     """What a run has of the data that it was given, before its first step."""
 
     sources: dict[str, Reading]
-    """What was read, by its path or name; empty where the tiny world makes the pairs."""
+    """What was read, by its path or name; empty where the tiny world makes all pairs."""
     parts: dict[str, Part]
     """Pairs of `clients`, `guard`, `server` and `evaluation`; `red prompts`, `probe` and `replay` of the server; and
     each evaluation set by its name.
@@ -144,11 +158,11 @@ class DataSummary(NamedTuple):
     max_length: int
     """The `data.max_length` at which texts are cut."""
     cut: dict[str, Cut]
-    """What is cut: `examples` of the clients, `guard requests`, prompts by part or evaluation set; of choices, both
-    answers count.
+    """What is cut: `examples`, the pairs that clients hold; `guard requests`, of every exchange of these pairs; `guard
+    examples`; prompts by part or evaluation set; of choices, both answers count.
     """
     without_answer: int
-    """Examples of the clients of which no answer token is left: they weigh nothing."""
+    """Examples, of the pairs that clients hold, of which no answer token is left: they weigh nothing."""
     less: list[Less]
     """What there is less of than was asked for."""
 
@@ -162,9 +176,9 @@ class DataFile(NamedTuple):
     """Every client, in order."""
 
 
-def reading(read: Read) -> Reading:
-    """What was read, counted."""
-    return Reading(read.rows, len(read.pairs), read.refused, read.duplicates, read.unlabelled, read.columns)
+def reading(read: Read, synthetic: bool = False) -> Reading:
+    """What was read, counted; `synthetic`: the tiny world made it."""
+    return Reading(read.rows, len(read.pairs), read.refused, read.duplicates, read.unlabelled, read.columns, synthetic)
 
 
 def part(used: Sequence[Pair], left_out: Mapping[str, int] | None = None) -> Part:
@@ -215,6 +229,7 @@ def client(pairs: Sequence[Pair], rows: np.ndarray, kept: np.ndarray | None, ans
         of_category=of_category,
         kept=None if kept is None else len(kept),
         kept_harmful=None if kept is None else sum(pairs[row].harmful is True for row in kept),
+        kept_unlabelled=None if kept is None else _unlabelled([pairs[row] for row in kept]),
         trained=int((answer_tokens[left] > 0).sum()) if len(left) else 0,
     )
 
@@ -225,6 +240,7 @@ def all_clients(table: Sequence[Client]) -> Clients:
     kept = [one.kept for one in table if one.kept is not None]
     filtered = len(kept) == len(table)
     kept_harmful = [one.kept_harmful for one in table if one.kept_harmful is not None]
+    kept_unlabelled = [one.kept_unlabelled for one in table if one.kept_unlabelled is not None]
     idle = [one for one in table if not one.trained]
     empty = [one for one in idle if not one.pairs]
     dropped_all = [one for one in idle if one.pairs and one.kept == 0]
@@ -235,6 +251,7 @@ def all_clients(table: Sequence[Client]) -> Clients:
         kept=sum(kept) if filtered else None,
         dropped=sum(one.pairs for one in table) - sum(kept) if filtered else None,
         kept_harmful=sum(kept_harmful) if filtered else None,
+        kept_unlabelled=sum(kept_unlabelled) if filtered else None,
         kept_pairs=spread(kept) if filtered else None,
         without_pairs=len(empty),
         without_kept=len(dropped_all),

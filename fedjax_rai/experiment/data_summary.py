@@ -1,6 +1,7 @@
 """What an arm has of the data that it was given, counted before its first step (`data.summary`)."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence, Set
 
 import numpy as np
 
@@ -10,7 +11,20 @@ from fedjax_rai.data import summary
 from fedjax_rai.data.mix import Mixed
 from fedjax_rai.data.roles import CLIENTS, EVALUATION, GUARD, SERVER
 from fedjax_rai.data.sources import Pair
-from fedjax_rai.data.summary import HELD_OUT, Client, Cut, DataFile, DataSummary, Less, Part, Reading
+from fedjax_rai.data.summary import (
+    HELD_OUT,
+    NO_LABEL,
+    ONE_KIND,
+    TURNS_BEFORE,
+    Client,
+    Cut,
+    DataFile,
+    DataSummary,
+    Less,
+    Part,
+    Reading,
+)
+from fedjax_rai.evals.suite import EvalSet, both_ways
 from fedjax_rai.experiment.materials import FOR_GUARD, TRAINING
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety.guard import guard_form, training_chats
@@ -41,12 +55,14 @@ def describe(setting: Setting, kept: Sequence[np.ndarray] | None = None) -> Data
 
 
 def readings(sources: Sequence[Mixed]) -> dict[str, Reading]:
-    """What was read, by its path; by its key besides, where there are several."""
+    """What was read, by its path; by its key besides, where there are several. Nothing of the tiny world alone."""
+    if all(mixed.synthetic for mixed in sources):
+        return {}
     found = {}
     for mixed in sources:
         path = mixed.entry.config.path
-        if not mixed.synthetic:
-            found[path if len(sources) == 1 else f"{mixed.entry.key}: {path}"] = summary.reading(mixed.read)
+        name = path if len(sources) == 1 else f"{mixed.entry.key}: {path}"
+        found[name] = summary.reading(mixed.read, mixed.synthetic)
     return found
 
 
@@ -67,10 +83,9 @@ def parts(setting: Setting) -> dict[str, Part]:
         "guard": summary.part(made.guard_pairs, _beside_the_guards(setting)),
     }
     if any(made.shares.get(name) for name in (SERVER, EVALUATION)):
-        asked = {*made.probe_prompts, *made.benign_prompts, *(red.query for red in made.red_prompts)}
-        key = "cai.replay" if setting.config.cai.red_prompts is None else "cai.red_prompts"
-        found["server"] = _about(made.shares[SERVER], asked, key)
-        found["evaluation"] = _about(made.shares[EVALUATION], {*made.evaluations["hhh"].prompts}, "one kind of answer")
+        found["server"] = _the_servers(setting)
+        by_file = setting.config.eval.hhh is not None
+        found["evaluation"] = evaluation_part(made.shares[EVALUATION], made.evaluations["hhh"], by_file)
     found["red prompts"] = summary.prompts(len(made.red_prompts))
     found["probe"] = summary.prompts(len(made.probe_prompts))
     found["replay"] = summary.prompts(len(made.benign_prompts))
@@ -111,11 +126,65 @@ def _beside_the_guards(setting: Setting) -> dict[str, int]:
     return {HELD_OUT: held_out, key: there - held_out - len(made.guard_pairs)}
 
 
-def _about(pairs: Sequence[Pair], asked: set[str], key: str) -> Part:
-    """The pairs whose question is asked, in whatever spelling; `key` leaves out the others."""
+def _the_servers(setting: Setting) -> Part:
+    """The pairs of the server's share whose question it asks, and what leaves out the others."""
+    made, cai = setting.texts.materials, setting.config.cai
+    asked = [*made.probe_prompts, *made.benign_prompts, *(red.query for red in made.red_prompts)]
+    replay_key = "cai.replay" if cai.replay_data is None else "cai.replay_data"
+    return server_part(made.shares[SERVER], asked, made.evaluated, replay_key)
+
+
+def server_part(pairs: Sequence[Pair], asked: Iterable[str], evaluated: Set[str], replay_key: str) -> Part:
+    """The server's pairs: used are those whose question is `asked`, in whatever spelling.
+
+    `evaluated`: the questions that the evaluation asks, as they are compared. Of the other questions, `cai.red_prompts`
+    leaves out those that have a harmful answer, `replay_key` those that have acceptable ones alone.
+    """
     forms = {same(question) for question in asked}
-    used = [pair for pair in pairs if same(pair.query) in forms]
-    return summary.part(used, {key: len(pairs) - len(used)})
+    alone = [pair for pair in pairs if not pair.before]
+    red, acceptable = ({same(pair.query) for pair in alone if pair.harmful is label} for label in (True, False))
+
+    def reason(pair: Pair) -> str | None:
+        form = same(pair.query)
+        if pair.before:
+            return TURNS_BEFORE
+        if form in forms:
+            return None
+        if form in evaluated:
+            return HELD_OUT
+        if form in red:
+            return "cai.red_prompts"
+        return replay_key if form in acceptable else NO_LABEL
+
+    return _by_reason(pairs, reason)
+
+
+def evaluation_part(pairs: Sequence[Pair], given: EvalSet, by_file: bool) -> Part:
+    """The pairs of the evaluation: used are those whose question is a choice of `given`, in whatever spelling.
+
+    `by_file`: `eval.hhh` names other choices, so that no pair is used.
+    """
+    forms = set(map(same, given.prompts))
+    choices = {same(choice.query) for choice in both_ways(pairs)}
+
+    def reason(pair: Pair) -> str | None:
+        form = same(pair.query)
+        if pair.before:
+            return TURNS_BEFORE
+        if by_file:
+            return "eval.hhh"
+        if form in forms:
+            return None
+        return given.limit if form in choices else ONE_KIND
+
+    return _by_reason(pairs, reason)
+
+
+def _by_reason(pairs: Sequence[Pair], reason: Callable[[Pair], str | None]) -> Part:
+    """Pairs by what leaves them out; None: nothing does."""
+    reasons = [reason(pair) for pair in pairs]
+    used = [pair for pair, left_out_by in zip(pairs, reasons, strict=True) if left_out_by is None]
+    return summary.part(used, Counter(left_out_by for left_out_by in reasons if left_out_by is not None))
 
 
 def less(setting: Setting) -> list[Less]:
@@ -140,7 +209,8 @@ def _fits_a_guard(setting: Setting) -> bool:
 def cut(setting: Setting) -> dict[str, Cut]:
     """What is cut of the texts that this arm uses."""
     config = setting.config
-    found = dict(setting.texts.cut)
+    examples = setting.texts.cut_examples(np.concatenate(setting.client_rows))
+    found = {"examples": examples, **setting.texts.cut}
     if not may_be_due(config.cai, config.federated.rounds):
         del found["red prompts"], found["replay"]
     if not config.cai.probe:
@@ -155,7 +225,7 @@ def cut(setting: Setting) -> dict[str, Cut]:
 
 
 def guard_requests(setting: Setting) -> Cut:
-    """What is cut of the guard's requests about the clients' pairs.
+    """What is cut of the guard's requests about the clients' pairs, one for each exchange of a pair.
 
     A request is measured where its pair and the guard's own words come near the limit; with another tokenizer, always.
     """
@@ -167,8 +237,9 @@ def guard_requests(setting: Setting) -> Cut:
     pairs = setting.texts.materials.pairs
     rows = np.concatenate(setting.client_rows)
     near = rows if released else rows[setting.texts.lengths[rows] + words + MARGIN > room]
-    lengths = [_length(tokenizer, form.conversation(pairs[row].query, pairs[row].response)) for row in near]
-    return summary.cut(lengths, room, len(rows))
+    exchanges = [exchange for row in near for exchange in pairs[row].exchanges]
+    lengths = [_length(tokenizer, form.conversation(*exchange)) for exchange in exchanges]
+    return summary.cut(lengths, room, sum(len(pairs[row].exchanges) for row in rows))
 
 
 def _length(tokenizer: Tokenizer, turns: Sequence[Turn]) -> int:

@@ -94,19 +94,27 @@ class Texts:
         tokenizer = self._models.tokenizer
         return len(tokenizer.encode_segments(chat(tokenizer, turns))[0])
 
+    def cut_examples(self, rows: np.ndarray) -> Cut:
+        """What `data.max_length` cuts of the examples in these rows of the corpus."""
+        beyond = [self._whole_lengths[row] for row in rows.tolist() if row in self._whole_lengths]
+        return cut(beyond, self._config.data.max_length, len(rows))
+
+    @cached_property
+    def _whole_lengths(self) -> dict[int, int]:
+        """The tokens before the cut of every example of the corpus that is cut, by its row."""
+        rows = np.flatnonzero(self._encoded[1]).tolist()
+        return {row: self.length(self.materials.pairs[row].turns) for row in rows}
+
     @cached_property
     def cut(self) -> dict[str, Cut]:
-        """What `data.max_length` cuts: clients' `examples`, prompts by part, evaluation sets by name."""
+        """What `data.max_length` cuts of what is asked: prompts by part, evaluation sets by name."""
         made, limit = self.materials, self._config.data.max_length
-        rows = np.flatnonzero(self._encoded[1])
-        of_examples = [self.length(made.pairs[int(row)].turns) for row in rows]
         asked = {
             "red prompts": self.red_questions,
             "probe": made.probe_prompts[: self._config.cai.probe],
             "replay": made.benign_prompts,
         }
-        found = {"examples": cut(of_examples, limit, len(made.pairs))}
-        found |= {name: cut(self._prompt_lengths(prompts), limit) for name, prompts in asked.items()}
+        found = {name: cut(self._prompt_lengths(prompts), limit) for name, prompts in asked.items()}
         for name, given in made.evaluations.items():
             found[name] = cut(self._item_lengths(given), limit)
         return found

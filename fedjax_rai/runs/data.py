@@ -81,6 +81,9 @@ def source_lines(summary: DataSummary) -> Iterator[str]:
     if not summary.sources:
         yield "data: made by the synthetic tiny world"
     for path, read in summary.sources.items():
+        if read.synthetic:
+            yield from filled(f"data: {path}: {read.pairs:,} pairs made by the synthetic tiny world", "")
+            continue
         counts = f"{read.refused:,} refused, {read.duplicates:,} duplicate, {read.unlabelled:,} unlabelled"
         yield from filled(f"data: {path}: {read.rows:,} rows, {read.pairs:,} pairs by {read.columns}; {counts}", "")
 
@@ -124,11 +127,14 @@ def client_lines(described: DataFile) -> Iterator[str]:
     shares = f", harmful {in_percent(clients.harmful_share)}" if clients.harmful_share else ""
     yield from filled(f"{terminal.plural(clients.clients, 'client')} of {in_words(clients.pairs)} pairs{shares}")
     if clients.kept is not None and clients.kept_pairs is not None:
-        left = percent(clients.kept_harmful or 0, clients.kept)
+        labelled = clients.kept - (clients.kept_unlabelled or 0)
+        left = f"; {percent(clients.kept_harmful or 0, labelled)} of the kept are harmful" if labelled else ""
+        if clients.kept_unlabelled:
+            left += f", {clients.kept_unlabelled:,} unlabelled"
         filtered = (
             f"filter: {clients.kept:,} kept, {clients.dropped:,} dropped; of a client {in_words(clients.kept_pairs)}"
         )
-        yield from filled(f"{filtered} kept; {left} of the kept are harmful")
+        yield from filled(f"{filtered} kept{left}")
     if clients.without_data:
         yield from filled(f"NOTHING TO TRAIN ON at {without_data(clients)}")
     if len(described.clients) <= LISTED:
@@ -195,9 +201,15 @@ def draw_data(folder: Path) -> None:
     draw_cut(cut, described.summary)
     for axes in (parts, clients, cut):
         axes.spines[["top", "right"]].set_visible(False)
-    synthetic = "" if described.summary.sources else ", synthetic tiny world"
-    made.suptitle(f"data of {folder.name}{synthetic}", fontsize=10)
+    made.suptitle(f"data of {folder.name}{synthetic_words(described.summary)}", fontsize=10)
     made.savefig(folder / PICTURE)
+
+
+def synthetic_words(summary: DataSummary) -> str:
+    """What a picture's title adds where the tiny world made pairs."""
+    if not summary.sources:
+        return ", synthetic tiny world"
+    return ", synthetic tiny world in part" if any(read.synthetic for read in summary.sources.values()) else ""
 
 
 def draw_parts(axes: Any, summary: DataSummary) -> None:

@@ -38,9 +38,10 @@ def test_a_client_before_and_after_its_filter():
     held = rows(0, 2, 3, 4, 8)
     unfiltered = Client(5, 2, 1, category="a", of_category=3, kept=None, kept_harmful=None, trained=4)
     assert summary.client(PAIRS, held, None, ANSWERS) == unfiltered
-    filtered = unfiltered._replace(kept=2, kept_harmful=1, trained=1)
+    filtered = unfiltered._replace(kept=2, kept_harmful=1, trained=1, kept_unlabelled=0)
     assert summary.client(PAIRS, held, rows(2, 3), ANSWERS) == filtered
     assert summary.client(PAIRS, held, rows(), ANSWERS) == filtered._replace(kept=0, kept_harmful=0, trained=0)
+    assert summary.client(PAIRS, held, rows(8, 0), ANSWERS) == filtered._replace(kept_unlabelled=1, trained=2)
     assert summary.client(PAIRS, rows(4, 0), None, ANSWERS).category == "a", "of as many each the first by name"
     assert summary.client(PAIRS, rows(), None, ANSWERS) == Client(0, 0, 0, None, 0, None, None, 0)
 
@@ -55,7 +56,7 @@ def test_all_clients_and_why_some_have_nothing():
     found = summary.all_clients(table)
     assert found == Clients(
         clients=5, pairs=Spread(0, 2, 4), harmful_share=Spread(0, 0.25, 1), kept=6, dropped=4, kept_harmful=1,
-        kept_pairs=Spread(0, 1, 3), without_pairs=1, without_kept=1, without_answers=1,
+        kept_pairs=Spread(0, 1, 3), without_pairs=1, without_kept=1, without_answers=1, kept_unlabelled=2,
     )  # fmt: skip
     assert found.without_data == 3
     plain = summary.all_clients([summary.client(PAIRS, mine, None, ANSWERS) for mine in held])

@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedjax_rai.data.summary import Less
-from fedjax_rai.experiment.data_summary import describe
+from fedjax_rai.config.schema import SourceConfig
+from fedjax_rai.data.sources import Choice, Pair
+from fedjax_rai.data.summary import Less, Reading
+from fedjax_rai.evals.suite import EvalSet
+from fedjax_rai.experiment.data_summary import cut, describe, evaluation_part, parts, readings, server_part
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.text.prompts import prompt, question
+from fedjax_rai.text.prompts import Turn, prompt, question
+from tests.mixes import source
 from tests.tiny_runs import vary
 
 
@@ -106,3 +110,82 @@ def test_guard_requests_near_the_limit_are_measured_and_the_others_are_not_cut(c
         assert (found.texts, found.cut, found.tokens) == (40, (beyond > 0).sum(), beyond[beyond > 0].sum())
         counts.append(found.cut)
     assert counts[0] < counts[-1], counts
+
+
+EARLIER = (Turn("user", "before"), Turn("assistant", "yes"))
+
+
+def test_what_leaves_out_the_pairs_of_the_server():
+    """One of each: asked, of turns, evaluated, harmful, acceptable, without a label."""
+    pairs = [
+        Pair("asked", "r", True),
+        Pair("Asked of turns", "r", True, before=EARLIER),
+        Pair("evaluated", "r", False),
+        Pair("red", "r", True),
+        Pair("red", "r", False),
+        Pair("mild", "r", False),
+        Pair("nobody knows", "r", None),
+    ]
+    found = server_part(pairs, ["asked"], {"asked", "evaluated"}, "cai.replay_data")
+    assert (found.used, found.harmful) == (1, 1)
+    assert found.left_out == {
+        "turns before the question": 1, "the evaluation, which asks the same": 1, "cai.red_prompts": 2,
+        "cai.replay_data": 1, "no label": 1,
+    }  # fmt: skip
+
+
+def test_what_leaves_out_the_pairs_of_the_evaluation():
+    """Three questions of both kinds, of which two are asked; one of one kind; one that continues a conversation."""
+    both = [Pair(f"both {i}", "r", label) for i in range(3) for label in (True, False)]
+    pairs = [*both, Pair("one", "r", True), Pair("more", "r", True, before=EARLIER)]
+    choices = [Choice(f"both {i}", "r", "r", "etc") for i in range(2)]
+    found = evaluation_part(pairs, EvalSet(choices, synthetic=False, left_out=1, limit="at most 2 choices"), False)
+    assert (found.used, found.harmful) == (4, 2)
+    assert found.left_out == {"at most 2 choices": 2, "one kind of answer": 1, "turns before the question": 1}
+    by_file = evaluation_part(pairs, EvalSet(choices, synthetic=False), True)
+    assert (by_file.used, by_file.left_out) == (0, {"eval.hhh": 7, "turns before the question": 1})
+
+
+@pytest.fixture
+def conversations(config, tmp_path) -> Any:
+    """Sixty questions with an answer of either kind, every second after an earlier exchange."""
+    rows = []
+    for i in range(60):
+        begin = "\n\nHuman: hello\n\nAssistant: hi" * (i % 2) + f"\n\nHuman: question {i}?\n\nAssistant: "
+        rows.append({"chosen": f"{begin}no", "rejected": f"{begin}yes"})
+    (tmp_path / "hh.json").write_text(json.dumps(rows))
+    data = {"train": str(tmp_path / "hh.json"), "columns": "hh", "red": None, "acceptable": None}
+    return vary(config, data=data, filter={"enabled": True})
+
+
+def test_all_pairs_are_used_or_left_out_by_what_leaves_them_out(conversations):
+    """Every question of the server's and the evaluation's share that continues a conversation is left out by that."""
+    setting = Setting(conversations)
+    found = parts(setting)
+    pairs = [found[name] for name in ("clients", "guard", "server", "evaluation")]
+    assert sum(part.used + sum(part.left_out.values()) for part in pairs) == 120
+    for name in ("server", "evaluation"):
+        continued = sum(bool(pair.before) for pair in setting.texts.materials.shares[name])
+        assert continued and found[name].left_out["turns before the question"] == continued
+        assert found[name].used + continued == len(setting.texts.materials.shares[name])
+
+
+def test_the_guard_is_asked_for_every_exchange_and_examples_are_what_clients_hold(conversations):
+    """Two pairs, of one exchange and of two."""
+    setting = Setting(conversations)
+    pairs = setting.texts.materials.pairs
+    alone, continued = ([i for i, pair in enumerate(pairs) if bool(pair.before) is more][0] for more in (False, True))
+    vars(setting)["client_rows"] = [np.array([alone]), np.array([continued])]
+    found = cut(setting)
+    assert (found["guard requests"].texts, found["examples"].texts) == (3, 2)
+
+
+def test_a_source_of_the_tiny_world_beside_files_is_listed():
+    pairs = [Pair("q", "r", True)]
+    file, tiny = source(pairs), source(pairs, key="data.sources[1]")
+    tiny = tiny._replace(entry=tiny.entry._replace(config=SourceConfig(path="tiny")))
+    assert readings([file, tiny]) == {
+        "data.sources[0]: pairs.json": Reading(1, 1, 0, 0, 0, "square"),
+        "data.sources[1]: tiny": Reading(1, 1, 0, 0, 0, "square", synthetic=True),
+    }
+    assert readings([tiny]) == {}

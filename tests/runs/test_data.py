@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fedjax_rai.data.summary import Client, Clients, Cut, DataFile, DataSummary, Less, Part, Reading, Spread
+from fedjax_rai.data.sources import Pair
+from fedjax_rai.data.summary import (
+    Client,
+    Clients,
+    Cut,
+    DataFile,
+    DataSummary,
+    Less,
+    Part,
+    Reading,
+    Spread,
+    all_clients,
+    client,
+)
 from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import data, files, rows
@@ -76,6 +89,32 @@ def test_without_a_filter_nothing_is_kept_or_dropped():
         "       1       4   100.0 %  etc (4)",
     ]
     assert not any("kept," in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("labels", "ending"),
+    [
+        ([True] + [None] * 9, "kept; 100.0 % of the kept are harmful, 9 unlabelled"),
+        ([True, False, False, False], "kept; 25.0 % of the kept are harmful"),
+        ([None] * 3, "kept, 3 unlabelled"),
+    ],
+)
+def test_of_what_the_filter_kept_those_without_a_label_are_in_no_share(labels, ending):
+    pairs = [Pair("q", "r", label) for label in labels]
+    rows = np.arange(len(pairs))
+    table = [client(pairs, rows, rows, np.ones(len(pairs)))]
+    said = list(data.client_lines(DataFile(SUMMARY._replace(clients=all_clients(table)), table)))
+    (line,) = [line for line in said if "filter:" in line]
+    assert line.endswith(ending)
+
+
+def test_a_synthetic_source_beside_files_is_said_on_the_screen_and_in_the_picture():
+    tiny = Reading(rows=30, pairs=30, refused=0, duplicates=0, unlabelled=0, columns="tiny", synthetic=True)
+    mixed = SUMMARY._replace(sources={**SUMMARY.sources, "data.sources[1]: tiny": tiny})
+    said = list(data.source_lines(mixed))
+    assert said[1:] == ["data: data.sources[1]: tiny: 30 pairs made by the synthetic tiny world"]
+    added = [data.synthetic_words(one) for one in (SUMMARY, mixed, SUMMARY._replace(sources={}))]
+    assert added == ["", ", synthetic tiny world in part", ", synthetic tiny world"]
 
 
 def test_where_nothing_is_cut_that_is_said():
