@@ -301,7 +301,8 @@ def _guard(g: np.random.Generator) -> Document:
 def _revision(g: np.random.Generator) -> Document:
     """A conversation of prompt, answer, critique and revision; the answer, often unsafe, is not trained on."""
     if g.random() < 0.2:
-        query, answer = benign(g)
+        task = benign(g)
+        query, answer = task.query, task.answer
         critique, revision = words.FINE, answer
     else:
         item = _seen(g, str(g.choice(KINDS, p=(0.5, 0.18, 0.16, 0.16))))

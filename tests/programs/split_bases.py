@@ -22,10 +22,10 @@ READ: collections.Counter[Part] = collections.Counter()
 _read = weights.Stored.read
 
 
-def _counted(stored: Any, index: Any = ...) -> np.ndarray:
+def _counted(stored: Any, index: Any = ..., dtype: Any = None) -> np.ndarray:
     places = [range(size)[part] for size, part in zip(stored.shape, index, strict=True)]
     READ[stored.name, tuple(places), int(np.prod(stored.shape))] += 1
-    return _read(stored, index)
+    return _read(stored, index, dtype)
 
 
 setattr(weights.Stored, "read", _counted)  # noqa: B010
