@@ -27,6 +27,7 @@ def test_answers_on_two_devices_are_those_on_one(fsdp):
     mesh_laws.check_generation(2, fsdp)
 
 
+@pytest.mark.slow
 def test_a_phase_on_two_devices_is_that_on_one():
     mesh_laws.check_phase(2, revisions=1)
 

@@ -79,6 +79,7 @@ def assert_same(x, y) -> None:
 # ---- iterations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [small.slow("sft"), "sft+dpo"])
 def test_zero_iterations_leave_everything_untouched(method):
     whole, start = pool(), begin(small.adapter())
@@ -89,6 +90,7 @@ def test_zero_iterations_leave_everything_untouched(method):
         assert_same(train(options_of(method), later, whole, to), later)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [small.slow("sft"), "sft+dpo"])
 def test_a_longer_run_passes_through_every_shorter_one(method):
     """Bitwise, the optimizer's state and the counts of tokens included."""

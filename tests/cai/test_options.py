@@ -65,6 +65,7 @@ def config_of(monkeypatch, loss) -> CaiConfig:
     return CaiConfig(method="dpo").model_copy(update={"preference": "mine", "temperature": 0.5})
 
 
+@pytest.mark.slow
 def test_a_preference_loss_takes_its_further_numbers_from_the_config(monkeypatch):
     """Pairs 0, 1 and 2 are preferred, with log-ratios 3, 1 and -2 of their chosen answers; 0.5 times their mean."""
     cai = config_of(monkeypatch, scaled)

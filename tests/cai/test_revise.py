@@ -139,6 +139,7 @@ def test_the_likeliest_token_alone_is_the_greedy_one():
 # ---- batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [2, small.slow(1), small.slow(5)])
 def test_chunks_give_what_all_rows_give_at_once(chunk):
     """Two do not divide the five rows."""

@@ -42,6 +42,7 @@ def test_a_phase_comes_after_every_so_many_rounds(config, arm, every):
     assert all((row["cai_seconds"] > 0) == own for row, own in zip(rows, ran(rows), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("safe", [small.slow(0.25), 0.5, small.slow(0.75)])
 def test_a_trigger_runs_it_only_where_the_probe_is_below(config, arm, monkeypatch, safe):
     monkeypatch.setattr(rounds, "probe", lambda *_: {"probe_harmless": safe})
@@ -221,6 +222,7 @@ def test_the_probes_questions_are_distinct_and_nobody_elses(config, probe):
     assert {*made.probe_prompts} <= made.evaluated
 
 
+@pytest.mark.slow
 def test_conversations_are_written_down(config, arm):
     own = vary(config, cai={"revisions": 2, "iterations": 1})
     folder, rows, summary = play(own, arm)

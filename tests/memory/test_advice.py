@@ -148,6 +148,7 @@ def test_a_smaller_max_length_is_planned_as_its_own_setting_is(config, tmp_path,
     assert known.lengths.opening == (settings[0].revising.openings.tokens.shape[1] if few_shot else 0)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_the_base_is_read(config, monkeypatch):
     setting = Setting(config)
     monkeypatch.setattr(advice, "device_limit", lambda: 2**20)
@@ -156,6 +157,7 @@ def test_what_does_not_fit_is_refused_before_the_base_is_read(config, monkeypatc
     assert "base" not in vars(setting) and not Path(str(config.output)).exists()
 
 
+@pytest.mark.slow
 def test_a_set_that_does_not_fit_is_refused_with_what_helps(config, tmp_path, monkeypatch, capsys):
     """Its plan is of conversations alone: neither of training nor of what a run holds besides."""
     prepare.prepare(config, tmp_path / "fits", 4)

@@ -90,6 +90,7 @@ def assert_same(got, expected, atol: float = 1e-4) -> None:
 # ---- attention and remat
 
 
+@pytest.mark.slow
 @models("gemma2", slow="gemma3 phi3")
 @pytest.mark.parametrize(("implementation", "remat"), [("chunked", "none"), small.slow("splash", "full")])
 def test_every_attention_and_remat_is_xla_without(folder, implementation, remat):
@@ -140,6 +141,7 @@ def dequantised(base):
     return {**base, "layers": {**base["layers"], **kernels}}
 
 
+@pytest.mark.slow
 @every_kind
 @models("phi3", slow="gemma2 qwen2")
 def test_a_quantised_base_is_the_kernels_that_it_stands_for(folder, kind):

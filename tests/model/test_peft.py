@@ -90,6 +90,7 @@ def test_excluded_modules_are_not_adapted(tmp_path):
     assert peft.load_adapter(tmp_path, CONFIG)[0].ranks("q_proj", 2) == (0, 2)
 
 
+@pytest.mark.slow
 def test_what_a_layer_has_no_rank_for_stays_zero():
     """Its gradient is zero, so that training leaves the shape as it is."""
     own = SHAPES["patterns"]

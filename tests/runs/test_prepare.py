@@ -132,7 +132,10 @@ def test_pairs_of_empty_or_equal_texts_are_degenerate_too(response, revision, de
     assert prepare.cause(own) == expected
 
 
-@pytest.mark.parametrize("killed_at", ["dropped-00001.jsonl", "pairs-00001.jsonl", "summary.json"])
+KILLED = [small.slow("dropped-00001.jsonl"), "pairs-00001.jsonl", small.slow("summary.json")]
+
+
+@pytest.mark.parametrize("killed_at", KILLED)
 def test_killed_and_gone_on_with_is_uninterrupted(warm, tmp_path, monkeypatch, killed_at):
     monkeypatch.setattr(prepare, "SHARD", 4)
     whole = prepare.prepare(warm, tmp_path / "whole", SOME)
@@ -225,6 +228,7 @@ def test_a_folder_of_something_else_is_refused_and_untouched(warm, setting, tmp_
         prepare.prepare(warm, tmp_path / "mine" / "thesis.tex", 4)
 
 
+@pytest.mark.slow
 def test_the_adapter_is_the_policy(warm, setting, tmp_path):
     base = by_number(prepare.prepare(warm, tmp_path / "base", SOME))
     fresh = setting.fresh_adapter("another")

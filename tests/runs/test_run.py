@@ -44,6 +44,7 @@ def test_a_run_folder_holds_all_that_the_run_was(config, arm, capsys):
     assert not list(folder.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(config, arm):
     folder, _ = play(config, arm)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
@@ -54,6 +55,7 @@ def test_a_finished_run_is_left_alone(config, arm):
     assert (folder / "run.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_config_is_refused_and_untouched(config, arm):
     folder, _ = play(config, arm)
     before = sorted(folder.rglob("*"))

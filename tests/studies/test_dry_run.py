@@ -122,6 +122,7 @@ def test_a_set_tells_its_conversations_and_its_folder() -> None:
     assert "conversations 700" in " ".join(told.split()) and "\n  set: new\n" in told
 
 
+@pytest.mark.slow
 def test_what_a_command_would_refuse_is_refused(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(arguments: list[str]) -> str:
         done = CliRunner().invoke(app, [*arguments, "--dry-run"])

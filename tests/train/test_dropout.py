@@ -98,6 +98,7 @@ def updated(drops, client: int = 0):
     )
 
 
+@pytest.mark.slow
 def test_clients_with_the_same_data_train_apart():
     one, same, other, none = updated(dropout(0.3)), updated(dropout(0.3)), updated(dropout(0.3), 1), updated(None)
     small.assert_trees_close(one.delta, same.delta, atol=0)
