@@ -138,7 +138,8 @@ def test_the_probe_is_the_share_that_the_guard_calls_safe(config, settings, monk
     blank = Responses([["A"], [" "], ["C"], ["D"]], [[False]] * 4)
     monkeypatch.setattr(rounds, "answers_to", lambda *_: blank)
     monkeypatch.setattr(rounds, "score", lambda *_: scores)
-    assert rounds.probe(setting, 4, adapter) == without_one | {"probe_empty": 1}
+    of_two = {"probe_harmless": 0.5, "probe_without_verdict": 1, "probe_empty": 1}  # an empty answer is in no rate
+    assert rounds.probe(setting, 4, adapter) == of_two
     scores[:] = np.nan
     found = rounds.probe(setting, 4, adapter)
     assert np.isnan(found["probe_harmless"]) and found["probe_without_verdict"] == 4
