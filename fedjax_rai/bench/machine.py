@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 
 def seconds(run: Callable[[], Any], repeats: int = 3) -> list[float]:
@@ -57,8 +56,3 @@ def peak_memory() -> int | None:
     """Bytes of the device's memory that this process held at most; None where the device does not say."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use")
-
-
-def median(values: list[float]) -> float:
-    """The median, as a plain number."""
-    return float(np.median(values))

@@ -5,6 +5,7 @@ logging, no gradient checkpointing. A program of its own, so that neither librar
 """
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -26,12 +27,11 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     run, tokens = work(model, request, device)
     run()
     spent = [_timed(run) for _ in range(request["repeats"])]
-    median = sorted(spent)[len(spent) // 2]
     return {
         **request,
         "peer": f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}",
         "seconds": spent,
-        "tokens_per_second": tokens / median,
+        "tokens_per_second": tokens / statistics.median(spent),
         "peak_memory": torch.cuda.max_memory_allocated() if device == "cuda" else None,
     }
 

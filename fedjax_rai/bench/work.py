@@ -1,6 +1,7 @@
 """A federated round and decoding at given shapes, timed beside this machine's limits."""
 
 import json
+import statistics
 import sys
 import time
 from typing import Any
@@ -39,7 +40,7 @@ def measure_round(model: str, shape: RoundShape, repeats: int = 3, **computed: s
     jax.block_until_ready(federated_round(algorithm, state, lm, batch))
     first = time.perf_counter() - began
     spent = machine.seconds(lambda: federated_round(algorithm, state, lm, batch), repeats)
-    median = machine.median(spent)
+    median = statistics.median(spent)
     held = machine.peak_memory()  # before the limits are measured, which hold matrices of their own
     peaks = machine.peaks(lm.model.config.dtype)
     flops = shape.tokens * step_flops(parameters(lm.model.config, LORA)) / median
@@ -79,7 +80,7 @@ def measure_decoding(model: str, shape: DecodingShape, repeats: int = 3, **compu
     keys = jax.random.split(jax.random.key(2), shape.rows)
     decoding = Decoding(Sampling(np.float32(0)), NO_END, shape.new)
     spent = machine.seconds(lambda: generate(lm, adapter, prompts, keys, decoding), repeats)
-    median = machine.median(spent)
+    median = statistics.median(spent)
     held = machine.peak_memory()  # before the limits are measured, which hold matrices of their own
     peaks = machine.peaks(config.dtype)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves((lm.base, adapter)))
