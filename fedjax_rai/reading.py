@@ -89,6 +89,14 @@ def one_line(error: BaseException, most: int = 300) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def shown(value: Any) -> str:
+    """A value as a message shows it; nobody reads a number of hundreds of digits."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of too many digits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def parse_json(text: str, name: str, line: int = 1) -> Any:
     """The JSON value that is the whole text, whose first line is `line` of what is called `name`.
 

@@ -1,4 +1,7 @@
-"""Benchmarks: python -m fedjax_rai.bench round | generate | load | sweep"""
+"""Benchmarks: python -m fedjax_rai.bench round | generate | load | sweep
+
+A command's parameters are its options, so there are as many as its users have choices.
+"""
 
 import importlib.util
 import json
@@ -56,10 +59,7 @@ def federated_round(
     peer: Peer = False,
     compiled: Compile = False,
 ) -> None:
-    """Measure a federated round of LoRA: tokens a second and the share of this machine's matrix products.
-
-    More than six parameters, as they are the options of a command.
-    """
+    """Measure a federated round of LoRA: tokens a second and the share of this machine's matrix products."""
     with terminal.answering():
         check_shape(model, dtype)
         shape = {"clients": clients, "steps": steps, "batch": batch, "length": length}
@@ -80,10 +80,7 @@ def generate(
     repeats: Repeats = 3,
     peer: Peer = False,
 ) -> None:
-    """Measure greedy decoding with an adapter: tokens a second and the share of this machine's copies.
-
-    More than six parameters, as they are the options of a command.
-    """
+    """Measure greedy decoding with an adapter: tokens a second and the share of this machine's copies."""
     with terminal.answering():
         check_shape(model, dtype)
         shape = {"rows": rows, "prompt": prompt, "new": new}

@@ -21,7 +21,7 @@ from fedjax_rai.config.files import DATA_SUFFIXES, data_suffix, files_at, is_glo
 from fedjax_rai.config.prepared import is_prepared
 from fedjax_rai.data.records import read_records
 from fedjax_rai.errors import InputError, did_you_mean_file
-from fedjax_rai.reading import decode_text, parse_json, parse_json_at
+from fedjax_rai.reading import decode_text, one_line, parse_json, parse_json_at
 
 Rows = Iterator[tuple[str, Any]]
 """(place, row): a place is `file:line: row n` where lines are known, else `file: row n`."""
@@ -335,7 +335,7 @@ def _table_rows(content: bytes, path: Path, read: Callable[[Any], Any]) -> Rows:
     try:
         table = read(pyarrow.BufferReader(content))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {_one_line(error)}") from None
+        raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
     names = table.column_names
     for name in names:
         if names.count(name) > 1:
@@ -345,7 +345,7 @@ def _table_rows(content: bytes, path: Path, read: Callable[[Any], Any]) -> Rows:
         try:
             rows = batch.to_pylist()
         except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-            raise InputError(f"{path}: a row from {index} on cannot be read: {_one_line(error)}") from None
+            raise InputError(f"{path}: a row from {index} on cannot be read: {one_line(error)}") from None
         for row in rows:
             yield f"{path}: row {index}", row
             index += 1
@@ -422,7 +422,7 @@ def _saved_rows(folder: Path, split: str) -> Rows:
     try:
         found: Any = datasets.load_from_disk(str(folder))
     except Exception as error:  # whatever it meets in the folder's files
-        raise InputError(f"{folder}: no data set that can be loaded: {_one_line(error)}") from None
+        raise InputError(f"{folder}: no data set that can be loaded: {one_line(error)}") from None
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
             raise InputError(f"{folder}: no split {split!r}, only {', '.join(map(str, found))}; must have it")
@@ -439,13 +439,9 @@ def _loaded(path: str, name: str | None, split: str, revision: str | None) -> Ro
         found: Any = datasets.load_dataset(path, name, split=split, revision=revision)
     except Exception as error:  # of the network, of the hub, of whatever it meets in files
         here = "cannot be loaded" if Path(path).exists() else "is no file here, nor a data set that can be loaded"
-        raise InputError(f"{path}: {here}: {_one_line(error)}") from None
+        raise InputError(f"{path}: {here}: {one_line(error)}") from None
     return _numbered(found, path)
 
 
 def _numbered(rows: Iterable[Any], path: str) -> Rows:
     return ((f"{path}: row {index}", row) for index, row in enumerate(rows))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

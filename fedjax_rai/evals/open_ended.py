@@ -95,9 +95,11 @@ def answers_to(
         advance()
     if lost:
         terminal.say(f"{lost} of {len(texts)} answers are none: the model's logits are no numbers (NaN or infinity)")
-    return Responses(_by_prompt(texts, sampled.samples), _by_prompt(cut_off, sampled.samples))
+    sizes = [sampled.samples] * len(prompts)
+    return Responses(by_prompt(texts, sizes), by_prompt(cut_off, sizes))
 
 
-def _by_prompt(values: list, samples: int) -> list[list]:
+def by_prompt(values: Sequence, sizes: Sequence[int]) -> list[list]:
     """Consecutive values, so many for each prompt."""
-    return [values[i : i + samples] for i in range(0, len(values), samples)]
+    ends = np.cumsum(sizes)
+    return [list(values[end - size : end]) for end, size in zip(ends, sizes, strict=True)]

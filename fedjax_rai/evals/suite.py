@@ -30,7 +30,7 @@ from fedjax_rai.evals.judge import (
     primary,
     refuses,
 )
-from fedjax_rai.evals.open_ended import Responses, Sampled
+from fedjax_rai.evals.open_ended import Responses, Sampled, by_prompt
 from fedjax_rai.evals.rate import Rate, Verdict
 from fedjax_rai.text.compare import same
 
@@ -290,14 +290,8 @@ def judge_harm(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dic
 
 def _harmless(judge: str, made: Judgement, sizes: Sequence[int]) -> Judged:
     harmless = [None if unsafe is None else not unsafe for unsafe in made.unsafe]
-    scores = None if made.scores is None else _by_prompt(made.scores, sizes)
-    return Judged(judge, _by_prompt(harmless, sizes), scores)
-
-
-def _by_prompt(values: Sequence, sizes: Sequence[int]) -> list[list]:
-    """Consecutive values, so many for each prompt."""
-    ends = np.cumsum(sizes)
-    return [list(values[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+    scores = None if made.scores is None else by_prompt(made.scores, sizes)
+    return Judged(judge, by_prompt(harmless, sizes), scores)
 
 
 def judge_exact(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dict[str, Judged | None]:

@@ -24,7 +24,7 @@ from fedjax_rai.model.architecture import (
     module_name,
     modules,
 )
-from fedjax_rai.reading import one_line, read_object
+from fedjax_rai.reading import one_line, read_object, shown
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # No model is near these; beyond them a damaged number would take all memory before any tensor is looked at.
@@ -142,9 +142,9 @@ def _wrong_sizes(raw: Mapping[str, Any]) -> list[str]:
     for name in (*SIZES, "num_key_value_heads", "head_dim"):
         value = raw.get(name)
         if value is not None and not _is_count(value):
-            problems.append(f"{name} is {_short(value)}, must be a whole number > 0")
+            problems.append(f"{name} is {shown(value)}, must be a whole number > 0")
         elif value is not None and value > LARGEST.get(name, 2**27):
-            problems.append(f"{name} is {_short(value)}, must be at most {LARGEST.get(name, 2**27)}")
+            problems.append(f"{name} is {shown(value)}, must be at most {LARGEST.get(name, 2**27)}")
     if problems:
         return problems
     groups = raw.get("num_key_value_heads")
@@ -200,18 +200,10 @@ def _wrong_fields(raw: Mapping[str, Any]) -> list[str]:
     for name, (fits, words) in _FIELDS.items():
         value = raw.get(name)
         if value is not None and not fits(value):
-            problems.append(f"{name} is {_short(value)}, must be {words}")
+            problems.append(f"{name} is {shown(value)}, must be {words}")
         elif isinstance(value, list) and len(value) != raw.get("num_hidden_layers"):
             problems.append(f"{name} has {len(value)} entries, must have one a layer (num_hidden_layers)")
     return problems
-
-
-def _short(value: Any) -> str:
-    """A value as a message shows it; nobody reads a number of hundreds of digits."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a number of too many digits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _normalised(raw: Mapping[str, Any], where: str) -> Any:
@@ -247,10 +239,10 @@ def _layer_rope(c: Any, family: Family, layer: int, sliding: bool) -> tuple[Rope
     if "full_attention" in parameters:  # a config may have one for each kind of layer
         parameters = parameters.get("sliding_attention" if sliding else "full_attention")
     if not isinstance(parameters, Mapping):
-        return None, f"rope_parameters is {_short(parameters)}, must be an object"
+        return None, f"rope_parameters is {shown(parameters)}, must be an object"
     share = parameters.get("partial_rotary_factor") or 1.0
     if not _is_positive(share) or share > 1:
-        return None, f"partial_rotary_factor is {_short(share)}, must be a number > 0, at most 1"
+        return None, f"partial_rotary_factor is {shown(share)}, must be a number > 0, at most 1"
     if share != 1.0 and not family.partial:
         return None, f"partial_rotary_factor is {share}, only 1.0 is supported"
     name = parameters.get("rope_type", "default")

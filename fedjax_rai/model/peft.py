@@ -18,7 +18,7 @@ from fedjax_rai.model.architecture import DecoderConfig, module_name
 from fedjax_rai.model.families import names
 from fedjax_rai.model.lora import Lora, abstract_adapter, matches
 from fedjax_rai.model.weights import Stored, cast, check_tensors, listed, save_safetensors, write_json
-from fedjax_rai.reading import one_line, read_object
+from fedjax_rai.reading import one_line, read_object, shown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -226,7 +226,7 @@ def _wrong_settings(raw: Mapping[str, Any], config: DecoderConfig) -> list[str]:
         value = raw.get(name)
         needed = name in ("r", "lora_alpha")
         if (needed or value is not None) and not fits(value):
-            problems.append(f"{name} is {_short(value)}, must be {words}")
+            problems.append(f"{name} is {shown(value)}, must be {words}")
         elif name in _OF_PATTERNS and value:
             problems += _wrong_patterns(name, value)
     layers = raw.get("layers_to_transform")
@@ -245,18 +245,10 @@ def _wrong_patterns(name: str, patterns: Mapping[str, Any]) -> list[str]:
         try:
             matches(pattern, "")
         except (re.error, RecursionError, OverflowError) as error:
-            problems.append(f"{name} has {_short(pattern)}, which is no regular expression ({one_line(error)})")
+            problems.append(f"{name} has {shown(pattern)}, which is no regular expression ({one_line(error)})")
         if not fits(value):
-            problems.append(f"{name} of {_short(pattern)} is {_short(value)}, must be {words}")
+            problems.append(f"{name} of {shown(pattern)} is {shown(value)}, must be {words}")
     return problems
-
-
-def _short(value: Any) -> str:
-    """A value as a message shows it."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a number of too many digits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def name_other_base(folder: Path, model: str, revision: str | None = None) -> str | None:

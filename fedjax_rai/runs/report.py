@@ -8,6 +8,7 @@ from fedjax_rai.evals.suite import EVALUATIONS
 from fedjax_rai.experiment.cost import CaiCost
 from fedjax_rai.runs.folder import SUMMARY
 from fedjax_rai.runs.rows import Critique, Filtered, GuardQuality, PairCounts, Rate, Summary, read_summary
+from fedjax_rai.terminal import plural
 
 
 def report(folder: Path) -> str:
@@ -29,7 +30,7 @@ def lines(summary: Summary) -> Iterator[str]:
     if summary.filter:
         yield filter_line(summary.filter)
     if summary.diverged_clients:
-        yield f"left out because training diverged: {counted(summary.diverged_clients, 'client')}, summed over rounds"
+        yield f"left out because training diverged: {plural(summary.diverged_clients, 'client')}, summed over rounds"
     if summary.critique:
         yield from critique_lines(summary.critique)
     if summary.cost.cai:
@@ -102,13 +103,13 @@ def critique_lines(critique: Critique) -> Iterator[str]:
 
 def cai_lines(cost: CaiCost, pairs: PairCounts | None = None) -> Iterator[str]:
     """What the CAI phases took, and what that saved of a full epoch."""
-    phases = counted(cost.phases, "phase")
+    phases = plural(cost.phases, "phase")
     tokens = f"{cost.generated_tokens} tokens generated, {cost.trained_tokens} trained on"
     yield f"constitutional AI: {phases}, {cost.seconds:.0f} s, {tokens}"
     if pairs and pairs.cut_off:
         yield f"  {pairs.cut_off} of {pairs.conversations} {cut_off_at(cost)}"
     if cost.untrained_phases:
-        untrained = counted(cost.untrained_phases, "phase")
+        untrained = plural(cost.untrained_phases, "phase")
         yield f"  {untrained} had no usable revision or diverged: nothing was learnt there, and nothing saved"
     if cost.share_saved is None:
         return
@@ -123,11 +124,6 @@ def cut_off_at(cost: CaiCost) -> str:
     if cost.generated_tokens:
         return "conversations were cut off at cai.max_new_tokens"
     return "prepared pairs are longer than data.max_length"
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and what it counts, in singular or plural."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def percent(value: float | None) -> str:

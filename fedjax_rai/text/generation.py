@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_rai import terminal
-from fedjax_rai.reading import read_object
+from fedjax_rai.reading import read_object, shown
 
 GENERATION, CONFIG = "generation_config.json", "config.json"
 SAMPLING = {"temperature": (1.0,), "top_p": (1.0,), "top_k": (0,), "min_p": (0.0,)}
@@ -55,7 +55,7 @@ def uncomputed(folder: Path) -> list[str]:
     else:
         return []
     lines = []
-    others = [f"{name} {_short(value)}" for name, value in sorted(asked.items()) if _is_asked(name, value)]
+    others = [f"{name} {shown(value)}" for name, value in sorted(asked.items()) if _is_asked(name, value)]
     if others:
         lines.append(f"{path}: asks for what is not computed: {', '.join(others)}")
     drawn = _sampling(asked)
@@ -84,9 +84,4 @@ def _sampling(asked: Mapping[str, Any]) -> list[str]:
     if not asked.get("do_sample"):
         return []
     found = [name for name in SAMPLING if asked.get(name) is not None and asked[name] not in SAMPLING[name]]
-    return [f"{name} {_short(asked[name])}" for name in found]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return [f"{name} {shown(asked[name])}" for name in found]

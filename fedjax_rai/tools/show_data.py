@@ -13,13 +13,13 @@ from fedjax_rai.config.schema import TINY
 from fedjax_rai.data import records, tiny_world
 from fedjax_rai.data.columns import COLUMNS, Pair
 from fedjax_rai.data.corpus import TEXTS
+from fedjax_rai.data.partition import LABELS
 from fedjax_rai.data.sources import Read, Source, read_pairs
 from fedjax_rai.terminal import plural
 from fedjax_rai.text.compare import same
 
 MOST_CATEGORIES = 8
 TINY_RED, TINY_ACCEPTABLE = 1_800, 4_200  # what a run takes of the tiny world, if nothing else is said
-LABELS = {True: "harmful", False: "acceptable", None: "unlabelled"}
 ELLIPSIS = "…"
 
 
