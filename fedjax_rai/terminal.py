@@ -27,9 +27,12 @@ _live: list[Any] = []  # the one progress that is shown: rich's bar, or None for
 
 @runtime_checkable
 class Advance(Protocol):
-    """Called when `steps` more are done; `note` is what to show of them, like "loss 1.234"."""
+    """Called when `steps` more are done; `note` is what to show of them, like "loss 1.234".
 
-    def __call__(self, note: str = "", steps: int = 1) -> None: ...
+    `seconds`: how long they took, where they ended before they are told of; else the time since the last call.
+    """
+
+    def __call__(self, note: str = "", steps: int = 1, seconds: float | None = None) -> None: ...
 
 
 def say(text: str) -> None:
@@ -41,7 +44,7 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def silent(note: str = "", steps: int = 1) -> None:
+def silent(note: str = "", steps: int = 1, seconds: float | None = None) -> None:
     """Progress that is not shown: what a function that takes an `Advance` may default to."""
 
 
@@ -58,7 +61,7 @@ def progress(description: str, total: int | None, done: int = 0, unit: str = "st
     elif _is_animated():
         with _bar() as bar, _shown(bar):
             task = bar.add_task(description, total=total, completed=done, note="")
-            yield lambda note="", steps=1: bar.update(task, advance=steps, note=note)
+            yield lambda note="", steps=1, seconds=None: bar.update(task, advance=steps, note=note)
     else:
         with _shown(None):
             if unit != ROUND or total is None:
@@ -75,27 +78,31 @@ class PlainProgress:
         self._done = done
         self._unit = unit
         self._clock = clock
-        self._began = clock()
-        self._printed = self._began
-        self._first: tuple[float, int] | None = None  # (when the first step ended, steps done then)
+        self._told = clock()
+        self._printed = self._told
+        self._counted: tuple[float, int] | None = None  # (seconds, steps) of all calls but the first
 
-    def __call__(self, note: str = "", steps: int = 1) -> None:
+    def __call__(self, note: str = "", steps: int = 1, seconds: float | None = None) -> None:
         self._done += steps
         now = self._clock()
+        took = now - self._told if seconds is None else seconds
+        self._told = now
+        if self._counted is not None:
+            self._counted = (self._counted[0] + took, self._counted[1] + steps)
         is_round = self._unit == ROUND
         if is_round or now - self._printed >= SECONDS_BETWEEN_LINES:
             place = f"{self._unit} {self._done}/{self._total}" if is_round else f"{self._done}/{self._total}"
-            parts = (f"{self._description}: {place}", note, *self._pace(now))
+            parts = (f"{self._description}: {place}", note, *self._pace(took))
             say("  ".join(part for part in parts if part))
             self._printed = now
-        self._first = self._first or (now, self._done)
+        self._counted = self._counted or (0.0, 0)
 
-    def _pace(self, now: float) -> tuple[str, ...]:
+    def _pace(self, took: float) -> tuple[str, ...]:
         """(time a round, time left); the first step, which compiles, tells nothing about the others."""
-        if self._first is None:
-            return (f"{duration(now - self._began)}, compiling included",)
-        began, done = self._first
-        each = (now - began) / (self._done - done)
+        if self._counted is None:
+            return (f"{duration(took)}, compiling included",)
+        spent, counted = self._counted
+        each = spent / counted
         left = each * (self._total - self._done)
         pace = (f"{duration(each)} a {ROUND}",) if self._unit == ROUND else ()
         return (*pace, f"about {duration(left)} left") if self._done < self._total else pace

@@ -51,6 +51,19 @@ def test_every_round_is_a_plain_line_with_the_time_left(clock: Clock, capsys: py
     )
 
 
+def test_a_round_that_is_told_of_late_has_its_own_seconds(clock: Clock, capsys: pytest.CaptureFixture) -> None:
+    """By hand: told of when the next one has ended, at 70, 80 and 80 s, rounds of 50, 20 and 10 s."""
+    with terminal.progress("tiny", 4, 0, "round") as advance:
+        for waited, own in [(70.0, 50.0), (10.0, 20.0), (0.0, 10.0)]:
+            clock.now += waited
+            advance(seconds=own)
+    assert capsys.readouterr().err.splitlines() == [
+        "tiny: round 1/4  50 s, compiling included",
+        "tiny: round 2/4  20 s a round  about 40 s left",
+        "tiny: round 3/4  15 s a round  about 15 s left",
+    ]
+
+
 def test_rounds_that_go_on_count_only_their_own_time(clock: Clock, capsys: pytest.CaptureFixture) -> None:
     rounds(clock, [40.0, 6.0], total=12, done=10)
     assert capsys.readouterr().err.splitlines() == [

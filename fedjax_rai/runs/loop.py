@@ -89,12 +89,13 @@ class Loop:
         for config, end in zip(pending.parting, pending.parting_ends, strict=True):
             self._part(config, pending.t, end)
         seconds, self.began = timed([end.outcome for end in pending.ends], self.began)
+        took = seconds["seconds"]
         if len(self.federations) > 1:
             seconds = shared(seconds, len(pending.going))
         rows = [
             self.records[i].add(pending.t, *end, seconds) for i, end in zip(pending.going, pending.ends, strict=True)
         ]
-        self.advance(note(rows[0]))
+        self.advance(note(rows[0]), seconds=took)
 
     def _part(self, config: ExperimentConfig, t: int, end: End) -> None:
         """Fill a sibling's folder as if it had run by itself to the end of round t."""
