@@ -79,7 +79,7 @@ class Record:
         if outcome.rollout is not None:
             files.append_rows(self.folder / REVISIONS, revisions(self.setting, t, outcome.rollout))
         for warning in warnings(rows.flat(row), self.setting.config):
-            terminal.say(warning)
+            terminal.say(f"{self.folder.name}: {warning}")
         files.append_row(self.folder / METRICS, rows.flat(row))
         self._track(rows.flat(row))
         self._checkpoints.save(t + 1, state)
