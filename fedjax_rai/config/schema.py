@@ -474,7 +474,7 @@ class CaiConfig(Section):
     learning_rate: Rate = 1e-3
     """Learning rate of the phase's optimizer."""
     temperature: Temperature = 1.0
-    """Sampling temperature of responses, critiques and revisions; 0: always the likeliest token."""
+    """Sampling temperature of responses; 0: always the likeliest token. Critiques and revisions are the likeliest."""
     top_k: Count | None = None
     """Sample among so many likeliest tokens; null: all."""
     top_p: Share | None = None

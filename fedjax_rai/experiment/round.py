@@ -87,8 +87,10 @@ class Federation:
         """Each client's rows of the corpus after its filter."""
         if not self.config.filter.enabled:
             return self.setting.client_rows
-        threshold = np.inf if self.config.filter.keep_all else self.config.guard.threshold
         scores = self.setting.guarding.scores
+        if self.config.filter.keep_all:
+            return self.setting.client_rows
+        threshold = self.config.guard.threshold
         return [rows[keep(scores[rows], threshold)] for rows in self.setting.client_rows]
 
     def cohort(self, t: int) -> tuple[Cohort, int]:

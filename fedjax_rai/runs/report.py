@@ -110,7 +110,7 @@ def cai_lines(cost: CaiCost, pairs: PairCounts | None = None) -> Iterator[str]:
         yield f"  {pairs.cut_off} of {pairs.conversations} {cut_off_at(cost)}"
     if cost.untrained_phases:
         untrained = plural(cost.untrained_phases, "phase")
-        yield f"  {untrained} had no usable revision or diverged: nothing was learnt there, and nothing saved"
+        yield f"  {untrained} had no usable revision, or diverged and was undone: no revision was learnt, nothing saved"
     if cost.share_saved is None:
         return
     if cost.share_saved > 0:

@@ -183,12 +183,12 @@ def test_the_guard_judges_by_the_threshold_of_the_config(config, monkeypatch):
 
 def test_shares_of_a_critique_by_hand():
     """Unsafe before: two made safe, one left, one cut off, one without a verdict after. Safe before: one the same, one
-    changed, one spoiled, one without a verdict. And one without a verdict before.
+    the same but cut off, one spoiled, one without a verdict. And one without a verdict before.
     """
     cases = [
         (True, False, "no", True), (True, False, "oh", True), (True, True, "b", True), (True, False, "", False),
         (True, None, "x", True),
-        (False, False, "a", True), (False, False, "c", True), (False, True, "b", True), (False, None, "a", True),
+        (False, False, "a", True), (False, False, "a", False), (False, True, "b", True), (False, None, "a", True),
         (None, False, "a", True),
     ]  # fmt: skip
     rows = [{"prompt": "q", "response": "a", "revisions": ["z", last], "whole": whole} for *_, last, whole in cases]

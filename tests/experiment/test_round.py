@@ -106,11 +106,11 @@ def filtered_rows(setting: Setting) -> list[list[int]]:
 
 
 def test_what_a_filter_keeps(config, arm):
-    """A score at the threshold of 0.5 is unsafe; the control drops nothing but what has no score."""
+    """A score at the threshold of 0.5 is unsafe; no score is never safe; the control drops nothing."""
     assert filtered_rows(arm(vary(config, filter={"enabled": True}))) == [[0], [4]]
     later = {"filter": {"enabled": True}, "guard": {"threshold": 0.625}}
     assert filtered_rows(arm(vary(config, **later))) == [[0, 1], [3, 4]]
-    assert filtered_rows(arm(vary(config, filter={"enabled": True, "keep_all": True}))) == [[0, 1], [3, 4]]
+    assert filtered_rows(arm(vary(config, filter={"enabled": True, "keep_all": True}))) == [[0, 1, 2], [3, 4]]
     assert filtered_rows(arm(vary(config, filter={"enabled": False}))) == [[0, 1, 2], [3, 4]]
 
 

@@ -210,7 +210,7 @@ def test_a_report_says_what_was_not_saved():
         return "\n".join(report.cai_lines(CAI._replace(**fields)))
 
     nothing = shown(untrained_phases=2, share_saved=None)
-    assert "2 phases had no usable revision or diverged" in nothing and "FLOPs" not in nothing
+    assert "2 phases had no usable revision, or diverged" in nothing and "FLOPs" not in nothing
     some = shown(untrained_phases=1)
     assert "1 phase had no usable revision" in some and "75.0 % of a full epoch's FLOPs saved" in some
     prepared = report.cai_lines(
