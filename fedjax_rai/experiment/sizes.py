@@ -33,11 +33,11 @@ def sizes(setting: Setting) -> Sizes:
     )
 
 
-def saying(setting: Setting) -> Sizes:
+def preparing(setting: Setting) -> Sizes:
     """Those of holding conversations alone, as `cai generate` does."""
-    lengths, red = Lengths(**_chain_lengths(setting)), len(setting.texts.materials.red_prompts)
+    lengths, red = Lengths(**_rollout_lengths(setting)), len(setting.texts.materials.red_prompts)
     known = {"guard": None, "guarded": False, "pairs": 0, "prepared": 0}
-    return Sizes(model=setting.model, lengths=lengths, red=red, saying=True, **known, **_devices(setting))
+    return Sizes(model=setting.model, lengths=lengths, red=red, preparing=True, **known, **_devices(setting))
 
 
 def _by_model(setting: Setting) -> bool:
@@ -49,7 +49,7 @@ def _devices(setting: Setting) -> dict[str, Any]:
     return {"devices": prod(setting.models.mesh.shape.values()), "widens": jax.default_backend() == "cpu"}
 
 
-def _chain_lengths(setting: Setting) -> dict[str, int]:
+def _rollout_lengths(setting: Setting) -> dict[str, int]:
     few_shot = setting.revising.constitution.few_shot
     return {
         "red": setting.texts.red_prompts.tokens.shape[1],
@@ -79,7 +79,7 @@ def _lengths(setting: Setting) -> Lengths:
         asked=longest(asked),
         probe=longest(made.probe_prompts[: config.cai.probe]),
         choice=encode_chats(tokenizer, read, most)[0].tokens.shape[1] if read else 0,
-        **(_chain_lengths(setting) if online else {}),
+        **(_rollout_lengths(setting) if online else {}),
     )
 
 

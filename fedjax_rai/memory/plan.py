@@ -75,7 +75,7 @@ class Sizes(NamedTuple):
     prepared: int  # pairs
     devices: int
     widens: bool  # a CPU computes bfloat16 in float32: XLA widens the whole base first, and all that follows
-    saying: bool = False  # conversations are held, and nothing else is done
+    preparing: bool = False  # conversations are held, and nothing else is done
 
 
 class Plan(NamedTuple):
@@ -105,7 +105,7 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
         # the base's copy in float32: what is quantised is in both, so the difference is half of the copy
         held["base in float32"] = 2 * (base_bytes(sizes.model.config, mesh) - narrow)
     sizes = _with_architectures(sizes, lambda architecture: _one_device_of(architecture, config.mesh.tensor))
-    if sizes.saying:
+    if sizes.preparing:
         return Plan(held, {"CAI, generating": _generating(config, sizes)})
     return Plan(held, dict(_phases(config, sizes)))
 
@@ -202,7 +202,7 @@ def _adapters_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
     """Bytes of the server's states, and of the adapter of a guard that is fitted, or was."""
     adapter = nbytes(abstract_adapter(sizes.model.config, sizes.model.lora))
     # a round's state is kept until the next one's is there
-    states = adapter if sizes.saying else 2 * _state_bytes(config, sizes)
+    states = adapter if sizes.preparing else 2 * _state_bytes(config, sizes)
     guard_is_fitted = sizes.guarded and sizes.guard is None
     return states + adapter if guard_is_fitted else states
 

@@ -167,7 +167,7 @@ class Writer:
 
     def check(self) -> None:
         """Read all that is used, so that what is wrong is said before anything is written."""
-        advice.announce(self.batch_config, sizes.saying(self.setting))
+        advice.announce(self.batch_config, sizes.preparing(self.setting))
         self.setting.revising.name_unknown_categories()
         _ = self.setting.models.not_computed, self.setting.models.tokenizer.closing, self.setting.models.base
         self.setting.check_logits(self.adapter)

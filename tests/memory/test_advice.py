@@ -170,7 +170,7 @@ def test_a_set_that_does_not_fit_is_refused_with_what_helps(config, tmp_path, mo
     assert not any(other in text for other in ("training", "guard", "evaluation", "federated"))
     assert not (tmp_path / "set").exists()
     setting, scaffold = Setting(config), vary(config, federated={"algorithm": "scaffold"})
-    held = plan(scaffold, lengths.saying(setting)).held
+    held = plan(scaffold, lengths.preparing(setting)).held
     assert held["adapters"] == nbytes(setting.fresh_adapter("adapter")), "the policy's, and no state of a round"
 
 
