@@ -240,7 +240,8 @@ def open_run(folder: str | Path) -> Run:
     """The run in a folder. Raises InputError where there is none."""
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder}: no run there (it holds no config.yaml){did_you_mean_file(folder)}")
+        near = did_you_mean_file(folder, inside=["config.yaml"])
+        raise InputError(f"{folder}: no run there (it holds no config.yaml){near}")
     return Run(folder)
 
 

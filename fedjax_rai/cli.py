@@ -4,6 +4,7 @@ A command's parameters are its arguments and options, so there are as many as it
 """
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -216,16 +217,16 @@ def generate(
         str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a model on the hub.")
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time; the default.")] = False,
-    temperature: Annotated[float | None, typer.Option(metavar="X", min=0.0, help="Sample at this temperature.")] = None,
+    temperature: Annotated[float | None, typer.Option(metavar="X", help="Sample at this temperature.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(metavar="P", max=1.0, help="Sample from the likeliest tokens of this mass.")
+        float | None, typer.Option(metavar="P", help="Sample from the likeliest tokens of this mass.")
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Sample from this many likeliest tokens.")
     ] = None,
     min_p: Annotated[
         float | None,
-        typer.Option(metavar="P", min=0.0, help="Sample from tokens at least this times as likely as the likeliest."),
+        typer.Option(metavar="P", help="Sample from tokens at least this times as likely as the likeliest."),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="The seed of sampling.")] = 0,
     dtype: Annotated[
@@ -355,14 +356,16 @@ def _dtype(name: str, allowed: dict[str, str]) -> str:
 
 
 def _check_sampling(greedy: bool, temperature: float | None, bounds: dict[str, Any]) -> float:
-    """The temperature that these options mean; raises InputError where they contradict each other."""
+    """The temperature that these options mean; raises InputError where one is out of range or contradicts another."""
     top_p, min_p = bounds["top_p"], bounds["min_p"]
     bounded = any(bound is not None for bound in bounds.values())
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise InputError(f"--temperature {temperature:g}: must be a number >= 0")
     if greedy and (temperature or bounded):
         raise InputError("--greedy samples nothing: leave it out, or --temperature, --top-p, --top-k and --min-p")
-    if top_p is not None and top_p <= 0:
+    if top_p is not None and not 0 < top_p <= 1:
         raise InputError(f"--top-p {top_p:g}: must be greater than 0, at most 1")
-    if min_p is not None and min_p >= 1:
+    if min_p is not None and not 0 <= min_p < 1:
         raise InputError(f"--min-p {min_p:g}: must be at least 0, less than 1")
     if temperature is None:
         return 1.0 if bounded else 0.0

@@ -1,6 +1,7 @@
 """The one error that is the user's to mend, and the nearest right spelling to put into it."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,8 +17,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def did_you_mean_file(path: str | Path, pattern: str = "*") -> str:
-    """`; did you mean ...?` with the nearest other path, among what lies beside this one and fits the pattern."""
-    folder = Path(path).parent
-    there = sorted(str(other) for other in folder.glob(pattern)) if folder.is_dir() else []
-    return did_you_mean(str(path), there)
+def did_you_mean_file(path: str | Path, pattern: str = "*", inside: Iterable[str] = ()) -> str:
+    """`; did you mean ...?` with the nearest other path, among what lies beside this one and fits the pattern.
+
+    Names alone are compared: the folder, which they have in common, makes no two alike. `inside`: of folders that hold
+    these files, and nothing else.
+    """
+    folder, name = Path(path).parent, Path(path).name
+    there = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    fitting = {other.name: other for other in there if all(os.path.exists(other / file) for file in inside)}
+    close = difflib.get_close_matches(name, fitting.keys() - {name}, n=1)
+    return f"; did you mean {fitting[close[0]]}?" if close else ""

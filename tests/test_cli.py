@@ -93,6 +93,12 @@ def test_the_module_is_the_command() -> None:
         (["eval", "."], "not a run folder"),
         (["import-gguf", "absent.gguf", "out"], "absent.gguf: no such file; must be a GGUF file"),
         (["table", "a.yaml", "--arms", "fl,[b]"], "--arms [b]: no such arm"),
+        (["generate", "tiny", "--temperature", "nan"], "--temperature nan: must be a number >= 0"),
+        (["generate", "tiny", "--temperature", "inf"], "--temperature inf: must be a number >= 0"),
+        (["generate", "tiny", "--temperature", "-1"], "--temperature -1: must be a number >= 0"),
+        (["generate", "tiny", "--top-p", "nan"], "--top-p nan: must be greater than 0, at most 1"),
+        (["generate", "tiny", "--min-p", "nan"], "--min-p nan: must be at least 0, less than 1"),
+        (["table", "a.yaml", "--arms", "fl, fl,base"], "--arms fl: stands twice; must stand once"),
         (["generate", "tiny", "--prompt", "-"], "--prompt -: must be a text; --prompts - reads standard input"),
     ],
 )

@@ -23,7 +23,8 @@ class Wanted(NamedTuple):
 
     what: str
     shipped: str | None  # the default, which is no file; None: no file at all
-    inside: str  # a file that a folder must hold, or nothing
+    inside: tuple[str, ...]  # files that a folder must hold; none: it may be a file
+    hub: bool  # a model, which may be on a hub
     rows: bool  # in any form that `data.files.read_rows` takes
 
 
@@ -36,7 +37,9 @@ def wanted(config: ExperimentConfig) -> Iterator[tuple[str, Wanted, str]]:
     for key, schema, value in leaves(config):
         if "file" not in schema or key in imported or value is None:
             continue
-        file = Wanted(schema["file"], schema.get("default", TINY), schema.get("inside", ""), bool(schema.get("rows")))
+        inside = tuple(schema.get("inside", ()))
+        hub, rows = bool(schema.get("hub")), bool(schema.get("rows"))
+        file = Wanted(schema["file"], schema.get("default", TINY), inside, hub, rows)
         if value != file.shipped:
             yield key, file, value
 
@@ -54,10 +57,7 @@ def check_files(config: ExperimentConfig) -> None:
             except InputError as error:
                 problems.append(f"{key} = {error}")
         elif not _may_be_there(value, file):
-            near = did_you_mean_file(value)
-            shipped = file.shipped or (TINY if file.inside else None)
-            allowed = "must be one" if shipped is None else f"must be one, or {shipped!r}"
-            problems.append(f"{key} = {value!r}: no {file.what} there; {allowed}{near}")
+            problems.append(f"{key} = {value!r}: {_not_there(value, file)}")
     for key, name in imported_values(config).items():
         try:
             attribute(name, key, object)
@@ -67,14 +67,24 @@ def check_files(config: ExperimentConfig) -> None:
         raise InputError("\n".join(problems))
 
 
+def _not_there(value: str, file: Wanted) -> str:
+    """What is missing where a file or folder should be, what may stand there, and what may be meant."""
+    near = did_you_mean_file(value, inside=file.inside)
+    shipped = file.shipped or (TINY if file.hub else None)
+    allowed = "must be one" if shipped is None else f"must be one, or {shipped!r}"
+    missing = [name for name in file.inside if not (Path(value) / name).exists()]
+    lacks = f" (it holds no {' and no '.join(missing)})" if Path(value).is_dir() else ""
+    return f"no {file.what} there{lacks}; {allowed}{near}"
+
+
 def _may_be_there(value: str, file: Wanted) -> bool:
     """Whether a file or folder is here, or may be on a hub."""
     path = Path(value)
-    if (path / file.inside).exists():
+    if path.exists() and all((path / name).exists() for name in file.inside):
         return True
     if file.rows:
         return bool(is_glob(value) and files_at(value)) or may_be_on_hub(value)
-    return bool(file.inside) and is_hub_name(value) and not path.exists()
+    return file.hub and is_hub_name(value) and not path.exists()
 
 
 def digests(config: ExperimentConfig) -> dict[str, str]:
@@ -85,7 +95,7 @@ def digests(config: ExperimentConfig) -> dict[str, str]:
     """
     found = {key: fingerprint(name, key) for key, name in imported_values(config).items()}
     for key, file, value in wanted(config):
-        if file.inside:  # a model: those of a hub are noted by their commit
+        if file.hub:  # those of a hub are noted by their commit
             continue
         if file.rows and (is_prepared(value) or Path(value).exists() or is_glob(value)):
             found[key] = rows_digest(value)

@@ -85,11 +85,11 @@ def columns_of(source: str) -> Any:
     return _COLUMNS.get(parse(source).config.rpartition("_")[0])
 
 
-def check_language(source: str, language: str) -> None:
-    """Raise InputError where a corpus is in another language than the one that is read."""
+def check_language(source: str, language: str, key: str = "data.language") -> None:
+    """Raise InputError, which names the key, where a corpus is in another language than the one that is read."""
     found = language_of(source)
     if found is not None and found != language:
-        raise InputError(f"{source}: is in another language than data.language = {language!r}; must be {found!r}")
+        raise InputError(f"{source}: is in another language than {key} = {language!r}; must be {found!r}")
 
 
 def folder(source: str) -> Path:

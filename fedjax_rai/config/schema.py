@@ -38,12 +38,19 @@ Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]  # no shell expands the ~ in key=~/file
 
 
-def a_file(what: str, inside: str = "", **others: Any) -> Any:
-    """Marks a key that names a file, or a folder with the file `inside`; its default is shipped, or none at all."""
-    return Field(json_schema_extra={"file": what, **({"inside": inside} if inside else {}), **others})
+def a_file(what: str, **others: Any) -> Any:
+    """Marks a key that names a file or a folder; its default is shipped, or none at all.
+
+    `others`: `inside`, the files that a folder must hold; `hub`, a model, which may be on a hub; `rows`, any form of
+    rows.
+    """
+    return Field(json_schema_extra={"file": what, **others})
 
 
-_MODEL_FILES = a_file("Hugging Face folder with a config.json", inside="config.json")
+_MODEL_FILES = a_file("Hugging Face folder with a config.json", inside=["config.json"], hub=True)
+_ADAPTER_FILES = a_file(
+    "folder of an adapter in PEFT's format", inside=["adapter_config.json", "adapter_model.safetensors"]
+)
 Target = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     "qkv_proj", "gate_up_proj",  # Phi-3's, in place of q, k, v and of gate, up
@@ -402,7 +409,7 @@ class GuardConfig(Section):
     """Branch, tag or commit of a guard on the hub; null: its main branch."""
     scorer: Annotated[str, Name("model")] = "model"
     """`model` for these; a function of the user's own, (query, response) pairs to p(unsafe), takes their place."""
-    adapter: Annotated[PathText | None, a_file("folder of an adapter in PEFT's format")] = None
+    adapter: Annotated[PathText | None, _ADAPTER_FILES] = None
     """A guard that was fitted before: an adapter on the base, a folder in PEFT's format; null: one is fitted."""
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400
     """Labelled pairs that the guard is fitted on, half of them harmful."""

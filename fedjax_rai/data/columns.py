@@ -169,6 +169,14 @@ class Reader(NamedTuple):
     recognised: bool = False
 
 
+COLUMNS_OPTION, LANGUAGE_OPTION = "--columns", "--language"  # of `fedjax-rai data show`, in place of keys
+
+
+def language_key(key: str) -> str:
+    """What names the language, where `key` names the columns."""
+    return LANGUAGE_OPTION if key == COLUMNS_OPTION else "data.language"
+
+
 def reader(columns: Any, language: Language, row: Any, place: str, key: str = "data.columns") -> Reader:
     """What reads rows like this first one: as `columns` says, or if that is None, as the only layout that fits.
 
@@ -233,7 +241,7 @@ def _recognised(row: dict[str, Any], place: str, language: Language, key: str) -
     if fitting:
         raise InputError(f"{there} fit {' and '.join(fitting)}; {key} must say which, as {key}={fitting[0]}")
     raise InputError(
-        f"{there} fit no layout{_nearly(row, language)}; {key} must say what they hold{_proposal(row, key)}"
+        f"{there} fit no layout{_nearly(row, language, key)}; {key} must say what they hold{_proposal(row, key)}"
     )
 
 
@@ -245,11 +253,11 @@ def _check_columns(layout: Layout, name: str, language: Language, row: dict[str,
         wanted = f"{name} needs" if name != key else f"{key} names"
         raise InputError(
             f"{place}: no column {', '.join(map(repr, missing))}, which {wanted}, among {', '.join(map(str, row))}"
-            f"{_nearly(row, language, name)}{_proposal(row, key)}"
+            f"{_nearly(row, language, key, name)}{_proposal(row, key)}"
         )
 
 
-def _nearly(row: Mapping[str, Any], language: Language, but: str = "") -> str:
+def _nearly(row: Mapping[str, Any], language: Language, key: str, but: str = "") -> str:
     """`; alpaca nearly does, but for 'output'`, of the layout that the fewest columns are missing from."""
     other: Language = "ko" if language == "en" else "en"
     nearest: tuple[float, str] | None = None
@@ -261,7 +269,7 @@ def _nearly(row: Mapping[str, Any], language: Language, but: str = "") -> str:
         if not missing:
             near = f"; {name} fits"
         elif set(layout.needs(other)) <= row.keys():
-            near = f"; {name} does with data.language={other}"
+            near = f"; {name} does with {language_key(key)}={other}"
         else:
             near = f"; {name} nearly does, but for {', '.join(map(repr, missing))}"
         if nearest is None or len(missing) / len(needs) < nearest[0]:

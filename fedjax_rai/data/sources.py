@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_rai.config.prepared import check_language, columns_of
-from fedjax_rai.data.columns import COLUMNS, Language, Pair, Reader, reader, show
+from fedjax_rai.data.columns import COLUMNS, Language, Pair, Reader, language_key, reader, show
 from fedjax_rai.data.files import file_rows, read_rows
 from fedjax_rai.errors import InputError
 from fedjax_rai.text.compare import same
@@ -73,12 +73,12 @@ class Read(NamedTuple):
     """Pairs of which nobody said whether they are harmful."""
 
 
-def read_pairs(source: Source) -> Read:
-    """All pairs of a source, in its order.
+def read_pairs(source: Source, key: str = "data.columns") -> Read:
+    """All pairs of a source, in its order. `key`: what names its columns, as messages say.
 
     Raises InputError with the place of the first row that is not as it should be, and where there is no pair.
     """
-    check_language(source.path, source.language)
+    check_language(source.path, source.language, language_key(key))
     columns = columns_of(source.path) if source.columns is None else source.columns
     rows = 0
     pairs: list[Pair] = []
@@ -86,7 +86,7 @@ def read_pairs(source: Source) -> Read:
     by: Reader | None = None
     for place, row in read_rows(source.path, source.name, source.split, source.revision):
         if by is None:
-            by = reader(columns, source.language, row, place)
+            by = reader(columns, source.language, row, place, key)
         rows += 1
         made = by.pairs(row, place)
         pairs += made.pairs

@@ -16,7 +16,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.inputs import check_unchanged
-from fedjax_rai.runs.rows import Versions, present
+from fedjax_rai.runs.rows import Versions, present, read_summary
 
 PACKAGES = (
     "fedjax_rai",
@@ -52,7 +52,6 @@ def versions() -> dict[str, Any]:
 
 
 RESTORED = "restore it from a copy, or name another output"
-MADE_AGAIN = "remove it and run again, which evaluates anew and writes it"
 CONFIG, VERSIONS, ADAPTER = "config.yaml", "versions.json", "adapter"
 DATA = "data.json"
 EVALUATION, ANSWERS, SUMMARY = "eval.json", "answers.jsonl", "summary.json"
@@ -87,7 +86,7 @@ def entered(folder: Path, config: ExperimentConfig, setting: Setting) -> Iterato
 def check_folder(folder: Path, config: ExperimentConfig) -> bool:
     """Whether the run is finished. Raises InputError if the folder holds anything but this very run.
 
-    And if a run that is not finished could not write there.
+    So it does for a summary that is damaged, and if a run that is not finished could not write there.
     """
     if not os.path.isfile(folder / SUMMARY):
         files.check_writable(folder, f"output = {folder}")
@@ -102,7 +101,7 @@ def check_folder(folder: Path, config: ExperimentConfig) -> bool:
     check_unchanged(config, folder, began_with(folder).get("files", {}))
     if not (folder / SUMMARY).is_file():
         return False
-    files.read_object(folder / SUMMARY, MADE_AGAIN)
+    read_summary(folder / SUMMARY)
     return True
 
 
@@ -158,12 +157,15 @@ def pinned(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) wherever two resolved configs differ."""
+    """(dotted key, old value, new value) wherever two resolved configs differ; an absent key is as one of None.
+
+    In the order of `old`, then of what is in `new` alone.
+    """
     found = []
-    for key in old:
-        now = new.get(key)
-        if isinstance(old[key], dict) and isinstance(now, dict) and old[key].keys() == now.keys():
-            found += differences(old[key], now, f"{prefix}{key}.")
-        elif old[key] != now:
-            found.append((prefix + key, old[key], now))
+    for key in dict.fromkeys([*old, *new]):
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+            found += differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            found.append((prefix + key, before, now))
     return found

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_rai.data.summary import DataFile, DataSummary
+from fedjax_rai.errors import InputError
 from fedjax_rai.evals.rate import Rate
 from fedjax_rai.experiment.cost import Cost, Spent
 from fedjax_rai.experiment.evaluation import Critique
 from fedjax_rai.runs import files
+
+MADE_AGAIN = "remove it and run again, which evaluates anew and writes it"
 
 
 class Probe(NamedTuple):
@@ -316,5 +319,9 @@ def read_data(path: Path) -> DataFile:
 
 
 def read_summary(path: Path) -> Summary:
-    """A run's `summary.json`; InputError where it holds anything else."""
-    return files.typed(Summary, files.read_object(path, "run again without it, which evaluates anew"), str(path))
+    """A run's `summary.json`; raises InputError, with the way out, where it holds anything else."""
+    content = files.read_object(path, MADE_AGAIN)
+    try:
+        return files.typed(Summary, content, str(path))
+    except InputError as error:
+        raise InputError(f"{error}; {MADE_AGAIN}") from None

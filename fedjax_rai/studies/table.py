@@ -1,5 +1,6 @@
 """The paper's table: arms x seeds, with intervals, paired differences and a picture."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,13 +132,16 @@ def _of_a_table(path: Path) -> bool:
 
 
 def choose(arms: Sequence[str] | None) -> list[str]:
-    """These arms, each once; the paper's for None. Raises InputError for one that there is not."""
+    """These arms; the paper's for None. Raises InputError for one that there is not, or that stands there twice."""
     known = ARMS | CONTROLS
     unknown = [arm for arm in arms or () if arm not in known]
     if unknown:
         wrong = f"--arms {','.join(unknown)}: no such arm{did_you_mean(unknown[0], known)}"
         raise InputError("\n".join([f"{wrong}; must be among", *arm_lines()]))
-    return list(dict.fromkeys(arms)) if arms else list(ARMS)
+    repeated = [arm for arm, times in Counter(arms).items() if times > 1]
+    if repeated:
+        raise InputError(f"--arms {','.join(repeated)}: stands twice; must stand once")
+    return list(arms or ARMS)
 
 
 def arm_lines() -> list[str]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from fedjax_rai.config.files import check_files
 from fedjax_rai.config.load import dump_config, load_config
 from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, LoraConfig
-from fedjax_rai.errors import InputError
+from fedjax_rai.errors import InputError, did_you_mean_file
 from tests.processes import succeed
 
 
@@ -287,13 +287,35 @@ def test_files_that_are_not_there_are_all_named(tmp_path: Path) -> None:
         check_files(load_config(path, [f"{key}={tmp_path}/tiny.yml" for key in keys]))
     lines = str(caught.value).split("\n")
     assert [line.partition(" = ")[0] for line in lines] == list(keys)
-    assert all(f"did you mean {path}?" in line for line in lines)
+    models = ("model.path", "guard.path")
+    near = [key for key, line in zip(keys, lines, strict=True) if line.endswith(f"; did you mean {path}?")]
+    assert near == [key for key in keys if key not in models] and "did you mean" not in lines[0] + lines[2]
     with pytest.raises(InputError, match=r"model\.path = .*: no Hugging Face folder with a config\.json there"):
         check_files(load_config(path, [f"model.path={tmp_path}"]))
     (tmp_path / "config.json").touch()
-    models = ("model.path", "guard.path")
     there = [f"{key}={tmp_path if key in models else path}" for key in keys]
     check_files(load_config(path, there))
+
+
+def test_a_folder_without_what_its_key_needs_is_named_beside_one_that_has_it(tmp_path: Path) -> None:
+    for name in ("saved", "saves.sh", "model", "models", "models.sh"):
+        (tmp_path / name).mkdir()
+    path = written(tmp_path, "")
+    for key, name in (("model.path", "model"), ("guard.adapter", "saved")):
+        with pytest.raises(InputError, match=rf"^{key} = .*{name}': no .*; must be one[^;]*$"):
+            check_files(load_config(path, [f"{key}={tmp_path / name}"]))
+    (tmp_path / "models" / "config.json").touch()
+    with pytest.raises(InputError, match=rf"\(it holds no config.json\); .*; did you mean {tmp_path}/models\?$"):
+        check_files(load_config(path, [f"model.path={tmp_path / 'model'}"]))
+    (tmp_path / "saved" / "adapter_config.json").touch()
+    with pytest.raises(InputError, match=r"\(it holds no adapter_model.safetensors\); must be one$"):
+        check_files(load_config(path, [f"guard.adapter={tmp_path / 'saved'}"]))
+
+
+def test_a_folder_in_common_makes_no_two_files_alike(tmp_path: Path) -> None:
+    (tmp_path / "none.json").touch()
+    assert did_you_mean_file(tmp_path / "adapter_config.json") == ""
+    assert did_you_mean_file(tmp_path / "nome.json") == f"; did you mean {tmp_path / 'none.json'}?"
 
 
 @pytest.mark.parametrize("section", ["model", "guard"])

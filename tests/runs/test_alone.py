@@ -12,7 +12,7 @@ from fedjax_rai.memory import advice
 from fedjax_rai.runs import files, lockstep
 from fedjax_rai.runs import run as single
 from fedjax_rai.runs.folder import run_folder
-from tests.tiny_runs import vary
+from tests.tiny_runs import SUMMARY, vary
 
 COMMANDS = {"run": single, "together": lockstep}
 
@@ -71,7 +71,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(config, arm
 
     def finish_theirs(*_) -> None:
         begin(config)
-        (run_folder(config) / "summary.json").write_text("{}")
+        files.write_json(run_folder(config) / "summary.json", SUMMARY)
         theirs.update(contents(run_folder(config)))
 
     monkeypatch.setattr(advice, "announce", finish_theirs)

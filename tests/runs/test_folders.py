@@ -13,7 +13,7 @@ from fedjax_rai.config.grid import Point, folder_name
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.runs import export, files, prepare, rows, run
-from fedjax_rai.runs.folder import check_folder
+from fedjax_rai.runs.folder import check_folder, differences
 from fedjax_rai.runs.record import METRICS, REVISIONS, Record
 from fedjax_rai.studies import sweep, table
 from tests.tiny_runs import ROUND, SUMMARY, vary
@@ -116,8 +116,6 @@ def begun(folder: Path, config: Any) -> Path:
 def test_a_damaged_file_of_a_run_is_named_with_a_way_out(tmp_path, config, name, content) -> None:
     folder = begun(tmp_path / "run", config)
     (folder / name).write_bytes(content)
-    if name == "summary.json" and content.startswith(b'{"a"'):
-        content = b"{"
     message = refused(check_folder, folder, config)
     assert message.startswith(str(folder / name))
     assert message.endswith(
@@ -125,6 +123,21 @@ def test_a_damaged_file_of_a_run_is_named_with_a_way_out(tmp_path, config, name,
         if name == "summary.json"
         else "restore it from a copy, or name another output"
     )
+
+
+@pytest.mark.parametrize("content", ["{}", '{"rates": 3}'])
+def test_a_run_whose_summary_is_of_another_form_is_no_finished_one(tmp_path, config, content) -> None:
+    config = vary(config, output=str(begun(tmp_path / "run", config)))
+    (tmp_path / "run" / "summary.json").write_text(content)
+    message = refused(run.run, config)
+    assert message.startswith(f"{tmp_path / 'run' / 'summary.json'}: ") and "missing: " in message
+    assert message.endswith("remove it and run again, which evaluates anew and writes it")
+
+
+def test_what_two_configs_differ_in_is_told_of_the_keys_of_both() -> None:
+    old = {"a": 1, "b": {"x": 1, "y": 2}, "c": {"x": 1}, "d": None}
+    new = {"e": 5, "b": {"x": 1, "y": 3}, "c": {"z": 1}, "a": 1, "f": None}
+    assert differences(old, new) == [("b.y", 2, 3), ("c", {"x": 1}, {"z": 1}), ("e", None, 5)]
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"a: [", b"seed: 7", b"- 1"])

@@ -13,6 +13,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.memory import advice
 from fedjax_rai.runs import files
 from fedjax_rai.studies.table import arm_config
+from tests.tiny_runs import SUMMARY
 
 SET = ["cai", "generate", "a.yaml", "set", "--prompts", "700"]
 COMMANDS = (
@@ -53,7 +54,7 @@ def begin(folder: str, config: ExperimentConfig, rounds: int, is_finished: bool 
     files.write_text(Path(folder) / "config.yaml", dump_config(config))
     files.write_rows(Path(folder) / "metrics.jsonl", [{"round": t + 1} for t in range(rounds)])
     if is_finished:
-        files.write_json(Path(folder) / "summary.json", {})
+        files.write_json(Path(folder) / "summary.json", SUMMARY)
 
 
 def shares(told: str) -> dict[str, int]:

@@ -34,7 +34,9 @@ def test_the_control_on_unrevised_answers_is_one_of_any_config(config, tmp_path)
 def test_unknown_arms_are_named():
     with pytest.raises(InputError, match="--arms fl\\+cia: no such arm; did you mean fl\\+cai"):
         choose(["fl", "fl+cia"])
-    assert choose(None) == list(ARMS) and choose(["fl", "fl"]) == ["fl"]
+    assert choose(None) == list(ARMS) and choose(["fl"]) == ["fl"]
+    with pytest.raises(InputError, match="^--arms fl: stands twice; must stand once$"):
+        choose(["fl", "base", "fl"])
 
 
 def test_intervals_are_students():

@@ -14,6 +14,7 @@ from fedjax_rai.tools.show_data import columns, cut, lengths, row_lines
 from tests.data.test_corpus import pair
 
 RUNNER = CliRunner()
+KOREAN = {name: value for name, value in pair(1, 1, 1).items() if not name.endswith("_en")}
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +120,23 @@ def test_a_prepared_corpus_is_shown_in_its_language_with_what_it_was_made_of() -
     assert done.exit_code == 0, done.output
     output = show("tfds:square/square20k_ko", "--rows", "1")
     assert "language ko" in output and "(30.0 % harmful)" in output and "prompt: 질문 " in output
+    wrong = show("tfds:square/square20k_ko", "--language", "en", code=2)
+    assert "another language than --language = 'en'; must be 'ko'" in wrong
     assert "made of     train: 100 rows of response_train.json (sha256 " in output
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        ({"q": "Why?", "a": "So."}, (), "--columns must say what they hold, as --columns='{prompt: q, response: a}'"),
+        ({"q": "Why?", "a": "So."}, ("--columns", "{prompt: q, response: b}"), "no column 'b', which --columns names"),
+        (KOREAN, (), "square does with --language=ko; --columns must say"),
+    ],
+)
+def test_columns_are_asked_for_by_the_option(row: dict, columns: tuple[str, ...], message: str) -> None:
+    Path("a.json").write_text(json.dumps([row]))
+    output = show("a.json", *columns, code=2)
+    assert message in output and "data." not in output
 
 
 @pytest.mark.parametrize(
