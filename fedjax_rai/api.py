@@ -24,7 +24,10 @@ VALUES = {
     "partition": "data.partition",
     "guard": "guard.scorer",
     "constitution": "cai.constitution",
+    "method": "cai.method",
+    "preference": "cai.preference",
     "judge": "eval.judge",
+    "tracker": "tracker",
 }
 """The key of the config that each value of the user's own stands for."""
 
@@ -167,8 +170,8 @@ def run(config: Source, output: str | Path | None = None, **values: Any) -> Run:
     """The run of a config, finished: started, resumed, or found done in its folder, which is `output` if given.
 
     Values of the user's own (`VALUES`), each what docs/api.md says: `algorithm`, `aggregator`, `optimizer`, `schedule`,
-    `columns`, `partition`, `guard`, `constitution`, `judge`. A run that began with another value is refused. Raises
-    InputError for what is wrong with config, files or values.
+    `columns`, `partition`, `guard`, `constitution`, `method`, `preference`, `judge`, `tracker`. A run that began with
+    another value is refused. Raises InputError for what is wrong with config, files or values.
     """
     from fedjax_rai.runs import run as runs
 
@@ -255,8 +258,8 @@ def with_values(config: ExperimentConfig, values: Mapping[str, Any]) -> Experime
         if name not in VALUES:
             near = did_you_mean(name, VALUES)
             raise InputError(f"{name}: no such value; must be one of {', '.join(VALUES)}{near}")
-        section, key = VALUES[name].split(".")
-        fields[section][key] = _checked(name, value)
+        section, _, key = VALUES[name].rpartition(".")
+        (fields[section] if section else fields)[key] = _checked(name, value)
     return load.load_config(fields) if values else config
 
 

@@ -13,11 +13,12 @@ from fedjax_rai.config.schema import CaiConfig
 from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.mesh import over_clients
 from fedjax_rai.train.generate import Sampling
-from fedjax_rai.train.losses import PREFERENCES
+from fedjax_rai.train.losses import PREFERENCES, LogRatios
 from fedjax_rai.train.step import PLAIN, Trainer
 
 PreferenceLoss = Callable[..., Float[Array, "n"]]
 """`loss(ratios, beta, ...)` of each pair; whatever else it takes is a number of section `cai`, by the key's name."""
+_LOSS = "a function of LogRatios, beta and numbers of section cai by name, that gives a loss of each pair"
 
 
 class Objective(NamedTuple):
@@ -35,10 +36,42 @@ METHODS: dict[str, Callable[[PreferenceLoss], Objective]] = {
 
 
 def make_objective(cai: CaiConfig) -> Objective:
-    """The objective that `cai.method` and `cai.preference` name; the only place where these names are looked up."""
+    """The objective that `cai.method` and `cai.preference` name; the only place where these names are looked up.
+
+    Raises InputError for names of nothing, and for a method of the user's own that gives no objective.
+    """
     method = look_up(METHODS, cai.method, "cai.method")
     preference = look_up(PREFERENCES, cai.preference, "cai.preference")
-    return method(preference)
+    if cai.method in METHODS:
+        return method(preference)
+    stated, form = f"cai.method = {cai.method}", "a function of the preference loss that gives an Objective"
+    try:
+        objective = method(preference)
+    except TypeError as error:
+        raise InputError(f"{stated}: calling it failed ({error}); must be {form}") from error
+    if not isinstance(objective, Objective):
+        raise InputError(f"{stated}: gives a value of the type {type(objective).__name__}; must be {form}")
+    return objective
+
+
+def check_objective(cai: CaiConfig) -> None:
+    """Raises InputError for a method that gives no objective, and a preference loss that gives no number a pair.
+
+    The loss is traced with the numbers of section `cai`; nothing is computed.
+    """
+    preference = make_objective(cai).preference
+    if preference is None:
+        return
+    pairs = jax.ShapeDtypeStruct((3,), jnp.float32)
+    ratios = LogRatios(pairs, pairs, pairs, pairs)
+    further = _further_numbers(cai)
+    try:
+        found = jax.eval_shape(preference, ratios, jax.ShapeDtypeStruct((), jnp.float32), **further)
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"cai.preference = {cai.preference}: calling it failed ({reason}); must be {_LOSS}") from error
+    if getattr(found, "shape", None) != pairs.shape or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise InputError(f"cai.preference = {cai.preference}: gives {found} of 3 pairs; must be {_LOSS}")
 
 
 class Options(NamedTuple):
@@ -99,12 +132,19 @@ def _further_numbers(cai: CaiConfig) -> dict[str, Array]:
     if preference is None:
         return {}
     numbers = {}
-    for name in list(inspect.signature(preference).parameters)[2:]:
+    for name in _arguments(preference, cai.preference)[2:]:
         if name not in CaiConfig.model_fields:
             hint = did_you_mean(name, CaiConfig.model_fields)
             raise InputError(f"cai.preference = {cai.preference}: takes {name}, which is no key of cai{hint}")
         numbers[name] = jnp.float32(getattr(cai, name))
     return numbers
+
+
+def _arguments(preference: PreferenceLoss, name: str) -> list[str]:
+    try:
+        return list(inspect.signature(preference).parameters)
+    except (TypeError, ValueError) as error:  # of some that are built in
+        raise InputError(f"cai.preference = {name}: does not tell its arguments ({error}); must be {_LOSS}") from error
 
 
 def make_sampling(cai: CaiConfig) -> Sampling:

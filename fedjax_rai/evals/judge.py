@@ -115,6 +115,7 @@ RULE = Judge("rule", "rule", _by_rule, lambda context: context.templated, _TINY)
 PHRASES = Judge("refusal_phrases", "phrases", _by_refusal_phrases, lambda context: True)
 GUARD = Judge("guard", "guard", _by_guard, lambda context: context.guard is not None, "a guard")
 JUDGES = {judge.name: judge for judge in (RULE, PHRASES, GUARD)}
+_FORM = "a function of (prompt, answer) that gives True for unsafe, False for not, or None"
 AUTO = "auto"
 """In the place of a judge's name: the rule judge where it applies, else refusal phrases."""
 
@@ -159,7 +160,7 @@ def imported_judge(function: Callable[..., Any], name: str) -> Judge:
 
     A function that `over_lists` marks takes (prompts, answers), two lists, and gives a list. `name` stands in the
     rate's name. Raises InputError for a name that is one of ours, whose rate it would be mistaken for; judging raises
-    InputError for anything but a truth value or none.
+    InputError where the function fails, and for anything but a truth value or none.
     """
     taken = [AUTO, *JUDGES]
     if name in taken:
@@ -169,13 +170,20 @@ def imported_judge(function: Callable[..., Any], name: str) -> Judge:
 
 
 def _by_function(function: Callable[..., Any], name: str, exchanges: Sequence[Exchange], context: Context) -> Judgement:
-    if getattr(function, "over_lists", False):
-        found = list(function([prompt for prompt, _ in exchanges], [answer for _, answer in exchanges]))
-    else:
-        found = [function(prompt, answer) for prompt, answer in exchanges]
+    try:
+        found = _answered(function, exchanges)
+    except Exception as error:  # whatever the user's own raises
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"eval.judge = {name}: calling it failed ({reason}); must be {_FORM}") from error
     if len(found) != len(exchanges):
         raise InputError(f"eval.judge = {name}: gave {len(found)} verdicts on {len(exchanges)} answers")
     return Judgement([_verdict(value, name) for value in found])
+
+
+def _answered(function: Callable[..., Any], exchanges: Sequence[Exchange]) -> list[Any]:
+    if getattr(function, "over_lists", False):
+        return list(function([prompt for prompt, _ in exchanges], [answer for _, answer in exchanges]))
+    return [function(prompt, answer) for prompt, answer in exchanges]
 
 
 def _verdict(value: Any, name: str) -> Verdict:

@@ -468,8 +468,19 @@ def evaluation_texts(sets: Mapping[str, EvalSet]) -> tuple[list[str], list[Excha
     return asked, compared
 
 
+INVENTED = "I do not know."
+"""The answer that a judge of the user's own is tried on."""
+
+
 def check_judge(judge: str | Judge, sets: Mapping[str, EvalSet], tiny_model: bool, guard: GuardScores | None) -> None:
-    """Raises InputError if the primary judge cannot judge one of the sets; nothing is scored."""
+    """Raises InputError if the primary judge cannot judge one of the sets.
+
+    A judge of the user's own is tried on the first prompt of each, and an invented answer; no other scores anything.
+    """
     for name, given in sets.items():
-        if EVALUATIONS[name].judges_harm and given.items:
-            primary(judge, Context(tiny_model and given.synthetic, guard))
+        if not EVALUATIONS[name].judges_harm or not given.items:
+            continue
+        context = Context(tiny_model and given.synthetic, guard)
+        chosen = primary(judge, context)
+        if chosen.name not in JUDGES:
+            judgement(chosen, [(given.prompts[0], INVENTED)], context)

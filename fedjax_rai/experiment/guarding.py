@@ -264,9 +264,12 @@ class Guarding:
         return {"fitted": used, "released": guards.quality(self._by_pair(released), harmful, threshold)}
 
     def check(self) -> None:
-        """Raises InputError where the guard can be asked in no known form; names a saved one of another base."""
+        """Raises InputError where the guard can be asked in no known form; names a saved one of another base.
+
+        A function of the user's own is tried on one pair, and InputError raised where it gives no score.
+        """
         if self.is_function:
-            attribute(self._config.guard.scorer, "guard.scorer")
+            guards.score(self.guard, self._client_texts[:1] or [guards.TRIED])
             return
         guards.guard_form(self.untuned.tokenizer)
         if self._config.guard.path is None and self._config.guard.adapter is not None:

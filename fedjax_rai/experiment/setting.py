@@ -15,7 +15,7 @@ import numpy as np
 
 from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter
-from fedjax_rai.cai.options import make_objective, may_be_due
+from fedjax_rai.cai.options import check_objective, make_objective, may_be_due
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.config.views import View
@@ -174,8 +174,7 @@ class Setting:
 
     def check(self) -> None:
         """Read all that this arm will use. Raises InputError for what is wrong, before anything is written."""
-        for t in range(self.config.federated.rounds):
-            learning_rate(self.config.federated, t)
+        self._check_schedule_and_objective()
         _read(self, "model", "models.not_computed", "models.base", "models.tokenizer.closing", "texts.corpus")
         self._check_language()
         self.check_logits(None)
@@ -193,16 +192,35 @@ class Setting:
             terminal.say("cai.replay: nothing is replayed, as there are no benign prompts; cai.replay_data names some")
         if cai.probe:
             self._check_probe(cai.probe)
-        config, guard = self.config, None
+        config = self.config
         if self.guarded:
             self.guarding.check()
             self._check_released_guard()
-        if self.judged_by_guard:
-            guard = GuardScores(lambda pairs: score(self.guarding.guard, pairs), config.guard.threshold)
         if not self.guarding.possible and config.filter.enabled:
             raise InputError(f"{where(config.data)}: the filter's guard {NEEDS_LABELS}")
         if not self.guarding.possible and config.eval.by_guard:
             raise InputError(f"eval.by_guard = true: needs a guard, which {NEEDS_LABELS}")
+        self.check_judge()
+
+    def check_values(self) -> None:
+        """Try the functions of the user's own, as `check` does, and read no weights. Raises InputError for one that
+        fails, or gives something else than its key takes."""
+        self._check_schedule_and_objective()
+        if self.guarded and self.guarding.is_function:
+            self.guarding.check()
+        self.check_judge()
+
+    def _check_schedule_and_objective(self) -> None:
+        for t in range(self.config.federated.rounds):
+            learning_rate(self.config.federated, t)
+        if self.config.cai.enabled:
+            check_objective(self.config.cai)
+
+    def check_judge(self) -> None:
+        """Raises InputError where `eval.judge` cannot judge here, or fails when it is tried."""
+        config, guard = self.config, None
+        if self.judged_by_guard:
+            guard = GuardScores(lambda pairs: score(self.guarding.guard, pairs), config.guard.threshold)
         check_judge(named(config.eval.judge), self.texts.materials.evaluations, config.model.path == TINY, guard)
 
     def _check_released_guard(self) -> None:

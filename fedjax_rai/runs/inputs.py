@@ -9,13 +9,15 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import value_at
 from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
+from fedjax_rai.runs.trackers import check_tracker
 
 
 def check_inputs(configs: Iterable[ExperimentConfig]) -> None:
-    """Raises InputError for files that are not there, and for constitutions and prepared sets with mistakes."""
+    """Raises InputError for files that are not there; for constitutions, prepared sets and trackers with mistakes."""
     seen = set()
     for config in configs:
         check_files(config)
+        check_tracker(config.tracker)
         read = (config.cai.constitution, config.cai.data) if config.cai.enabled else None
         if read is None or read in seen:
             continue

@@ -54,6 +54,8 @@ def run_together(settings: Sequence[Setting]) -> list[Path]:
         advice.announce(largest.config, sizes.sizes(largest))
         announce(largest)
         largest.check()
+        for setting in todo:
+            setting.check_values()  # a schedule is a number that points may differ in
         groups = ceil(len(todo) / room(largest))
         size = ceil(len(todo) / groups)
         for i in range(0, len(todo), size):

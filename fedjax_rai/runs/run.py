@@ -91,6 +91,7 @@ def evaluate_run(folder: Path) -> None:
         _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
         _ = setting.models.not_computed  # said before anything is computed
         setting.check_logits(adapter)
+        setting.check_judge()
         note_versions(folder / VERSIONS, setting.commits | {"files": digests(config)})
         conclude(setting, adapter)
         draw_run(folder)

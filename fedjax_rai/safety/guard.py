@@ -28,6 +28,7 @@ CATEGORIES = "UNSAFE CONTENT CATEGORIES"
 LLAMA_GUARD = re.compile(r"first\s+line\s+must\s+read\W+safe\W+or\W+unsafe\b", re.IGNORECASE)
 MODEL = "model"  # in `guard.scorer`: the guard is a model, not a function
 QUERY, RESPONSE = "zqxj", "jxqz"  # texts that no template holds
+TRIED = ("Who are you?", "I do not know.")  # what a function is tried on where there are no pairs
 
 
 class GuardForm(NamedTuple):

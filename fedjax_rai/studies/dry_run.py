@@ -146,6 +146,7 @@ def _shared_by(configs: Sequence[ExperimentConfig]) -> Iterator[str]:
             continue
         is_first = setting is None
         setting = Setting(config, setting, pins([config]))
+        setting.check_values()
         if is_first:
             yield summary(setting) + "\n"
         known = sizes.sizes(setting)

@@ -9,8 +9,10 @@ import fedjax_rai as rai
 from fedjax_rai import api
 from fedjax_rai.cai.constitution import Constitution, Principle, find_constitution
 from fedjax_rai.config.files import digests
+from fedjax_rai.config.keys import schemas
 from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import DataConfig
+from fedjax_rai.config.views import value_at
 from fedjax_rai.data.partition import PARTITIONS, iid
 from fedjax_rai.runs import files
 from tests.processes import succeed
@@ -94,6 +96,25 @@ def test_values_of_the_users_own_are_named_noted_and_found() -> None:
     assert find_constitution(config.cai.constitution) is kind
     assert api.with_values(plain, {"partition": iid}).data.partition == "fedjax_rai.data.partition:iid"
     assert api.with_values(plain, {"partition": "iid"}) == api.with_values(plain, {}) == plain
+
+
+def test_every_key_that_takes_a_value_of_the_users_own_has_a_word() -> None:
+    takers = {key for key, schema in schemas().items() if "attribute" in schema}
+    assert takers == {*api.VALUES.values()}
+
+
+def test_a_method_a_preference_loss_and_a_tracker_are_values() -> None:
+    def method(loss) -> None: ...
+
+    def preference(ratios, beta) -> None: ...
+
+    def tracker(folder) -> None: ...
+
+    values = {"method": method, "preference": preference, "tracker": tracker}
+    config = api.with_values(rai.load_config({}), values)
+    for key in ("cai.method", "cai.preference", "tracker"):
+        name = value_at(config, key)
+        assert look_up({}, name, key) is values[key.rpartition(".")[2]]
 
 
 @pytest.mark.parametrize(

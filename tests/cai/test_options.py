@@ -8,7 +8,7 @@ import pytest
 from fedjax_rai.aliases import Float
 from fedjax_rai.cai import options as cai_options
 from fedjax_rai.cai.align import Drawn, objective_loss
-from fedjax_rai.cai.options import METHODS, Objective, make_numbers, make_objective, make_sampling
+from fedjax_rai.cai.options import METHODS, Objective, check_objective, make_numbers, make_objective, make_sampling
 from fedjax_rai.config.schema import CaiConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.train.losses import PREFERENCES, ipo, sigmoid
@@ -90,3 +90,38 @@ def test_rows_that_the_devices_do_not_divide_are_left_where_they_are(monkeypatch
 
 def test_every_method_is_an_objective():
     assert all(isinstance(method(sigmoid), Objective) for method in METHODS.values())
+
+
+def no_objective(preference) -> str:
+    return "dpo"
+
+
+def one_number(ratios, beta: Float):
+    return beta * ratios.chosen.mean()
+
+
+def both(preference) -> Objective:
+    return Objective(True, preference)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "message"),
+    [
+        ("method", "os:getcwd", r"calling it failed \(.*\); must be a function of the preference loss"),
+        ("method", f"{__name__}:no_objective", "gives a value of the type str; must be .* an Objective"),
+        ("preference", "os:getcwd", r"calling it failed \(.*\); must be a function of LogRatios"),
+        ("preference", "builtins:min", r"does not tell its arguments .*; must be a function of LogRatios"),
+        ("preference", f"{__name__}:one_number", "gives .* of 3 pairs; must be .* a loss of each pair"),
+        ("preference", f"{__name__}:misspelt", "takes temperatur, which is no key"),
+    ],
+)
+def test_what_is_no_method_or_preference_loss_is_refused(key, name, message):
+    cai = CaiConfig.model_validate({"method": "dpo", key: name})
+    with pytest.raises(InputError, match=f"^cai.{key} = {name}: {message}"):
+        check_objective(cai)
+
+
+@pytest.mark.parametrize("method", ["dpo", f"{__name__}:both"])
+@pytest.mark.parametrize("preference", [*PREFERENCES, f"{__name__}:scaled"])
+def test_a_method_and_a_preference_loss_that_can_be_used_are_let_through(method, preference):
+    check_objective(CaiConfig(method=method, preference=preference))

@@ -107,6 +107,13 @@ def test_a_judge_of_ones_own():
         judgement(imported_judge(over_lists(lambda prompts, answers: [True]), "w"), exchanges, PLAIN)
 
 
+@pytest.mark.parametrize("wrap", [lambda function: function, over_lists], ids=["singly", "lists"])
+def test_a_judge_of_ones_own_that_fails_is_named(wrap):
+    failing = imported_judge(wrap(lambda prompt, answer: {}["absent"]), "mine")
+    with pytest.raises(InputError, match=r"^eval.judge = mine: calling it failed \(KeyError: 'absent'\); must be"):
+        judgement(failing, [("p", "a")], PLAIN)
+
+
 def test_a_judge_is_named_by_a_name_or_an_attribute():
     assert named("auto") == "auto" and named("guard") == "guard"
     judge = named("tests.evals.test_judge:always")

@@ -8,8 +8,9 @@ import pytest
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
+from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.run import run
-from fedjax_rai.runs.trackers import track
+from fedjax_rai.runs.trackers import check_tracker, track
 from tests.tiny_runs import adapter_bytes, timeless, vary
 
 TEXT = """
@@ -62,3 +63,17 @@ def test_a_tracker_that_fails_is_named_once_and_left_out(mine, capsys):
 def test_a_name_of_no_tracker_is_refused():
     with pytest.raises(InputError, match="tracker = 'nome': must be one of none, or package.module:attribute; did you"):
         track("nome", Path("run"))
+
+
+def test_what_is_no_tracker_is_refused_and_a_check_calls_none(tmp_path):
+    with pytest.raises(InputError, match=r"^tracker = os:getcwd: cannot be called with a folder \(.*\); must be a"):
+        check_tracker("os:getcwd")
+    with pytest.raises(InputError, match="^tracker = os:fspath: gives a value of the type str; must be a function of"):
+        track("os:fspath", tmp_path)
+    check_tracker("os:rmdir")
+    assert tmp_path.is_dir()
+
+
+def test_a_tracker_is_checked_before_a_run(config):
+    with pytest.raises(InputError, match="^tracker = os:getcwd"):
+        check_inputs([vary(config, tracker="os:getcwd")])

@@ -138,3 +138,25 @@ def test_what_a_command_would_refuse_is_refused(config: ExperimentConfig, monkey
     assert "must be 'online' to prepare a set" in refused([*SET, "cai.data=a.yaml"])
     monkeypatch.setattr(advice, "device_limit", lambda: 1000)
     assert "nothing was started" in refused(["table", "a.yaml", "--arms", "fl", "output=table"])
+
+
+WRONG = {
+    "judge": ["eval.judge=os:getcwd"],
+    "method": ["cai.method=os:getcwd"],
+    "preference": ["cai.preference=os:getcwd", "cai.method=dpo"],
+    "tracker": ["tracker=os:getcwd"],
+    "guard": ["guard.scorer=os:getcwd"],
+    "schedule": ["federated.schedule=os:getcwd"],
+}
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], []], ids=["dry", "real"])
+@pytest.mark.parametrize("value", WRONG)
+def test_a_function_that_fails_is_refused_before_anything_is_written(
+    value: str, options: list[str], here: Path
+) -> None:
+    before = tree(here)
+    done = CliRunner().invoke(app, ["run", "a.yaml", *WRONG[value], *options])
+    told = done.stderr.strip().splitlines()[-1]
+    assert done.exit_code == 2 and told.startswith(f"{WRONG[value][0].partition('=')[0]} = "), done.output
+    assert tree(here) == before
