@@ -62,7 +62,7 @@ def check_objective(cai: CaiConfig) -> None:
     preference = make_objective(cai).preference
     if preference is None:
         return
-    pairs = jax.ShapeDtypeStruct((3,), jnp.float32)
+    pairs: Any = jax.ShapeDtypeStruct((3,), jnp.float32)
     ratios = LogRatios(pairs, pairs, pairs, pairs)
     further = _further_numbers(cai)
     try:
