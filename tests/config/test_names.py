@@ -294,3 +294,13 @@ def test_a_value_does_not_take_another_s_name_unseen() -> None:
     assert given(first) == given(first)
     with pytest.raises(InputError, match="^given:add: another value of that name was given before"):
         given(second)
+
+
+def test_two_lambdas_of_one_line_are_told_apart() -> None:
+    """Their source is the same line, so one name stands for both: refused, rather than the second for the first."""
+    doubled, tripled = (lambda x: 2 * x), (lambda x: 3 * x)
+    given(doubled)
+    with pytest.raises(InputError, match="do not tell them apart"):
+        given(tripled)
+    first, second = ((lambda x: 5 * x) for _ in range(2))
+    assert given(first) == given(second)  # twice the same
