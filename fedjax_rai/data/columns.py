@@ -169,12 +169,9 @@ class Reader(NamedTuple):
     recognised: bool = False
 
 
-COLUMNS_OPTION, LANGUAGE_OPTION = "--columns", "--language"  # of `fedjax-rai data show`, in place of keys
-
-
 def language_key(key: str) -> str:
-    """What names the language, where `key` names the columns."""
-    return LANGUAGE_OPTION if key == COLUMNS_OPTION else "data.language"
+    """What names the language, where `key` names the columns: an option of a command, or a key of the config."""
+    return "--language" if key.startswith("--") else "data.language"
 
 
 def reader(columns: Any, language: Language, row: Any, place: str, key: str = "data.columns") -> Reader:

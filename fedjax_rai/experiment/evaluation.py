@@ -12,12 +12,11 @@ from fedjax_rai.config.schema import TINY
 from fedjax_rai.data.mix import is_synthetic
 from fedjax_rai.evals import open_ended
 from fedjax_rai.evals.choice import likelihoods
-from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, GuardScores, Judge, judgement, named
+from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, Judge, judgement, named
 from fedjax_rai.evals.open_ended import Responses, Sampled, Subject, nothing
 from fedjax_rai.evals.rate import Rate, Verdict
 from fedjax_rai.evals.suite import EVALUATIONS, AnswerRow, Bench, Measured, batches, measure
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.safety.guard import score
 
 JUDGED = 512  # conversations that `critique` looks at
 
@@ -70,17 +69,10 @@ def make_bench(setting: Setting, adapter: Adapter, advance: Callable[[], object]
         config=setting.config.eval,
         answers_to=partial(answers_to, setting, adapter, advance=advance),
         likelihoods=partial(likelihoods, subject(setting, adapter), advance=advance),
-        guard=guard_scores(setting, advance),
+        guard=setting.guard_scores(advance),
         tiny_model=setting.config.model.path == TINY,
         judge=named(setting.config.eval.judge),
     )
-
-
-def guard_scores(setting: Setting, advance: Callable[[], object] = nothing) -> GuardScores | None:
-    """The setting's guard as judges see it; None where it is not among them. It is fitted when it first scores."""
-    if not setting.judged_by_guard:
-        return None
-    return GuardScores(lambda pairs: score(setting.guarding.guard, pairs, advance), setting.config.guard.threshold)
 
 
 def subject(setting: Setting, adapter: Adapter | None) -> Subject:
@@ -162,5 +154,5 @@ def _judge_of_revisions(setting: Setting) -> tuple[Judge, Context]:
     config = setting.config
     if config.model.path == TINY and is_synthetic(config.data) and config.cai.red_prompts is None:
         return RULE, Context(templated=True, guard=None)
-    guard = guard_scores(setting)
+    guard = setting.guard_scores()
     return (GUARD if guard else PHRASES), Context(templated=False, guard=guard)

@@ -5,7 +5,7 @@ which the part and those that it needs name. Two arms share a part if and only i
 both: there is no list of what may be ignored, and reading a key that is not named is an error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -22,6 +22,7 @@ from fedjax_rai.config.views import View
 from fedjax_rai.data.mix import deal, where
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import GUARD, GuardScores, named
+from fedjax_rai.evals.open_ended import nothing
 from fedjax_rai.evals.suite import check_judge
 from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.keeping import Store
@@ -70,8 +71,8 @@ class Setting:
         """Takes over from the arm `previous` the parts that it shares with it; the others are built when needed.
 
         `pins`: the commits of models on the hub that the run began with, if it did. `store` keeps guards and scores
-        for other processes. Data are read at once, so that
-        what is wrong with them is said (InputError) before anything is written.
+        for other processes. Data are read at once, so that what is wrong with them is said (InputError) before anything
+        is written.
         """
         self.config = config
         self.pins = dict(pins or {})
@@ -203,8 +204,10 @@ class Setting:
         self.check_judge()
 
     def check_values(self) -> None:
-        """Try the functions of the user's own, as `check` does, and read no weights. Raises InputError for one that
-        fails, or gives something else than its key takes."""
+        """Try the functions of the user's own, as `check` does, and read no weights.
+
+        Raises InputError for one that fails, or gives something else than its key takes.
+        """
         self._check_schedule_and_objective()
         if self.guarded and self.guarding.is_function:
             self.guarding.check()
@@ -218,10 +221,14 @@ class Setting:
 
     def check_judge(self) -> None:
         """Raises InputError where `eval.judge` cannot judge here, or fails when it is tried."""
-        config, guard = self.config, None
-        if self.judged_by_guard:
-            guard = GuardScores(lambda pairs: score(self.guarding.guard, pairs), config.guard.threshold)
-        check_judge(named(config.eval.judge), self.texts.materials.evaluations, config.model.path == TINY, guard)
+        judge, sets = named(self.config.eval.judge), self.texts.materials.evaluations
+        check_judge(judge, sets, self.config.model.path == TINY, self.guard_scores())
+
+    def guard_scores(self, advance: Callable[[], object] = nothing) -> GuardScores | None:
+        """The guard as judges see it; None where it is not among them. It is fitted when it first scores."""
+        if not self.judged_by_guard:
+            return None
+        return GuardScores(lambda pairs: score(self.guarding.guard, pairs, advance), self.config.guard.threshold)
 
     def _check_released_guard(self) -> None:
         """Raises InputError where a released guard cannot be loaded, or gives no numbers."""
@@ -233,9 +240,9 @@ class Setting:
 
     def _check_language(self) -> None:
         if self.config.data.language == "ko" and not self.models.tokenizer.has_hangul:
-            where = f"data.language = ko: the tokenizer of model.path = {self.config.model.path}"
             raise InputError(
-                f"{where} has no Hangul, and would lose the text; must be a model that reads Korean, or en"
+                f"data.language = ko: the tokenizer of model.path = {self.config.model.path} has no Hangul, and would "
+                "lose the text; must be a model that reads Korean, or en"
             )
 
     def check_logits(self, adapter: Adapter | None) -> None:

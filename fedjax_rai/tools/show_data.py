@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_rai.config.prepared import check_language, columns_of, is_prepared, language_of
 from fedjax_rai.config.schema import TINY
 from fedjax_rai.data import records, tiny_world
-from fedjax_rai.data.columns import COLUMNS, COLUMNS_OPTION, LANGUAGE_OPTION, Pair
+from fedjax_rai.data.columns import COLUMNS, Pair
 from fedjax_rai.data.corpus import TEXTS
 from fedjax_rai.data.partition import LABELS
 from fedjax_rai.data.sources import Read, Source, read_pairs
@@ -31,13 +31,13 @@ def show(source: Source, rows: int, width: int) -> Iterator[str]:
 
 def _lines(source: Source, rows: int) -> Iterator[str]:
     if language_of(source.path) and not columns_of(source.path):
-        check_language(source.path, source.language, LANGUAGE_OPTION)
+        check_language(source.path, source.language, "--language")
         questions = records.Records(source.path, source.split)
         yield from question_lines(source, questions)
         yield from made_of(source)
         yield from ("", *(f"{i}. {_as_json(row)}" for i, row in enumerate(questions[:rows], 1)))
         return
-    read = _tiny() if source.path == TINY else read_pairs(source, COLUMNS_OPTION)
+    read = _tiny() if source.path == TINY else read_pairs(source, "--columns")
     yield from summary(source, read)
     yield from made_of(source)
     yield from row_lines(read.pairs[:rows])

@@ -15,7 +15,8 @@ from fedjax_rai.evals.judge import GUARD, Context
 from fedjax_rai.evals.open_ended import Responses, Sampled
 from fedjax_rai.experiment import evaluation
 from fedjax_rai.experiment import round as rounds
-from fedjax_rai.experiment.evaluation import answers_to, count_critique, critique, evaluate, guard_scores
+from fedjax_rai.experiment import setting as setting_module
+from fedjax_rai.experiment.evaluation import answers_to, count_critique, critique, evaluate
 from fedjax_rai.experiment.setting import Setting
 from tests.tiny_runs import vary
 
@@ -77,7 +78,9 @@ def test_every_rate_can_be_counted_from_the_answers(config, settings):
 
 def test_what_has_no_verdict_is_said(config, settings, monkeypatch, capsys):
     setting = settings.setdefault("few", few(config))
-    monkeypatch.setattr(evaluation, "score", lambda guard, pairs, advance: [float("nan")] * len(pairs))
+    monkeypatch.setattr(
+        "fedjax_rai.experiment.setting.score", lambda guard, pairs, advance: [float("nan")] * len(pairs)
+    )
     monkeypatch.setattr(evaluation.open_ended, "answers_to", lambda subject, prompts, *_: Responses(
         [["Sure."], ["Sure."], [""], *[["Sure."]] * (len(prompts) - 3)], [[True], *[[False]] * (len(prompts) - 1)]
     ))  # fmt: skip
@@ -151,7 +154,7 @@ def test_a_judge_of_ones_own_gives_the_headline(config, settings, monkeypatch):
     monkeypatch.setattr(evaluation.open_ended, "answers_to", lambda subject, prompts, key, sampled, advance: Responses(
         [[f"answer {i}" for i in range(sampled.samples)] for _ in prompts], [[False] * sampled.samples for _ in prompts]
     ))  # fmt: skip
-    monkeypatch.setattr(evaluation, "score", lambda guard, pairs, advance: np.full(len(pairs), 0.1))
+    monkeypatch.setattr(setting_module, "score", lambda guard, pairs, advance: np.full(len(pairs), 0.1))
     monkeypatch.setattr(evaluation, "likelihoods", lambda subject, pairs, advance: (
         np.zeros(len(pairs)), np.ones(len(pairs), bool)
     ))  # fmt: skip
@@ -176,8 +179,10 @@ def test_the_guard_judges_by_the_threshold_of_the_config(config, monkeypatch):
     """At 0.25 an answer of 0.3 is unsafe, one of 0.2 is not."""
     setting = Setting(vary(config, guard={"threshold": 0.25}))
     vars(setting.guarding)["guard"] = None
-    monkeypatch.setattr(evaluation, "score", lambda guard, pairs, advance: np.array([0.3, 0.2], np.float32))
-    context = Context(templated=False, guard=guard_scores(setting))
+    monkeypatch.setattr(
+        "fedjax_rai.experiment.setting.score", lambda guard, pairs, advance: np.array([0.3, 0.2], np.float32)
+    )
+    context = Context(templated=False, guard=setting.guard_scores())
     assert GUARD.judge([("p", "a"), ("p", "b")], context).unsafe == [True, False]
 
 

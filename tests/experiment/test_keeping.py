@@ -13,7 +13,6 @@ from fedjax_rai.config.views import View
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
-from fedjax_rai.experiment.evaluation import guard_scores
 from fedjax_rai.experiment.guarding import FITTED_BY, SCORED_BY, Guarding
 from fedjax_rai.experiment.keeping import Origin
 from fedjax_rai.experiment.setting import Setting
@@ -97,7 +96,7 @@ def test_a_guard_is_needed_where_something_reads_it(config, arm, folder, reader)
     fields, (guarded, judged) = READERS[reader]
     setting = arm(vary(config, model={"path": str(folder)}, **fields))
     assert (setting.guarded, setting.judged_by_guard) == (guarded, judged)
-    assert (guard_scores(setting) is not None) == judged
+    assert (setting.guard_scores() is not None) == judged
 
 
 def test_the_tiny_worlds_guard_judges_unless_it_is_not_wanted(config, arm):
