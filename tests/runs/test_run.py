@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_rai import terminal
 from fedjax_rai.cai.align import align
 from fedjax_rai.cai.programs import generate_rollout, pool_of_rollout
 from fedjax_rai.errors import InputError
@@ -14,6 +15,7 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import federated_round
 from fedjax_rai.model import lora
 from fedjax_rai.runs import loop
+from fedjax_rai.runs.rows import read_rounds
 from fedjax_rai.runs.run import evaluate_run, run
 from fedjax_rai.text.hub import resolve
 from tests import small
@@ -28,8 +30,10 @@ def play(config, arm, **options):
 
 def test_a_run_folder_holds_all_that_the_run_was(config, arm, capsys):
     folder, _ = play(config, arm)
-    rounds = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines() if ": round " in line]
-    assert rounds == ["run: round 1/2", "run: round 2/2"]
+    lines = [line.split("  ") for line in capsys.readouterr().err.splitlines() if ": round " in line]
+    assert [line[0] for line in lines] == ["run: round 1/2", "run: round 2/2"]
+    first, second = (terminal.duration(row.seconds) for row in read_rounds(folder / "metrics.jsonl"))
+    assert [line[-1] for line in lines] == [f"{first}, compiling included", f"{second} a round"], "the round's own time"
     assert {p.name for p in folder.iterdir()} >= {
         "config.yaml", "versions.json", "metrics.jsonl", "adapter", "eval.json", "answers.jsonl", "summary.json",
         "run.png",
