@@ -27,6 +27,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 # Two devices, so that what is laid out over a mesh is laid out in every test; before jax is imported.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+# As many threads as cores are too few for them: where each waits for the other's part of a sum, none is left to compute
+# it, and XLA gives up after 40 seconds ("Fatal Python error: Aborted").
+os.environ.setdefault("NPROC", "8")
 
 import jax  # noqa: E402
 
