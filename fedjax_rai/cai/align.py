@@ -14,6 +14,7 @@ from fedjax_rai import rng, trees
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
 from fedjax_rai.cai.options import Numbers, Options
 from fedjax_rai.data.examples import Examples, take
+from fedjax_rai.mesh import split_rows
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.losses import LogRatios, Sum, answer_logps
 from fedjax_rai.train.step import PLAIN, Trainer, TrainState, descend, start
@@ -67,11 +68,17 @@ def stack(*parts: Examples) -> Examples:
 
 
 def with_reference_logps(lm: LM, reference: Adapter | None, pool: Pool, rows: int) -> Pool:
-    """The pool with log-probabilities of all its pairs under the reference (None: the base), `rows` of them at once."""
+    """The pool with log-probabilities of all its pairs under the reference (None: the base), `rows` of them at once.
+
+    These are split over the devices that the base lies on.
+    """
     pairs = pool.usable.shape[0]
 
+    def of_chunk(chunk: Examples) -> Float[Array, "n"]:
+        return answer_logps(lm, reference, split_rows(chunk, lm.base))[0]
+
     def logps(part: Examples) -> Float[Array, "n"]:
-        return trees.in_chunks(lambda chunk: answer_logps(lm, reference, chunk)[0], part, min(rows, pairs))
+        return trees.in_chunks(of_chunk, part, min(rows, pairs))
 
     chosen = Examples(*(column[:pairs] for column in pool.answers))
     return pool._replace(reference_logps=(logps(chosen), logps(pool.rejected)))
