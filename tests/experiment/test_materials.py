@@ -187,6 +187,25 @@ def test_what_the_evaluation_asks_is_taken_out_and_counted(config, tmp_path):
     assert "6 training pairs are left out: the evaluation asks the same" in made.notes
 
 
+def test_prompts_by_a_mapping_are_those_by_a_path(config, tmp_path):
+    """The same materials, where columns and split say what a path alone would find; and others by another column."""
+    names = ("red_prompts", "replay_data")
+    for name in names:
+        rows = [{"prompt": f"{name} {i}", "other": f"other {i}", "category": f"c{i % 2}"} for i in range(9)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    paths = {name: str(tmp_path / f"{name}.json") for name in names}
+    asked = {"advbench": paths["red_prompts"], "prompts": 3}
+    by_path = gather(vary(config, cai=paths, eval=asked))
+    mappings = {name: {"path": path, "split": "train", "columns": {"prompt": "prompt"}} for name, path in paths.items()}
+    by_mapping = gather(vary(config, cai=mappings, eval=asked | {"advbench": mappings["red_prompts"]}))
+    assert [prompt.query for prompt in by_path.red_prompts] == [f"red_prompts {i}" for i in range(3, 9)]
+    for ours, theirs in zip(by_mapping, by_path, strict=True):
+        assert np.array_equal(ours, theirs) if isinstance(ours, np.ndarray) else ours == theirs
+    mappings["red_prompts"]["columns"] = {"prompt": "other", "category": "category"}
+    others = gather(vary(config, cai=mappings, eval=asked)).red_prompts
+    assert others == [(f"other {i}", f"c{i % 2}") for i in range(9)]
+
+
 def test_a_source_that_cannot_be_tied_to_another_language_is_named(config, tmp_path):
     both = {"question_en": "a", "question": "b", "response_en": "c", "response": "d", "acceptable?": 1}
     one = {name: value for name, value in both.items() if "_en" not in name}
