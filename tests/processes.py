@@ -13,7 +13,9 @@ def run_program(
     name: str, *arguments: object, devices: int = 1, folder: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     """Run `tests/programs/<name>.py` in a folder, on so many CPU devices; what it wrote, and its exit code."""
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": str(4 * devices), "PYTHONPATH": str(ROOT)}
+    threads = 4 * devices  # see tests/conftest.py
+    shape = {"JAX_NUM_CPU_DEVICES": str(devices), "NPROC": str(threads)}
+    environment = {**os.environ, **shape, "PYTHONPATH": str(ROOT)}
     # -P: the program's folder is no place to import from, as it would be by default.
     command = [sys.executable, "-P", str(PROGRAMS / f"{name}.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)

@@ -102,7 +102,7 @@ def check_logits(lm: LM, adapter: Adapter | None, tokenizer: Tokenizer, turns: S
     if not gives_numbers(lm, adapter, *text):
         which = "the model" if adapter is None else "the model with its adapter"
         raise InputError(
-            f"{key}: the first logits of {which} are no numbers (NaN or infinity) in model.dtype = "
+            f"{key}: the first logits of {which} are no numbers (NaN or infinity), or all one number, in model.dtype = "
             f"{lm.model.config.dtype}: its weights are finite and overflow when multiplied"
         )
 

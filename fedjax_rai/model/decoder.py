@@ -415,13 +415,16 @@ def unembed(lm: LM, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
 def gives_numbers(
     lm: LM, adapter: Adapter | None, tokens: Int[Array, "b t"], valid: Bool[Array, "b t"]
 ) -> Bool[Array, ""]:
-    """Whether hidden states, and the logits of the last position, are finite for left-padded texts.
+    """Whether hidden states, and the logits of the last position, are finite and not all equal for left-padded texts.
 
-    Weights that are numbers may still give none: a product overflows.
+    Weights that are numbers may still give none: a product overflows. Where the sum of squares in a norm does, the norm
+    gives zeros, and every token is as likely as any other.
     """
     hidden = forward(lm, adapter, tokens, valid)
     logits = unembed(lm, hidden[:, -1])
-    return jnp.all(jnp.isfinite(hidden) | ~valid[..., None]) & jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)))
+    likeliest = jnp.max(logits, axis=-1)
+    differ = likeliest > jnp.min(logits, axis=-1)
+    return jnp.all(jnp.isfinite(hidden) | ~valid[..., None]) & jnp.all(jnp.isfinite(likeliest) & differ)
 
 
 def abstract_base(config: DecoderConfig) -> PyTree:

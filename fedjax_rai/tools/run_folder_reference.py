@@ -1,14 +1,9 @@
-"""`docs/run_folder.md`, written from the types of what a run writes: `python -m fedjax_rai.tools.run_folder_reference`.
-
-With a path, the page is written there; without one, to standard output.
-"""
+"""`docs/run_folder.md`, from the types of what a run writes: `python -m fedjax_rai.tools.run_folder_reference`."""
 
 import ast
 import inspect
-import sys
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -170,7 +165,4 @@ def descriptions(kind: Any) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        files.write_text(Path(sys.argv[1]), page())
-    else:
-        print(page(), end="")
+    print(page(), end="")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fedjax_rai.errors import InputError
@@ -30,6 +31,19 @@ def test_a_base_whose_first_logits_are_no_numbers_is_refused(config, tmp_path):
         InputError, match="model.path = tiny: the first logits of the model with its adapter are no numbers"
     ):
         whole.check_logits(large)
+
+
+def test_a_base_whose_logits_are_all_one_number_is_refused(config, tmp_path):
+    """Of 1e25 in every channel the sum of squares overflows, so that the last norm gives zeros, which are finite."""
+
+    def huge(tensors: dict[str, np.ndarray]) -> None:
+        name = "model.embed_tokens.weight"
+        tensors[name] = np.full(tensors[name].shape, 1e25, np.float32)
+
+    folder = Path(shutil.copytree(resolve("tiny"), tmp_path / "huge"))
+    edit_tensors(folder / "model.safetensors", huge)
+    with pytest.raises(InputError, match="the first logits of the model are no numbers .*, or all one number"):
+        Setting(vary(config, model={"path": str(folder)})).check()
 
 
 def test_a_released_guard_without_numbers_is_refused_before_anything_is_written(config, tmp_path):

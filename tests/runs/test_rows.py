@@ -55,7 +55,7 @@ def test_what_may_be_absent_or_null_says_when():
 
 def test_the_page_is_up_to_date():
     written = (ROOT / "docs" / "run_folder.md").read_text()
-    assert written == reference.page(), "python -m fedjax_rai.tools.run_folder_reference docs/run_folder.md"
+    assert written == reference.page(), "python -m fedjax_rai.tools.run_folder_reference > docs/run_folder.md"
     assert "| `probe_harmless` | number |" in written and "| `cost.cai.share_saved` | number, optional |" in written
     assert "| `cai_seconds` |" in written and "`more`" not in written
 
