@@ -104,7 +104,7 @@ def test_a_run_does_not_go_on_with_other_rows_of_a_mapping(config, tmp_path, key
     check_inputs([mapping])
     begin(mapping)
     assert check_folder(tmp_path / "run", mapping) is False
-    with pytest.raises(InputError, match=f"{key}.split|{key} "):
+    with pytest.raises(InputError, match=f"\n  {key}.split: 'test' there, 'train' now$"):
         check_folder(tmp_path / "run", named({"path": str(file.parent)}))
     file.write_text("prompt\nother\n")
     with pytest.raises(InputError, match=f"run: began with other contents of\n  {key}.path = .*rows\nname another"):
