@@ -139,7 +139,8 @@ def objective_loss(
     batch = take(pool.answers, drawn.rows)
     if objective.preference:
         batch = stack(batch, take(pool.rejected, pairs))
-    logps, tokens = answer_logps(lm, adapter, options.constrain(batch.tokens.shape[0])(batch))
+    rows = batch.tokens.shape[0]
+    logps, tokens = answer_logps(lm, adapter, options.constrain(rows)(batch), options.devices(rows))
     read = batch.valid.sum().astype(logps.dtype)
 
     # an unusable row is drawn where there is neither a usable one nor replay: it is not to be learnt

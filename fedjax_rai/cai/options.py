@@ -98,9 +98,14 @@ class Options(NamedTuple):
 
     def constrain(self, rows: int) -> Callable[[Any], Any]:
         """Lays so many rows out over the devices, if these divide them."""
-        if rows % self.mesh.shape["clients"]:
+        if self.devices(rows) == 1:
             return lambda tree: tree
         return over_clients(self.mesh)
+
+    def devices(self, rows: int) -> int:
+        """How many devices so many rows lie over."""
+        across = self.mesh.shape["clients"]
+        return 1 if rows % across else across
 
 
 class Numbers(NamedTuple):
