@@ -98,9 +98,14 @@ class Options(NamedTuple):
 
     def constrain(self, rows: int) -> Callable[[Any], Any]:
         """Lays so many rows out over the devices, if these divide them."""
-        if rows % ways(self.mesh):
+        if self.devices(rows) == 1:
             return lambda tree: tree
         return over_rows(self.mesh)
+
+    def devices(self, rows: int) -> int:
+        """How many devices so many rows lie over."""
+        parts = ways(self.mesh)
+        return 1 if rows % parts else parts
 
 
 class Numbers(NamedTuple):
