@@ -10,6 +10,7 @@ from fedjax_rai import terminal
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.memory.plan import Plan, Sizes, abstract_mesh, chain_slots, guard_length, plan
+from fedjax_rai.mesh import ways
 
 GIB = 2**30
 
@@ -348,7 +349,7 @@ def _candidates(config: ExperimentConfig, devices: int) -> Iterator[tuple[str, I
         yield key, [parts for parts in range(present + 1, devices + 1) if devices % parts == 0]
     yield "eval.batch_size", _halves(config.eval.batch_size, 1)
     conversations = min(config.cai.prompts_per_chunk or config.cai.prompts, config.cai.prompts)
-    yield "cai.prompts_per_chunk", _halves(conversations, abstract_mesh(config, devices).shape["clients"])
+    yield "cai.prompts_per_chunk", _halves(conversations, ways(abstract_mesh(config, devices)))
     for key, value in _lower(config).items():
         if value != _get(config, key):
             yield key, [value]

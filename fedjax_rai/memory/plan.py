@@ -17,7 +17,7 @@ from fedjax_rai import mesh as meshes
 from fedjax_rai.cai.options import make_objective, may_be_due
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import bucket
-from fedjax_rai.fed.algorithm import local_optimizer, make_algorithm
+from fedjax_rai.fed.algorithm import chunk_of_clients, in_turn, local_optimizer, make_algorithm
 from fedjax_rai.fed.base import FedAlgorithm
 from fedjax_rai.memory.footprint import (
     Computation,
@@ -242,6 +242,11 @@ def _computation(config: ExperimentConfig) -> Computation:
     return Computation(config.mesh.fsdp, computed, config.mesh.tensor)
 
 
+def _part(config: ExperimentConfig, sizes: Sizes, rows: int) -> int:
+    """How many rows of a batch one device computes."""
+    return ceil(rows / meshes.ways(abstract_mesh(config, sizes.devices)))
+
+
 def _phases(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:
     """(name of a phase, the bytes that it adds by part) of every phase of an arm."""
     if sizes.guarded:
@@ -256,7 +261,7 @@ def _phases(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[
         yield from _constitutional(config, sizes)
     length = sizes.lengths.choice
     if length:
-        rows = config.eval.batch_size
+        rows = _part(config, sizes, config.eval.batch_size)
         yield "evaluation, choices", whole_sequences(sizes.model.config, rows, length, length, _computation(config))
 
 
@@ -265,29 +270,35 @@ def _guarding(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dic
     computation = _computation(config)
     if sizes.guard is None and config.guard.steps and config.guard.adapter is None:
         text = min(sizes.lengths.train + sizes.lengths.guard_request, config.data.max_length)
-        yield "fitting the guard", training(sizes.model, config.guard.batch_size, bucket(text), computation)
+        rows = _part(config, sizes, config.guard.batch_size)
+        yield "fitting the guard", training(sizes.model, rows, bucket(text), computation)
     scorer = sizes.guard or sizes.model.config
     length = bucket(guard_length(config, sizes))
-    yield "scoring", whole_sequences(scorer, config.eval.batch_size, length, 1, computation)
+    yield "scoring", whole_sequences(scorer, _part(config, sizes, config.eval.batch_size), length, 1, computation)
 
 
 def _answering(config: ExperimentConfig, sizes: Sizes, length: int) -> dict[str, int]:
     """Answering a batch of the evaluation's prompts of `length` tokens."""
-    shape = DecodingShape(config.eval.batch_size, length, length + config.eval.max_new_tokens)
+    rows = _part(config, sizes, config.eval.batch_size)
+    shape = DecodingShape(rows, length, length + config.eval.max_new_tokens)
     return decoding(sizes.model.config, shape, _computation(config))
 
 
 def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     """Local training of a chunk of clients at once, and what the algorithm keeps of the cohort."""
     federated = config.federated
-    across = abstract_mesh(config, sizes.devices).shape["clients"]
+    mesh = abstract_mesh(config, sizes.devices)
     adapter = nbytes(abstract_adapter(sizes.model.config, sizes.model.lora))
-    at_once = ceil(federated.clients_per_chunk / across)  # on this device: a chunk is a multiple of the clients axis
-    chunks = ceil(federated.cohort / (at_once * across))
-    kept = chunks * at_once  # of the cohort, padded to whole chunks, on this device
+    chunk = chunk_of_clients(federated, mesh)
+    if in_turn(federated, mesh):
+        at_once, rows = chunk, federated.batch_size // meshes.ways(mesh)
+    else:
+        at_once = chunk // mesh.shape["clients"]
+        rows = ceil(federated.batch_size / mesh.shape["fsdp"])
+    kept = ceil(federated.cohort / chunk) * at_once  # of the cohort, padded to whole chunks, on this device
     length = sizes.lengths.train
     computation = _computation(config)._replace(optimizer=local_optimizer(federated))
-    parts = training(sizes.model, federated.batch_size, length, computation, clients=at_once)
+    parts = training(sizes.model, rows, length, computation, clients=at_once)
     parts["deltas"] = kept * adapter
     for name, adapters in _algorithm(config, sizes).holds(kept, at_once).items():
         parts[name] = adapters * adapter
@@ -301,7 +312,7 @@ def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[st
     replay = sizes.lengths.replay
     computation = _computation(config)
     if replay:
-        shape = DecodingShape(cai.replay, replay, replay + cai.max_new_tokens)
+        shape = DecodingShape(_part(config, sizes, cai.replay), replay, replay + cai.max_new_tokens)
         yield "answering replay", decoding(model.config, shape, computation)
     held = {"revisions": _pool_bytes(config, sizes)}
     if not sizes.prepared:
@@ -313,18 +324,17 @@ def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[st
     if make_objective(cai).preference is not None:
         in_one_batch = cai.prompts <= cai.batch_size
         # The passes over chosen and rejected follow one another where each is a loop over batches.
-        read = 2 * cai.prompts if in_one_batch else cai.batch_size
+        read = _part(config, sizes, 2 * cai.prompts if in_one_batch else cai.batch_size)
         copied = {"pairs being read": EXAMPLE_TOKEN * cai.prompts * length}  # chosen or rejected
         yield "CAI, reference", held | copied | whole_sequences(model.config, read, length, length, computation)
         rows = 2 * cai.batch_size  # chosen and rejected go through together
-    across = abstract_mesh(config, sizes.devices).shape["clients"]
-    if rows % across == 0:  # else every device trains on all rows
-        rows //= across
+    if rows % meshes.ways(abstract_mesh(config, sizes.devices)) == 0:  # else every device trains on all rows
+        rows = _part(config, sizes, rows)
     yield "CAI, training", held | training(model, rows, length, computation)
 
 
 def _generating(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
-    """Generating a chunk of conversations at once, spread over the clients axis; and the texts of all conversations.
+    """Generating a chunk of conversations at once, split over the devices; and the texts of all conversations.
 
     A critic that is another model than the policy fills a second cache, and XLA does not free the policy's before.
     """
@@ -338,9 +348,8 @@ def _generating(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
         appended.append(new)
         further_slots = lengths.red + new
     chunk = min(cai.prompts_per_chunk or cai.prompts, cai.prompts)
-    across = abstract_mesh(config, sizes.devices).shape["clients"]
     shape = DecodingShape(
-        rows=ceil(chunk / across),
+        rows=_part(config, sizes, chunk),
         length=max(appended),
         slots=chain_slots(opening, lengths.critique + lengths.revision, new, cai.revisions),
         further_slots=further_slots,
