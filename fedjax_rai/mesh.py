@@ -1,7 +1,9 @@
 """The device mesh, and which logical axis lies along which of its axes. Axis types are always Auto."""
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from math import prod
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -12,7 +14,9 @@ from fedjax_rai.aliases import PyTree
 from fedjax_rai.errors import InputError
 
 AXES = ("clients", "fsdp", "tensor")
+ROWS = ("clients", "fsdp")  # what the rows of a batch are split over
 RULES = (("layers", None), ("embed", "fsdp"), ("heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"))
+AXIS_OF = dict(RULES)
 
 
 def make_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -34,7 +38,7 @@ def base_shardings(mesh: Mesh | AbstractMesh, boxed: PyTree) -> PyTree:
     return jax.tree.map(_even, nn.unbox(boxed), lie)
 
 
-def _even(leaf: jax.ShapeDtypeStruct, lie: NamedSharding) -> NamedSharding:
+def _even(leaf: jax.ShapeDtypeStruct | jax.Array, lie: NamedSharding) -> NamedSharding:
     # An array's shards are all of one size; vocabularies are often odd (32001), and so is the number of scales in a
     # column of a quantised kernel (896 rows: 14).
     named = zip(lie.spec, leaf.shape, strict=True)
@@ -42,17 +46,75 @@ def _even(leaf: jax.ShapeDtypeStruct, lie: NamedSharding) -> NamedSharding:
     return NamedSharding(lie.mesh, P(*axes))
 
 
-@lru_cache  # one function for one mesh, which compiled programs are found by
-def over_clients(mesh: Mesh | AbstractMesh) -> Callable[[PyTree], PyTree]:
-    """Constrains the leading axis of every leaf to the mesh's clients; the other axes are left to the compiler."""
-    if mesh.shape["clients"] == 1:
-        return lambda tree: tree
+def lay(tree: PyTree, mesh: Mesh | AbstractMesh, places: Mapping[int, Sequence[str]]) -> PyTree:
+    """Axes of every leaf, by their places, over axes of the mesh; the others are left to the compiler.
+
+    A tree stays as it is where the mesh has one device along all that is named. Within a program.
+    """
+    across = {axis: tuple(name for name in names if mesh.shape.get(name, 1) > 1) for axis, names in places.items()}
+    if not any(across.values()):
+        return tree
 
     def constrain(leaf: jax.Array) -> jax.Array:
-        spec = P("clients", *(P.UNCONSTRAINED,) * (leaf.ndim - 1))
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+        spec: list[Any] = [P.UNCONSTRAINED] * leaf.ndim
+        for axis, names in across.items():
+            spec[axis] = names or None
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*spec)))
 
-    return lambda tree: jax.tree.map(constrain, tree)
+    return jax.tree.map(constrain, tree)
+
+
+@lru_cache  # one function for one mesh, which compiled programs are found by
+def over_clients(mesh: Mesh | AbstractMesh) -> Callable[[PyTree], PyTree]:
+    """Lays the leading axis of every leaf over the mesh's clients."""
+    return partial(lay, mesh=mesh, places={0: ("clients",)})
+
+
+@lru_cache
+def over_rows(mesh: Mesh | AbstractMesh) -> Callable[[PyTree], PyTree]:
+    """Lays the leading axis, the rows of one batch, over all devices that the base is not split over by `tensor`."""
+    return partial(lay, mesh=mesh, places={0: ROWS})
+
+
+def ways(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return prod(mesh.shape.get(name, 1) for name in ROWS)
+
+
+def mesh_of(tree: PyTree) -> AbstractMesh:
+    """The mesh that an array of the tree lies on, also within a program; one without axes where it lies on none."""
+    return jax.typeof(jax.tree.leaves(tree)[0]).sharding.mesh
+
+
+def split_rows(rows: PyTree, beside: PyTree, axis: int = 0) -> PyTree:
+    """Rows dealt out to all devices that `beside`, which lies on a mesh, has parts on; within a program.
+
+    `axis`: that of the rows in every leaf; the others are left to the compiler, as is all where there is one device.
+    """
+    return lay(rows, mesh_of(beside), {axis: ROWS})
+
+
+def is_sharded(parameter: PyTree) -> bool:
+    """Whether the rows of a kernel may lie on several devices."""
+    return mesh_of(parameter).shape.get("fsdp", 1) > 1
+
+
+def gathered(parameter: PyTree, axes: Sequence[str | None]) -> PyTree:
+    """A parameter of these logical axes, all of it on each device that had a part by `fsdp`; within a program."""
+    mesh = mesh_of(parameter)
+    kept = P(*(AXIS_OF[name] if name and name != "embed" else None for name in axes))
+
+    def gather(leaf: jax.Array) -> jax.Array:
+        lie = _even(leaf, NamedSharding(mesh, kept))
+        return jax.lax.with_sharding_constraint(leaf, lie)
+
+    return jax.tree.map(gather, parameter)
+
+
+def with_whole_channels(x: jax.Array, beside: PyTree) -> jax.Array:
+    """Activations whose last axis is not split over the devices that `beside` has parts on; within a program."""
+    spec = P(*(P.UNCONSTRAINED,) * (x.ndim - 1), None)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh_of(beside), spec))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

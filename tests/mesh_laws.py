@@ -4,7 +4,8 @@ Tests hold them on two devices, in their own process; `programs/on_eight_devices
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,8 +22,8 @@ from fedjax_rai.cai.programs import OnlineSource, generate_rollout, pool_of_roll
 from fedjax_rai.cai.revise import RolloutBatch
 from fedjax_rai.data.examples import Prompts, pad_left
 from fedjax_rai.fed.base import RoundBatch
-from fedjax_rai.fed.client import Mapper
-from fedjax_rai.mesh import base_shardings, over_clients, replicated
+from fedjax_rai.fed.client import Mapper, laid_out
+from fedjax_rai.mesh import base_shardings, over_clients, over_rows, replicated
 from fedjax_rai.model.decoder import LM, abstract_base
 from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train.generate import Decoding, Sampling, generate
@@ -35,14 +36,15 @@ COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|
 
 
 class Watch:
-    """`over_clients` of a mesh, which notes where what it is put on lies, in the stage that is named last."""
+    """`layout` of a mesh, which notes where what it is put on lies, in the stage that is named last."""
 
-    def __init__(self) -> None:
+    def __init__(self, layout: Callable[[Mesh], Callable[[PyTree], PyTree]]) -> None:
+        self.layout = layout
         self.stage = ""
         self.places: dict[str, list[Any]] = {}
 
     def __call__(self, mesh: Mesh) -> Any:
-        constrain = over_clients(mesh)
+        constrain = self.layout(mesh)
 
         def noted(tree: PyTree) -> PyTree:
             tree = constrain(tree)
@@ -59,7 +61,7 @@ class Watch:
         assert set(self.places) == set(stages), self.places
         for name, places in self.places.items():
             assert places, name
-            assert {place.spec[0] for place in places} == {"clients"}, (name, places)
+            assert {place.spec[0] for place in places} == {"clients"}, (name, places)  # the only axis here
 
 
 def check_equal(
@@ -95,7 +97,7 @@ def begin_rounds(mesh: Mesh, name: str, clients: Sequence[int], chunk: int, watc
 
 def rounds(mesh: Mesh, name: str) -> dict[str, PyTree]:
     """What two rounds leave of seven clients of eight, as many at once as the mesh has places for."""
-    across, watch = mesh.shape["clients"], Watch()
+    across, watch = mesh.shape["clients"], Watch(over_clients)
     program, state, lm, batch = begin_rounds(mesh, name, [0, 1, 2, 3, 4, 5, 7], across, watch)
     metrics: Any = None
     for _ in range(2):
@@ -113,9 +115,20 @@ def check_rounds(devices: int, name: str, fsdp: int = 1) -> None:
     check_equal(rounds(small.mesh(devices, fsdp), name), rounds(small.mesh(1), name))
 
 
+def check_rounds_in_turn(devices: int, fsdp: int = 1) -> None:
+    """A round of clients that follow one another, whose batches the devices share, is that on one device."""
+    found = []
+    for mesh in (small.mesh(devices, fsdp), small.mesh(1)):
+        program, *arguments = begin_rounds(mesh, "fedavg", [0, 4, 7], 1, Watch(partial(laid_out, in_turn=True)))
+        state, metrics = program(*arguments)
+        found.append({"adapter": state.adapter, "loss": metrics["train_loss"]})
+    assert small.distance(found[0]["adapter"], small.adapter()) > 1e-3
+    check_equal(*found)
+
+
 def check_collectives(devices: int) -> None:
     """All clients at once, and nothing else split: what devices send each other are sums."""
-    program, *arguments = begin_rounds(small.mesh(devices), "fedavg", range(8), 8, Watch())
+    program, *arguments = begin_rounds(small.mesh(devices), "fedavg", range(8), 8, Watch(over_clients))
     text = program.lower(*arguments).compile().as_text()
     assert set(COLLECTIVE.findall(text)) == {"all-reduce"}, COLLECTIVE.findall(text)
 
@@ -162,9 +175,9 @@ def phase(mesh: Mesh, revisions: int) -> dict[str, PyTree]:
     how = options(mesh=mesh, chunk=8, batch_size=8, objective=METHODS["sft+dpo"](sigmoid), trainer=small.SGD)
     lm, adapter, replay = jax.device_put((SPEAKER, small.adapter(), small.corpus(4)), replicated(mesh))
     numbers = Numbers(jnp.int32(4), jnp.float32(RATE), jnp.float32(0.3), jnp.float32(0.3), {})
-    watch, found = Watch(), {}
+    watch, found = Watch(over_rows), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedjax_rai.cai.options.over_clients", watch)
+        patch.setattr("fedjax_rai.cai.options.over_rows", watch)
         for name, heat in (("greedy", 0.0), ("sampled", 1.0)):
             watch.stage = "generating"
             rollout = generate_rollout(lm, how, adapter, batch, REQUESTS, Sampling(jnp.float32(heat)))

@@ -13,6 +13,11 @@ def test_rounds_on_two_devices_are_those_on_one(name, fsdp):
     mesh_laws.check_rounds(2, name, fsdp)
 
 
+@either_axis
+def test_clients_that_have_all_devices_in_turn_learn_as_on_one(fsdp):
+    mesh_laws.check_rounds_in_turn(2, fsdp)
+
+
 def test_a_round_of_clients_on_two_devices_sends_sums_alone():
     mesh_laws.check_collectives(2)
 
@@ -36,6 +41,12 @@ def test_a_phase_on_two_devices_is_that_on_one():
 @pytest.mark.parametrize("law", ["rounds fedavg", "rounds fedavg 2", "rounds scaffold", "phase"])
 def test_eight_devices_are_one_device(law):
     succeed("on_eight_devices", *law.split(), devices=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 8])
+def test_no_stage_is_computed_twice(fsdp):
+    succeed("every_stage", fsdp, devices=8)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from fedjax_rai import rng, trees
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
 from fedjax_rai.cai.options import Numbers, Options
 from fedjax_rai.data.examples import Examples, take
+from fedjax_rai.mesh import mesh_of, split_rows, ways
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.losses import LogRatios, Sum, answer_logps
 from fedjax_rai.train.step import PLAIN, Trainer, TrainState, descend, start
@@ -67,11 +68,17 @@ def stack(*parts: Examples) -> Examples:
 
 
 def with_reference_logps(lm: LM, reference: Adapter | None, pool: Pool, rows: int) -> Pool:
-    """The pool with log-probabilities of all its pairs under the reference (None: the base), `rows` of them at once."""
+    """The pool with log-probabilities of all its pairs under the reference (None: the base), `rows` of them at once.
+
+    These are split over the devices that the base lies on.
+    """
     pairs = pool.usable.shape[0]
 
+    def of_chunk(chunk: Examples) -> Float[Array, "n"]:
+        return answer_logps(lm, reference, split_rows(chunk, lm.base), ways(mesh_of(lm.base)))[0]
+
     def logps(part: Examples) -> Float[Array, "n"]:
-        return trees.in_chunks(lambda chunk: answer_logps(lm, reference, chunk)[0], part, min(rows, pairs))
+        return trees.in_chunks(of_chunk, part, min(rows, pairs))
 
     chosen = Examples(*(column[:pairs] for column in pool.answers))
     return pool._replace(reference_logps=(logps(chosen), logps(pool.rejected)))
@@ -139,7 +146,8 @@ def objective_loss(
     batch = take(pool.answers, drawn.rows)
     if objective.preference:
         batch = stack(batch, take(pool.rejected, pairs))
-    logps, tokens = answer_logps(lm, adapter, options.constrain(batch.tokens.shape[0])(batch))
+    rows = batch.tokens.shape[0]
+    logps, tokens = answer_logps(lm, adapter, options.constrain(rows)(batch), options.devices(rows))
     read = batch.valid.sum().astype(logps.dtype)
 
     # an unusable row is drawn where there is neither a usable one nor replay: it is not to be learnt

@@ -11,7 +11,7 @@ from fedjax_rai.aliases import Adapter, Array, Float, Int
 from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import CaiConfig
 from fedjax_rai.errors import InputError, did_you_mean
-from fedjax_rai.mesh import over_clients
+from fedjax_rai.mesh import over_rows, ways
 from fedjax_rai.train.generate import Sampling
 from fedjax_rai.train.losses import PREFERENCES, LogRatios
 from fedjax_rai.train.step import PLAIN, Trainer
@@ -98,9 +98,14 @@ class Options(NamedTuple):
 
     def constrain(self, rows: int) -> Callable[[Any], Any]:
         """Lays so many rows out over the devices, if these divide them."""
-        if rows % self.mesh.shape["clients"]:
+        if self.devices(rows) == 1:
             return lambda tree: tree
-        return over_clients(self.mesh)
+        return over_rows(self.mesh)
+
+    def devices(self, rows: int) -> int:
+        """How many devices so many rows lie over."""
+        parts = ways(self.mesh)
+        return 1 if rows % parts else parts
 
 
 class Numbers(NamedTuple):

@@ -1,7 +1,7 @@
-"""The key `data.columns`: a layout by name, one's own columns by what they hold, or a function of one's own."""
+"""Columns by what they hold: of pairs (`data.columns`, which takes layouts and functions, too), and of prompts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
@@ -118,3 +118,20 @@ ColumnNames = Annotated[
         {"type": "string", "enum": [*LAYOUTS], **TAKES_ATTRIBUTE, "else": f"names of columns, as {_LIKE}, or null"}
     ),
 ]
+
+
+PROMPT_HOLDS = ("prompt", "answer", "chosen", "rejected", "label", "category")
+"""What one's own columns of prompts may hold; each key that names prompts takes some of them."""
+PROMPT_COLUMNS = "names of columns by what they hold, as {prompt: q}, or null"
+
+
+def checked_prompt_columns(names: dict[str, str] | None, known: Collection[str]) -> dict[str, str] | None:
+    """Columns by what they hold, for a key that reads the `known`; raises ValueError, which says what is wrong."""
+    holders: dict[str, str] = {}
+    for holds, column in (names or {}).items():
+        if holds not in known:
+            raise ValueError(f"{holds!r}: no such key; must be one of {', '.join(known)}{did_you_mean(holds, known)}")
+        if column in holders:
+            raise ValueError(f"{column!r} stands for {holders[column]} and {holds}; must stand for one")
+        holders[column] = holds
+    return names

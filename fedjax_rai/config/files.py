@@ -31,17 +31,22 @@ class Wanted(NamedTuple):
 def wanted(config: ExperimentConfig) -> Iterator[tuple[str, Wanted, str]]:
     """(key, what it must name, the file or folder that it names) of every key that the schema marks as `a_file`.
 
-    Not of those that name none, or a value of the user's own.
+    Not of those that name none, or a value of the user's own. Of a mapping in place of a path it is the mapping's path.
     """
     imported = imported_values(config)
     for key, schema, value in leaves(config):
-        if "file" not in schema or key in imported or value is None:
+        if "file" not in schema or key in imported or not isinstance(value, str):
             continue
         inside = tuple(schema.get("inside", ()))
         hub, rows = bool(schema.get("hub")), bool(schema.get("rows"))
-        file = Wanted(schema["file"], schema.get("default", TINY), inside, hub, rows)
+        file = Wanted(schema["file"], shipped(schema), inside, hub, rows)
         if value != file.shipped:
             yield key, file, value
+
+
+def shipped(schema: dict[str, Any]) -> str | None:
+    """What a key that is marked as `a_file` takes that is no file; None: nothing, or null."""
+    return schema.get("shipped", schema.get("default", TINY))
 
 
 def check_files(config: ExperimentConfig) -> None:

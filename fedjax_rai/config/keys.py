@@ -51,15 +51,21 @@ def _without_references(schema: Any, named: dict[str, Any]) -> Any:
 
 
 def leaves(config: ExperimentConfig) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """(key, JSON schema, value) of every key, and of those of every entry of a list: `data.sources[0].path`."""
+    """(key, JSON schema, value) of every key, and of those within: `data.sources[0].path`, `eval.advbench.path`."""
     for key, schema in schemas().items():
         value = value_at(config, key)
         yield key, schema, value
+        if isinstance(value, Section):
+            yield from _leaves_of(value, key, schema)
         entries = value if isinstance(value, tuple) else ()
         for i, entry in enumerate(entries):
             if isinstance(entry, Section):
-                for name, inside in properties(inner(schema)).items():
-                    yield f"{key}[{i}].{name}", inside, getattr(entry, name)
+                yield from _leaves_of(entry, f"{key}[{i}]", inner(schema))
+
+
+def _leaves_of(section: Section, key: str, schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    for name, inside in properties(schema).items():
+        yield f"{key}.{name}", inside, getattr(section, name)
 
 
 def properties(schema: dict[str, Any]) -> dict[str, Any]:
@@ -125,9 +131,10 @@ def hint(value: Any, schema: dict[str, Any]) -> str:
     texts = [option for option in options if option.get("type") == "string"]
     if texts and isinstance(value, str):
         return did_you_mean(value, texts[0].get("enum", ()))
-    if schema.get("type") == "string" or isinstance(value, date):
-        return "; put it in quotes"
     kinds = {option.get("type") for option in options}
+    is_number = isinstance(value, int | float)
+    if schema.get("type") == "string" or isinstance(value, date) or (is_number and {"string", "object"} <= kinds):
+        return "; put it in quotes"
     if isinstance(value, str) and kinds & {"integer", "number"} and is_in_another_base(value):
         return "; YAML would read this in base 8 or 60: write it in base 10, without a leading 0"
     return "; write it in digits alone, like 1000" if "integer" in kinds and isinstance(value, float | str) else ""

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from fedjax_rai.config.keys import allowed, hint, place_within, properties, schemas, sections, suggest_key, within
-from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.schema import ExperimentConfig, Section
 from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.yaml_lines import DEEPEST, Document, no_text, parse_value, read_yaml
 
@@ -137,7 +137,9 @@ def _apply(override: str, read: _Source) -> list[str]:
         inside = ", ".join(name for name in schemas() if name.startswith(f"{key}."))
         return [f"{place}: {key} is a section; must name one of its keys: {inside}"]
     entry = _ENTRY.fullmatch(key)
-    if key not in schemas() and not (entry and entry[1] in schemas()):
+    mapping, _, within_mapping = key.rpartition(".")
+    is_within = bool(properties(schemas().get(mapping, {})))
+    if key not in schemas() and not is_within and not (entry and entry[1] in schemas()):
         return [f"{place}: {key}: no such key{suggest_key(key)}"]
     try:
         value = parse_value(text)
@@ -145,6 +147,8 @@ def _apply(override: str, read: _Source) -> list[str]:
         return [f"{place}: {key}: {error}"]
     if key not in schemas() and entry:
         return _apply_to_entry(entry, value, place, read)
+    if is_within:
+        return _apply_within(mapping, within_mapping, value, place, read)
     section, _, name = key.rpartition(".")
     inside = read.data.setdefault(section, {}) if section else read.data
     if isinstance(inside, dict):  # else the file's own mistake is reported
@@ -171,6 +175,22 @@ def _apply_to_entry(entry: re.Match[str], value: Any, place: str, read: _Source)
         changed = {**entries[index], name: value}
         inside[last] = [*entries[:index], changed, *entries[index + 1 :]]
         read.where[f"{key}.{index}.{name}"] = place
+    return []
+
+
+def _apply_within(key: str, name: str, value: Any, place: str, read: _Source) -> list[str]:
+    """Write one key of a mapping that may stand where a path does; a path that stands there becomes that mapping's."""
+    section, _, last = key.rpartition(".")
+    inside = read.data.setdefault(section, {})
+    if isinstance(inside, dict):  # else the file's own mistake is reported
+        given = inside.get(last)
+        if isinstance(given, Section):
+            given = given.model_dump()
+        if isinstance(given, str):
+            given = {"path": given}
+        inside[last] = {**given, name: value} if isinstance(given, Mapping) else {name: value}
+        read.where[f"{key}.{name}"] = place
+        read.where.setdefault(key, place)
     return []
 
 

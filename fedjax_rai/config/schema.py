@@ -6,12 +6,23 @@ data are the default too. Needs no jax. Paths are relative to the current direct
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    WrapValidator,
+    field_validator,
+)
 
 from fedjax_rai.config.client_names import Clients
-from fedjax_rai.config.column_names import ColumnNames
+from fedjax_rai.config.column_names import PROMPT_COLUMNS, PROMPT_HOLDS, ColumnNames, checked_prompt_columns
 from fedjax_rai.config.names import TAKES_ATTRIBUTE, Name, is_attribute
 
 TINY = "tiny"
@@ -42,12 +53,13 @@ def a_file(what: str, **others: Any) -> Any:
     """Marks a key that names a file or a folder; its default is shipped, or none at all.
 
     `others`: `inside`, the files that a folder must hold; `hub`, a model, which may be on a hub; `rows`, any form of
-    rows.
+    rows; `shipped`, what names no file, if not the default.
     """
     return Field(json_schema_extra={"file": what, **others})
 
 
 _MODEL_FILES = a_file("Hugging Face folder with a config.json", inside=["config.json"], hub=True)
+_ROWS = "file or folder of rows, or data set"
 _ADAPTER_FILES = a_file(
     "folder of an adapter in PEFT's format", inside=["adapter_config.json", "adapter_model.safetensors"]
 )
@@ -187,7 +199,7 @@ Kind = Literal["harmful", "acceptable"]
 class SourceConfig(Section):
     """An entry of `data.sources`: pairs, and which clients hold them."""
 
-    path: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)]
+    path: Annotated[PathText, a_file(_ROWS, rows=True)]
     """A file, a folder, a glob or a data set on the hub, as of `data.train`; `tiny`: pairs of the tiny world."""
     name: Text | None = None
     """The configuration of a data set on the hub, where it has several."""
@@ -237,6 +249,46 @@ class SourceConfig(Section):
         return share
 
 
+class PromptSource(Section):
+    """Where prompts are read from, of data with splits or with columns of other names: in place of a path alone."""
+
+    path: Annotated[PathText, a_file(_ROWS, rows=True, shipped=None)]
+    """A file, a folder, a glob or a data set on the hub, as where it stands alone."""
+    name: Text | None = None
+    """The configuration of a data set on the hub, where it has several."""
+    split: Text = "train"
+    """The split of a folder or a data set that has several."""
+    revision: Revision = None
+    """Branch, tag or commit of a data set on the hub; null: its main branch."""
+    columns: Annotated[dict[Text, Text] | None, Field(json_schema_extra={"says": PROMPT_COLUMNS})] = None
+    """Its columns by what they hold (docs/clients.md says what each key reads); null: those that are known."""
+
+    @field_validator("columns")
+    @classmethod
+    def _of_its_key(cls, columns: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
+        known = info.context["holds"] if info.context else PROMPT_HOLDS
+        return checked_prompt_columns(columns, known)
+
+
+_PATH = TypeAdapter(PathText)
+
+
+def _prompts(*holds: str, optional: bool = True) -> Any:
+    """Marks a key that names prompts: by a path, which stays a text, or by a `PromptSource` with these columns.
+
+    Which of the two is meant is plain from the value, so that a message speaks of that form alone.
+    """
+
+    def checked(value: Any, _: Any) -> str | PromptSource | None:
+        if isinstance(value, PromptSource):
+            value = value.model_dump()
+        if isinstance(value, Mapping):
+            return PromptSource.model_validate(dict(value), context={"holds": holds})
+        return None if value is None and optional else _PATH.validate_python(value)
+
+    return WrapValidator(checked)
+
+
 def _of_a_hub_data_set(value: str | None, info: ValidationInfo) -> str | None:
     path = info.data.get("train")
     if value is not None and path is not None and not is_hub_name(path):
@@ -247,7 +299,7 @@ def _of_a_hub_data_set(value: str | None, info: ValidationInfo) -> str | None:
 class DataConfig(Section):
     """The clients' training pairs."""
 
-    train: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)] = "tiny"
+    train: Annotated[PathText, a_file(_ROWS, rows=True)] = "tiny"
     """The rows: `tiny` (the synthetic world); a file, a folder or a glob; `owner/name` on the hub (docs/data.md); or
     `tfds:NAME/CONFIG`, a prepared set (docs/corpus.md)."""
     columns: ColumnNames = None
@@ -464,9 +516,11 @@ class CaiConfig(Section):
     """DPO's reference: the adapter at the start of the phase, or the base without one."""
     data: Annotated[PathText, a_file("JSON lines of revisions, or folder of them")] = "online"
     """`online`: the policy writes revisions in every phase; or a prepared set (`fedjax-rai cai generate`)."""
-    red_prompts: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
+    red_prompts: Annotated[PathText | PromptSource | None, _prompts("prompt", "category"), a_file(_ROWS, rows=True)] = (
+        None
+    )
     """Red prompts that a phase draws from: any rows with prompts (docs/clients.md); null: the server's share."""
-    replay_data: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
+    replay_data: Annotated[PathText | PromptSource | None, _prompts("prompt"), a_file(_ROWS, rows=True)] = None
     """Benign prompts for `cai.replay`, in the same way; null: the server's share, or the tiny world's."""
     prompts: Count = 64
     """Red prompts of a phase, or pairs of a prepared set."""
@@ -518,13 +572,17 @@ class CaiConfig(Section):
 class EvalConfig(Section):
     """The evaluation of the final adapter."""
 
-    advbench: Annotated[PathText, a_file("file or folder of rows, or data set", rows=True)] = "tiny"
+    advbench: Annotated[PathText | PromptSource, _prompts("prompt", optional=False), a_file(_ROWS, rows=True)] = "tiny"
     """Harmful requests: `tiny` (templates of the synthetic world), AdvBench's CSV, or any rows with prompts."""
-    hhh: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
+    hhh: Annotated[
+        PathText | PromptSource | None, _prompts("prompt", "chosen", "rejected", "category"), a_file(_ROWS, rows=True)
+    ] = None
     """Choices between two answers: HHH's rows, or prompt, chosen and rejected; null: the data's own, if any."""
-    utility: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
+    utility: Annotated[PathText | PromptSource | None, _prompts("prompt", "answer"), a_file(_ROWS, rows=True)] = None
     """Tasks: rows with prompts and one right `answer` each; null: the tiny world's, with its data."""
-    over_refusal: Annotated[PathText | None, a_file("file or folder of rows, or data set", rows=True)] = None
+    over_refusal: Annotated[PathText | PromptSource | None, _prompts("prompt", "label"), a_file(_ROWS, rows=True)] = (
+        None
+    )
     """Harmless prompts: rows like XSTest's, whose unsafe ones are left out; null: the tiny world's, with its data."""
     judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"
     """Whose verdicts the headline rate, `harmless`, counts; every judge that can is reported beside it.

@@ -68,7 +68,12 @@ WRITES_ONLY = {"output", "tracker"}  # keys that say where something is written,
 def relevant(config: ExperimentConfig, but: Iterable[str] = ()) -> dict[str, Any]:
     """The value of every key that a number can depend on, by dotted key; without the keys in `but`."""
     left_out = {*WRITES_ONLY, *but}
-    return {key: value_at(config, key) for key in all_keys() if key not in left_out}
+    found = {}
+    for key in all_keys():
+        if key not in left_out:
+            value = value_at(config, key)
+            found[key] = value.model_dump() if isinstance(value, Section) else value
+    return found
 
 
 def all_keys() -> list[str]:

@@ -15,7 +15,16 @@ import numpy as np
 from fedjax_rai.config.schema import TINY, EvalConfig
 from fedjax_rai.data import tiny_world
 from fedjax_rai.data.mix import is_synthetic
-from fedjax_rai.data.prompts import Prompt, read_choices, read_harmless, read_prompts, read_tasks
+from fedjax_rai.data.prompts import (
+    LABEL,
+    Given,
+    Prompt,
+    read_choices,
+    read_harmless,
+    read_prompts,
+    read_tasks,
+    source_of,
+)
 from fedjax_rai.data.sources import Choice, Pair
 from fedjax_rai.evals.choice import both_answers, prefers_good
 from fedjax_rai.evals.judge import (
@@ -323,7 +332,7 @@ def advbench_items(sources: Sources) -> EvalSet:
     if path == TINY:
         goals = tiny_world.advbench_like(wanted, sources.data.split, sources.seed)
         return EvalSet([Item(goal) for goal in goals], synthetic=True)
-    given = _asked(read_prompts(path, sources.data.language))
+    given = _asked(read_prompts(path, sources.data.language, "eval.advbench"))
     rest = given.items[wanted:]
     return given._replace(items=given.items[:wanted], rest=rest, left_out=len(rest), limit="eval.prompts")
 
@@ -334,7 +343,7 @@ def choice_items(sources: Sources) -> EvalSet:
     if _is_tiny(path, sources):
         return EvalSet(tiny_world.hhh_like(CHOICES, sources.data.split, sources.seed), synthetic=True)
     if path is not None:
-        return EvalSet(read_choices(path), synthetic=False)
+        return EvalSet(read_choices(path, "eval.hhh"), synthetic=False)
     choices = both_ways(sources.held_out)
     left_out = max(len(choices) - CHOICES, 0)
     return EvalSet(choices[:CHOICES], synthetic=False, left_out=left_out, limit=f"at most {CHOICES} choices")
@@ -346,7 +355,7 @@ def utility_items(sources: Sources) -> EvalSet:
     if _is_tiny(path, sources):
         tasks = tiny_world.utility(UTILITY, sources.data.split, sources.seed)
         return EvalSet([Item(task.query, task.answer) for task in tasks], synthetic=True)
-    tasks = [] if path is None else read_tasks(path, sources.data.language)
+    tasks = [] if path is None else read_tasks(path, sources.data.language, "eval.utility")
     return EvalSet([Item(task.query, task.answer, task.others) for task in tasks], synthetic=False)
 
 
@@ -356,12 +365,14 @@ def over_refusal_items(sources: Sources) -> EvalSet:
     if _is_tiny(path, sources):
         prompts = tiny_world.over_refusal(OVER_REFUSAL, sources.data.split, sources.seed)
         return EvalSet([Item(prompt) for prompt in prompts], synthetic=True)
-    harmless, unsafe = ([], []) if path is None else read_harmless(path, sources.data.language)
+    language = sources.data.language
+    harmless, unsafe = ([], []) if path is None else read_harmless(path, language, "eval.over_refusal")
     rest = _asked(unsafe).items
-    return _asked(harmless)._replace(rest=rest, left_out=len(rest), limit="label = unsafe")
+    label = LABEL if path is None else source_of(path).columns.get(LABEL, LABEL)
+    return _asked(harmless)._replace(rest=rest, left_out=len(rest), limit=f"{label} = unsafe")
 
 
-def _is_tiny(path: str | None, sources: Sources) -> bool:
+def _is_tiny(path: Given | None, sources: Sources) -> bool:
     """Whether items are the tiny world's: with its data, where no others are named."""
     return path is None and is_synthetic(sources.data)
 

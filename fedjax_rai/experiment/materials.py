@@ -10,7 +10,7 @@ from fedjax_rai.config.views import Readable
 from fedjax_rai.data import tiny_world
 from fedjax_rai.data.columns import ETC
 from fedjax_rai.data.mix import Mixed, client_part, is_synthetic, read_sources, recipe
-from fedjax_rai.data.prompts import Prompt, read_prompts
+from fedjax_rai.data.prompts import Given, Prompt, read_prompts
 from fedjax_rai.data.roles import CLIENTS, EVALUATION, GUARD, SERVER, share_out
 from fedjax_rai.data.sources import Pair, RedPrompt, notes
 from fedjax_rai.evals.suite import EvalSet, Sources, load_sets
@@ -118,7 +118,8 @@ def gather(config: Readable) -> Materials:
     synthetic = is_synthetic(data)
     sources = read_sources(data, seed)
     parts = share_out(sources, seed)
-    given_red, given_benign = (_read(path, config) for path in (config.cai.red_prompts, config.cai.replay_data))
+    given_red = _read(config.cai.red_prompts, config, "cai.red_prompts")
+    given_benign = _read(config.cai.replay_data, config, "cai.replay_data")
     evaluations = load_sets(Sources(config.eval, data, seed, _together(parts[EVALUATION])))
     held = _HeldOut([*_tied_pairs(sources), *_tied_prompts(given_red), *_tied_prompts(given_benign)])
     held.ask(prompt for given in evaluations.values() for prompt in given.asked)
@@ -151,8 +152,8 @@ def gather(config: Readable) -> Materials:
     )
 
 
-def _read(path: str | None, config: Readable) -> list[Prompt]:
-    return [] if path is None else read_prompts(path, config.data.language)
+def _read(given: Given | None, config: Readable, key: str) -> list[Prompt]:
+    return [] if given is None else read_prompts(given, config.data.language, key)
 
 
 def _tied_pairs(sources: Sequence[Mixed]) -> Iterator[list[str]]:

@@ -23,7 +23,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import Prompts, take
 from fedjax_rai.data.order import cycle
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.mesh import replicated
+from fedjax_rai.mesh import replicated, ways
 
 CAUSES = ("held_out", "cut_off", "empty", "equal")
 """Why a conversation, or a prepared pair, makes no pair, as `cai_...` of a round's row; it counts for the first."""
@@ -102,14 +102,14 @@ class Phase:
 
 
 def make_options(setting: Setting, config: ExperimentConfig) -> Options:
-    """What an arm's phases are compiled for; a chunk of prompts is a multiple of the mesh's clients."""
+    """What an arm's phases are compiled for; a chunk of prompts is a multiple of what rows are split into."""
     cai = config.cai
     chunk = min(cai.prompts_per_chunk or cai.prompts, cai.prompts)
-    across = setting.models.mesh.shape["clients"]
+    parts = ways(setting.models.mesh)
     return Options(
         end_ids=setting.models.tokenizer.end_ids,
         max_new=cai.max_new_tokens,
-        chunk=-(-chunk // across) * across,
+        chunk=-(-chunk // parts) * parts,
         batch_size=cai.batch_size,
         critic_is_policy=cai.critic == "policy",
         train_on_revisions=cai.target == "revision",

@@ -12,12 +12,12 @@ from fedjax_rai.config.schema import FederatedConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.fed.aggregate import AGGREGATORS, Aggregator
 from fedjax_rai.fed.base import FedAlgorithm, Row
-from fedjax_rai.fed.client import Mapper
+from fedjax_rai.fed.client import Mapper, laid_out
 from fedjax_rai.fed.fedavg import fedavg
 from fedjax_rai.fed.fedopt import SERVERS, fedopt
 from fedjax_rai.fed.fedprox import fedprox
 from fedjax_rai.fed.scaffold import scaffold
-from fedjax_rai.mesh import over_clients
+from fedjax_rai.mesh import ways
 from fedjax_rai.train.optimizers import OPTIMIZERS, make_optimizer
 from fedjax_rai.train.step import Trainer
 
@@ -59,15 +59,30 @@ _ALGORITHM = _Form(
 def make_algorithm(federated: FederatedConfig, sections: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> FedAlgorithm:
     """The algorithm, aggregator and local optimizer of a config; `sections` holds the numbers of each, by its name.
 
-    A chunk is a multiple of the mesh's clients axis. Configs that differ in numbers of sections give equal algorithms.
-    Raises InputError for a value of the user's own that cannot be called so, or gives something else.
+    Configs that differ in numbers of sections give equal algorithms. Raises InputError for a value of the user's own
+    that cannot be called so, or gives something else.
     """
     aggregator = _made(_AGGREGATOR, federated.aggregator, lambda row: construct(row, sections)())
-    across = mesh.shape["clients"]
-    chunk = -(-federated.clients_per_chunk // across) * across
-    mapper = Mapper(federated.clients, chunk, over_clients(mesh))
+    mapper = Mapper(federated.clients, chunk_of_clients(federated, mesh), laid_out(mesh, in_turn(federated, mesh)))
     local = Trainer(local_optimizer(federated))
     return _made(_ALGORITHM, federated.algorithm, lambda row: construct(row, sections)(local, aggregator, mapper))
+
+
+def in_turn(federated: FederatedConfig, mesh: Mesh | AbstractMesh) -> bool:
+    """Whether devices share the rows of each client's steps, as they do not divide the cohort but do divide a batch.
+
+    Else a device has clients of its own, and some are idle where the last chunk is not full.
+    """
+    undivided = federated.cohort % mesh.shape["clients"] != 0
+    return undivided and federated.batch_size % ways(mesh) == 0
+
+
+def chunk_of_clients(federated: FederatedConfig, mesh: Mesh | AbstractMesh) -> int:
+    """How many clients are mapped at once, on all devices together."""
+    if in_turn(federated, mesh):
+        return federated.clients_per_chunk
+    across = mesh.shape["clients"]
+    return -(-federated.clients_per_chunk // across) * across
 
 
 def local_optimizer(federated: FederatedConfig) -> optax.GradientTransformation:

@@ -4,14 +4,17 @@ Memory holds one chunk's activations and optimizer states, whatever the size of 
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 
 from fedjax_rai import trees
 from fedjax_rai.aliases import Adapter, Array, Float, Int, PyTree
 from fedjax_rai.data.examples import Examples
+from fedjax_rai.mesh import ROWS, lay
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.model.lora import Dropout
 from fedjax_rai.train.step import Trainer, train
@@ -70,12 +73,30 @@ def everywhere(tree: PyTree) -> PyTree:
     return tree
 
 
+@lru_cache  # one function for one mesh, which compiled programs are found by
+def laid_out(mesh: Mesh | AbstractMesh, in_turn: bool) -> Callable[[PyTree], PyTree]:
+    """Lays a chunk of clients out: clients over the mesh's `clients` axis, the rows of each local step over `fsdp`.
+
+    `in_turn`: the rows of a step over both, so that one client has all devices.
+    """
+    clients = () if in_turn else ("clients",)
+    rows = ROWS if in_turn else ("fsdp",)
+
+    def lay_node(node: PyTree) -> PyTree:
+        if not isinstance(node, Cohort):
+            return lay(node, mesh, {0: clients})
+        others = lay(node, mesh, {0: clients})
+        return others._replace(rows=lay(node.rows, mesh, {0: clients, 2: rows}))
+
+    return lambda tree: jax.tree.map(lay_node, tree, is_leaf=lambda node: isinstance(node, Cohort))
+
+
 class Mapper(NamedTuple):
     """How a function of one client is mapped over a cohort: `chunk` of them at once, one chunk after another."""
 
     clients: int  # in all, of whom a cohort is drawn
     chunk: int = 1
-    constrain: Callable[[PyTree], PyTree] = everywhere  # lays the leading axis of a chunk out on the mesh
+    constrain: Callable[[PyTree], PyTree] = everywhere  # lays a chunk out on the mesh
 
     def pad(self, cohort: Cohort) -> Cohort:
         """Absent clients (weight 0, repeating the first one's rows) until the chunks are full."""

@@ -130,32 +130,38 @@ class Part(NamedTuple):
         return parts.get(self.name, 0)
 
 
-# The keys that make a phase's parts smaller, those that move the fewest numbers of a run first.
-_READING = ("eval.batch_size", "data.max_length")
-_ANSWERING = ("eval.batch_size", "eval.max_new_tokens", "data.max_length")
-_OF_ADAPTERS = ("lora.rank", "model.attention", "model.dtype")
+KEEPING = (
+    "mesh.tensor",
+    "mesh.fsdp",
+    "model.remat",
+    "model.attention",
+    "federated.clients_per_chunk",
+    "cai.prompts_per_chunk",
+    "eval.batch_size",
+)
+"""Keys that change no number of an experiment but by rounding: how it is computed, not what."""
+
+# The keys that make a phase's parts smaller, those that change no number first.
+_READING = ("eval.batch_size", "model.attention", "mesh.tensor", "data.max_length")
+_ANSWERING = ("eval.batch_size", "mesh.tensor", "eval.max_new_tokens", "data.max_length")
+_TRAINING = ("model.remat", "model.attention", "mesh.tensor")
+_CHANGING_TRAINING = ("data.max_length", "lora.rank", "model.dtype")
 LOWERED_BY: dict[str, tuple[str, ...]] = {
-    "fitting the guard": ("guard.batch_size", "model.remat", "data.max_length", *_OF_ADAPTERS),
+    "fitting the guard": (*_TRAINING, "guard.batch_size", *_CHANGING_TRAINING),
     "scoring": _READING,
-    "local training": (
-        "federated.clients_per_chunk",
-        "model.remat",
-        "federated.batch_size",
-        "data.max_length",
-        *_OF_ADAPTERS,
-    ),
+    "local training": ("federated.clients_per_chunk", *_TRAINING, "federated.batch_size", *_CHANGING_TRAINING),
     "probe": _ANSWERING,
     "evaluation, answering": _ANSWERING,
     "evaluation, choices": _READING,
-    "answering replay": ("cai.replay", "cai.max_new_tokens"),
-    "CAI, generating": ("cai.prompts_per_chunk", "cai.max_new_tokens", "data.max_length"),
-    "CAI, reference": ("cai.batch_size", "cai.max_new_tokens", "data.max_length"),
-    "CAI, training": ("cai.batch_size", "model.remat", "cai.max_new_tokens", "data.max_length", *_OF_ADAPTERS),
+    "answering replay": ("mesh.tensor", "cai.replay", "cai.max_new_tokens"),
+    "CAI, generating": ("cai.prompts_per_chunk", "mesh.tensor", "cai.max_new_tokens", "data.max_length"),
+    "CAI, reference": ("model.attention", "mesh.tensor", "cai.batch_size", "cai.max_new_tokens", "data.max_length"),
+    "CAI, training": (*_TRAINING, "cai.batch_size", "cai.max_new_tokens", *_CHANGING_TRAINING),
 }
 HELD_LOWERED_BY: dict[str, tuple[str, ...]] = {
-    "base": ("mesh.fsdp", "model.quantize", "model.dtype"),
+    "base": ("mesh.fsdp", "mesh.tensor", "model.quantize", "model.dtype"),
     "base in float32": ("model.dtype", "model.quantize"),
-    "guard": ("mesh.fsdp", "model.quantize", "model.dtype"),
+    "guard": ("mesh.fsdp", "mesh.tensor", "model.quantize", "model.dtype"),
     "adapters": ("lora.rank",),
     "prepared set": ("data.max_length",),
     "data": ("data.max_length",),
@@ -172,7 +178,7 @@ def lowered_by(config: ExperimentConfig, known: Sizes, part: Part) -> tuple[str,
     for key in keys:
         if key not in values:
             continue
-        other = plan(_with(config, key, values[key]), known)
+        other = plan(_trial(config, key, values[key], known.devices), known)
         saved = min(size - part.size(other), memory.need(phase) - other.need(phase))
         if 100 * saved > size:
             return key, values[key]
@@ -234,65 +240,122 @@ class Remedy(NamedTuple):
     saves: int  # bytes
     phase: str
 
+    @property
+    def keeps(self) -> bool:
+        """Whether it changes no number of the experiment, but by rounding."""
+        return self.key in KEEPING
+
 
 def refusal(config: ExperimentConfig, known: Sizes, limit: int) -> str:
-    """Why it does not fit, and which keys to set, the most effective first; of each, what it does alone."""
+    """Why it does not fit, and which keys to set: those that change no number of the experiment, then the others.
+
+    Of each group the most effective first; of each key, what it does alone.
+    """
     memory = plan(config, known)
     need = memory.need(memory.peak)
     lines = [f"memory: {_gib(need)} GiB a device needed, {_gib(limit)} there; nothing was started"]
     lines += described(config, known, None)[1:]
     found = remedies(config, known, limit)
-    if not found:
-        return "\n".join(lines)
-    lines.append("what helps, and how much each of these alone:")
-    for remedy in found:
-        change = f"{remedy.key} = {_shown(remedy.old)} -> {remedy.new}"
-        lines.append(f"  {change:<44}saves {_gib(remedy.saves)} GiB in {remedy.phase}")
-        config = _with(config, remedy.key, remedy.new)
-    least = plan(config, known)
-    least_need = least.need(least.peak)
-    still = "" if least_need <= limit else ": too much, still"
-    lines.append(f"with all of them {_gib(least_need)} GiB{still}")
+    keeping = [remedy for remedy in found if remedy.keeps]
+    changing = [remedy for remedy in found if not remedy.keeps]
+    if keeping:
+        lines.append("what helps and changes no number but by rounding, and how much each of these alone:")
+        config = _offered(config, known, keeping, lines)
+        lines.append(_together("with all of them", config, known, limit))
+    if _packs(config, memory, limit):
+        lines.append("data.packing = true may help in local training, and changes no number: not estimated")
+    if changing:
+        lines.append("what helps and CHANGES THE EXPERIMENT, and how much each of these alone:")
+        config = _offered(config, known, changing, lines)
+        lines.append(_together("with these, too," if keeping else "with all of them", config, known, limit))
     return "\n".join(lines)
 
 
+def _offered(config: ExperimentConfig, known: Sizes, offers: Iterable[Remedy], lines: list[str]) -> ExperimentConfig:
+    """The config with all of these remedies, of which each is added to `lines`; of two meshes with the first."""
+    first = config
+    for remedy in offers:
+        trial = _trial(first, remedy.key, remedy.new, known.devices)
+        lines.append(f"  {_change(first, trial, remedy):<44}saves {_gib(remedy.saves)} GiB in {remedy.phase}")
+        another_mesh = remedy.key in OTHER_AXIS and config.mesh != first.mesh
+        if not another_mesh:
+            config = _trial(config, remedy.key, remedy.new, known.devices)
+    return config
+
+
+def _change(config: ExperimentConfig, trial: ExperimentConfig, remedy: Remedy) -> str:
+    """A remedy in words, with the other axis of the mesh where that gives way."""
+    change = f"{remedy.key} = {_shown(remedy.old)} -> {remedy.new}"
+    other = OTHER_AXIS.get(remedy.key)
+    if other is None or _get(config, other) == _get(trial, other):
+        return change
+    return f"{change}, {other} = {_get(config, other)} -> {_get(trial, other)}"
+
+
+def _together(what: str, config: ExperimentConfig, known: Sizes, limit: int) -> str:
+    """What a config needs that has all of what was offered, and whether that fits."""
+    memory = plan(config, known)
+    need = memory.need(memory.peak)
+    still = "" if need <= limit else ": too much, still"
+    return f"{what} {_gib(need)} GiB{still}"
+
+
+def _packs(config: ExperimentConfig, memory: Plan, limit: int) -> bool:
+    """Whether short examples could share rows where local training is too large, and no number would change."""
+    if config.data.packing or config.lora.dropout or "local training" not in memory.phases:
+        return False
+    return memory.need("local training") > limit
+
+
 def remedies(config: ExperimentConfig, known: Sizes, limit: int) -> list[Remedy]:
-    """What would make the phases that are too large smaller by a hundredth at least, the most effective first."""
+    """What would make the phases that are too large smaller by a hundredth at least: first what changes no number of
+    the experiment, and of that, as of the rest, the most effective first.
+    """
     found = []
     for key, values in _candidates(config, known.devices):
         remedy = _remedy(config, known, limit, key, values)
         if remedy is not None:
             found.append(remedy)
-    return sorted(found, key=lambda remedy: -remedy.saves)
+    return sorted(found, key=lambda remedy: (not remedy.keeps, -remedy.saves))
 
 
 def _remedy(config: ExperimentConfig, known: Sizes, limit: int, key: str, values: Iterable) -> Remedy | None:
-    """The first of the key's values with which every phase that the key helps fits, else the last that helps; None
+    """The first of the key's values with which every phase that the key helps fits, else the one that saves most; None
     where none of the values helps.
     """
     memory = plan(config, known)
     too_large = {phase: memory.need(phase) for phase in memory.phases if memory.need(phase) > limit}
     found = None
     for value in values:
-        other = plan(_with(config, key, value), known)
+        other = plan(_trial(config, key, value, known.devices), known)
         saves = {phase: need - other.need(phase) for phase, need in too_large.items()}
         helped = [phase for phase, need in too_large.items() if 100 * saves[phase] > need]
         if not helped:
             continue
         most = max(helped, key=saves.__getitem__)
-        found = Remedy(key, _get(config, key), value, saves[most], most)
-        if all(other.need(phase) <= limit for phase in helped):
+        fits = all(other.need(phase) <= limit for phase in helped)
+        if found is None or fits or saves[most] > found.saves:
+            found = Remedy(key, _get(config, key), value, saves[most], most)
+        if fits:
             break
     return found
 
 
 def _candidates(config: ExperimentConfig, devices: int) -> Iterator[tuple[str, Iterable]]:
     """(key, values) of all that makes a plan smaller, or may; several values where none of them changes a result."""
-    for key, value in _lower(config, devices).items():
+    for key in OTHER_AXIS:
+        present = _get(config, key)
+        yield key, [parts for parts in range(present + 1, devices + 1) if devices % parts == 0]
+    yield "eval.batch_size", _halves(config.eval.batch_size, 1)
+    conversations = min(config.cai.prompts_per_chunk or config.cai.prompts, config.cai.prompts)
+    yield "cai.prompts_per_chunk", _halves(conversations, abstract_mesh(config, devices).shape["clients"])
+    for key, value in _lower(config).items():
         if value != _get(config, key):
             yield key, [value]
-    yield "cai.prompts_per_chunk", _chunks(config, abstract_mesh(config, devices).shape["clients"])
 
+
+OTHER_AXIS = {"mesh.tensor": "mesh.fsdp", "mesh.fsdp": "mesh.tensor"}
+"""Both keys of the mesh, and which gives way to which where devices do not suffice for the two."""
 
 HALVED = {
     "data.max_length": 16,
@@ -301,14 +364,13 @@ HALVED = {
     "cai.replay": 0,
     "cai.batch_size": 1,
     "cai.max_new_tokens": 1,
-    "eval.batch_size": 1,
     "eval.max_new_tokens": 1,
     "lora.rank": 1,
 }
 """Keys whose half is proposed, and the least value of each."""
 
 
-def _lower(config: ExperimentConfig, devices: int) -> dict[str, Any]:
+def _lower(config: ExperimentConfig) -> dict[str, Any]:
     """The value of every key that may make a plan smaller; of some keys, the value that they have."""
     lower: dict[str, Any] = {"federated.clients_per_chunk": 1, "model.remat": "full"}
     smaller = {"none": "int8", "int8": "nf4"}
@@ -319,18 +381,22 @@ def _lower(config: ExperimentConfig, devices: int) -> dict[str, Any]:
         lower["model.attention"] = "chunked"
     for key, least in HALVED.items():
         lower[key] = max(_get(config, key) // 2, least)
-    further = 2 * config.mesh.fsdp
-    if devices % (further * config.mesh.tensor) == 0:
-        lower["mesh.fsdp"] = further
     return lower
 
 
-def _chunks(config: ExperimentConfig, across: int) -> Iterator[int]:
-    """Numbers of conversations in a chunk, below the present number: halves, down to one on each device."""
-    size = min(config.cai.prompts_per_chunk or config.cai.prompts, config.cai.prompts)
-    while size > across:
-        size = max(size // 2, across)
+def _halves(size: int, least: int) -> Iterator[int]:
+    """Half of a size, half of that, and so on down to the least."""
+    while size > least:
+        size = max(size // 2, least)
         yield size
+
+
+def _trial(config: ExperimentConfig, key: str, value: Any, devices: int) -> ExperimentConfig:
+    """The config with another value of a key. Of a mesh that the devices do not suffice for, the other axis is 1."""
+    trial = _with(config, key, value)
+    if devices % (trial.mesh.fsdp * trial.mesh.tensor):
+        trial = _with(trial, OTHER_AXIS[key], 1)
+    return trial
 
 
 def _get(config: ExperimentConfig, key: str) -> Any:

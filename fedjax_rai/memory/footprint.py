@@ -25,7 +25,7 @@ from fedjax_rai.model.decoder import LM, Decoder, abstract_base
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.model.quantize import Quantized
 from fedjax_rai.train.generate import start as start_decoding
-from fedjax_rai.train.losses import sft
+from fedjax_rai.train.losses import positions_at_once, sft
 from fedjax_rai.train.optimizers import DEFAULT
 
 
@@ -34,6 +34,7 @@ class Computation(NamedTuple):
 
     fsdp: int
     logit_bytes: int  # of one logit while the loss is computed: float32, and the dtype that it is cast from
+    tensor: int = 1  # devices that a vocabulary lies over, of whose part the shapes given here are
     optimizer: optax.GradientTransformation = DEFAULT  # of a program that trains
 
 
@@ -81,7 +82,7 @@ def training(model: Decoder, rows: int, length: int, computation: Computation, c
     kept = _saved(config, model.lora, rows, length)
     recomputed = _recomputed_layer(model, rows, length, kept)
     layer = recomputed + _layer_backward(config, rows, length)
-    head = 2 * _head(config, rows * length, computation)
+    head = 2 * _head(config, rows, length, computation) + _slices(config, rows, length, computation)
     transient = max(layer, head)
     return {
         "clients' adapters": 2 * clients * adapter,  # while training, and the delta that is made of it
@@ -111,7 +112,7 @@ def whole_sequences(
 ) -> dict[str, int]:
     """Bytes, by part, of a forward pass without a cache, and of the logits of `scored` tokens a row."""
     layer = _layer_forward(config, rows, length, length)
-    head = _head(config, rows * scored, computation)
+    head = _head(config, rows, scored, computation) + _slices(config, rows, scored, computation)
     return {
         "activations": max(layer, head),
         "kernels in use": _kernels(config, computation.fsdp),
@@ -221,9 +222,21 @@ def _layer_backward(config: DecoderConfig, rows: int, length: int) -> int:
     return 2 * column * config.hidden_size + max(attention, mlp)
 
 
-def _head(config: DecoderConfig, tokens: int, computation: Computation) -> int:
-    """Bytes of the logits; the backward pass holds their cotangents, too, which is twice as much."""
-    return tokens * config.vocab_size * computation.logit_bytes
+def _head(config: DecoderConfig, rows: int, positions: int, computation: Computation) -> int:
+    """Bytes of the logits that are held at once; the backward pass holds their cotangents, too: twice as much."""
+    return rows * _width(config, rows, positions, computation) * config.vocab_size * computation.logit_bytes
+
+
+def _width(config: DecoderConfig, rows: int, positions: int, computation: Computation) -> int:
+    """Positions of each row whose logits are held at once. Slices are cut by the whole vocabulary."""
+    return positions_at_once(rows, positions, config.vocab_size * computation.tensor)
+
+
+def _slices(config: DecoderConfig, rows: int, positions: int, computation: Computation) -> int:
+    """Bytes of the hidden states cut into slices, and of what is made of each; 0 where logits are taken all at once."""
+    if _width(config, rows, positions, computation) == positions:
+        return 0
+    return 2 * rows * positions * config.hidden_size * _itemsize(config)
 
 
 def _kernels(config: DecoderConfig, fsdp: int) -> int:

@@ -237,9 +237,9 @@ def _pool_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
 def _computation(config: ExperimentConfig) -> Computation:
     computed = 4  # in float32
     cast_from = jnp.dtype(config.model.dtype).itemsize
-    if cast_from == 4:  # nothing is cast
-        return Computation(config.mesh.fsdp, computed)
-    return Computation(config.mesh.fsdp, computed + cast_from)
+    if cast_from != 4:  # else nothing is cast
+        computed += cast_from
+    return Computation(config.mesh.fsdp, computed, config.mesh.tensor)
 
 
 def _phases(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:

@@ -22,6 +22,7 @@ from flax import struct
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key, PyTree
 from fedjax_rai.errors import InputError
+from fedjax_rai.mesh import gathered, is_sharded, with_whole_channels
 from fedjax_rai.model import quantize
 from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, modules, outputs
 from fedjax_rai.model.attention import Attention, Sight, attend
@@ -197,7 +198,7 @@ class Block(nn.Module):
         config = self.config
         widths = outputs(config, name)
         kernel = _kernel(self, name, (x.shape[-1], sum(widths.values())), axes, config.quantize)
-        wide = quantize.matmul(x, kernel) if config.quantize != "none" else x @ kernel.astype(x.dtype)
+        wide = _product(x, kernel, axes)
         if name in config.biases:
             wide = wide + _param(self, f"{name}_bias", wide.shape[-1:], axes[1:]).astype(x.dtype)[None]
         targets = modules(config, name)
@@ -231,6 +232,27 @@ class Block(nn.Module):
         shapes = abstract_adapter(self.config, self.lora)["layers"][target]
         pair = self.variable("lora", target, lambda: {name: jnp.zeros(leaf.shape[1:]) for name, leaf in shapes.items()})
         return pair.value["a"], pair.value["b"]
+
+
+def _product(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str]) -> Float[Array, "t o"]:
+    """x @ kernel, for which a kernel whose rows lie on several devices is gathered if it is smaller than what it gives.
+
+    Else, as where one token a row is decoded, each device multiplies by its part, and the parts are summed.
+    """
+    if is_sharded(kernel) and x.shape[0] >= x.shape[1]:
+        return _gathered_product(x, kernel, axes)
+    return _times(x, kernel)
+
+
+@partial(_recomputed, static_argnums=2)  # the backward pass gathers again: else all kernels would be kept whole
+def _gathered_product(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str]) -> Float[Array, "t o"]:
+    return _times(x, gathered(kernel, axes))
+
+
+def _times(x: Float[Array, "t i"], kernel: PyTree) -> Float[Array, "t o"]:
+    if isinstance(kernel, quantize.Quantized):
+        return quantize.matmul(x, kernel)
+    return x @ kernel.astype(x.dtype)
 
 
 def _flat(x: Array) -> Array:
@@ -333,17 +355,24 @@ class Decoder(nn.Module):
         if config.rotary_limit and slots > config.rotary_limit:
             raise InputError(f"{slots} tokens: this model's rotary embedding is supported up to {config.rotary_limit}")
         x = self.embed_tokens.astype(config.dtype)[tokens] * jnp.asarray(config.embed_scale, config.dtype)
+        by_rows = is_sharded(self.embed_tokens) and tokens.size >= x.shape[-1]  # see `_product`
+        if by_rows:
+            x = with_whole_channels(x, self.embed_tokens)
         rotation = rotations(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)
         scales = {target: jnp.array(self.lora.scales(target, depth), jnp.float32) for target in self.lora.targets}
         drops = None if dropout is None else dropout.each("layer", depth)
         layers = Layer(jnp.arange(depth), kind, scales, drops)
         (x, cache), _ = self.layers((x, cache), layers, Context(rotation, sight, jnp.asarray(slot)))
+        if by_rows:
+            x = with_whole_channels(x, self.embed_tokens)
         return self.norm(x), cache
 
     def unembed(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Logits, float32."""
         head = self.embed_tokens.T if self.config.tie_word_embeddings else self.lm_head
+        if is_sharded(head) and hidden.size >= hidden.shape[-1] ** 2:
+            head = gathered(head, ("embed", "vocab"))
         logits = (hidden @ head.astype(hidden.dtype)).astype(jnp.float32)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)

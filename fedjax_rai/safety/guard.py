@@ -16,6 +16,7 @@ from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
 from fedjax_rai.data.examples import Examples, encode_chats, encode_questions, length_batches, take
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
+from fedjax_rai.mesh import split_rows
 from fedjax_rai.model.decoder import LM, forward, unembed
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, answered, chat, guard_question, prompt
 from fedjax_rai.text.tokenizer import Tokenizer
@@ -113,7 +114,8 @@ def first_token_score(
     valid: Bool[Array, "b l"],
     verdict_ids: Int[Array, "2"],
 ) -> Float[Array, "b"]:
-    """p(unsafe) / (p(safe) + p(unsafe)) of the token after each left-padded prompt."""
+    """p(unsafe) / (p(safe) + p(unsafe)) of the token after each left-padded prompt; rows split over the devices."""
+    tokens, valid = split_rows((tokens, valid), lm.base)
     logits = unembed(lm, forward(lm, adapter, tokens, valid)[:, -1])
     return jax.nn.softmax(logits[:, verdict_ids], axis=-1)[:, 1]
 
@@ -194,8 +196,9 @@ def fit(
     rows: Int[Array, "k b"],
     learning_rate: Float[Array, ""],
 ) -> Adapter:
-    """The adapter fine-tuned on rows of labelled examples, one step a line."""
-    fitted, *_ = train(lm, adapter, take(examples, rows), learning_rate)
+    """The adapter fine-tuned on rows of labelled examples, one step a line, each split over the devices."""
+    batches = split_rows(take(examples, rows), lm.base, axis=1)
+    fitted, *_ = train(lm, adapter, batches, learning_rate)
     return fitted
 
 

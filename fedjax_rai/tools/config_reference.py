@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from fedjax_rai.config.keys import allowed, schemas, sections
-from fedjax_rai.config.schema import TINY
+from fedjax_rai.config.files import shipped
+from fedjax_rai.config.keys import allowed, properties, schemas, sections
 
 HEAD = """\
 # Configuration
@@ -43,6 +43,7 @@ def reference() -> str:
         keys = [key for key in schemas() if key.startswith(f"{name}.")]
         parts.append(f"## {name}\n\n{inspect.getdoc(section)}\n\n" + "\n".join(table(schemas(), keys)) + "\n")
         parts += [entries(key) for key in keys if schemas()[key].get("items", {}).get("properties")]
+        parts += in_place_of_a_path([key for key in keys if properties(schemas()[key])])
     return "\n".join(parts)
 
 
@@ -50,6 +51,14 @@ def entries(key: str) -> str:
     """The keys of an entry of a list, in Markdown."""
     keys = schemas()[key]["items"]["properties"]
     return f"Each entry of `{key}` has the keys\n\n" + "\n".join(table(keys, list(keys))) + "\n"
+
+
+def in_place_of_a_path(keys: list[str]) -> Iterator[str]:
+    """The keys of the mapping that may stand where these keys take a path, in Markdown."""
+    if keys:
+        known = properties(schemas()[keys[0]])
+        named = ", ".join(f"`{key}`" for key in keys)
+        yield f"In place of the path of {named} a mapping may stand, of\n\n" + "\n".join(table(known, [*known])) + "\n"
 
 
 def table(known: dict[str, Any], keys: list[str]) -> Iterator[str]:
@@ -67,10 +76,14 @@ def values(schema: dict[str, Any]) -> str:
     """What a key takes, in words; of a path, what must be there."""
     if "file" not in schema:
         return allowed(schema)
-    default = schema.get("default", TINY)
-    shipped = "null" if default is None else default
-    attribute = f", or {schema['attribute']}" if "attribute" in schema else ""
-    return f"{shipped}, or the path of a {schema['file']}{attribute}"
+    word = shipped(schema)
+    options = [] if "shipped" in schema else ["null" if word is None else word]
+    options.append(f"the path of a {schema['file']}")
+    if "attribute" in schema:
+        options.append(schema["attribute"])
+    if properties(schema):
+        options.append(f"a mapping of {', '.join(properties(schema))}")
+    return ", or ".join(options)
 
 
 def meaning(schema: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, Array, Int
 from fedjax_rai.data.examples import length_batches
 from fedjax_rai.errors import InputError
+from fedjax_rai.mesh import base_shardings, make_mesh
 from fedjax_rai.model.architecture import DecoderConfig
-from fedjax_rai.model.decoder import LM, Decoder
+from fedjax_rai.model.decoder import LM, Decoder, abstract_base
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.lora import NO_LORA, Lora
 from fedjax_rai.model.peft import load_adapter, name_other_base
@@ -88,7 +89,8 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
     name_uncomputed(files.folder)
     weights = resolve(request.model, request.revision, weights=True)
     compiled.keep_compiled()
-    lm = LM(Decoder(files.config, files.lora), load_base(weights, files.config))
+    shardings = base_shardings(make_mesh(), abstract_base(files.config))
+    lm = LM(Decoder(files.config, files.lora), load_base(weights, files.config, shardings))
     keys = jax.vmap(lambda row: rng.stream(jax.random.key(request.seed), "generate", row=row))(np.arange(len(rows)))
     # float32 is asked for to compare, so no TF32 in its products
     precision = jax.default_matmul_precision("highest" if request.dtype == "float32" else "default")

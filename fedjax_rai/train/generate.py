@@ -16,6 +16,7 @@ from jax.custom_batching import custom_vmap
 
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
 from fedjax_rai.data.examples import Prompts
+from fedjax_rai.mesh import split_rows
 from fedjax_rai.model.attention import Sight
 from fedjax_rai.model.decoder import LM, Decoder, KVCache, empty_cache, forward_cached, unembed
 
@@ -208,7 +209,11 @@ def _no_answers(batch: int, decoding: Decoding) -> Answers:
 
 @jax.jit
 def generate(lm: LM, adapter: Adapter | None, prompts: Prompts, keys: Key[Array, "b"], decoding: Decoding) -> Answers:
-    """Answers to left-padded prompts, one key a row; jitted, so one program a shape for all who ask."""
+    """Answers to left-padded prompts, one key a row; jitted, so one program a shape for all who ask.
+
+    The rows are split over the devices that the base lies on.
+    """
+    prompts, keys = split_rows((prompts, keys), lm.base)
     batch, length = prompts.tokens.shape
     state = start(lm.model, batch, length + decoding.max_new)
     state = append(lm, adapter, state, prompts.tokens, prompts.valid)

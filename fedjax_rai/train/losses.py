@@ -1,6 +1,7 @@
 """Losses as (sum, weight) of tokens, to be divided once, last; losses of preference pairs, one number a pair."""
 
 from collections.abc import Callable
+from math import ceil
 from typing import NamedTuple
 
 import jax
@@ -8,8 +9,14 @@ import jax.numpy as jnp
 
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
 from fedjax_rai.data.examples import Examples
+from fedjax_rai.mesh import mesh_of
 from fedjax_rai.model.decoder import LM, forward, unembed
 from fedjax_rai.model.lora import Dropout
+
+SLICE_TOKENS = 512
+"""Tokens of a slice at least: with fewer, reading the head's weights takes longer than multiplying by them."""
+SLICE_LOGITS = 2**25
+"""Logits of a slice at least (128 MiB): what is smaller need not be cut."""
 
 
 class Sum(NamedTuple):
@@ -29,18 +36,59 @@ def token_logps(logits: Float[Array, "b l v"], targets: Int[Array, "b l"]) -> Fl
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
+def positions_at_once(rows: int, positions: int, vocabulary: int, devices: int = 1) -> int:
+    """Positions of every row whose logits are held at once: all of them, or those of one of several equal slices.
+
+    A slice has about as many tokens on each of the `devices` that the rows lie over as SLICE_TOKENS and SLICE_LOGITS
+    say, whichever is more; one position of every row at least.
+    """
+    tokens = devices * max(SLICE_TOKENS, SLICE_LOGITS // vocabulary)
+    most = max(tokens // rows, 1)
+    slices = ceil(positions / most)
+    return ceil(positions / max(slices, 1))
+
+
 def sequence_logps(
     lm: LM,
     adapter: Adapter | None,
     tokens: Int[Array, "b l"],
     segments: Int[Array, "b l"],
     dropout: Dropout | None = None,
+    devices: int = 1,
 ) -> Float[Array, "b l"]:
-    """log p(token | those before it in its segment); 0 for a segment's first token, which nothing predicts."""
+    """log p(token | those before it in its segment); 0 for a segment's first token, which nothing predicts.
+
+    `devices`: how many the rows lie over. Logits are held for `positions_at_once` alone, in the backward pass, too.
+    """
     hidden = forward(lm, adapter, tokens, segments, dropout)
-    logps = jax.checkpoint(lambda h: token_logps(unembed(lm, h), tokens[:, 1:]))(hidden[:, :-1])
+    logps = _predicted_logps(lm, hidden[:, :-1], tokens[:, 1:], devices)
     predicted = segments[:, 1:] == segments[:, :-1]
     return jnp.pad(jnp.where(predicted, logps, 0.0), ((0, 0), (1, 0)))
+
+
+def _predicted_logps(
+    lm: LM, hidden: Float[Array, "b l d"], targets: Int[Array, "b l"], devices: int
+) -> Float[Array, "b l"]:
+    """log p(target) after each hidden state. Logits are never kept: the backward pass computes them again."""
+    rows, positions = targets.shape
+    devices = max(devices, mesh_of(lm.base).shape.get("fsdp", 1))  # along which all rows lie
+    width = positions_at_once(rows, positions, lm.model.config.vocab_size, devices)
+
+    def logps(hidden: Float[Array, "b s d"], targets: Int[Array, "b s"]) -> Float[Array, "b s"]:
+        return token_logps(unembed(lm, hidden), targets)
+
+    if width == positions:
+        return jax.checkpoint(logps)(hidden, targets)
+    missing = -positions % width
+
+    def sliced(array: Array) -> Array:
+        # rows stay an axis of their own, so that they stay on the devices that they lie on
+        filled = jnp.pad(array, ((0, 0), (0, missing)) + ((0, 0),) * (array.ndim - 2))
+        return jnp.moveaxis(filled.reshape(rows, -1, width, *array.shape[2:]), 1, 0)
+
+    of_slice = jax.checkpoint(lambda arrays: logps(*arrays), prevent_cse=False)
+    found = jax.lax.map(of_slice, (sliced(hidden), sliced(targets)))
+    return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :positions]
 
 
 def sft(lm: LM, adapter: Adapter | None, examples: Examples, dropout: Dropout | None = None) -> Sum:
@@ -56,9 +104,14 @@ def _trained(examples: Examples) -> Bool[Array, "b l"]:
     return examples.loss_mask & (segments == jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1])
 
 
-def answer_logps(lm: LM, adapter: Adapter | None, examples: Examples) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-    """(log p of the tokens of each row that are trained on, summed; how many they are). One sequence a row."""
-    logps = sequence_logps(lm, adapter, examples.tokens, examples.segments)
+def answer_logps(
+    lm: LM, adapter: Adapter | None, examples: Examples, devices: int = 1
+) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """(log p of the tokens of each row that are trained on, summed; how many they are). One sequence a row.
+
+    `devices`: how many the rows lie over.
+    """
+    logps = sequence_logps(lm, adapter, examples.tokens, examples.segments, devices=devices)
     mask = _trained(examples).astype(logps.dtype)
     return jnp.sum(logps * mask, axis=1), jnp.sum(mask, axis=1)
 

@@ -1,9 +1,8 @@
 """What a phase is for: objectives by name, and the numbers of its config."""
 
-from types import SimpleNamespace
-
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh
 
 from fedjax_rai.aliases import Float
 from fedjax_rai.cai import options as cai_options
@@ -11,6 +10,7 @@ from fedjax_rai.cai.align import Drawn, objective_loss
 from fedjax_rai.cai.options import METHODS, Objective, check_objective, make_numbers, make_objective, make_sampling
 from fedjax_rai.config.schema import CaiConfig
 from fedjax_rai.errors import InputError
+from fedjax_rai.mesh import AXES
 from fedjax_rai.train.losses import PREFERENCES, ipo, sigmoid
 from tests import small
 from tests.cai.common import options
@@ -83,8 +83,8 @@ def test_a_number_that_the_config_does_not_have_is_refused_with_the_nearest_key(
 
 
 def test_rows_that_the_devices_do_not_divide_are_left_where_they_are(monkeypatch):
-    monkeypatch.setattr(cai_options, "over_clients", lambda mesh: lambda tree: ("laid out", tree))
-    compiled = options(mesh=SimpleNamespace(shape={"clients": 4}))
+    monkeypatch.setattr(cai_options, "over_rows", lambda mesh: lambda tree: ("laid out", tree))
+    compiled = options(mesh=AbstractMesh((2, 2, 1), AXES))
     assert compiled.constrain(8)(5) == ("laid out", 5) and compiled.constrain(6)(5) == 5
 
 

@@ -131,6 +131,7 @@ DIGITS = "write it in digits alone, like 1000"
 BASE = "YAML would read this in base 8 or 60: write it in base 10, without a leading 0"
 TRUTH = "YAML reads unquoted yes, no, on, off as truth values"
 GUARD = "path, revision, scorer, adapter, pairs, steps, batch_size, learning_rate, threshold, label_noise"
+PROMPTS = "path, name, split, revision, columns; put it in quotes"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ GUARD = "path, revision, scorer, adapter, pairs, steps, batch_size, learning_rat
         ("lora: {alpha: on}", "lora.alpha = true: must be a number > 0; " + TRUTH),
         ("output: 2024-01-01", "output = 2024-01-01: must be text, not empty or null; put it in quotes"),
         ("output: no", "output = false: must be text, not empty or null; " + TRUTH),
-        ("eval: {advbench: 3}", "eval.advbench = 3: must be text, not empty; put it in quotes"),
+        ("eval: {advbench: 3}", "eval.advbench = 3: must be text, not empty or a mapping of " + PROMPTS),
         ("guard: {threshold: 2}", "guard.threshold = 2: must be a number > 0 and < 1"),
         ("filter: {enabled: 1}", "filter.enabled = 1: must be true or false"),
         ("data: {language: kr}", "data.language = 'kr': must be one of en, ko"),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedjax_rai.config.schema import DataConfig, EvalConfig
+from fedjax_rai.config.schema import DataConfig, EvalConfig, PromptSource
 from fedjax_rai.data.sources import Choice, Pair
 from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
@@ -241,3 +241,25 @@ def test_batches_are_counted():
     counts = [suite.batches(EVALUATIONS[name], SETS[name], CONFIG, guarded=True) for name in EVALUATIONS]
     assert counts == [4, 2, 1, 1]
     assert suite.batches(EVALUATIONS["advbench"], SETS["advbench"], CONFIG, guarded=False) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "item"),
+    [
+        ("advbench", {"prompt": "q"}, Item("asked")),
+        ("utility", {"prompt": "q", "answer": "a"}, Item("asked", "right")),
+        ("hhh", {"prompt": "q", "chosen": "a", "rejected": "b"}, Choice("asked", "right", "wrong", "etc")),
+        ("over_refusal", {"prompt": "q", "label": "kind"}, Item("asked")),
+    ],
+)
+def test_every_evaluation_takes_a_split_and_columns_of_one_s_own(name, columns, item, tmp_path):
+    (tmp_path / "train.csv").write_text("q\nlearnt\n")
+    (tmp_path / "test.csv").write_text("q,a,b,kind\nasked,right,wrong,safe\n")
+    where = PromptSource(path=str(tmp_path), split="test", columns=columns)
+    config = CONFIG.model_copy(update={name: where})
+    found = suite.load_sets(Sources(config, DataConfig(train="x.json"), 0, []))[name]
+    assert found.items == [item] and not found.synthetic
+    assert found.limit == {"advbench": "eval.prompts", "over_refusal": "kind = unsafe"}.get(name, "")
+    refused = where.model_copy(update={"split": "validation"})
+    with pytest.raises(InputError, match=f"^eval.{name}.split = 'validation': .*: no split 'validation', only test"):
+        suite.load_sets(Sources(CONFIG.model_copy(update={name: refused}), DataConfig(train="x.json"), 0, []))

@@ -187,6 +187,28 @@ def test_what_the_evaluation_asks_is_taken_out_and_counted(config, tmp_path):
     assert "6 training pairs are left out: the evaluation asks the same" in made.notes
 
 
+def test_prompts_by_a_mapping_are_those_by_a_path(config, tmp_path):
+    """The same materials, where columns and split say what a path alone would find; and others by another column."""
+    files = {"red_prompts": range(9), "replay_data": range(9), "advbench": range(3)}
+    for name, numbers in files.items():
+        text = name if name == "replay_data" else "red"
+        rows = [{"prompt": f"{text} {i}", "other": f"other {i}", "category": f"c{i % 2}"} for i in numbers]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    paths = {name: str(tmp_path / f"{name}.json") for name in files}
+    mappings = {name: {"path": path, "split": "train", "columns": {"prompt": "prompt"}} for name, path in paths.items()}
+
+    def made(given):
+        prompts = {name: given[name] for name in ("red_prompts", "replay_data")}
+        return gather(vary(config, cai=prompts | {"probe": 0}, eval={"advbench": given["advbench"]}))
+
+    by_path, by_mapping = made(paths), made(mappings)
+    assert by_path.red_prompts == [(f"red {i}", f"c{i % 2}") for i in range(3, 9)], "red 0 to 2 are asked"
+    assert np.array_equal(by_mapping.origins, by_path.origins)
+    assert by_mapping._replace(origins=by_path.origins) == by_path
+    mappings["red_prompts"]["columns"] = {"prompt": "other", "category": "category"}
+    assert made(mappings).red_prompts == [(f"other {i}", f"c{i % 2}") for i in range(9)]
+
+
 def test_a_source_that_cannot_be_tied_to_another_language_is_named(config, tmp_path):
     both = {"question_en": "a", "question": "b", "response_en": "c", "response": "d", "acceptable?": 1}
     one = {name: value for name, value in both.items() if "_en" not in name}

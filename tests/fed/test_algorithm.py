@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AbstractMesh
 
 from fedjax_rai import trees
 from fedjax_rai.config.schema import ExperimentConfig, FederatedConfig
 from fedjax_rai.data.examples import take
 from fedjax_rai.fed.aggregate import AGGREGATORS, weighted_mean
-from fedjax_rai.fed.algorithm import ALGORITHMS, make_algorithm
+from fedjax_rai.fed.algorithm import ALGORITHMS, chunk_of_clients, in_turn, make_algorithm
 from fedjax_rai.fed.base import RoundBatch
-from fedjax_rai.fed.client import ClientUpdate, Mapper, Task, local_update
+from fedjax_rai.fed.client import ClientUpdate, Mapper, Task, laid_out, local_update
 from fedjax_rai.fed.fedopt import SERVERS, fedopt
-from fedjax_rai.mesh import make_mesh, over_clients
+from fedjax_rai.mesh import AXES, make_mesh
 from fedjax_rai.model.decoder import LM, Decoder, init_base
 from fedjax_rai.train.losses import sft
 from fedjax_rai.train.optimizers import OPTIMIZERS, SCHEDULES, learning_rate
@@ -391,7 +392,24 @@ def test_the_default_config_trains_as_everything_else_does():
     """The guard and constitutional AI take `PLAIN`; so do clients, unless a config says otherwise."""
     config, mesh = ExperimentConfig(), small.mesh(1)
     algorithm = make_algorithm(config.federated, dict(config), mesh)
-    mapper = Mapper(config.federated.clients, 1, over_clients(mesh))
+    mapper = Mapper(config.federated.clients, 1, laid_out(mesh, False))
     same = ALGORITHMS["fedavg"].constructor(PLAIN, weighted_mean(), mapper)
     assert Trainer() == PLAIN
     assert algorithm == same
+
+
+@pytest.mark.parametrize(
+    ("cohort", "batch_size", "fsdp", "per_chunk", "expected"),
+    [
+        (16, 16, 1, 1, (8, False)),  # two chunks of eight: every device has a client
+        (5, 16, 1, 1, (1, True)),  # three devices would be idle: two rows of each client's steps on each
+        (5, 16, 1, 2, (2, True)),
+        (5, 12, 1, 1, (8, False)),  # eight devices divide no step of twelve rows
+        (5, 16, 8, 1, (1, False)),  # one place for clients: it divides every cohort
+        (5, 16, 4, 1, (1, True)),
+    ],
+)
+def test_devices_that_would_be_idle_share_the_rows_of_clients_in_turn(cohort, batch_size, fsdp, per_chunk, expected):
+    federated = FederatedConfig(clients=20, cohort=cohort, batch_size=batch_size, clients_per_chunk=per_chunk)
+    mesh = AbstractMesh((8 // fsdp, fsdp, 1), AXES)
+    assert (chunk_of_clients(federated, mesh), in_turn(federated, mesh)) == expected

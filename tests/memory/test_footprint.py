@@ -171,6 +171,8 @@ TRAINED: list[tuple[dict, dict]] = [
     ({"mlp": 1408}, {"b": 32, "l": 32}),
     ({"mlp": 1408, "remat": "full"}, {"b": 32, "l": 32}),
     ({"vocab": 16384}, {}),
+    ({"vocab": 65536, "layers": 2}, {"b": 16}),  # 16 * 255 tokens: eight slices of 32 positions, the last one of 31
+    ({"vocab": 65536, "layers": 2, "dtype": "bfloat16", "remat": "full"}, {"b": 8, "clients": 2, "cohort": 2}),
     ({"quantize": "nf4", "layers": 2, "hidden": 512, "mlp": 2048, "vocab": 512}, {"b": 1, "l": 32}),
     ({"dtype": "bfloat16"}, {}),
     ({"dtype": "bfloat16", "vocab": 16384, "remat": "full"}, {"clients": 2, "cohort": 2}),
@@ -194,6 +196,7 @@ TALKED: list[tuple[dict, dict]] = [
 COLLECTED: list[tuple[dict, dict]] = [
     ({}, {"batch_size": 16}),
     ({}, {"batch_size": 4, "l": 512}),
+    ({"vocab": 65536, "layers": 2}, {"batch_size": 16, "l": 128}),
     ({}, {"batch_size": 64, "prompts": 16}),
     ({"vocab": 512}, {"batch_size": 1, "prompts": 4096, "revisions": 2}),
 ]
@@ -204,6 +207,7 @@ ALIGNED: list[tuple[dict, dict]] = [
     ({}, {"batch_size": 16, "l": 256, "method": "sft+dpo"}),
     ({"remat": "full"}, {"batch_size": 8, "l": 256, "method": "dpo"}),
     ({"dtype": "bfloat16"}, {"batch_size": 8, "method": "dpo"}),
+    ({"vocab": 65536, "layers": 2}, {"batch_size": 8, "method": "dpo"}),
     ({"vocab": 512}, {"batch_size": 1, "prepared": 20000, "prompts": 20000, "method": "dpo"}),
 ]
 EVALUATED: list[tuple[dict, str, dict]] = [
@@ -211,6 +215,7 @@ EVALUATED: list[tuple[dict, str, dict]] = [
     ({}, "evaluation, answering", {"b": 64, "l": 128}),
     ({}, "evaluation, answering", {"b": 64, "l": 256}),
     ({"vocab": 8192}, "evaluation, choices", {"l": 256}),
+    ({"vocab": 65536}, "evaluation, choices", {"l": 256}),
     ({"attention": "chunked"}, "evaluation, choices", {"b": 4, "l": 1024}),
     ({"mlp": 2816}, "scoring", {"b": 32}),
     ({}, "scoring", {"l": 256}),

@@ -87,6 +87,35 @@ def test_a_run_does_not_go_on_with_other_rows_in_a_folder_or_a_glob(config, tmp_
             path.write_bytes(content)
 
 
+@pytest.mark.parametrize("key", ["cai.red_prompts", "cai.replay_data", "eval.advbench", "eval.hhh"])
+def test_a_run_does_not_go_on_with_other_rows_of_a_mapping(config, tmp_path, key):
+    """Its digest is that of the path alone, and it is the path that is named."""
+    section, name = key.split(".")
+
+    def named(value):
+        return vary(config, "", **{section: {name: value}})
+
+    file = tmp_path / "rows" / "test.csv"
+    file.parent.mkdir()
+    file.write_text("prompt\nq\n")
+    by_path = named(str(file.parent))
+    mapping = named({"path": str(file.parent), "split": "test"})
+    assert digests(mapping) == {f"{key}.path": digests(by_path)[key]}
+    check_inputs([mapping])
+    begin(mapping)
+    assert check_folder(tmp_path / "run", mapping) is False
+    with pytest.raises(InputError, match=f"\n  {key}.split: 'test' there, 'train' now$"):
+        check_folder(tmp_path / "run", named({"path": str(file.parent)}))
+    file.write_text("prompt\nother\n")
+    with pytest.raises(InputError, match=f"run: began with other contents of\n  {key}.path = .*rows\nname another"):
+        check_folder(tmp_path / "run", mapping)
+    absent = named({"path": str(tmp_path / "row")})
+    with pytest.raises(
+        InputError, match=rf"{key}\.path = '.*row': no file or folder of rows, .* did you mean .*rows\?"
+    ):
+        check_inputs([absent])
+
+
 def test_a_file_that_is_there_is_never_said_to_be_missing(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner").mkdir()

@@ -1,0 +1,129 @@
+"""What a refusal for want of memory offers: first what changes no number of the experiment."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.memory import advice
+from fedjax_rai.memory.plan import Sizes, plan
+from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
+from tests.memory.test_advice import changed
+from tests.memory.test_footprint import config_of, decoder, sizes
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_remedy_does_what_it_says_and_only_what_helps_is_named():
+    shape = decoder()
+    config = config_of(shape, federated={"clients_per_chunk": 4, "batch_size": 8, "cohort": 4}, eval={"batch_size": 4})
+    known = sizes(shape, train=256)
+    made = plan(config, known)
+    limit = made.need("local training") // 2
+    found = advice.remedies(config, known, limit)
+    assert found[0].key == "federated.clients_per_chunk"
+    assert not {own.key for own in found} & {"cai.prompts", "eval.batch_size", "guard.batch_size"}
+    for own in found:
+        other = plan(advice._with(config, own.key, own.new), known)
+        assert made.need(own.phase) - other.need(own.phase) == own.saves > 0
+    text = advice.refusal(config, known, limit)
+    assert all(f"{own.key} = {own.old} -> {own.new}" in text for own in found) and "local training: activations" in text
+
+
+KEEPS = {
+    "mesh.tensor", "mesh.fsdp", "model.remat", "model.attention", "federated.clients_per_chunk",
+    "cai.prompts_per_chunk", "eval.batch_size",
+}  # fmt: skip
+"""How an experiment is computed; all other keys that a refusal names say what it is."""
+
+
+def check_order(config: ExperimentConfig, known: Sizes, limit: int) -> tuple[list[str], list[str]]:
+    """The keys that are offered: those that change no number first, each group by what it saves; and the lines."""
+    found = advice.remedies(config, known, limit)
+    offered = [remedy.key for remedy in found]
+    keeping = [key for key in offered if key in KEEPS]
+    assert offered[: len(keeping)] == keeping and len(set(offered)) == len(offered)
+    for group in (found[: len(keeping)], found[len(keeping) :]):
+        saved = [remedy.saves for remedy in group]
+        assert saved == sorted(saved, reverse=True)
+    lines = advice.refusal(config, known, limit).splitlines()
+    places = [next(i for i, line in enumerate(lines) if line.startswith(f"  {key} = ")) for key in offered]
+    assert places == sorted(places)
+    if len(keeping) < len(offered):
+        heading = next(i for i, line in enumerate(lines) if "CHANGES THE EXPERIMENT" in line)
+        assert all((place < heading) == (key in KEEPS) for place, key in zip(places, offered, strict=True))
+    return offered, lines
+
+
+def test_what_changes_no_number_is_offered_first():
+    """On eight devices a mesh as wide as they are; of two meshes only the first counts in what all of it gives."""
+    shape = decoder(hidden=512, mlp=2048)
+    config = config_of(shape, federated={"batch_size": 16}, cai={"enabled": False})
+    known = sizes(shape, devices=8, train=256)
+    made = plan(config, known)
+    offered, lines = check_order(config, known, made.need("local training") // 3)
+    assert "mesh.tensor" in offered[:2] and "model.remat" in offered and "federated.batch_size" in offered
+    assert any(line.startswith("  mesh.tensor = 1 -> 8") for line in lines)
+    assert sum("data.packing = true may help" in line for line in lines) == 1
+    others = changed(config, data={"packing": True}), changed(config, lora={"dropout": 0.1})
+    for other in others:
+        assert "packing" not in advice.refusal(other, known, made.need("local training") // 3)
+
+
+def test_an_axis_of_the_mesh_gives_way_to_the_other():
+    """With fsdp over all devices, tensor over all of them is another mesh, not 64 devices."""
+    shape = decoder(hidden=512, mlp=2048)
+    federated, cai = {"batch_size": 16}, {"enabled": False}
+    config = config_of(shape, mesh={"fsdp": 8}, federated=federated, cai=cai)
+    known = sizes(shape, devices=8, train=256)
+    limit = plan(config, known).need("local training") // 3
+    assert "  mesh.tensor = 1 -> 8, mesh.fsdp = 8 -> 1 " in advice.refusal(config, known, limit)
+    other = config_of(shape, mesh={"tensor": 8}, federated=federated, cai=cai)
+    (found,) = [remedy for remedy in advice.remedies(config, known, limit) if remedy.key == "mesh.tensor"]
+    needs = [plan(each, known).need(found.phase) for each in (config, other)]
+    assert found.saves == needs[0] - needs[1]
+
+
+@pytest.mark.slow
+def test_the_papers_config_fits_a_chip_of_16_gib_by_what_changes_no_number():
+    """Llama-3.1-8B's shape (its config.json), pairs of up to 512 tokens, eight devices with 15.5 GiB each."""
+    given = yaml.safe_load((ROOT / "configs/paper/llama31_8b_square20k.yaml").read_text())
+    config = ExperimentConfig.model_validate(given)
+    kinds = (LayerKind(plain_rope(128)),)
+    shape = DecoderConfig(128256, 4096, 14336, 32, 32, 8, 128, kinds, tie_word_embeddings=False)
+    lengths = {"train": 512, "guard_request": 64, "red": 256, "critique": 128, "revision": 128, "asked": 64}
+    texts = lengths | {"replay": 256, "choice": 0}
+    known = sizes(shape, rank=32, devices=8, **texts)._replace(pairs=20000, red=6000, widens=False)
+    limit = int(15.5 * 2**30)
+    offered, lines = check_order(config, known, limit)
+    assert "mesh.tensor" in offered[:2] and offered[0] in KEEPS
+    assert any(line.startswith("  mesh.tensor = 1 -> 4 ") for line in lines), "the fewest parts that fit"
+    fits = []
+    for parts in (2, 4, 8):
+        split = plan(changed(config, mesh={"tensor": parts}), known)
+        fits.append(split.need(split.peak) < limit)
+    assert fits == [False, True, True]
+
+
+def test_smaller_chunks_come_before_all_that_changes_results():
+    """The largest half of the conversations that fits, or one on each device; no smaller number of prompts."""
+    shape = decoder()
+    config = config_of(shape, cai={"prompts": 64, "replay": 0, "max_new_tokens": 512})
+    known = sizes(shape, red=256, replay=0)
+
+    def chosen(limit: int, own: ExperimentConfig = config, known: Sizes = known) -> list[tuple[int | None, int]]:
+        found = advice.remedies(own, known, limit)
+        assert "cai.prompts" not in {remedy.key for remedy in found}
+        return [(remedy.old, remedy.new) for remedy in found if remedy.key == "cai.prompts_per_chunk"]
+
+    def with_chunk(rows: int) -> int:
+        return plan(changed(config, cai={"prompts_per_chunk": rows}), known).need("CAI, generating")
+
+    for rows in (32, 8):
+        assert chosen(with_chunk(rows)) == [(None, rows)]
+    assert chosen(0) == [(None, 1)]
+    for devices in (8, 24):
+        assert chosen(0, known=known._replace(devices=devices)) == [(None, devices)]
+    assert chosen(with_chunk(1), changed(config, cai={"prompts_per_chunk": 1})) == []
+    assert "cai.prompts_per_chunk = null -> 8" in advice.refusal(config, known, with_chunk(8))
