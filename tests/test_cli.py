@@ -53,7 +53,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     fake(prepare, "prepare", "set")
     monkeypatch.setattr(report, "report", lambda folder: "reported")
     monkeypatch.setattr(prepare, "report", lambda folder: "reported")
-    monkeypatch.setattr(sweep, "keep_programs", lambda points: None)
     return made
 
 

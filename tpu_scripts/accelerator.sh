@@ -1,32 +1,133 @@
 #!/usr/bin/env bash
-# tpu_scripts/accelerator.sh [OUT]: on a machine with a GPU or TPU, check it against the CPU, then measure it.
-# Every part writes OUT/NAME.txt as it ends. Needs `pip install -e ".[test]"` with jax for the device; torch and peft for the peer.
+# tpu_scripts/accelerator.sh [--dry-run] [OUT], or make accelerator: on a machine with a GPU or TPU, check it against the
+# CPU, then measure it. Ends within 10 minutes; a part that fails or takes too long is named at the end, the others run.
+#
+# It needs
+#   Python 3.11 or newer with    pip install -e ".[test,cuda13]"    or cuda12 or tpu in place of cuda13;
+#   for the peer, on a GPU       pip install torch peft             without them rounds and decoding are ours alone.
+# It reads from the environment, all of it optional,
+#   PYTHON   the Python of that installation (python3);
+#   DRY=1    as --dry-run: print the commands with their limits, run nothing;
+#   TOTAL    seconds for everything (580);
+#   XLA_FLAGS, XLA_PYTHON_CLIENT_PREALLOCATE (false), JAX_COMPILATION_CACHE_DIR, which are handed on.
+# It writes to OUT (runs/accelerator-DATE-TIME), each as it comes:
+#   machine.txt   the device and the versions;
+#   parts.jsonl   how each part ended: done, failed, timed out, left out, not started;
+#   PART.jsonl    the numbers of a benchmark, or PART.txt, what the tests say; PART.log what went to standard error.
 set -u
-cd "$(dirname "$0")/.." || exit 1
-out=${1:-runs/accelerator}
-mkdir -p "$out"
-python=${PYTHON:-python}
-# The tests' own settings are for CPUs; memory is taken as it is needed, as several processes share the device.
-export XLA_FLAGS="${XLA_FLAGS:-}" XLA_PYTHON_CLIENT_PREALLOCATE=${XLA_PYTHON_CLIENT_PREALLOCATE:-false} PYTHONPATH=$PWD
+cd "$(dirname "$0")/.." || exit 2
 
-part() {  # part NAME SECONDS ARGUMENT...: run it with a limit; its output goes to a file, its end to the screen
-  local name=$1 limit=$2
-  shift 2
-  if timeout "$limit" "$python" -m "$@" >"$out/$name.txt" 2>"$out/$name.err"; then echo "$name: done in ${SECONDS}s"
-  else echo "$name: failed with $?, see $out/$name.err"; tail -n 3 "$out/$name.err"; fi
-  tail -n 2 "$out/$name.txt"
+python=${PYTHON:-python3} dry=${DRY:-} total=${TOTAL:-580}
+if [ "${1:-}" = --dry-run ]; then
+  dry=1
+  shift
+fi
+out=${1:-runs/accelerator-$(date +%Y%m%d-%H%M%S)}
+backend=gpu memory=0 peer=yes missing='' running='' failed=()
+
+refuse() {  # refuse TEXT
+  echo "$1" >&2
+  exit 2
 }
 
-round=(fedjax_rai.bench round --repeats 2)
-decode=(fedjax_rai.bench generate --repeats 3)
-part tests 150 pytest -q -s tests/accelerator tests/model/test_attention.py tests/model/test_attention_kernels.py
-part round_1b 150 "${round[@]}" --model 1B --clients 2 --steps 10 --peer
-part round_1b_cudnn 90 "${round[@]}" --model 1B --clients 2 --steps 10 --attention cudnn
-part round_1b_small 120 "${round[@]}" --model 1B --clients 5 --steps 10 --batch 1 --peer
-part round_1b_small_mapped 60 "${round[@]}" --model 1B --clients 5 --steps 10 --batch 1 --chunk 5
-part generate_1b 120 "${decode[@]}" --model 1B --peer
-part generate_1b_64 60 "${decode[@]}" --model 1B --rows 64
-part round_135m 60 "${round[@]}" --model 135M --clients 5 --steps 10
-part round_135m_mapped 60 "${round[@]}" --model 135M --clients 5 --steps 10 --chunk 5
-part round_8b 150 "${round[@]}" --model 8B --clients 1 --steps 5 --remat full
-part generate_8b 120 "${decode[@]}" --model 8B
+probe() {  # read what the machine has
+  local key value
+  "$python" tpu_scripts/probe.py >"$out/machine.txt" 2>"$out/machine.log" ||
+    refuse "$python tpu_scripts/probe.py failed, see $out/machine.log: $(tail -n 1 "$out/machine.log")"
+  while IFS='=' read -r key value; do
+    case $key in
+      backend) backend=$value ;;
+      memory) memory=$value ;;
+      peer) peer=$value ;;
+      missing) missing=$value ;;
+    esac
+  done <"$out/machine.txt"
+  [ -z "$missing" ] || refuse "$python has no ${missing//,/, }: $(sed -n 's/^#   Python .* with *//p' "$0")"
+  [ "$backend" != cpu ] || refuse "jax sees a CPU only: this is for a machine with a GPU or TPU, and with jax for it"
+}
+
+note() {  # note PART STATE CODE SECONDS: how a part ended
+  printf '{"part": "%s", "state": "%s", "exit": %s, "seconds": %s}\n' "$@" >>"$out/parts.jsonl"
+  echo "$1: $2, $4 s"
+  case $2 in done | 'left out') ;; *) failed+=("$1 ($2)") ;; esac
+}
+
+finish() {
+  [ "${#failed[@]}" -gt 0 ] || exit 0
+  echo "not done: $(printf '%s, ' "${failed[@]}" | sed 's/, $//'); see $out" >&2
+  exit 1
+}
+
+interrupted() {
+  [ -z "$running" ] || kill "$running" 2>/dev/null
+  echo "interrupted; what is done is in $out" >&2
+  exit 130
+}
+
+part() {  # part NAME SECONDS GIB ARGUMENT...: python -m ARGUMENT..., so long at most, if the device has such a memory
+  local name=$1 limit=$2 need=$3 began=$SECONDS left=$((total - SECONDS)) written=txt code argument arguments=()
+  shift 3
+  if [ -n "$dry" ]; then
+    printf '%-22s %3d s  python -m%s\n' "$name" "$limit" "$(printf ' %q' "$@")"
+    return
+  fi
+  if [ "$memory" -gt 0 ] && [ "$need" -gt "$memory" ]; then
+    note "$name" 'left out' null 0
+    return
+  fi
+  if [ "$left" -lt 1 ]; then
+    note "$name" 'not started' null 0
+    return
+  fi
+  for argument in "$@"; do
+    case $argument in
+      --peer) [ "$peer" = yes ] || continue ;;
+      cudnn) [ "$backend" = gpu ] || argument=splash ;;
+      fedjax_rai.bench) written=jsonl ;;
+    esac
+    arguments+=("$argument")
+  done
+  limit=$((limit < left ? limit : left))
+  timeout -k 5 "$limit" "$python" -m "${arguments[@]}" >"$out/$name.$written" 2>"$out/$name.log" &
+  running=$!
+  wait "$running"
+  code=$?
+  running=''
+  case $code in
+    0) note "$name" 'done' 0 $((SECONDS - began)) ;;
+    124 | 137) note "$name" 'timed out' "$code" $((SECONDS - began)) ;;
+    *) note "$name" failed "$code" $((SECONDS - began)) ;;
+  esac
+  [ "$code" -eq 0 ] || tail -n 3 "$out/$name.log"
+  tail -n 2 "$out/$name.$written"
+}
+
+if [ -z "$dry" ]; then
+  # The tests' own flags are for CPUs; memory is taken as it is needed, as several processes share the device.
+  export XLA_FLAGS="${XLA_FLAGS:-}" XLA_PYTHON_CLIENT_PREALLOCATE="${XLA_PYTHON_CLIENT_PREALLOCATE:-false}"
+  export PYTHONPATH=$PWD
+  mkdir -p "$out" || exit 2
+  probe
+  trap interrupted INT TERM
+  [ "$peer" = yes ] || echo "the peer is not measured: torch with a GPU, transformers and peft are not all there"
+fi
+
+test=(pytest -q -s)
+device=tests/accelerator/test_device.py
+part test_products 60 0 "${test[@]}" $device -k 'not rounds'
+part test_rounds 240 0 "${test[@]}" $device -k rounds
+part test_attention 90 0 "${test[@]}" tests/model/test_attention.py tests/model/test_attention_kernels.py
+
+# The commands of docs/performance.md, in its order. GIB: what was seen to be held, by the peer where that is more.
+round=(fedjax_rai.bench round --model)
+generate=(fedjax_rai.bench generate --model)
+part round_1b_cudnn 75 23 "${round[@]}" 1B --clients 2 --steps 10 --attention cudnn --repeats 2
+part round_1b 75 23 "${round[@]}" 1B --clients 2 --steps 5 --repeats 2
+part round_1b_peer 90 34 "${round[@]}" 1B --clients 1 --steps 5 --peer --repeats 2
+part round_1b_small_mapped 60 13 "${round[@]}" 1B --clients 5 --steps 10 --batch 1 --chunk 5 --repeats 2
+part round_1b_small_peer 90 9 "${round[@]}" 1B --clients 5 --steps 10 --batch 1 --peer --repeats 2
+part round_8b_cudnn 90 44 "${round[@]}" 8B --clients 1 --steps 5 --remat full --attention cudnn --repeats 2
+part generate_1b_peer 90 5 "${generate[@]}" 1B --peer --repeats 2
+part generate_8b 90 18 "${generate[@]}" 8B --repeats 2
+part round_135m_mapped 60 0 "${round[@]}" 135M --clients 5 --steps 10 --chunk 5 --repeats 2
+[ -n "$dry" ] || finish

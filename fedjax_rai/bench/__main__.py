@@ -203,7 +203,9 @@ def _sweep_phase(config: Path, points: list[int], others: list[str], repeats: in
     from fedjax_rai.config.load import load_config
     from fedjax_rai.experiment.round import Federation
     from fedjax_rai.experiment.setting import Setting
+    from fedjax_rai.runs.compiled import keep_compiled
 
+    keep_compiled()
     loaded = load_config(config, others)
     federation = Federation(Setting(loaded))
     adapter = federation.init().adapter
@@ -294,7 +296,9 @@ def measure_load(folder: str, quantize: str) -> None:
 
     from fedjax_rai.model.families import read_config
     from fedjax_rai.model.weights import load_base
+    from fedjax_rai.runs.compiled import keep_compiled
 
+    keep_compiled()
     config = read_config(Path(folder), dtype="bfloat16", quantize=quantize)
     jax.block_until_ready(jax.numpy.zeros(1))
     before = _peak()

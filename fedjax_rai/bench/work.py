@@ -4,6 +4,7 @@ import json
 import statistics
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import jax
@@ -21,9 +22,11 @@ from fedjax_rai.fed.client import Cohort
 from fedjax_rai.mesh import make_mesh
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.model.lora import init_adapter
+from fedjax_rai.runs.compiled import keep_compiled
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 
 NO_END = np.array([-1], np.int32)
+FOUND = "/jax/compilation_cache/cache_hits"  # what jax counts a program that it found on disk as
 
 
 def measure_round(model: str, shape: RoundShape, repeats: int = 3, **computed: str) -> dict[str, Any]:
@@ -108,7 +111,18 @@ def measure_decoding(model: str, shape: DecodingShape, repeats: int = 3, **compu
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """What `request` asks for: its work (round or generate), model, shape, repeats and how it is computed."""
+    """What `request` asks for: its work (round or generate), model, shape, repeats and how it is computed.
+
+    `programs_found`: how many an earlier process had compiled; where it is 0, `compile_seconds` are those of compiling.
+    """
+    keep_compiled()
+    events: Counter[str] = Counter()
+    jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))
+    measured = _measure(request)
+    return measured | {"programs_found": events[FOUND]}
+
+
+def _measure(request: dict[str, Any]) -> dict[str, Any]:
     model, repeats, computed = request["model"], request["repeats"], request["computed"]
     if request["work"] == "round":
         return measure_round(model, RoundShape(**request["shape"]), repeats, **computed)

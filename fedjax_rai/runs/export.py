@@ -15,7 +15,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.model.weights import save_merged
-from fedjax_rai.runs import files
+from fedjax_rai.runs import compiled, files
 from fedjax_rai.runs.folder import ADAPTER, CONFIG, SUMMARY, pinned
 from fedjax_rai.runs.rows import Rate, Summary, read_summary
 from fedjax_rai.text.hub import resolve
@@ -45,6 +45,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
     summary = read_summary(folder / SUMMARY)
     source = resolve(config.model.path, config.model.revision, weights=merged)
     shape = read_config(source)
+    compiled.keep_compiled()
     lora, adapter = load_adapter(folder / ADAPTER, shape)
     with _whole(out) as part:
         if merged:

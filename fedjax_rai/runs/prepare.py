@@ -39,7 +39,7 @@ from fedjax_rai.memory import advice
 from fedjax_rai.mesh import replicated
 from fedjax_rai.model.peft import CONFIG as ADAPTER_CONFIG
 from fedjax_rai.model.peft import WEIGHTS, load_adapter, name_other_base
-from fedjax_rai.runs import conversations, files
+from fedjax_rai.runs import compiled, conversations, files
 from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.conversations import Conversation
 from fedjax_rai.runs.folder import CONFIG, SUMMARY, began_with, differences, open_folder, pins_of
@@ -61,6 +61,7 @@ def prepare(config: ExperimentConfig, out: Path, prompts: int | None = None, ada
     if finished(out, request):
         terminal.say(f"{out}: already finished")
         return out
+    compiled.keep_compiled()
     writer = Writer(setting, config, policy(setting, adapter), request["prompts"])
     writer.check()
     out.mkdir(parents=True, exist_ok=True)

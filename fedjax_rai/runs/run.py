@@ -14,7 +14,7 @@ from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
 from fedjax_rai.model.peft import load_adapter, save_adapter
-from fedjax_rai.runs import files
+from fedjax_rai.runs import compiled, files
 from fedjax_rai.runs.conclude import conclude
 from fedjax_rai.runs.data import announce, keep
 from fedjax_rai.runs.folder import (
@@ -51,6 +51,7 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
         if not (folder / PICTURE).is_file():
             draw_run(folder)
         return folder
+    compiled.keep_compiled()
     setting = setting or Setting(config, pins=pins([config]), store=KeptGuards(study_of(folder)))
     advice.announce(config, sizes.sizes(setting))
     announce(setting)
@@ -87,6 +88,7 @@ def evaluate_run(folder: Path) -> None:
         check_inputs([config])
         check_unchanged(config, folder, began_with(folder).get("files", {}))
         read_rounds(folder / METRICS)  # what is wrong with them is said before anything is computed
+        compiled.keep_compiled()
         setting = Setting(config, pins=pins([config]), store=KeptGuards(study_of(folder)))
         _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
         _ = setting.models.not_computed  # said before anything is computed

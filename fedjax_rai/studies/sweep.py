@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from fedjax_rai import terminal
@@ -17,7 +16,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.keeping import Store
 from fedjax_rai.experiment.setting import Setting, views
 from fedjax_rai.experiment.together import but_numbers
-from fedjax_rai.runs import files
+from fedjax_rai.runs import compiled, files
 from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
 from fedjax_rai.runs.guards import KeptGuards
 from fedjax_rai.runs.inputs import check_inputs
@@ -46,7 +45,6 @@ from fedjax_rai.studies.results import (
 )
 
 SWEEP = "sweep.yaml"
-COMPILED = "compiled"
 
 
 class Row(NamedTuple):
@@ -102,6 +100,7 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
     folder = check_sweep(points)
     finished = [check_folder(output(point), point.config) for point in points]
     todo = [point for point, done in zip(points, finished, strict=True) if not done]
+    compiled.keep_compiled()
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / SWEEP, dump_config(base_config(points)))
     arms = Arms(KeptGuards(folder))
@@ -134,14 +133,6 @@ class Arms:
         """The setting of a run's config."""
         self._last = Setting(config, self._last, self.begun, self._store)
         return self._last
-
-
-def keep_programs(points: Sequence[Point]) -> None:
-    """Keep what is compiled in the sweep's folder, unless JAX was told of another: going on compiles nothing anew."""
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        folder = output(points[0]).parent / COMPILED
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def run_family(family: Sequence[Point], arms: Arms) -> None:

@@ -13,7 +13,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.evals.judge import GUARD
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.runs import files
+from fedjax_rai.runs import compiled, files
 from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
 from fedjax_rai.runs.guards import GUARDS, KeptGuards
 from fedjax_rai.runs.inputs import check_inputs
@@ -104,6 +104,7 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
     check_inputs(configs)
     for run_config in configs:
         check_folder(run_folder(run_config), run_config)
+    compiled.keep_compiled()
     summaries: dict[tuple[str, int], Summary] = {}
     setting: Setting | None = None
     store = KeptGuards(folder)

@@ -20,6 +20,7 @@ from fedjax_rai.model.lora import NO_LORA, Lora
 from fedjax_rai.model.peft import load_adapter, name_other_base
 from fedjax_rai.model.weights import load_base
 from fedjax_rai.reading import checked_text, decode_text, parse_json, read_text
+from fedjax_rai.runs import compiled
 from fedjax_rai.text.generation import name_uncomputed
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
@@ -87,6 +88,7 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
     rows = [encode(written, files, request.raw, longest) for written in prompts]
     name_uncomputed(files.folder)
     weights = resolve(request.model, request.revision, weights=True)
+    compiled.keep_compiled()
     shardings = base_shardings(make_mesh(), abstract_base(files.config))
     lm = LM(Decoder(files.config, files.lora), load_base(weights, files.config, shardings))
     keys = jax.vmap(lambda row: rng.stream(jax.random.key(request.seed), "generate", row=row))(np.arange(len(rows)))

@@ -42,7 +42,6 @@ SWEEP = {
     "sweep.md": "The table with notes, as it was printed.",
     "sweep.csv": "Every rate and every cost of every run, the costs by their dotted names in summary.json.",
     "sweep.png": "The picture of the sweep.",
-    "compiled/": "Compiled programs, so that going on compiles nothing anew.",
 }
 GUARDS = {
     "README.md": "What this is. All of it may be deleted: it is made again, with the same numbers.",

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -76,8 +77,11 @@ def run(folder: Path, **environment: str) -> Path:
 
 
 def test_rounds_with_both_guards_are_those_of_the_cpu(tmp_path):
-    """Adapters, and the metrics of every round, up to rounding that Adam blows up."""
-    ours, expected = run(tmp_path / "device"), run(tmp_path / "cpu", JAX_PLATFORMS="cpu")
+    """Adapters, and the metrics of every round, up to rounding that Adam blows up. Both are computed at once."""
+    with ThreadPoolExecutor() as pool:
+        on_device = pool.submit(run, tmp_path / "device")
+        on_cpu = pool.submit(run, tmp_path / "cpu", JAX_PLATFORMS="cpu")
+        ours, expected = on_device.result(), on_cpu.result()
     adapters = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (ours, expected)]
     off = distance(*(np.concatenate([x.ravel() for _, x in sorted(found.items())]) for found in adapters))
     rows = [

@@ -3,7 +3,6 @@
 import csv
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -163,22 +162,11 @@ def test_the_command_runs_the_points_it_was_given(config, tmp_path, monkeypatch)
         return tmp_path
 
     monkeypatch.setattr(sweep, "run_sweep", noted)
-    monkeypatch.setattr(sweep, "keep_programs", lambda points: None)
     points = load_sweep(tmp_path / "a.yaml", ["seed=0,1", "output=b"])
     for options, together in (((), False), (("--together",), True)):
         asked = ["sweep", str(tmp_path / "a.yaml"), "seed=0,1", "output=b", *options]
         assert CliRunner().invoke(app, asked).exit_code == 0
         assert given.pop() == (points, together)
-
-
-@pytest.mark.parametrize("told", [None, "elsewhere"])
-def test_programs_are_kept_in_the_folder_unless_jax_was_told_of_another(config, monkeypatch, told) -> None:
-    monkeypatch.setattr(sweep, "jax", SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=told)))
-    kept: dict[str, str] = {}
-    monkeypatch.setattr(sweep.jax.config, "update", kept.__setitem__, raising=False)
-    sweep.keep_programs(grid(config, "cai.iterations=0,2"))
-    kept.pop("jax_persistent_cache_min_compile_time_secs", None)
-    assert kept == ({} if told else {"jax_compilation_cache_dir": f"{config.output}/compiled"})
 
 
 @pytest.mark.slow

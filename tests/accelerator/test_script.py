@@ -1,0 +1,164 @@
+"""tpu_scripts/accelerator.sh: its commands are the page's, it keeps what it has, and says what is not done."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+
+SCRIPT = ROOT / "tpu_scripts" / "accelerator.sh"
+MINUTES = 10
+# In place of Python: what the machine has stands in MACHINE, and an argument that stands in FAILS or SLEEPS does so.
+STUB = """#!/usr/bin/env bash
+case $1 in tpu_scripts/probe.py) printf '%b' "$MACHINE"; exit ;; esac
+echo "{\\"ran\\": \\"$*\\"}"
+for word in "$@"; do
+  [ "$word" != "${FAILS:-}" ] || { echo broken >&2; exit 3; }
+  [ "$word" != "${SLEEPS:-}" ] || exec sleep 60
+done
+"""
+GPU = "missing=\nbackend=gpu\nmemory=59\npeer=yes\n"
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Path:
+    path = tmp_path / "python"
+    path.write_text(STUB)
+    path.chmod(0o755)
+    return path
+
+
+def environment(stub: Path | str, **variables: str) -> dict[str, str]:
+    others = {name: value for name, value in os.environ.items() if name not in ("DRY", "TOTAL", "PYTHON")}
+    return others | {"PYTHON": str(stub), "MACHINE": GPU} | variables
+
+
+def run(*arguments: object, stub: Path | str = "absent", **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(stub, **variables), check=False)
+
+
+def planned() -> dict[str, tuple[int, list[str]]]:
+    """Part -> (seconds at most, words of its command), as the dry run prints them."""
+    parts = {}
+    for line in run("--dry-run").stdout.splitlines():
+        name, seconds, unit, *_ = line.split()
+        assert unit == "s"
+        parts[name] = (int(seconds), shlex.split(line.partition(" s  ")[2]))
+    return parts
+
+
+def ended(out: Path) -> dict[str, str]:
+    """Part -> how it ended."""
+    rows = [json.loads(line) for line in (out / "parts.jsonl").read_text().splitlines()]
+    return {row["part"]: row["state"] for row in rows}
+
+
+def test_a_dry_run_prints_commands_and_runs_nothing(tmp_path) -> None:
+    for done in (run("--dry-run", tmp_path / "out"), run(tmp_path / "out", DRY="1")):
+        assert done.returncode == 0 and not done.stderr and not (tmp_path / "out").exists()
+    parts = planned()
+    assert [name.partition("_")[0] for name in parts][:3] == 3 * ["test"]
+    limit, rounds = parts["test_rounds"]
+    assert limit > 150 and rounds[:3] == ["python", "-m", "pytest"]
+    files = [word for _, words in parts.values() for word in words if word.startswith("tests/")]
+    assert files and all((ROOT / name).is_file() for name in files)
+
+
+def test_its_benchmarks_are_the_commands_of_the_page() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").partition("## On one GPU")[2]
+    shown = [shlex.split(line) for line in page.splitlines() if line.startswith("python -m fedjax_rai.bench ")]
+    assert shown == [words for _, words in planned().values() if "fedjax_rai.bench" in words]
+    assert len(shown) >= 8
+
+
+def test_every_part_that_ends_keeps_what_it_wrote(stub, tmp_path) -> None:
+    out = tmp_path / "out"
+    done = run(out, stub=stub)
+    parts = planned()
+    assert done.returncode == 0, done.stderr
+    assert ended(out) == dict.fromkeys(parts, "done")
+    for name, (_, words) in parts.items():
+        ending = "jsonl" if "fedjax_rai.bench" in words else "txt"
+        assert json.loads((out / f"{name}.{ending}").read_text()) == {"ran": " ".join(words[1:])}
+
+
+def test_a_part_that_fails_or_sleeps_is_named_and_the_others_run(stub, tmp_path) -> None:
+    out = tmp_path / "out"
+    done = run(out, stub=stub, FAILS="rounds")
+    states = ended(out)
+    assert done.returncode == 1 and done.stderr == f"not done: test_rounds (failed); see {out}\n"
+    assert states.pop("test_rounds") == "failed" and set(states.values()) == {"done"}
+    assert (out / "test_rounds.log").read_text() == "broken\n"
+
+
+def test_all_of_it_ends_in_time(stub, tmp_path) -> None:
+    """The last part that begins has the time that is left, and what has none is named."""
+    out = tmp_path / "out"
+    began = time.monotonic()
+    done = run(out, stub=stub, TOTAL="4", SLEEPS="tests/model/test_attention.py")
+    assert done.returncode == 1 and time.monotonic() - began < 20
+    states = ended(out)
+    assert [states[name] for name in ("test_products", "test_rounds")] == ["done", "done"]
+    assert states["test_attention"] == "timed out" and states["generate_8b"] == "not started"
+    assert "test_attention (timed out), round_1b_cudnn (not started)" in done.stderr
+    usual = next(line for line in SCRIPT.read_text().splitlines() if "total=${TOTAL:-" in line)
+    assert int(usual.partition("${TOTAL:-")[2].partition("}")[0]) <= MINUTES * 60 - 10
+
+
+def test_an_interrupt_ends_what_runs_and_leaves_what_is_done(stub, tmp_path) -> None:
+    out = tmp_path / "out"
+    variables = environment(stub, SLEEPS="tests/model/test_attention.py")
+    with subprocess.Popen([SCRIPT, out], env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as started:
+        written = out / "test_attention.txt"
+        while not (written.exists() and written.read_text()):
+            assert started.poll() is None
+            time.sleep(0.05)
+        began = time.monotonic()
+        started.send_signal(signal.SIGTERM)
+        _, error = started.communicate(timeout=30)
+    assert started.returncode == 130 and time.monotonic() - began < 20
+    assert error.decode() == f"interrupted; what is done is in {out}\n"
+    assert ended(out) == {"test_products": "done", "test_rounds": "done"}
+
+
+def test_parts_are_fitted_to_the_machine(stub, tmp_path) -> None:
+    out = tmp_path / "out"
+    tpu = "missing=\nbackend=tpu\nmemory=30\npeer=no\n"
+    done = run(out, stub=stub, MACHINE=tpu)
+    assert done.returncode == 0 and "the peer is not measured: " in done.stdout
+    assert ended(out)["round_8b_cudnn"] == "left out"
+    ran = "".join(path.read_text() for path in out.glob("*.jsonl"))
+    assert "--peer" not in ran and "--attention cudnn" not in ran and "--attention splash" in ran
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        (
+            "missing=\nbackend=cpu\n",
+            "jax sees a CPU only: this is for a machine with a GPU or TPU",
+        ),
+        ("missing=pytest,beartype\n", "python has no pytest, beartype: pip install -e "),
+    ],
+)
+def test_a_machine_that_is_none_is_refused_in_a_line(stub, tmp_path, machine, message) -> None:
+    out = tmp_path / "out"
+    done = run(out, stub=stub, MACHINE=machine)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and message in line and not (out / "parts.jsonl").exists()
+
+
+def test_here_where_jax_sees_a_cpu_it_refuses(tmp_path) -> None:
+    done = run(tmp_path / "out", stub=sys.executable, JAX_PLATFORMS="cpu")
+    assert done.returncode == 2 and done.stderr.startswith("jax sees a CPU only: "), done.stderr
+    known = dict(line.split("=", 1) for line in (tmp_path / "out" / "machine.txt").read_text().splitlines())
+    assert known["backend"] == "cpu" and known["missing"] == "" and known["jax"] == version("jax")
