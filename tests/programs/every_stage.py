@@ -1,6 +1,7 @@
 """Every stage on eight devices: a device computes an eighth, and where clients alone are split no activation travels.
 
-What is sent are sums (all-reduces), and of other things no more than the tokens of a batch.
+What is sent are sums (all-reduces), and of other things no more than the tokens of a batch. A quarter of one
+device's temporary memory is enough, where a device has no whole client of its own.
 """
 
 import re
@@ -118,13 +119,19 @@ def check(fsdp: int) -> None:
     one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
     alone, several = compiled(one), compiled(make_mesh(fsdp=fsdp))
     # A device's clients follow one another in a loop, whose body XLA counts once: eight turns of it alone.
-    turns = {"a round of eight": 8 if fsdp == 1 else 1}
+    turns = {"a round of eight": 8} if fsdp == 1 else {}
     wrong = []
     for name, program in several.items():
         flops, whole = (of.cost_analysis()["flops"] for of in (program, alone[name]))
         share = 8 * flops / (whole * turns.get(name, 1))
         sent = most_sent(program)
-        print(f"fsdp {fsdp}, {name}: {share:.2f} eighths of the FLOPs, at most {sent} numbers sent")
+        held, held_alone = (of.memory_analysis().temp_size_in_bytes for of in (program, alone[name]))
+        print(
+            f"fsdp {fsdp}, {name}: {share:.2f} eighths of the FLOPs, at most {sent} numbers sent, "
+            f"{held / held_alone:.2f} of the temporary memory"
+        )
+        if name not in turns and held > held_alone / 4:
+            wrong.append(f"{name}: {held} bytes of {held_alone}")
         if not 0.9 <= share <= MOST:
             wrong.append(name)
         if fsdp == 1 and sent > 2 * ROWS * LENGTH:  # an answer and a rejected one; activations are 64 times that
