@@ -51,13 +51,13 @@ def lay(tree: PyTree, mesh: Mesh | AbstractMesh, places: Mapping[int, Sequence[s
 
     A tree stays as it is where the mesh has one device along all that is named. Within a program.
     """
-    across = {axis: tuple(name for name in names if mesh.shape.get(name, 1) > 1) for axis, names in places.items()}
-    if not any(across.values()):
+    placed = {axis: tuple(name for name in names if mesh.shape.get(name, 1) > 1) for axis, names in places.items()}
+    if not any(placed.values()):
         return tree
 
     def constrain(leaf: jax.Array) -> jax.Array:
         spec: list[Any] = [P.UNCONSTRAINED] * leaf.ndim
-        for axis, names in across.items():
+        for axis, names in placed.items():
             spec[axis] = names or None
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*spec)))
 
@@ -65,14 +65,8 @@ def lay(tree: PyTree, mesh: Mesh | AbstractMesh, places: Mapping[int, Sequence[s
 
 
 @lru_cache  # one function for one mesh, which compiled programs are found by
-def over_clients(mesh: Mesh | AbstractMesh) -> Callable[[PyTree], PyTree]:
-    """Lays the leading axis of every leaf over the mesh's clients."""
-    return partial(lay, mesh=mesh, places={0: ("clients",)})
-
-
-@lru_cache
 def over_rows(mesh: Mesh | AbstractMesh) -> Callable[[PyTree], PyTree]:
-    """Lays the leading axis, the rows of one batch, over all devices that the base is not split over by `tensor`."""
+    """Lays the leading axis of every leaf, the rows of one batch, over `ROWS`."""
     return partial(lay, mesh=mesh, places={0: ROWS})
 
 

@@ -23,15 +23,17 @@ from fedjax_rai.cai.revise import RolloutBatch
 from fedjax_rai.data.examples import Prompts, pad_left
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Mapper, laid_out
-from fedjax_rai.mesh import base_shardings, over_clients, over_rows, replicated
+from fedjax_rai.mesh import base_shardings, over_rows, replicated, split_rows
 from fedjax_rai.model.decoder import LM, abstract_base
 from fedjax_rai.safety.guard import first_token_score
+from fedjax_rai.train import losses
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 from fedjax_rai.train.losses import answer_logps, sigmoid
 from tests import small
 from tests.cai.common import REQUESTS, SPEAKER, on_device, options
 
 RATE = 3e-2
+BY_CLIENTS = partial(laid_out, in_turn=False)
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 
@@ -97,7 +99,7 @@ def begin_rounds(mesh: Mesh, name: str, clients: Sequence[int], chunk: int, watc
 
 def rounds(mesh: Mesh, name: str) -> dict[str, PyTree]:
     """What two rounds leave of seven clients of eight, as many at once as the mesh has places for."""
-    across, watch = mesh.shape["clients"], Watch(over_clients)
+    across, watch = mesh.shape["clients"], Watch(BY_CLIENTS)
     program, state, lm, batch = begin_rounds(mesh, name, [0, 1, 2, 3, 4, 5, 7], across, watch)
     metrics: Any = None
     for _ in range(2):
@@ -128,7 +130,7 @@ def check_rounds_in_turn(devices: int, fsdp: int = 1) -> None:
 
 def check_collectives(devices: int) -> None:
     """All clients at once, and nothing else split: what devices send each other are sums."""
-    program, *arguments = begin_rounds(small.mesh(devices), "fedavg", range(8), 8, Watch(over_clients))
+    program, *arguments = begin_rounds(small.mesh(devices), "fedavg", range(8), 8, Watch(BY_CLIENTS))
     text = program.lower(*arguments).compile().as_text()
     assert set(COLLECTIVE.findall(text)) == {"all-reduce"}, COLLECTIVE.findall(text)
 
@@ -146,6 +148,26 @@ def check_scoring(devices: int, fsdp: int = 1) -> None:
         found.append({"scores": scores, "logps": logps(lm, adapter, small.corpus(6))})
     check_equal(*found)
     assert len(set(np.asarray(found[0]["scores"]).tolist())) == 4, found[0]["scores"]
+
+
+def check_slices(devices: int, fsdp: int) -> None:
+    """Likelihood and gradient where logits are held for one position of every row at a time."""
+    rows = 8
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "SLICE_TOKENS", 1)
+        patch.setattr(losses, "SLICE_LOGITS", 1)
+        assert losses.positions_at_once(rows, small.LENGTH - 1, small.VOCAB, devices) == 1
+        for mesh in (small.mesh(devices, fsdp), small.mesh(1)):
+            lm = placed_base(mesh)
+            adapter, texts = jax.device_put((small.adapter(), small.corpus(rows)), replicated(mesh))
+
+            def loss(adapter: PyTree, lm: LM = lm, texts: Any = texts) -> Any:
+                return losses.sft(lm, adapter, split_rows(texts, lm.base), devices=devices).mean()
+
+            value, gradient = jax.jit(jax.value_and_grad(loss))(adapter)
+            found.append({"loss": value, "gradient": gradient})
+    check_equal(*found)
 
 
 def check_generation(devices: int, fsdp: int = 1) -> None:

@@ -38,7 +38,20 @@ def test_a_phase_on_two_devices_is_that_on_one():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", ["rounds fedavg", "rounds fedavg 2", "rounds scaffold", "phase"])
+@pytest.mark.parametrize(
+    "law",
+    [
+        "rounds fedavg",
+        "rounds fedavg 2",
+        "rounds scaffold",
+        "phase",
+        "scoring 2",
+        "answers 2",
+        "turns 2",
+        "slices 2",
+        "slices 8",
+    ],
+)
 def test_eight_devices_are_one_device(law):
     succeed("on_eight_devices", *law.split(), devices=8)
 

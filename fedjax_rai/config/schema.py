@@ -147,10 +147,10 @@ class LoraConfig(Section):
 
 
 class MeshConfig(Section):
-    """How many ways the base is split over devices; what is left of them maps over clients."""
+    """How many ways the base is split over devices; what is left of them has clients, or rows, of its own."""
 
     fsdp: Count = 1
-    """Ways in which the rows of the base's kernels are split."""
+    """Ways in which the rows of the base's kernels, and those of every batch, are split."""
     tensor: Count = 1
     """Ways in which its heads and columns are split."""
 

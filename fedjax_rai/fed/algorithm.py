@@ -63,15 +63,17 @@ def make_algorithm(federated: FederatedConfig, sections: Mapping[str, Any], mesh
     that cannot be called so, or gives something else.
     """
     aggregator = _made(_AGGREGATOR, federated.aggregator, lambda row: construct(row, sections)())
-    mapper = Mapper(federated.clients, chunk_of_clients(federated, mesh), laid_out(mesh, in_turn(federated, mesh)))
-    local = Trainer(local_optimizer(federated))
+    takes_turns = in_turn(federated, mesh)
+    mapper = Mapper(federated.clients, chunk_of_clients(federated, mesh), laid_out(mesh, takes_turns))
+    local = Trainer(local_optimizer(federated), devices=ways(mesh) if takes_turns else mesh.shape["fsdp"])
     return _made(_ALGORITHM, federated.algorithm, lambda row: construct(row, sections)(local, aggregator, mapper))
 
 
 def in_turn(federated: FederatedConfig, mesh: Mesh | AbstractMesh) -> bool:
     """Whether devices share the rows of each client's steps, as they do not divide the cohort but do divide a batch.
 
-    Else a device has clients of its own, and some are idle where the last chunk is not full.
+    Else a device has clients of its own, and some are idle where the last chunk is not full. A packed step has fewer
+    rows than `batch_size`, which the devices may not divide.
     """
     undivided = federated.cohort % mesh.shape["clients"] != 0
     return undivided and federated.batch_size % ways(mesh) == 0

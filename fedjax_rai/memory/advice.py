@@ -1,6 +1,6 @@
 """What a run does with its memory plan: prints it, or refuses to start and says which keys help."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -262,13 +262,13 @@ def refusal(config: ExperimentConfig, known: Sizes, limit: int) -> str:
     if keeping:
         lines.append("what helps and changes no number but by rounding, and how much each of these alone:")
         config = _offered(config, known, keeping, lines)
-        lines.append(_together("with all of them", config, known, limit))
+        lines.append(_together(_all_of(keeping), config, known, limit))
     if _packs(config, memory, limit):
-        lines.append("data.packing = true may help in local training, and changes no number: not estimated")
+        lines.append("data.packing = true may help in local training, too, which is not estimated")
     if changing:
         lines.append("what helps and CHANGES THE EXPERIMENT, and how much each of these alone:")
         config = _offered(config, known, changing, lines)
-        lines.append(_together("with these, too," if keeping else "with all of them", config, known, limit))
+        lines.append(_together("with these, too," if keeping else _all_of(changing), config, known, limit))
     return "\n".join(lines)
 
 
@@ -291,6 +291,12 @@ def _change(config: ExperimentConfig, trial: ExperimentConfig, remedy: Remedy) -
     if other is None or _get(config, other) == _get(trial, other):
         return change
     return f"{change}, {other} = {_get(config, other)} -> {_get(trial, other)}"
+
+
+def _all_of(offers: Sequence[Remedy]) -> str:
+    """Of two meshes only one is possible."""
+    meshes = sum(remedy.key in OTHER_AXIS for remedy in offers)
+    return "with all of them, the first of the two meshes," if meshes > 1 else "with all of them"
 
 
 def _together(what: str, config: ExperimentConfig, known: Sizes, limit: int) -> str:
@@ -395,7 +401,7 @@ def _halves(size: int, least: int) -> Iterator[int]:
 def _trial(config: ExperimentConfig, key: str, value: Any, devices: int) -> ExperimentConfig:
     """The config with another value of a key. Of a mesh that the devices do not suffice for, the other axis is 1."""
     trial = _with(config, key, value)
-    if devices % (trial.mesh.fsdp * trial.mesh.tensor):
+    if key in OTHER_AXIS and devices % (trial.mesh.fsdp * trial.mesh.tensor):
         trial = _with(trial, OTHER_AXIS[key], 1)
     return trial
 

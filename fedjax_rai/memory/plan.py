@@ -324,7 +324,7 @@ def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[st
     if make_objective(cai).preference is not None:
         in_one_batch = cai.prompts <= cai.batch_size
         # The passes over chosen and rejected follow one another where each is a loop over batches.
-        read = _part(config, sizes, 2 * cai.prompts if in_one_batch else cai.batch_size)
+        read = 2 * _part(config, sizes, cai.prompts) if in_one_batch else _part(config, sizes, cai.batch_size)
         copied = {"pairs being read": EXAMPLE_TOKEN * cai.prompts * length}  # chosen or rejected
         yield "CAI, reference", held | copied | whole_sequences(model.config, read, length, length, computation)
         rows = 2 * cai.batch_size  # chosen and rejected go through together

@@ -355,7 +355,8 @@ class Decoder(nn.Module):
         if config.rotary_limit and slots > config.rotary_limit:
             raise InputError(f"{slots} tokens: this model's rotary embedding is supported up to {config.rotary_limit}")
         x = self.embed_tokens.astype(config.dtype)[tokens] * jnp.asarray(config.embed_scale, config.dtype)
-        by_rows = is_sharded(self.embed_tokens) and tokens.size >= x.shape[-1]  # see `_product`
+        # Where kernels are gathered (see `_product`) a device has whole rows: else XLA may choose to split channels.
+        by_rows = is_sharded(self.embed_tokens) and tokens.size >= x.shape[-1]
         if by_rows:
             x = with_whole_channels(x, self.embed_tokens)
         rotation = rotations(tuple(kind.rope for kind in config.kinds), sight.query_position)
@@ -371,8 +372,6 @@ class Decoder(nn.Module):
     def unembed(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Logits, float32."""
         head = self.embed_tokens.T if self.config.tie_word_embeddings else self.lm_head
-        if is_sharded(head) and hidden.size >= hidden.shape[-1] ** 2:
-            head = gathered(head, ("embed", "vocab"))
         logits = (hidden @ head.astype(hidden.dtype)).astype(jnp.float32)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
@@ -438,6 +437,18 @@ def forward_cached(
 def unembed(lm: LM, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
     """Logits of final hidden states, float32."""
     return lm.model.apply({"params": lm.base}, hidden, method="unembed")  # pyright: ignore
+
+
+def with_gathered_head(lm: LM, tokens: int) -> LM:
+    """The model with its unembedding whole on each device, for so many tokens at once or one slice after another.
+
+    It is the same where nothing is split by `fsdp`, or where the tokens are fewer than its rows (see `_product`).
+    """
+    config = lm.model.config
+    name, axes = ("embed_tokens", ("vocab", "embed")) if config.tie_word_embeddings else ("lm_head", ("embed", "vocab"))
+    if not is_sharded(lm.base) or tokens < config.hidden_size:
+        return lm
+    return LM(lm.model, {**lm.base, name: gathered(lm.base[name], axes)})
 
 
 @jax.jit

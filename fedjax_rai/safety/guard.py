@@ -16,12 +16,12 @@ from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
 from fedjax_rai.data.examples import Examples, encode_chats, encode_questions, length_batches, take
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
-from fedjax_rai.mesh import split_rows
+from fedjax_rai.mesh import mesh_of, split_rows, ways
 from fedjax_rai.model.decoder import LM, forward, unembed
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, answered, chat, guard_question, prompt
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.dispatch import read_late
-from fedjax_rai.train.step import train
+from fedjax_rai.train.step import Trainer, train
 
 # Words of Llama Guard's chat template, which is itself the request for a verdict on the conversation put into it. Other
 # guards have such categories too (Qwen3Guard), and answer in another form.
@@ -198,7 +198,8 @@ def fit(
 ) -> Adapter:
     """The adapter fine-tuned on rows of labelled examples, one step a line, each split over the devices."""
     batches = split_rows(take(examples, rows), lm.base, axis=1)
-    fitted, *_ = train(lm, adapter, batches, learning_rate)
+    trainer = Trainer(devices=ways(mesh_of(lm.base)))
+    fitted, *_ = train(lm, adapter, batches, learning_rate, trainer)
     return fitted
 
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
 from fedjax_rai.data.examples import Examples
-from fedjax_rai.mesh import mesh_of
-from fedjax_rai.model.decoder import LM, forward, unembed
+from fedjax_rai.model.decoder import LM, forward, unembed, with_gathered_head
 from fedjax_rai.model.lora import Dropout
 
 SLICE_TOKENS = 512
@@ -71,7 +70,7 @@ def _predicted_logps(
 ) -> Float[Array, "b l"]:
     """log p(target) after each hidden state. Logits are never kept: the backward pass computes them again."""
     rows, positions = targets.shape
-    devices = max(devices, mesh_of(lm.base).shape.get("fsdp", 1))  # along which all rows lie
+    lm = with_gathered_head(lm, targets.size)  # once, not in every slice
     width = positions_at_once(rows, positions, lm.model.config.vocab_size, devices)
 
     def logps(hidden: Float[Array, "b s d"], targets: Int[Array, "b s"]) -> Float[Array, "b s"]:
@@ -91,9 +90,12 @@ def _predicted_logps(
     return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :positions]
 
 
-def sft(lm: LM, adapter: Adapter | None, examples: Examples, dropout: Dropout | None = None) -> Sum:
-    """Negative log-likelihood of the tokens that are trained on; a segment's first one never is."""
-    logps = sequence_logps(lm, adapter, examples.tokens, examples.segments, dropout)
+def sft(lm: LM, adapter: Adapter | None, examples: Examples, dropout: Dropout | None = None, devices: int = 1) -> Sum:
+    """Negative log-likelihood of the tokens that are trained on; a segment's first one never is.
+
+    `devices`: how many the rows lie over.
+    """
+    logps = sequence_logps(lm, adapter, examples.tokens, examples.segments, dropout, devices)
     mask = _trained(examples).astype(logps.dtype)
     return Sum(-jnp.sum(logps * mask), jnp.sum(mask))
 

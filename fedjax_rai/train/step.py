@@ -23,6 +23,7 @@ class Trainer(NamedTuple):
     optimizer: optax.GradientTransformation = DEFAULT  # of the direction, without the learning rate
     penalty: Callable[[Adapter], Float[Array, ""]] | None = None  # added to the loss of every step
     correct: Callable[[Adapter], Adapter] | None = None  # of the optimizer's direction
+    devices: int = 1  # that the rows of a batch lie over
 
 
 PLAIN = Trainer()
@@ -73,7 +74,7 @@ def update(
     """A step of supervised fine-tuning, whose gradient is that of the mean over trained tokens."""
 
     def loss(adapter: Adapter) -> tuple[Float[Array, ""], losses.Sum]:
-        terms = losses.sft(lm, adapter, batch, dropout)
+        terms = losses.sft(lm, adapter, batch, dropout, trainer.devices)
         return terms.mean(), terms
 
     return descend(loss, state, learning_rate, trainer)

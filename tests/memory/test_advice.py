@@ -152,7 +152,7 @@ def test_a_smaller_max_length_is_planned_as_its_own_setting_is(config, tmp_path,
 def test_what_does_not_fit_is_refused_before_the_base_is_read(config, monkeypatch):
     setting = Setting(config)
     monkeypatch.setattr(advice, "device_limit", lambda: 2**20)
-    with pytest.raises(InputError, match=r"GiB a device needed(.|\n)*eval.batch_size = 8 -> 1"):
+    with pytest.raises(InputError, match=r"GiB a device needed(.|\n)*eval.batch_size = 8 -> 2"):
         run(config, setting)
     assert "base" not in vars(setting) and not Path(str(config.output)).exists()
 

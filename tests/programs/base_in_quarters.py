@@ -10,9 +10,9 @@ from jax.sharding import PartitionSpec as P
 from fedjax_rai.aliases import Base
 from fedjax_rai.fed.aggregate import weighted_mean
 from fedjax_rai.fed.base import RoundBatch
-from fedjax_rai.fed.client import Mapper
+from fedjax_rai.fed.client import Mapper, laid_out
 from fedjax_rai.fed.fedavg import fedavg
-from fedjax_rai.mesh import over_clients, replicated
+from fedjax_rai.mesh import replicated
 from fedjax_rai.model import decoder, families
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.lora import Lora, init_adapter
@@ -54,7 +54,7 @@ adapter = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.s
 batch = RoundBatch(small.corpus(), small.cohort([0, 1, 4]), jnp.float32(1e-2))
 alone = fedavg(small.SGD, weighted_mean(), Mapper(8))
 expected = jax.jit(alone.round)(alone.init(adapter), decoder.LM(model, one), batch)
-spread = fedavg(small.SGD, weighted_mean(), Mapper(8, chunk=2, constrain=over_clients(MESH)))
+spread = fedavg(small.SGD, weighted_mean(), Mapper(8, chunk=2, constrain=laid_out(MESH, in_turn=False)))
 state = jax.device_put(spread.init(adapter), replicated(MESH))
 found = jax.jit(spread.round)(state, decoder.LM(model, eight), batch)
 jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-5), found, expected)
