@@ -14,9 +14,8 @@ from fedjax_rai import rng, trees
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
 from fedjax_rai.cai.options import Numbers, Options
 from fedjax_rai.data.examples import Examples, take
-from fedjax_rai.mesh import mesh_of, split_rows, ways
 from fedjax_rai.model.decoder import LM
-from fedjax_rai.train.losses import LogRatios, Sum, answer_logps
+from fedjax_rai.train.losses import LogRatios, Sum, answer_logps, split_answer_logps
 from fedjax_rai.train.step import PLAIN, Trainer, TrainState, descend, start
 
 
@@ -75,7 +74,7 @@ def with_reference_logps(lm: LM, reference: Adapter | None, pool: Pool, rows: in
     pairs = pool.usable.shape[0]
 
     def of_chunk(chunk: Examples) -> Float[Array, "n"]:
-        return answer_logps(lm, reference, split_rows(chunk, lm.base), ways(mesh_of(lm.base)))[0]
+        return split_answer_logps(lm, reference, chunk)[0]
 
     def logps(part: Examples) -> Float[Array, "n"]:
         return trees.in_chunks(of_chunk, part, min(rows, pairs))

@@ -6,22 +6,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_rai.aliases import Adapter, Array, Float
-from fedjax_rai.data.examples import Examples, encode_chats, take
+from fedjax_rai.data.examples import encode_chats, take
 from fedjax_rai.data.sources import Choice
 from fedjax_rai.evals.open_ended import Subject, nothing
 from fedjax_rai.evals.rate import Verdict
-from fedjax_rai.mesh import mesh_of, split_rows, ways
-from fedjax_rai.model.decoder import LM
 from fedjax_rai.text.prompts import answered
 from fedjax_rai.train.dispatch import read_late
-from fedjax_rai.train.losses import answer_logps
+from fedjax_rai.train.losses import split_answer_logps
 
-
-@jax.jit
-def _answer_logps(lm: LM, adapter: Adapter | None, examples: Examples) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
-    """`answer_logps` of rows that are split over the devices."""
-    return answer_logps(lm, adapter, split_rows(examples, lm.base), ways(mesh_of(lm.base)))
+_answer_logps = jax.jit(split_answer_logps)
 
 
 def likelihoods(

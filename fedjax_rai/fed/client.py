@@ -83,10 +83,10 @@ def laid_out(mesh: Mesh | AbstractMesh, in_turn: bool) -> Callable[[PyTree], PyT
     rows = ROWS if in_turn else ("fsdp",)
 
     def lay_node(node: PyTree) -> PyTree:
-        if not isinstance(node, Cohort):
-            return lay(node, mesh, {0: clients})
-        others = lay(node, mesh, {0: clients})
-        return others._replace(rows=lay(node.rows, mesh, {0: clients, 2: rows}))
+        by_client = lay(node, mesh, {0: clients})
+        if isinstance(node, Cohort):
+            return by_client._replace(rows=lay(node.rows, mesh, {0: clients, 2: rows}))
+        return by_client
 
     return lambda tree: jax.tree.map(lay_node, tree, is_leaf=lambda node: isinstance(node, Cohort))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
 from fedjax_rai.data.examples import Examples
+from fedjax_rai.mesh import mesh_of, split_rows, ways
 from fedjax_rai.model.decoder import LM, forward, unembed, with_gathered_head
 from fedjax_rai.model.lora import Dropout
 
@@ -116,6 +117,13 @@ def answer_logps(
     logps = sequence_logps(lm, adapter, examples.tokens, examples.segments, devices=devices)
     mask = _trained(examples).astype(logps.dtype)
     return jnp.sum(logps * mask, axis=1), jnp.sum(mask, axis=1)
+
+
+def split_answer_logps(
+    lm: LM, adapter: Adapter | None, examples: Examples
+) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """`answer_logps` of rows that are split over the devices that the base lies on."""
+    return answer_logps(lm, adapter, split_rows(examples, lm.base), ways(mesh_of(lm.base)))
 
 
 class LogRatios(NamedTuple):
