@@ -94,7 +94,7 @@ def answers_to(
             cut_off[row] = not ended[place]
         advance()
     if lost:
-        terminal.say(f"{lost} of {len(texts)} answers are none: the model's logits are no numbers (NaN or infinity)")
+        terminal.say(f"{lost} of {len(texts)} answers are none: the logits are no numbers (NaN, infinity), or all one")
     sizes = [sampled.samples] * len(prompts)
     return Responses(by_prompt(texts, sizes), by_prompt(cut_off, sizes))
 

@@ -461,10 +461,13 @@ def gives_numbers(
     gives zeros, and every token is as likely as any other.
     """
     hidden = forward(lm, adapter, tokens, valid)
-    logits = unembed(lm, hidden[:, -1])
+    return jnp.all(jnp.isfinite(hidden) | ~valid[..., None]) & jnp.all(tell_apart(unembed(lm, hidden[:, -1])))
+
+
+def tell_apart(logits: Float[Array, "b v"]) -> Bool[Array, "b"]:
+    """Whether a row's logits are numbers (the largest is finite) and not all one number."""
     likeliest = jnp.max(logits, axis=-1)
-    differ = likeliest > jnp.min(logits, axis=-1)
-    return jnp.all(jnp.isfinite(hidden) | ~valid[..., None]) & jnp.all(jnp.isfinite(likeliest) & differ)
+    return jnp.isfinite(likeliest) & (likeliest > jnp.min(logits, axis=-1))
 
 
 def abstract_base(config: DecoderConfig) -> PyTree:

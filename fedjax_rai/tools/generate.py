@@ -133,8 +133,8 @@ def _no_numbers(where: str, request: Request) -> str:
     """Why there is no answer: not even the end of one was generated."""
     adapter = "" if request.adapter is None else f" with the adapter in {request.adapter}"
     return (
-        f"{where}: no answer: the logits of {request.model}{adapter} are no numbers (NaN or infinity) in "
-        f"{request.dtype}: its weights are finite and overflow when multiplied"
+        f"{where}: no answer: the logits of {request.model}{adapter} are no numbers (NaN or infinity), or "
+        f"all one number, in {request.dtype}: its weights are finite and overflow when multiplied"
     )
 
 

@@ -18,7 +18,7 @@ from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
 from fedjax_rai.data.examples import Prompts
 from fedjax_rai.mesh import split_rows
 from fedjax_rai.model.attention import Sight
-from fedjax_rai.model.decoder import LM, Decoder, KVCache, empty_cache, forward_cached, unembed
+from fedjax_rai.model.decoder import LM, Decoder, KVCache, empty_cache, forward_cached, tell_apart, unembed
 
 
 class DecodingState(NamedTuple):
@@ -34,7 +34,8 @@ class DecodingState(NamedTuple):
 class Answers(NamedTuple):
     """What was sampled. `valid` is True up to and including the end-of-turn token.
 
-    A row whose logits were once no numbers (NaN, an infinity) has no answer: nothing of it is valid, not even an end.
+    A row whose logits were once no numbers (NaN, an infinity), or all one number, has no answer: nothing of it is
+    valid, not even an end.
     """
 
     tokens: Int[Array, "b t"]
@@ -159,7 +160,7 @@ class _Loop(NamedTuple):
     step: Int[Array, ""]
     state: DecodingState
     answers: Answers
-    lost: Bool[Array, "b"]  # the row's logits were once no numbers
+    lost: Bool[Array, "b"]  # the row's logits were once no numbers, or all one
 
 
 def sample(
@@ -173,7 +174,8 @@ def sample(
     """Answers of every row until one of `end_ids`, or `max_new` tokens; stops when all rows have ended.
 
     `close`: every answer's last token becomes `end_ids[0]`, the end-of-turn token, whether it was cut off or ended by
-    another, so that a conversation can go on. A row whose logits are no numbers ends there, and has no answer.
+    another, so that a conversation can go on. A row whose logits are no numbers, or all one number, ends there, and has
+    no answer.
     """
     end_ids = decoding.end_ids
     max_new = decoding.max_new
@@ -188,7 +190,7 @@ def sample(
         if close:
             token = jnp.where(ends | (step == max_new - 1), end_ids[0], token)
         active = ~answers.ended
-        lost = lost | (active & ~jnp.isfinite(jnp.max(state.logits, axis=-1)))
+        lost = lost | (active & ~tell_apart(state.logits))
         state = append(lm, adapter, state, token[:, None], active[:, None])
         tokens = answers.tokens.at[:, step].set(jnp.where(active, token, end_ids[0]))
         next_step = step + 1

@@ -95,7 +95,7 @@ def test_an_answer_whose_logits_are_no_numbers_is_empty_and_counted(tokenizer, m
     prompts = ["a", "aaa aaa aaa", "aaaaa aaaaa aaaaa aaaaa"]
     got = answers_to(subject(tokenizer, 2), prompts, jax.random.key(0), Sampled(1, 0.0, 7))
     assert got.texts == [[""], ["x"], [""]]
-    assert "2 of 3 answers are none: the model's logits are no numbers" in capsys.readouterr().err
+    assert "2 of 3 answers are none: the logits are no numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
