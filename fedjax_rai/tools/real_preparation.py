@@ -32,7 +32,8 @@ from fedjax_rai.text.prompts import USER, Renderer, Turn, answered
 from fedjax_rai.text.tokenizer import PROBE, load_tokenizer
 
 HH_PREPARED, HH_TUNED, HH_SERVER = 420, 64, 256
-"""First prompts of hh's transcripts: to prepare on, to tune on, the server's; the rest are the clients'."""
+"""First prompts of hh's transcripts: to prepare on, to tune on, and, where clients hold transcripts of the rest, the
+server's."""
 CLIENT_TURNS = 2
 """Turns of the human in a client's transcript, at most, so that a pair stays short."""
 CHAINS = 160
@@ -106,7 +107,8 @@ def prompts(
         write_lines(out / "benign.jsonl", [{"prompt": prompt} for prompt in in_fixed_order(BENIGN)])
         write_lines(out / "refused.jsonl", [{"prompt": prompt} for prompt in red])
         rest = firsts[HH_PREPARED + HH_TUNED :]
-        write_lines(out / "red_prompts.jsonl", [{"prompt": prompt} for prompt in rest[:HH_SERVER]])
+        write_lines(out / "red_prompts.jsonl", [{"prompt": prompt} for prompt in rest])
+        write_lines(out / "server_prompts.jsonl", [{"prompt": prompt} for prompt in rest[:HH_SERVER]])
         held = {same(prompt) for prompt in rest[HH_SERVER:]}
         write_lines(
             out / "transcripts.jsonl",

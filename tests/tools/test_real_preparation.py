@@ -60,7 +60,7 @@ def test_what_is_reported_on_is_in_nothing_else(files: dict[str, Path]) -> None:
     out = files["out"]
     parts = {
         "refused": [row["prompt"] for row in lines(out / "refused.jsonl")],
-        "server": [row["prompt"] for row in lines(out / "red_prompts.jsonl")],
+        "server": [row["prompt"] for row in lines(out / "server_prompts.jsonl")],
         "tune": goals(out / "tune.csv"),
         "report": goals(out / "report.csv"),
         "harmless, tune": goals(out / "harmless_tune.csv"),
@@ -74,6 +74,9 @@ def test_what_is_reported_on_is_in_nothing_else(files: dict[str, Path]) -> None:
         "harmless, tune": 3,  # of nine, three are unsafe
         "harmless, report": 3,
     }
+    rest = [row["prompt"] for row in lines(out / "red_prompts.jsonl")]
+    assert len(rest) == 798 - 420 - 64
+    assert rest[:256] == parts["server"]
     transcripts = [row["chosen"] for row in lines(out / "transcripts.jsonl")]
     parts["clients"] = list({text.split("\n\n")[1].removeprefix("Human: ") for text in transcripts})
     # of 798 distinct first prompts (one stands twice to a reader, one is AdvBench's) 58 are left, some in three turns
