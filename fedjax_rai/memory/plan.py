@@ -10,7 +10,6 @@ from math import ceil
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from fedjax_rai import mesh as meshes
@@ -20,6 +19,7 @@ from fedjax_rai.data.examples import bucket
 from fedjax_rai.fed.algorithm import chunk_of_clients, in_turn, local_optimizer, make_algorithm
 from fedjax_rai.fed.base import FedAlgorithm
 from fedjax_rai.memory.footprint import (
+    FLOAT,
     Computation,
     DecodingShape,
     base_bytes,
@@ -235,11 +235,9 @@ def _pool_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
 
 
 def _computation(config: ExperimentConfig) -> Computation:
-    computed = 4  # in float32
-    cast_from = jnp.dtype(config.model.dtype).itemsize
-    if cast_from != 4:  # else nothing is cast
-        computed += cast_from
-    return Computation(config.mesh.fsdp, computed, config.mesh.tensor)
+    # float32; and what it is cast to, which a CPU makes float32 again
+    cotangent = FLOAT if config.model.dtype == "float32" else 2 * FLOAT
+    return Computation(config.mesh.fsdp, cotangent, config.mesh.tensor)
 
 
 def _part(config: ExperimentConfig, sizes: Sizes, rows: int) -> int:
