@@ -76,8 +76,13 @@ def base_bytes(config: DecoderConfig, mesh: AbstractMesh) -> int:
     return sum(jax.tree.leaves(jax.tree.map(part, loaded(config), shardings)))
 
 
-def training(model: Decoder, rows: int, length: int, computation: Computation, clients: int = 1) -> dict[str, int]:
-    """Bytes, by part, of a local step of `clients` clients at once, each on `rows` sequences."""
+def training(
+    model: Decoder, rows: int, length: int, computation: Computation, clients: int = 1, parts: int = 1
+) -> dict[str, int]:
+    """Bytes, by part, of a local step of `clients` clients at once, each on `rows` sequences at once.
+
+    Of several `parts` of a step the gradients are added up: another adapter.
+    """
     config = model.config
     shapes = abstract_adapter(config, model.lora)
     adapter = nbytes(shapes)
@@ -89,9 +94,10 @@ def training(model: Decoder, rows: int, length: int, computation: Computation, c
     cotangents = logits // FLOAT * computation.cotangent_bytes
     head = logits + cotangents + _slices(config, rows, length, computation)
     transient = max(layer, head)
+    gradients = 1 if parts == 1 else 2
     return {
         "clients' adapters": 2 * clients * adapter,  # while training, and the delta that is made of it
-        "optimizer and gradient": clients * (moments + adapter),
+        "optimizer and gradient": clients * (moments + gradients * adapter),
         "activations": clients * (kept + transient),
         "kernels in use": _kernels(config, computation.fsdp),
     }
