@@ -50,6 +50,7 @@ FITTED_BY = (
     *SHAPE,
     "guard.steps",
     "guard.batch_size",
+    "guard.micro_batch",
     "guard.learning_rate",
     "guard.label_noise",
 )
@@ -176,7 +177,8 @@ class Guarding:
         fresh = init_adapter(lm.model.config, lm.model.lora, rng.stream(jax.random.key(seed), "guard"))
         fresh = jax.device_put(fresh, replicated(self._models.mesh))
         with terminal.progress(f"fitting the guard on {len(pairs)} pairs{shortened}", None):
-            return jax.block_until_ready(guards.fit(lm, fresh, examples, rows, np.float32(config.learning_rate)))
+            fitted = guards.fit(lm, fresh, examples, rows, np.float32(config.learning_rate), config.micro_batch)
+            return jax.block_until_ready(fitted)
 
     @cached_property
     def _origin_of_fit(self) -> Origin:

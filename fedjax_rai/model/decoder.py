@@ -303,6 +303,30 @@ def _attended(
     return jax.lax.switch(kind, [windowed(window) for window in windows], *operands)
 
 
+def _in_float32(x: Float[Array, "... d"], kernel: Float[Array, "d v"]) -> Float[Array, "... v"]:
+    """x @ kernel in float32, whatever the two are in: what matrix units add up in is not rounded."""
+    if x.dtype == jnp.float32:
+        return x @ kernel
+    return _wide_product(x, kernel)
+
+
+@jax.custom_vjp  # else both products of the backward pass would be of float32, which matrix units are slow at
+def _wide_product(x: Float[Array, "... d"], kernel: Float[Array, "d v"]) -> Float[Array, "... v"]:
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _wide_product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _wide_product(x, kernel), (x, kernel)
+
+
+def _wide_product_backward(operands: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    _, backward = jax.vjp(jnp.matmul, *operands)
+    return backward(cotangent.astype(operands[0].dtype))
+
+
+_wide_product.defvjp(_wide_product_forward, _wide_product_backward)
+
+
 def _split(x: Array, sizes: list[int]) -> list[Array]:
     ends = np.cumsum(sizes).tolist()
     return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -372,7 +396,7 @@ class Decoder(nn.Module):
     def unembed(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Logits, float32."""
         head = self.embed_tokens.T if self.config.tie_word_embeddings else self.lm_head
-        logits = (hidden @ head.astype(hidden.dtype)).astype(jnp.float32)
+        logits = _in_float32(hidden, head.astype(hidden.dtype))
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

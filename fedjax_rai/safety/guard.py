@@ -6,6 +6,7 @@ The guard is an adapter on some base, or a released model; it is sent to the cli
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
@@ -188,17 +189,21 @@ def training_chats(pairs: Sequence[Pair]) -> list[list[Turn]]:
     return chats
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="micro_batch")
 def fit(
     lm: LM,
     adapter: Adapter,
     examples: Examples,
     rows: Int[Array, "k b"],
     learning_rate: Float[Array, ""],
+    micro_batch: int | None = None,
 ) -> Adapter:
-    """The adapter fine-tuned on rows of labelled examples, one step a line, each split over the devices."""
+    """The adapter fine-tuned on rows of labelled examples, one step a line, each split over the devices.
+
+    `micro_batch`: how many of a step's examples are computed at once; None: all.
+    """
     batches = split_rows(take(examples, rows), lm.base, axis=1)
-    trainer = Trainer(devices=ways(mesh_of(lm.base)))
+    trainer = Trainer(devices=ways(mesh_of(lm.base)), micro_batch=micro_batch)
     fitted, *_ = train(lm, adapter, batches, learning_rate, trainer)
     return fitted
 
