@@ -14,6 +14,7 @@ from fedjax_rai.train import queue
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 from fedjax_rai.train.queue import answer_all, read, refilled_at_once, steps_in_batches, steps_in_queue
 from tests import small
+from tests.processes import succeed
 
 NEW, ROWS = 12, 6
 ENDS = np.array([0, 3], np.int32)
@@ -73,7 +74,7 @@ def test_an_answer_is_that_of_its_prompt_alone_whatever_shares_the_rows():
     """
     before = small.compilations(queue.serve)
     g = np.random.default_rng(1)
-    texts = texts_of(g.integers(1, 48, 37))
+    texts = texts_of(g.integers(1, 48, 37).tolist())
     keys = jax.random.split(jax.random.key(5), len(texts))
     by_length = np.argsort([len(ids) for ids in texts], kind="stable")
     for temperature in (0.0, 1.5):
@@ -105,3 +106,8 @@ def test_a_row_without_numbers_is_finished_and_its_successor_answers():
         numbers, answers = read(finished)
         found |= dict(zip(numbers.tolist(), answers.valid.sum(axis=1).tolist(), strict=True))
     assert found == {0: 4, 1: 0, 2: 4}
+
+
+@pytest.mark.slow
+def test_eight_devices_answer_as_one():
+    succeed("queue_on_eight_devices", devices=8)
