@@ -26,6 +26,7 @@ class DecodingState(NamedTuple):
 
     cache: KVCache
     valid: Bool[Array, "b s"]  # the slot holds a token of this row
+    key_position: Int[Array, "b s"]  # of the token in the slot, among those of its row
     position: Int[Array, "b"]  # of this row's next token
     slot: Int[Array, ""]  # next slot to write, the same for all rows
     logits: Float[Array, "b v"]  # of each row's next token
@@ -49,6 +50,7 @@ def start(model: Decoder, batch: int, slots: int) -> DecodingState:
     return DecodingState(
         cache=empty_cache(config, batch, slots),
         valid=jnp.zeros((batch, slots), bool),
+        key_position=jnp.zeros((batch, slots), jnp.int32),
         position=jnp.zeros(batch, jnp.int32),
         slot=jnp.zeros((), jnp.int32),
         logits=jnp.zeros((batch, config.vocab_size), jnp.float32),
@@ -68,11 +70,12 @@ def append(
     """
     seen = jax.lax.dynamic_update_slice(state.valid, valid, (0, state.slot))
     positions = jnp.maximum(state.position[:, None] + jnp.cumsum(valid, axis=1) - 1, 0)
-    key_positions = jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
+    key_positions = jax.lax.dynamic_update_slice(state.key_position, positions, (0, state.slot))
     sight = Sight(valid.astype(jnp.int32), positions, seen.astype(jnp.int32), key_positions)
     hidden, cache = forward_cached(lm, adapter, tokens, sight, state.cache, state.slot)
     logits = jnp.where(valid[:, -1:], unembed(lm, hidden[:, -1]), state.logits)
-    return DecodingState(cache, seen, state.position + valid.sum(axis=1), state.slot + tokens.shape[1], logits)
+    position = state.position + valid.sum(axis=1)
+    return DecodingState(cache, seen, key_positions, position, state.slot + tokens.shape[1], logits)
 
 
 class Sampling(NamedTuple):
