@@ -76,6 +76,7 @@ class Models:
             attention=config.attention,
             quantize=config.quantize,
             remat=config.remat,
+            parts=self.mesh.shape["tensor"],
         )
 
     def load(self, path: str, revision: str | None, architecture: DecoderConfig) -> Base:
