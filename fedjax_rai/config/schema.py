@@ -19,6 +19,7 @@ from pydantic import (
     ValidationInfo,
     WrapValidator,
     field_validator,
+    model_validator,
 )
 
 from fedjax_rai.config.client_names import Clients
@@ -147,12 +148,30 @@ class LoraConfig(Section):
 
 
 class MeshConfig(Section):
-    """How many ways the base is split over devices; what is left of them has clients, or rows, of its own."""
+    """How many ways the base is split over devices; what is left of them has clients, or rows, of its own.
+
+    `mesh: auto` is short for `mesh: {auto: true}`.
+    """
 
     fsdp: Count = 1
     """Ways in which the rows of the base's kernels, and those of every batch, are split."""
     tensor: Count = 1
     """Ways in which its heads and columns are split."""
+    auto: Flag = False
+    """Choose the two by the memory plan: the first that fits of none, `fsdp`, `tensor`. Why is kept in summary.json."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_a_word(cls, value: Any) -> Any:
+        return {"auto": True} if value == "auto" else value
+
+    @field_validator("auto")
+    @classmethod
+    def _leaves_nothing_to_choose(cls, auto: bool, info: ValidationInfo) -> bool:
+        chosen = [name for name in ("fsdp", "tensor") if info.data.get(name, 1) != 1]
+        if auto and chosen:
+            raise ValueError(f"must be false where mesh.{chosen[0]} is given")
+        return auto
 
 
 class DirichletConfig(Section):

@@ -141,7 +141,8 @@ def _fill(abstract: Any, sharding: Any, dtype: Any, parts: list[tuple[Stored, Pl
     for stored, place in parts:
         spec = _part_spec(kernel_sharding, True, place.is_kernel, place.shape)
         part = jax.make_array_from_callback(stored.shape, spec, _once(partial(stored.read, dtype=dtype)))
-        start = np.int32(place.layer), np.int32((place.column or 0) // place.parts)
+        first: Any = place.layer, (place.column or 0) // place.parts
+        start = tuple(map(np.int32, first))
         form = _Form(place.is_kernel, kind, place.parts, place.widths)
         inserted = _inserted(whole, part, start, form, hashable_shardings)
         whole = jax.block_until_ready(inserted)  # or this host runs ahead, with tensors that wait for their device
