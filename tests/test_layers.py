@@ -29,8 +29,8 @@ FLOORS = (
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation guarding keeping layout materials models phase replay revising round "
-        "setting sizes texts together"
+        "experiment": "cost data_summary evaluation guarding keeping layout materials models phase replay revising "
+        "round setting sizes texts together"
     },
     {
         "runs": "checkpoint compiled conclude conversations data export files folder guards inputs lockstep loop "

@@ -148,17 +148,14 @@ class LoraConfig(Section):
 
 
 class MeshConfig(Section):
-    """How many ways the base is split over devices; what is left of them has clients, or rows, of its own.
-
-    `mesh: auto` is short for `mesh: {auto: true}`.
-    """
+    """How many ways the base is split over devices; what is left of them has clients, or rows, of its own."""
 
     fsdp: Count = 1
     """Ways in which the rows of the base's kernels, and those of every batch, are split."""
     tensor: Count = 1
     """Ways in which its heads and columns are split."""
     auto: Flag = False
-    """Choose the two by the memory plan: the first that fits of none, `fsdp`, `tensor`. Why is kept in summary.json."""
+    """The memory plan chooses both: the least split that fits, by `fsdp` first; summary.json says why. `mesh: auto`."""
 
     @model_validator(mode="before")
     @classmethod

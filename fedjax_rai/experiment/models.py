@@ -58,7 +58,7 @@ class Models:
 
     @cached_property
     def architecture(self) -> DecoderConfig:
-        """The base's shape on one device. Raises InputError where this machine cannot compute the attention asked for."""
+        """The base's shape, as on one device. Raises InputError for an attention that this machine does not compute."""
         architecture = self.read_architecture(self.folder)
         check_attention(architecture)
         return architecture
