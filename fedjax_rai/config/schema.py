@@ -150,25 +150,24 @@ class LoraConfig(Section):
 class MeshConfig(Section):
     """How many ways the base is split over devices; what is left of them has clients, or rows, of its own."""
 
+    auto: Flag = False
+    """The memory plan chooses both: the least split that fits, by `fsdp` first; summary.json says why. `mesh: auto`."""
     fsdp: Count = 1
     """Ways in which the rows of the base's kernels, and those of every batch, are split."""
     tensor: Count = 1
     """Ways in which its heads and columns are split."""
-    auto: Flag = False
-    """The memory plan chooses both: the least split that fits, by `fsdp` first; summary.json says why. `mesh: auto`."""
 
     @model_validator(mode="before")
     @classmethod
     def _in_a_word(cls, value: Any) -> Any:
         return {"auto": True} if value == "auto" else value
 
-    @field_validator("auto")
+    @field_validator("fsdp", "tensor")
     @classmethod
-    def _leaves_nothing_to_choose(cls, auto: bool, info: ValidationInfo) -> bool:
-        chosen = [name for name in ("fsdp", "tensor") if info.data.get(name, 1) != 1]
-        if auto and chosen:
-            raise ValueError(f"must be false where mesh.{chosen[0]} is given")
-        return auto
+    def _unless_chosen(cls, ways: int, info: ValidationInfo) -> int:
+        if ways != 1 and info.data.get("auto"):
+            raise ValueError("must be 1, or left out, where mesh.auto = true")
+        return ways
 
 
 class DirichletConfig(Section):
