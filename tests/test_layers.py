@@ -27,10 +27,10 @@ FLOORS = (
         "cai": "align constitution options programs revise",
         "evals": "choice judge open_ended rate suite",
     },
-    {"memory": "advice footprint plan"},
+    {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation guarding keeping materials models phase replay revising round "
-        "setting sizes texts together"
+        "experiment": "cost data_summary evaluation guarding keeping layout materials models phase replay revising "
+        "round setting sizes texts together"
     },
     {
         "runs": "checkpoint compiled conclude conversations data export files folder guards inputs lockstep loop "

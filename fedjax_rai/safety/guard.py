@@ -17,7 +17,7 @@ from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
 from fedjax_rai.data.examples import Examples, encode_chats, encode_questions, length_batches, take
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
-from fedjax_rai.mesh import mesh_of, split_rows, ways
+from fedjax_rai.mesh import mesh_of, split_rows, ways, whole
 from fedjax_rai.model.decoder import LM, forward, unembed
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, answered, chat, guard_question, prompt
 from fedjax_rai.text.tokenizer import Tokenizer
@@ -205,7 +205,7 @@ def fit(
     batches = split_rows(take(examples, rows), lm.base, axis=1)
     trainer = Trainer(devices=ways(mesh_of(lm.base)), micro_batch=micro_batch)
     fitted, *_ = train(lm, adapter, batches, learning_rate, trainer)
-    return fitted
+    return whole(fitted, lm.base)
 
 
 def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> list[Pair]:
