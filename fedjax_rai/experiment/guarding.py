@@ -50,6 +50,7 @@ FITTED_BY = (
     *SHAPE,
     "guard.steps",
     "guard.batch_size",
+    "guard.micro_batch",
     "guard.learning_rate",
     "guard.label_noise",
 )
@@ -113,7 +114,8 @@ class Guarding:
         max_length, batch_size = self._config.data.max_length, self._config.eval.batch_size
         if self.released_architecture is None:
             return guards.Guard(self._adapted_base, None, self._models.tokenizer, max_length, batch_size)
-        lm = LM(Decoder(self.released_architecture), self._released_base(self.released_architecture))
+        architecture = self._models.laid_out(self.released_architecture)
+        lm = LM(Decoder(architecture), self._released_base(architecture))
         return guards.released_guard(lm, self.tokenizer, max_length, batch_size)
 
     def _released_base(self, architecture: DecoderConfig):
@@ -124,7 +126,7 @@ class Guarding:
     @property
     def _adapted_base(self) -> LM:
         """The base as a decoder that takes adapters of the experiment's shape."""
-        architecture = self._models.architecture
+        architecture = self._models.laid_out(self._models.architecture)
         return LM(Decoder(architecture, lora_shape(self._config.lora, architecture)), self._models.base)
 
     @cached_property
@@ -140,7 +142,7 @@ class Guarding:
             return self.untuned
         if self._config.guard.adapter is not None:
             lora, adapter = self._saved
-            lm = LM(Decoder(self._models.architecture, lora), self._models.base)
+            lm = LM(Decoder(self._models.laid_out(self._models.architecture), lora), self._models.base)
             return self.untuned._replace(lm=lm, adapter=jax.device_put(adapter, replicated(self._models.mesh)))
         return self.untuned._replace(adapter=self._fitted)
 
@@ -176,7 +178,8 @@ class Guarding:
         fresh = init_adapter(lm.model.config, lm.model.lora, rng.stream(jax.random.key(seed), "guard"))
         fresh = jax.device_put(fresh, replicated(self._models.mesh))
         with terminal.progress(f"fitting the guard on {len(pairs)} pairs{shortened}", None):
-            return jax.block_until_ready(guards.fit(lm, fresh, examples, rows, np.float32(config.learning_rate)))
+            fitted = guards.fit(lm, fresh, examples, rows, np.float32(config.learning_rate), config.micro_batch)
+            return jax.block_until_ready(fitted)
 
     @cached_property
     def _origin_of_fit(self) -> Origin:

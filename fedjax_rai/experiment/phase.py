@@ -24,6 +24,7 @@ from fedjax_rai.data.examples import Prompts, take
 from fedjax_rai.data.order import cycle
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.mesh import replicated, ways
+from fedjax_rai.train.step import PLAIN
 
 CAUSES = ("held_out", "cut_off", "empty", "equal")
 """Why a conversation, or a prepared pair, makes no pair, as `cai_...` of a round's row; it counts for the first."""
@@ -124,6 +125,7 @@ def make_options(setting: Setting, config: ExperimentConfig) -> Options:
         reference_is_base=cai.reference == "base",
         objective=make_objective(cai),
         mesh=setting.models.mesh,
+        trainer=PLAIN._replace(micro_batch=cai.micro_batch),
     )
 
 

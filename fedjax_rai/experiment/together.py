@@ -22,6 +22,7 @@ from fedjax_rai.config.views import all_keys, relevant, value_at
 from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS
 from fedjax_rai.fed.base import FedAlgorithm, RoundBatch, ServerState
+from fedjax_rai.mesh import whole
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.generate import Sampling
 
@@ -59,7 +60,7 @@ def federated_round(
     algorithm: FedAlgorithm, state: ServerState, lm: LM, batch: RoundBatch
 ) -> tuple[ServerState, Metrics]:
     """One round of local training and aggregation."""
-    return algorithm.round(state, lm, batch)
+    return whole(algorithm.round(state, lm, batch), lm.base)
 
 
 @partial(jax.jit, static_argnames="algorithm")
@@ -71,7 +72,7 @@ def federated_rounds(
     def point_round(state: ServerState, rate: Array) -> tuple[ServerState, Metrics]:
         return algorithm.round(state, lm, batch._replace(learning_rate=rate))
 
-    return each(point_round, states, rates)
+    return whole(each(point_round, states, rates), lm.base)
 
 
 @partial(jax.jit, static_argnames="options")

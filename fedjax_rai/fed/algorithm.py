@@ -65,7 +65,8 @@ def make_algorithm(federated: FederatedConfig, sections: Mapping[str, Any], mesh
     aggregator = _made(_AGGREGATOR, federated.aggregator, lambda row: construct(row, sections)())
     takes_turns = in_turn(federated, mesh)
     mapper = Mapper(federated.clients, chunk_of_clients(federated, mesh), laid_out(mesh, takes_turns))
-    local = Trainer(local_optimizer(federated), devices=ways(mesh) if takes_turns else mesh.shape.get("fsdp", 1))
+    devices = ways(mesh) if takes_turns else mesh.shape.get("fsdp", 1)
+    local = Trainer(local_optimizer(federated), devices=devices, micro_batch=federated.micro_batch)
     return _made(_ALGORITHM, federated.algorithm, lambda row: construct(row, sections)(local, aggregator, mapper))
 
 

@@ -74,7 +74,7 @@ def summary(updates: ClientUpdate, direction: Adapter) -> Metrics:
     return {
         "train_loss": jnp.where(weight > 0, total / jnp.maximum(weight, 1.0), jnp.nan),
         "trained_tokens": weight,
-        "clients": jnp.sum(updates.weight > 0),
+        "clients": jnp.sum(updates.metrics.get("clients", updates.weight > 0)),
         "diverged": updates.metrics["diverged"].sum(),
         "delta_norm": trees.norm(direction),
     }

@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 
 from fedjax_rai.experiment import sizes
+from fedjax_rai.experiment.layout import settle
 from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import but_numbers
@@ -28,7 +29,7 @@ def room(setting: Setting) -> int:
     An upper bound of the need: copies of the base in another type, which points share, may be part of it.
     `sys.maxsize` where nothing says how much there is.
     """
-    limit, made = advice.device_limit(), plan(setting.config, sizes.sizes(setting))
+    limit, made = advice.device_limit(), plan(setting.planned, sizes.sizes(setting))
     mapped = [sum(parts.values()) for name, parts in made.phases.items() if name.startswith(("local training", "CAI,"))]
     if limit is None or not mapped:
         return sys.maxsize
@@ -87,7 +88,8 @@ def _unfinished(settings: Sequence[Setting]) -> list[Setting]:
 def _checked(settings: Sequence[Setting]) -> Setting:
     """The one with most iterations, of which all is checked and said that holds of the others, too."""
     largest = max(settings, key=_iterations)
-    advice.announce(largest.config, sizes.sizes(largest))
+    settle(settings)
+    advice.announce(largest.planned, sizes.sizes(largest))
     announce(largest)
     largest.check()
     for setting in settings:

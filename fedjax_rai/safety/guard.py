@@ -6,6 +6,7 @@ The guard is an adapter on some base, or a released model; it is sent to the cli
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
 from fedjax_rai.data.examples import Examples, encode_chats, encode_questions, length_batches, take
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
-from fedjax_rai.mesh import mesh_of, split_rows, ways
+from fedjax_rai.mesh import mesh_of, split_rows, ways, whole
 from fedjax_rai.model.decoder import LM, forward, unembed
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, answered, chat, guard_question, prompt
 from fedjax_rai.text.tokenizer import Tokenizer
@@ -188,19 +189,23 @@ def training_chats(pairs: Sequence[Pair]) -> list[list[Turn]]:
     return chats
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="micro_batch")
 def fit(
     lm: LM,
     adapter: Adapter,
     examples: Examples,
     rows: Int[Array, "k b"],
     learning_rate: Float[Array, ""],
+    micro_batch: int | None = None,
 ) -> Adapter:
-    """The adapter fine-tuned on rows of labelled examples, one step a line, each split over the devices."""
+    """The adapter fine-tuned on rows of labelled examples, one step a line, each split over the devices.
+
+    `micro_batch`: how many of a step's examples are computed at once; None: all.
+    """
     batches = split_rows(take(examples, rows), lm.base, axis=1)
-    trainer = Trainer(devices=ways(mesh_of(lm.base)))
+    trainer = Trainer(devices=ways(mesh_of(lm.base)), micro_batch=micro_batch)
     fitted, *_ = train(lm, adapter, batches, learning_rate, trainer)
-    return fitted
+    return whole(fitted, lm.base)
 
 
 def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> list[Pair]:
