@@ -1,13 +1,19 @@
 """Our side of a measurement and torch's: what they are compiled for, count and hold; nothing is timed."""
 
+from functools import partial
 from typing import Any
 
+import jax
 import pytest
+from flax import linen as nn
 
 from fedjax_rai.bench import floors, machine, shapes, torch_peer, work
-from fedjax_rai.bench.random_inputs import random_lm
+from fedjax_rai.bench.random_inputs import LORA, random_base
 from fedjax_rai.experiment.cost import parameters
-from fedjax_rai.model.lora import Lora
+from fedjax_rai.mesh import make_mesh
+from fedjax_rai.model.decoder import LM, Decoder, abstract_base
+from fedjax_rai.model.families import decoder_config
+from fedjax_rai.model.lora import Lora, abstract_adapter
 
 # One layer of width 8: q 8 x 8, k and v 8 x 4 each, o 8 x 8, gate and up 8 x 16 each, down 16 x 8; a vocabulary of 32.
 MICRO = shapes._llama(8, 16, 1, 2, 1, vocab_size=32, tie_word_embeddings=True)
@@ -54,7 +60,11 @@ def request(name: str, **others: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("model", "head"), [("micro", 0), ("untied", HEAD)])
 def test_a_models_sizes_are_those_that_a_pass_reads(model: str, head: int) -> None:
-    found = work.make_subject(request("generate", model=model)).sizes
+    config = decoder_config(shapes.MODELS[model], model)
+    base = jax.eval_shape(partial(random_base, config), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(base)) == KERNELS + NORMS + head
+    subject = work.Subject(LM(Decoder(config, LORA), base), LORA, abstract_adapter(config, LORA), make_mesh())
+    found = subject.sizes
     assert found.count == (KERNELS, ADAPTER, False) and found.head == HEAD
     # embeddings that are not the unembedding are not read whole
     assert found.weight_bytes == 4 * (KERNELS + NORMS + ADAPTER)
@@ -65,15 +75,19 @@ def test_shapes_that_are_measured_are_the_models() -> None:
     """By the number of parameters that their cards give, in millions."""
     lora = Lora((), rank=1, alpha=1.0)
     for name, millions in (("135M", 134.5), ("1B", 1236)):
-        config = work.decoder_config(shapes.MODELS[name], name)
+        config = decoder_config(shapes.MODELS[name], name)
         assert parameters(config, lora).kernels == pytest.approx(millions * 1e6, rel=0.002)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_random_base_is_quantised_as_asked_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(shapes.MODELS, "wide", shapes._llama(64, 64, 1, 1, 1, vocab_size=32, tie_word_embeddings=True))
-    lm = random_lm("wide", quantize=kind)
-    assert type(lm.base["layers"]["o_proj"]).__name__ == "Quantized"
+def test_a_random_base_is_quantised_as_asked_for(kind: str) -> None:
+    config = decoder_config(shapes.MODELS["tiny"], "tiny", quantize=kind)
+    made = jax.eval_shape(partial(random_base, config), jax.random.key(0))
+    expected = nn.unbox(abstract_base(config))
+    assert jax.tree.structure(made) == jax.tree.structure(expected)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), expected
+    )
 
 
 @pytest.mark.slow
@@ -94,6 +108,8 @@ def test_memory_is_what_was_held_before_the_limits_were_measured(monkeypatch: py
     held = [700]
     monkeypatch.setattr(work.host, "peak_memory", lambda: held[-1])
     monkeypatch.setattr(machine, "peaks", lambda dtype: held.append(9000) or {})
+    monkeypatch.setattr(work, "make_subject", lambda request: None)
+    monkeypatch.setitem(work.WORKS, "score", lambda request, subject: work.Work(list, 1, []))
     assert work.prepare(request("score")).end()["host_memory"] == 700
 
 
