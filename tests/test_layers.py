@@ -25,7 +25,7 @@ FLOORS = (
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution options programs revise",
-        "evals": "choice judge open_ended rate suite",
+        "evals": "choice judge open_ended published rate refusals suite",
     },
     {"memory": "advice footprint layout plan"},
     {
