@@ -132,6 +132,23 @@ def align(lm: LM, options: Options, progress: Progress, pool: Pool, numbers: Num
     return jax.lax.fori_loop(progress.iterations, numbers.iterations, iteration, progress)
 
 
+@partial(jax.jit, static_argnames="options", donate_argnames="state")
+def align_in_place(
+    lm: LM,
+    options: Options,
+    state: TrainState,
+    done: Progress,
+    pool: Pool,
+    numbers: Numbers,
+    key: Key[Array, ""],
+) -> Progress:
+    """`align` from `done`, but with that state, whose memory it takes over: nobody may read it again.
+
+    The seven arguments are `align`'s, its progress in two: what a report is made of is not given up.
+    """
+    return align(lm, options, done._replace(state=state), pool, numbers, key)
+
+
 def draw(
     pool: Pool, usable_first: Int[Array, "n"], share: Float[Array, ""], key: Key[Array, ""], batch_size: int
 ) -> Drawn:
