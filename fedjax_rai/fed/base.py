@@ -38,6 +38,11 @@ class RoundBatch(NamedTuple):
         return Task(batches(self.corpus, client.rows), client.weight, self.learning_rate, dropout)
 
 
+def spreads_nothing(state: ServerState) -> PyTree:
+    """Of an algorithm whose state every device has."""
+    return ()
+
+
 def holds_nothing(cohort: int, chunk: int) -> dict[str, int]:
     """Of an algorithm or aggregator that a round's deltas suffice."""
     return {}
@@ -50,11 +55,13 @@ class FedAlgorithm:
     `init` puts the algorithm's numbers (a server's learning rate, a penalty's strength) into the state's memory, so
     that they are traced: algorithms that differ in them alone share one `round`, are equal, and are compiled once.
     `holds(cohort, chunk)` says what a round holds besides state and deltas, in adapters by name, for so many clients.
+    `spread(state)` is the part of the state that lies spread over the devices (`fed.client.Stacks`).
     """
 
     init: Callable[[Adapter], ServerState] = field(compare=False)
     round: Callable[[ServerState, LM, RoundBatch], tuple[ServerState, Metrics]]
     holds: Callable[[int, int], dict[str, int]] = field(default=holds_nothing, compare=False)
+    spread: Callable[[ServerState], PyTree] = field(default=spreads_nothing, compare=False)
 
 
 class Row(NamedTuple):
