@@ -281,7 +281,10 @@ def _answering(config: ExperimentConfig, sizes: Sizes, length: int) -> dict[str,
     """Answering a batch of the evaluation's prompts of `length` tokens."""
     rows = _part(config, sizes, config.eval.batch_size)
     shape = DecodingShape(rows, length, length + config.eval.max_new_tokens)
-    return decoding(sizes.model.config, shape, _computation(config))
+    parts = decoding(sizes.model.config, shape, _computation(config))
+    # Where longer prompts follow shorter ones the cache is copied to a longer one, while nothing else is computed.
+    parts["activations"] = max(parts["activations"], parts["KV cache"])
+    return parts
 
 
 def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
