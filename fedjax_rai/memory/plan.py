@@ -112,7 +112,7 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
 
 def _as_configured(config: ExperimentConfig, sizes: Sizes) -> Sizes:
     """The sizes under the keys of `config` that change how a model is computed, its rank, and how long texts are."""
-    computed = {key: getattr(config.model, key) for key in ("dtype", "attention", "quantize", "remat")}
+    computed = {key: getattr(config.model, key) for key in ("dtype", "attention", "quantize", "kv_cache", "remat")}
     sizes = _with_architectures(sizes, lambda architecture: dataclasses.replace(architecture, **computed))
     lora = dataclasses.replace(sizes.model.lora, rank=config.lora.rank)
     lengths = sizes.lengths.cut(config.data.max_length)
