@@ -14,7 +14,7 @@ FLOORS = (
     {"config": "client_names column_names files grid keys load names prepared schema views"},
     {
         "text": "compare generation gguf_tokenizer hub prompts tokenizer",
-        "model": "architecture attention decoder families gguf lora peft quantize weights",
+        "model": "architecture attention cache decoder families gguf lora peft quantize weights",
     },
     {
         "data": "columns corpus download examples files mix order packing partition prompts records roles sources "
