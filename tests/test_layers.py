@@ -33,8 +33,8 @@ FLOORS = (
         "round setting sizes texts together"
     },
     {
-        "runs": "checkpoint compiled conclude conversations data export files folder guards inputs lockstep loop "
-        "picture prepare record report rows run trackers"
+        "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs lockstep "
+        "loop picture prepare record report rows run trackers"
     },
     {
         "studies": "dry_run plots results sweep table",
