@@ -20,17 +20,17 @@ FLOORS = (
         "data": "columns corpus download examples files mix order packing partition prompts records roles sources "
         "square summary tiny_lexicon tiny_world turns"
     },
-    {"train": "dispatch generate losses optimizers step"},
+    {"train": "dispatch generate losses optimizers queue step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution options programs revise",
         "evals": "choice judge open_ended rate suite",
     },
-    {"memory": "advice footprint plan"},
+    {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation guarding keeping materials models phase replay revising round "
-        "setting sizes texts together"
+        "experiment": "cost data_summary evaluation guarding keeping layout materials models phase replay revising "
+        "round setting sizes texts together"
     },
     {
         "runs": "checkpoint compiled conclude conversations data export files folder guards inputs lockstep loop "
@@ -38,7 +38,8 @@ FLOORS = (
     },
     {
         "studies": "dry_run plots results sweep table",
-        "bench": "__main__ machine shapes torch_peer work",
+        "bench": "__main__ cli flower_peer floors host loading machine measure peers protocol random_inputs report "
+        "requests shapes summary sweeping torch_peer trl_peer work",
         "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "
         "tiny_base",
     },

@@ -80,3 +80,8 @@ def test_an_axis_that_the_mesh_does_not_divide_is_whole(tmp_path):
 @pytest.mark.slow
 def test_the_mesh_of_a_config():
     succeed("mesh_of_config", devices=8)
+
+
+@pytest.mark.slow
+def test_a_base_in_parts_by_columns_computes_what_one_device_does_by_two_sums_a_layer(tmp_path):
+    succeed("tensor_parts", tmp_path, devices=4)

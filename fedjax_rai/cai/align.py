@@ -14,6 +14,7 @@ from fedjax_rai import rng, trees
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
 from fedjax_rai.cai.options import Numbers, Options
 from fedjax_rai.data.examples import Examples, take
+from fedjax_rai.mesh import whole
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.losses import LogRatios, Sum, answer_logps, split_answer_logps, trained_tokens
 from fedjax_rai.train.step import (
@@ -129,7 +130,7 @@ def align(lm: LM, options: Options, progress: Progress, pool: Pool, numbers: Num
         value, margin, trained, read = found
         return Progress(state, i + 1, value, margin, before.trained_tokens + trained, before.step_tokens + read)
 
-    return jax.lax.fori_loop(progress.iterations, numbers.iterations, iteration, progress)
+    return whole(jax.lax.fori_loop(progress.iterations, numbers.iterations, iteration, progress), lm.base)
 
 
 @partial(jax.jit, static_argnames="options", donate_argnames="state")

@@ -19,6 +19,7 @@ from pydantic import (
     ValidationInfo,
     WrapValidator,
     field_validator,
+    model_validator,
 )
 
 from fedjax_rai.config.client_names import Clients
@@ -160,10 +161,24 @@ class LoraConfig(Section):
 class MeshConfig(Section):
     """How many ways the base is split over devices; what is left of them has clients, or rows, of its own."""
 
+    auto: Flag = False
+    """The memory plan chooses both: the least split that fits, by `fsdp` first; summary.json says why. `mesh: auto`."""
     fsdp: Count = 1
     """Ways in which the rows of the base's kernels, and those of every batch, are split."""
     tensor: Count = 1
     """Ways in which its heads and columns are split."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_a_word(cls, value: Any) -> Any:
+        return {"auto": True} if value == "auto" else value
+
+    @field_validator("fsdp", "tensor")
+    @classmethod
+    def _unless_chosen(cls, ways: int, info: ValidationInfo) -> int:
+        if ways != 1 and info.data.get("auto"):
+            raise ValueError("must be 1, or left out, where mesh.auto = true")
+        return ways
 
 
 class DirichletConfig(Section):

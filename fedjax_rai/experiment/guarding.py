@@ -118,7 +118,8 @@ class Guarding:
         max_length, batch_size = self._config.data.max_length, self._config.eval.batch_size
         if self.released_architecture is None:
             return guards.Guard(self._adapted_base, None, self._models.tokenizer, max_length, batch_size)
-        lm = LM(Decoder(self.released_architecture), self._released_base(self.released_architecture))
+        architecture = self._models.laid_out(self.released_architecture)
+        lm = LM(Decoder(architecture), self._released_base(architecture))
         return guards.released_guard(lm, self.tokenizer, max_length, batch_size)
 
     def _released_base(self, architecture: DecoderConfig):
@@ -129,7 +130,7 @@ class Guarding:
     @property
     def _adapted_base(self) -> LM:
         """The base as a decoder that takes adapters of the experiment's shape."""
-        architecture = self._models.architecture
+        architecture = self._models.laid_out(self._models.architecture)
         return LM(Decoder(architecture, lora_shape(self._config.lora, architecture)), self._models.base)
 
     @cached_property
@@ -145,7 +146,7 @@ class Guarding:
             return self.untuned
         if self._config.guard.adapter is not None:
             lora, adapter = self._saved
-            lm = LM(Decoder(self._models.architecture, lora), self._models.base)
+            lm = LM(Decoder(self._models.laid_out(self._models.architecture), lora), self._models.base)
             return self.untuned._replace(lm=lm, adapter=jax.device_put(adapter, replicated(self._models.mesh)))
         return self.untuned._replace(adapter=self._fitted)
 

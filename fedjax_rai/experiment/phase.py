@@ -37,6 +37,7 @@ class Phase:
         self.setting = setting
         self.config = setting.config
         self.options = make_options(setting, setting.config)
+        self._prepared_sources: dict[int, Source] = {}
 
     def collect(self, adapter: Adapter, t: int) -> Collected:
         """What the phase of round t trains on, given the adapter that it starts from."""
@@ -66,8 +67,15 @@ class Phase:
         """The random key of the phase of round t."""
         return rng.stream(self.setting.root, "cai", round=t)
 
+    def prepare(self, t: int) -> None:
+        """Make the source of round t now, while the device is busy with what comes before."""
+        self._prepared_sources = {t: self._source(t)}
+
     def source(self, t: int) -> Source:
         """The source of round t: `cai.prompts` of the red prompts, or so many of the prepared pairs."""
+        return self._prepared_sources.pop(t, None) or self._source(t)
+
+    def _source(self, t: int) -> Source:
         if self.config.cai.data == ONLINE:
             return self._online(t)
         return self._prepared(t)

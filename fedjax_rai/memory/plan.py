@@ -139,6 +139,7 @@ def _one_device_of(config: DecoderConfig, tensor: int) -> DecoderConfig:
         num_key_value_heads=groups,
         intermediate_size=2 * ceil(config.intermediate_size / tensor / 2),  # nf4 packs pairs of rows
         vocab_size=ceil(config.vocab_size / tensor),
+        parts=1,
     )
 
 

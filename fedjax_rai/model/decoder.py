@@ -24,7 +24,7 @@ from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key, PyTr
 from fedjax_rai.errors import InputError
 from fedjax_rai.mesh import gathered, is_sharded, with_whole_channels
 from fedjax_rai.model import quantize
-from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, modules, outputs
+from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, in_parts, modules, outputs, parts_of
 from fedjax_rai.model.attention import Attention, Sight, attend
 from fedjax_rai.model.lora import NO_LORA, Dropout, Lora, abstract_adapter
 
@@ -185,9 +185,12 @@ class Block(nn.Module):
 
     def mlp(self, x: Float[Array, "b t d"], layer: Layer) -> Float[Array, "b t d"]:
         """The gated MLP of every token: down(activation(gate) * up)."""
-        parts = self.project(_flat(x), "gate_up_proj", ("embed", "mlp"), layer)
-        y = gated(jnp.concatenate(parts, axis=-1), self.config.activation)
-        (y,) = self.project(y, "down_proj", ("mlp", "embed"), layer)
+        projected = self.project(_flat(x), "gate_up_proj", ("embed", "mlp"), layer)
+        parts = parts_of(self.config, "gate_up_proj")
+        if parts > 1:
+            projected = [in_parts(projection, parts) for projection in projected]
+        y = gated(jnp.concatenate(projected, axis=-1), self.config.activation)
+        (y,) = self.project(_tokens(y), "down_proj", ("mlp", "embed"), layer)
         return y.reshape(x.shape)
 
     def norm(self, name: str, x: Array) -> Array:
@@ -201,13 +204,14 @@ class Block(nn.Module):
         wide = _product(x, kernel, axes)
         if name in config.biases:
             wide = wide + _param(self, f"{name}_bias", wide.shape[-1:], axes[1:]).astype(x.dtype)[None]
-        targets = modules(config, name)
-        parts = dict(zip(targets, _split(wide, list(targets.values())), strict=True))
-        for target, change in self.low_rank(x, list(targets), layer):
-            parts[target] = parts[target] + change
-        if config.modules_fused:
-            return _split(parts[name], list(widths.values()))
-        return list(parts.values())
+        projected = dict(zip(widths, _split(wide, [*widths.values()], parts_of(config, name)), strict=True))
+        for target, change in self.low_rank(x, list(modules(config, name)), layer):
+            changes = {target: change}
+            if config.modules_fused:
+                changes = dict(zip(widths, _split(change, [*widths.values()]), strict=True))
+            for projection, part in changes.items():
+                projected[projection] = projected[projection] + part
+        return list(projected.values())
 
     def low_rank(self, x: Float[Array, "t i"], targets: list[str], layer: Layer) -> Iterator[tuple[str, Array]]:
         """(target, (x @ a * scale) @ b) of those targets that have a LoRA pair, by one product with all of their a."""
@@ -327,9 +331,21 @@ def _wide_product_backward(operands: tuple[Array, Array], cotangent: Array) -> t
 _wide_product.defvjp(_wide_product_forward, _wide_product_backward)
 
 
-def _split(x: Array, sizes: list[int]) -> list[Array]:
+def _split(x: Array, sizes: list[int], parts: int = 1) -> list[Array]:
+    """Projections that lie side by side on the last axis; `parts` times, each time as large a share of each."""
     ends = np.cumsum(sizes).tolist()
-    return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    if parts == 1:
+        return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    by_part = in_parts(x, parts)
+    found = []
+    for size, end in zip(sizes, ends, strict=True):
+        found.append(_tokens(by_part[..., (end - size) // parts : end // parts]))
+    return found
+
+
+def _tokens(x: Array) -> Array:
+    """All channels of a token on one axis."""
+    return x.reshape(x.shape[0], -1)
 
 
 class Decoder(nn.Module):
@@ -485,10 +501,13 @@ def gives_numbers(
     gives zeros, and every token is as likely as any other.
     """
     hidden = forward(lm, adapter, tokens, valid)
-    logits = unembed(lm, hidden[:, -1])
+    return jnp.all(jnp.isfinite(hidden) | ~valid[..., None]) & jnp.all(tell_apart(unembed(lm, hidden[:, -1])))
+
+
+def tell_apart(logits: Float[Array, "b v"]) -> Bool[Array, "b"]:
+    """Whether a row's logits are numbers (the largest is finite) and not all one number."""
     likeliest = jnp.max(logits, axis=-1)
-    differ = likeliest > jnp.min(logits, axis=-1)
-    return jnp.all(jnp.isfinite(hidden) | ~valid[..., None]) & jnp.all(jnp.isfinite(likeliest) & differ)
+    return jnp.isfinite(likeliest) & (likeliest > jnp.min(logits, axis=-1))
 
 
 def abstract_base(config: DecoderConfig) -> PyTree:

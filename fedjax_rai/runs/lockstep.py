@@ -7,6 +7,7 @@ from math import ceil
 from pathlib import Path
 
 from fedjax_rai.experiment import sizes
+from fedjax_rai.experiment.layout import settle
 from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import but_numbers
@@ -25,7 +26,7 @@ def room(setting: Setting) -> int:
     An upper bound of the need: copies of the base in another type, which points share, may be part of it.
     `sys.maxsize` where nothing says how much there is.
     """
-    limit, made = advice.device_limit(), plan(setting.config, sizes.sizes(setting))
+    limit, made = advice.device_limit(), plan(setting.planned, sizes.sizes(setting))
     mapped = [sum(parts.values()) for name, parts in made.phases.items() if name.startswith(("local training", "CAI,"))]
     if limit is None or not mapped:
         return sys.maxsize
@@ -51,7 +52,8 @@ def run_together(settings: Sequence[Setting]) -> list[Path]:
     todo = [setting for setting in settings if not check_folder(run_folder(setting.config), setting.config)]
     if todo:
         largest = max(todo, key=lambda setting: setting.config.cai.iterations)
-        advice.announce(largest.config, sizes.sizes(largest))
+        settle(todo)
+        advice.announce(largest.planned, sizes.sizes(largest))
         announce(largest)
         largest.check()
         for setting in todo:

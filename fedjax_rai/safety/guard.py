@@ -17,7 +17,7 @@ from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
 from fedjax_rai.data.examples import Examples, encode_chats, encode_questions, length_batches, take
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
-from fedjax_rai.mesh import mesh_of, split_rows, ways
+from fedjax_rai.mesh import mesh_of, split_rows, ways, whole
 from fedjax_rai.model.decoder import LM, forward, unembed
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, answered, chat, guard_question, prompt
 from fedjax_rai.text.tokenizer import Tokenizer
@@ -231,7 +231,7 @@ def fit_steps(
         state, _ = update(lm, state, batch, data.learning_rate, trainer)
         return state
 
-    return jax.lax.fori_loop(begin, end, step, state)
+    return whole(jax.lax.fori_loop(begin, end, step, state), lm.base)
 
 
 def fit(

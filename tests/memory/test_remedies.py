@@ -90,7 +90,7 @@ def test_an_axis_of_the_mesh_gives_way_to_the_other():
 def test_the_papers_config_fits_a_chip_of_16_gib_by_what_changes_no_number():
     """Llama-3.1-8B's shape (its config.json), pairs of up to 512 tokens, eight devices with 15.5 GiB each."""
     given = yaml.safe_load((ROOT / "configs/paper/llama31_8b_square20k.yaml").read_text())
-    config = ExperimentConfig.model_validate(given)
+    config = ExperimentConfig.model_validate(given | {"mesh": {}})
     kinds = (LayerKind(plain_rope(128)),)
     shape = DecoderConfig(128256, 4096, 14336, 32, 32, 8, 128, kinds, tie_word_embeddings=False)
     lengths = {"train": 512, "guard_request": 64, "red": 256, "critique": 128, "revision": 128, "asked": 64}

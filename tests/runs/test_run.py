@@ -110,8 +110,8 @@ def test_the_filter_decides_what_clients_train_on(config, arm):
     kept = Federation(arm(filtering)).kept
     for client, part in enumerate(setting.client_rows):
         assert set(kept[client]) == {i for i in part if setting.guarding.scores[i] < config.guard.threshold}
-    cohort, tokens = Federation(arm(filtering)).cohort(0)
-    assert tokens == setting.texts.lengths[np.asarray(cohort.rows)][np.asarray(cohort.weight) > 0].sum()
+    cohort, counts = Federation(arm(filtering)).cohort(0)
+    assert counts["step_tokens"] == setting.texts.lengths[np.asarray(cohort.rows)][np.asarray(cohort.weight) > 0].sum()
     for client, client_rows, weight in zip(cohort.client, cohort.rows, cohort.weight, strict=True):
         assert weight == len(kept[int(client)])
         assert weight == 0 or set(np.asarray(client_rows).ravel().tolist()) <= set(kept[int(client)].tolist())
