@@ -117,7 +117,7 @@ def varied(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if len({row.get(name) for row in ours}) > 1]
 
 
-def curves(rows: Sequence[Row]) -> tuple[str, dict[str, list[tuple[float, float]]]]:
+def curves(rows: Sequence[Row]) -> tuple[str, dict[str, list[tuple[int, float]]]]:
     """What is varied, and (its value, tokens a second) for each of the others' values and each side, by a label.
 
     Of several things that are varied, the first that is a number. Without any, or where works differ, there is none.
@@ -129,7 +129,7 @@ def curves(rows: Sequence[Row]) -> tuple[str, dict[str, list[tuple[float, float]
     if not numbers:
         return "", {}
     along = numbers[0]
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         others = [f"{name} {row[name]}" for name in names if name != along]
         label = ", ".join([row["by"], *others])

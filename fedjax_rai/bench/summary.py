@@ -28,7 +28,7 @@ def stated(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"work": request["work"], "model": request["model"], **sizes, **others}
 
 
-def reached(seconds: Sequence[float], work: Mapping[str, Any], limits: Mapping[str, float]) -> dict[str, Any]:
+def reached(seconds: Sequence[float], work: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
     """Rates, and the shares of this machine's limits that they are.
 
     `work`: its tokens and its floor; `limits`: FLOP/s and bytes/s. `share_of_floor` is of the seconds that no program

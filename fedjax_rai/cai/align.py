@@ -215,7 +215,7 @@ def objective_loss(
     The loss is the mean over tokens of what is learnt, plus the mean over pairs of what is preferred. Replayed answers
     are learnt whatever the objective. Chosen and rejected answers go through one forward pass.
 
-    `weights`: what the sums of a part are divided by, those of its batch: the seventh argument; None: its own.
+    `weights`: what the sums of a part are divided by, those of its batch; None: its own. So there are seven parameters.
     """
     objective = options.objective
     count = drawn.rows.shape[0]

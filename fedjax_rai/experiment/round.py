@@ -1,5 +1,6 @@
 """One round of one run, or of several that go together: filter, local training, aggregation, constitutional AI."""
 
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,17 +51,19 @@ class End(NamedTuple):
     outcome: Outcome
 
 
-_CLOCK = ThreadPoolExecutor(1, "clock")
+_CLOCKS = threading.local()  # one of each thread that dispatches: what one dispatches is done in order
 
 
 def when_done(arrays: Any) -> Future[float]:
     """The time (`time.perf_counter`) at which the device has computed them; nobody waits for it."""
+    if not hasattr(_CLOCKS, "clock"):
+        _CLOCKS.clock = ThreadPoolExecutor(1, "clock")
 
     def wait() -> float:
         jax.block_until_ready(arrays)
         return time.perf_counter()
 
-    return _CLOCK.submit(wait)
+    return _CLOCKS.clock.submit(wait)
 
 
 class Federation:

@@ -115,7 +115,7 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
 
 def _as_configured(config: ExperimentConfig, sizes: Sizes) -> Sizes:
     """The sizes under the keys of `config` that change how a model is computed, its rank, and how long texts are."""
-    computed = {key: getattr(config.model, key) for key in ("dtype", "attention", "quantize", "remat")}
+    computed = {key: getattr(config.model, key) for key in ("dtype", "attention", "quantize", "kv_cache", "remat")}
     sizes = _with_architectures(sizes, lambda architecture: dataclasses.replace(architecture, **computed))
     lora = dataclasses.replace(sizes.model.lora, rank=config.lora.rank)
     lengths = sizes.lengths.cut(config.data.max_length)
@@ -297,7 +297,10 @@ def _answering(config: ExperimentConfig, sizes: Sizes, length: int) -> dict[str,
     """Answering a batch of the evaluation's prompts of `length` tokens."""
     rows = _part(config, sizes, config.eval.batch_size)
     shape = DecodingShape(rows, length, length + config.eval.max_new_tokens)
-    return decoding(sizes.model.config, shape, _computation(config))
+    parts = decoding(sizes.model.config, shape, _computation(config))
+    # Where longer prompts follow shorter ones the cache is copied to a longer one, while nothing else is computed.
+    parts["activations"] = max(parts["activations"], parts["KV cache"])
+    return parts
 
 
 def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from fedjax_rai.aliases import Adapter, Array, Bool, Int, Key
 from fedjax_rai.data.examples import Prompts, length_batches
 from fedjax_rai.mesh import ROWS, mesh_of, split_rows, ways
-from fedjax_rai.model.decoder import LM, KVCache, tell_apart
+from fedjax_rai.model.decoder import LM, tell_apart
 from fedjax_rai.train.generate import Answers, Decoding, DecodingState, append, generate, pick, start
 
 NONE = -1
@@ -186,7 +186,7 @@ def _laid(rows: Rows, mesh: Mesh | AbstractMesh) -> Rows:
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*axes)))
 
     state = rows.state
-    heads = "tensor" if state.cache.k.shape[3] % mesh.shape["tensor"] == 0 else None
+    heads = "tensor" if jax.tree.leaves(state.cache)[0].shape[3] % mesh.shape["tensor"] == 0 else None
     cache = jax.tree.map(lambda leaf: lay(leaf, None, ROWS, None, heads), state.cache)
     slot = lay(state.slot)
     others = jax.tree.map(lambda leaf: lay(leaf, ROWS), rows._replace(state=state._replace(cache=(), slot=())))
@@ -285,9 +285,9 @@ def _refill(
         return whole.at[(slice(None),) * axis + (ring,)].set(leaf)
 
     put = partial(_put, target=target)
-    cache = zip(state.cache, fresh.cache, strict=True)
+    fresh_cache = jax.tree.map(partial(around, axis=2), fresh.cache)
     state = state._replace(
-        cache=KVCache(*(put(old, around(new, 2), axis=1) for old, new in cache)),
+        cache=jax.tree.map(partial(put, axis=1), state.cache, fresh_cache),
         valid=put(state.valid, around(fresh.valid, 1)),
         key_position=put(state.key_position, around(fresh.key_position, 1)),
         position=put(state.position, fresh.position),

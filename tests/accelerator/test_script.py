@@ -137,7 +137,8 @@ def test_parts_are_fitted_to_the_machine(stub, tmp_path) -> None:
     assert done.returncode == 0 and "the peer is not measured: " in done.stdout
     assert ended(out)["round_8b_cudnn"] == "left out"
     ran = "".join(path.read_text() for path in out.glob("*.jsonl"))
-    assert "--peer" not in ran and "--attention cudnn" not in ran and "--attention splash" in ran
+    assert "--peer" not in ran and "torch" not in ran and "--attention cudnn" not in ran
+    assert "--attention splash" in ran and "--steps 5 --repeats 2" in ran
 
 
 @pytest.mark.parametrize(

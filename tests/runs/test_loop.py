@@ -16,6 +16,9 @@ class Watched:
         self.rounds = 4
         self.states: list[Any] = []
 
+    def show_progress(self, stack: Any) -> None:
+        pass
+
     def play(self, t: int) -> int:
         self.calls.append(f"dispatch {t}")
         return t
@@ -25,10 +28,12 @@ class Watched:
 
 
 def test_a_round_is_waited_for_when_the_next_one_was_dispatched(monkeypatch):
+    """And pictures are drawn when the device has something to do."""
     calls: list[str] = []
     monkeypatch.setattr(loop, "Loop", lambda *_: Watched(calls))
+    monkeypatch.setattr(loop, "draw_all_data", lambda _: calls.append("draw"))
     train([])
-    assert calls == ["dispatch 1", "dispatch 2", "wait 1", "dispatch 3", "wait 2", "wait 3"]
+    assert calls == ["dispatch 1", "draw", "dispatch 2", "wait 1", "dispatch 3", "wait 2", "wait 3"]
 
 
 def test_the_seconds_of_a_round_are_shared_out_evenly():
