@@ -105,6 +105,17 @@ def gathered(parameter: PyTree, axes: Sequence[str | None]) -> PyTree:
     return jax.tree.map(gather, parameter)
 
 
+def whole(tree: PyTree, beside: PyTree) -> PyTree:
+    """What a program gives, all of it on each device that `beside` has parts on by `tensor`; within a program.
+
+    Else XLA leaves adapters as their gradients come, split, and the program that they go into next is compiled again.
+    """
+    mesh = mesh_of(beside)
+    if mesh.shape.get("tensor", 1) == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
+
+
 def with_whole_channels(x: jax.Array, beside: PyTree) -> jax.Array:
     """Activations whose last axis is not split over the devices that `beside` has parts on; within a program."""
     spec = P(*(P.UNCONSTRAINED,) * (x.ndim - 1), None)

@@ -14,27 +14,27 @@ FLOORS = (
     {"config": "client_names column_names files grid keys load names prepared schema views"},
     {
         "text": "compare generation gguf_tokenizer hub prompts tokenizer",
-        "model": "architecture attention decoder families gguf lora peft quantize weights",
+        "model": "architecture attention cache decoder families gguf lora peft quantize weights",
     },
     {
         "data": "columns corpus download examples files mix order packing partition prompts records roles sources "
         "square summary tiny_lexicon tiny_world turns"
     },
-    {"train": "dispatch generate losses optimizers step"},
+    {"train": "dispatch generate losses optimizers queue step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution options programs revise",
-        "evals": "choice judge open_ended rate suite",
+        "evals": "choice judge open_ended published rate refusals suite",
     },
-    {"memory": "advice footprint plan"},
+    {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation guarding keeping materials models phase replay revising round "
-        "setting sizes texts together"
+        "experiment": "cost data_summary evaluation guarding keeping layout materials models phase replay revising "
+        "round setting sizes texts together"
     },
     {
-        "runs": "checkpoint compiled conclude conversations data export files folder guards inputs lockstep loop "
-        "picture prepare record report rows run trackers"
+        "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs lockstep "
+        "loop picture prepare record report rows run trackers"
     },
     {
         "studies": "dry_run plots results sweep table",

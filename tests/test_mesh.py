@@ -22,6 +22,11 @@ def test_a_round_of_clients_on_two_devices_sends_sums_alone():
     mesh_laws.check_collectives(2)
 
 
+@pytest.mark.slow
+def test_control_variates_of_all_clients_are_spread_over_devices():
+    mesh_laws.check_stacks(2)
+
+
 @either_axis
 def test_scores_on_two_devices_are_those_on_one(fsdp):
     mesh_laws.check_scoring(2, fsdp)
@@ -75,3 +80,8 @@ def test_an_axis_that_the_mesh_does_not_divide_is_whole(tmp_path):
 @pytest.mark.slow
 def test_the_mesh_of_a_config():
     succeed("mesh_of_config", devices=8)
+
+
+@pytest.mark.slow
+def test_a_base_in_parts_by_columns_computes_what_one_device_does_by_two_sums_a_layer(tmp_path):
+    succeed("tensor_parts", tmp_path, devices=4)

@@ -1,6 +1,7 @@
 """The frozen base of an experiment: its shape, its place on the mesh, its weights and its tokenizer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from fedjax_rai.aliases import Adapter, Base
+from fedjax_rai.config.schema import MeshConfig
 from fedjax_rai.config.views import View
 from fedjax_rai.data.examples import pad_left
 from fedjax_rai.errors import InputError
@@ -33,13 +35,16 @@ class Models:
     def __init__(self, config: View, pins: dict[str, str]):
         """`pins`: the commits of models on the hub that a run began with, by `model_commit` and `guard_commit`."""
         self._config = config.model
-        self._mesh_config = config.mesh
+        self.layout: MeshConfig = config.mesh
+        """How the base is split; where the config leaves it to the memory plan, as `experiment.layout` has chosen."""
+        self.layout_reason: str | None = None
+        """Why that was chosen; None: the config says it."""
         self._revision = pins.get("model_commit", config.model.revision)
         self.tokenizer: Tokenizer = load_tokenizer(config.model.path, self._revision)
 
     @cached_property
     def mesh(self) -> Mesh:
-        return make_mesh(self._mesh_config.fsdp, self._mesh_config.tensor)
+        return make_mesh(self.layout.fsdp, self.layout.tensor)
 
     @property
     def folder(self) -> Path:
@@ -53,19 +58,19 @@ class Models:
 
     @cached_property
     def architecture(self) -> DecoderConfig:
-        """The base's shape. Raises InputError where this machine cannot compute the attention that is asked for."""
+        """The base's shape, as on one device. Raises InputError for an attention that this machine does not compute."""
         architecture = self.read_architecture(self.folder)
         check_attention(architecture)
         return architecture
 
     @cached_property
     def base(self) -> Base:
-        return self.load(self._config.path, self._revision, self.architecture)
+        return self.load(self._config.path, self._revision, self.laid_out(self.architecture))
 
     @property
     def lm(self) -> LM:
         """The base without any adapter."""
-        return LM(Decoder(self.architecture), self.base)
+        return LM(Decoder(self.laid_out(self.architecture)), self.base)
 
     def read_architecture(self, folder: Path) -> DecoderConfig:
         """The shape of the model in a folder, computed as `model` says."""
@@ -75,8 +80,13 @@ class Models:
             dtype=config.dtype,
             attention=config.attention,
             quantize=config.quantize,
+            kv_cache=config.kv_cache,
             remat=config.remat,
         )
+
+    def laid_out(self, architecture: DecoderConfig) -> DecoderConfig:
+        """The shape of a model whose columns are sorted by the parts that the mesh splits them into."""
+        return replace(architecture, parts=self.mesh.shape["tensor"])
 
     def load(self, path: str, revision: str | None, architecture: DecoderConfig) -> Base:
         """The weights of a model, each where it lies on the mesh."""

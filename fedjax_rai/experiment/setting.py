@@ -121,10 +121,16 @@ class Setting:
     def replay(self) -> Replay:
         return self._parts["Replay"]
 
+    @property
+    def planned(self) -> ExperimentConfig:
+        """The config as the memory plan reads it: with the mesh that the base lies on, whoever chose that."""
+        return self.config.model_copy(update={"mesh": self.models.layout})
+
     @cached_property
     def shapes(self) -> tuple[DecoderConfig, Lora]:
         """Of the base and of every adapter."""
-        return self.models.architecture, lora_shape(self.config.lora, self.models.architecture)
+        architecture = self.models.architecture
+        return self.models.laid_out(architecture), lora_shape(self.config.lora, architecture)
 
     @cached_property
     def model(self) -> Decoder:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import jax
@@ -12,6 +11,8 @@ from fedjax_rai.data.examples import bucket, encode_chats, encode_questions
 from fedjax_rai.evals.suite import evaluation_texts
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory.plan import Lengths, Sizes, has_cai
+from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.lora import lora_shape
 from fedjax_rai.safety.guard import guard_form
 from fedjax_rai.text.prompts import answered, prompt, question
 
@@ -22,7 +23,7 @@ def sizes(setting: Setting) -> Sizes:
     online = has_cai(config) and config.cai.data == ONLINE
     guarded = _by_model(setting)
     return Sizes(
-        model=setting.model,
+        model=_decoder(setting),
         guard=setting.guarding.released_architecture if guarded else None,
         guarded=guarded,
         lengths=_lengths(setting),
@@ -37,7 +38,7 @@ def preparing(setting: Setting) -> Sizes:
     """Those of holding conversations alone, as `cai generate` does."""
     lengths, red = Lengths(**_rollout_lengths(setting)), len(setting.texts.materials.red_prompts)
     known = {"guard": None, "guarded": False, "pairs": 0, "prepared": 0}
-    return Sizes(model=setting.model, lengths=lengths, red=red, preparing=True, **known, **_devices(setting))
+    return Sizes(model=_decoder(setting), lengths=lengths, red=red, preparing=True, **known, **_devices(setting))
 
 
 def _by_model(setting: Setting) -> bool:
@@ -46,7 +47,13 @@ def _by_model(setting: Setting) -> bool:
 
 
 def _devices(setting: Setting) -> dict[str, Any]:
-    return {"devices": prod(setting.models.mesh.shape.values()), "widens": jax.default_backend() == "cpu"}
+    return {"devices": jax.device_count(), "widens": jax.default_backend() == "cpu"}
+
+
+def _decoder(setting: Setting) -> Decoder:
+    """The base's decoder on one device, before the mesh is chosen."""
+    architecture = setting.models.architecture
+    return Decoder(architecture, lora_shape(setting.config.lora, architecture))
 
 
 def _rollout_lengths(setting: Setting) -> dict[str, int]:
@@ -72,7 +79,7 @@ def _lengths(setting: Setting) -> Lengths:
     asked, compared = evaluation_texts(made.evaluations)
     read = [answered(prompt, answer) for prompt, answer in compared]
     return Lengths(
-        train=setting.texts.corpus.tokens.shape[1],
+        train=setting.texts.padded_length,
         guard_request=_guard_request(setting) if _by_model(setting) else 0,
         prepared=setting.revising.prepared.chosen.tokens.shape[1] if cai and not online else 0,
         replay=longest(made.benign_prompts) if cai else 0,

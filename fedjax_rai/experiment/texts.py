@@ -60,7 +60,12 @@ class Texts:
     @cached_property
     def corpus(self) -> Examples:
         """Every client's examples, one row each, in the order of `materials.pairs`; on the device."""
-        return self._encoded[0]
+        return jax.device_put(self._encoded[0], replicated(self._models.mesh))
+
+    @property
+    def padded_length(self) -> int:
+        """Tokens of a row of the corpus."""
+        return self._encoded[0].tokens.shape[1]
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -142,7 +147,7 @@ class Texts:
         check_system_prompts(self._models.tokenizer, chats)
         examples, cut = encode_chats(self._models.tokenizer, chats, self._config.data.max_length)
         self._models.check_ids(examples.tokens)
-        return jax.device_put(examples, replicated(self._models.mesh)), cut
+        return examples, cut
 
     @cached_property
     def red_prompts(self) -> Prompts:

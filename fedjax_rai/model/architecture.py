@@ -75,7 +75,9 @@ class DecoderConfig:
     dtype: str = "float32"  # of activations and base
     attention: str = "xla"  # a key of attention.ATTENTIONS
     quantize: str = "none"  # or a key of quantize.QUANTIZATIONS: of the base's kernels
+    kv_cache: str = "model"  # a key of cache.CACHES: what keys and values are stored as
     remat: str = "none"  # or "full": the backward pass computes each layer again
+    parts: int = 1  # into how many the mesh splits columns; see `parts_of`
 
     @property
     def longest(self) -> int | None:
@@ -113,6 +115,26 @@ def modules(config: DecoderConfig, kernel: str) -> dict[str, int]:
     """Widths of the modules of a checkpoint that a kernel holds: its projections, or all of them as one."""
     parts = outputs(config, kernel)
     return {kernel: sum(parts.values())} if config.modules_fused else parts
+
+
+def parts_of(config: DecoderConfig, kernel: str) -> int:
+    """Into how many parts a kernel's columns are sorted, each with its share of every projection that lies there.
+
+    A device that holds one part of q|k|v, then, has whole heads with their queries, keys and values; one with a part of
+    gate|up has both of the same channels. 1, the order of the projections, where heads or channels do not divide.
+    """
+    if kernel == "qkv_proj":
+        shared = (config.num_attention_heads, config.num_key_value_heads)
+    elif kernel == "gate_up_proj":
+        shared = (config.intermediate_size,)
+    else:
+        return 1
+    return config.parts if all(size % config.parts == 0 for size in shared) else 1
+
+
+def in_parts(columns: jax.Array, parts: int) -> jax.Array:
+    """The last axis as two: [..., parts, columns of each]."""
+    return columns.reshape(*columns.shape[:-1], parts, -1)
 
 
 def fan_in(config: DecoderConfig, kernel: str) -> int:

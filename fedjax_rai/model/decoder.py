@@ -24,21 +24,10 @@ from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key, PyTr
 from fedjax_rai.errors import InputError
 from fedjax_rai.mesh import gathered, is_sharded, with_whole_channels
 from fedjax_rai.model import quantize
-from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, modules, outputs
+from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, in_parts, modules, outputs, parts_of
 from fedjax_rai.model.attention import Attention, Sight, attend
+from fedjax_rai.model.cache import KVCache, of_layer, written
 from fedjax_rai.model.lora import NO_LORA, Dropout, Lora, abstract_adapter
-
-
-class KVCache(NamedTuple):
-    """Keys and values of every slot, all layers: `[L, b, s, kv_heads, head_dim]`, written in place."""
-
-    k: Float[Array, "L b s g e"]
-    v: Float[Array, "L b s g e"]
-
-
-def empty_cache(config: DecoderConfig, batch: int, slots: int) -> KVCache:
-    shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
-    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
 class Rotation(NamedTuple):
@@ -177,17 +166,20 @@ class Block(nn.Module):
         q = rotate(q, rotation)
         k = rotate(k, rotation)
         if cache is not None:
-            cache = _written(cache, KVCache(k, v), layer.index, context.slot)
-            k, v = _of_layer(cache, layer.index)
+            cache = written(cache, config, KVCache(k, v), layer.index, context.slot)
+            k, v = of_layer(cache, config, layer.index)
         y = _attended(config, (q, k, v, context.sight), layer.kind, cache is not None)
         (y,) = self.project(_flat(y), "o_proj", ("heads", "embed"), layer)
         return y.reshape(x.shape), cache
 
     def mlp(self, x: Float[Array, "b t d"], layer: Layer) -> Float[Array, "b t d"]:
         """The gated MLP of every token: down(activation(gate) * up)."""
-        parts = self.project(_flat(x), "gate_up_proj", ("embed", "mlp"), layer)
-        y = gated(jnp.concatenate(parts, axis=-1), self.config.activation)
-        (y,) = self.project(y, "down_proj", ("mlp", "embed"), layer)
+        projected = self.project(_flat(x), "gate_up_proj", ("embed", "mlp"), layer)
+        parts = parts_of(self.config, "gate_up_proj")
+        if parts > 1:
+            projected = [in_parts(projection, parts) for projection in projected]
+        y = gated(jnp.concatenate(projected, axis=-1), self.config.activation)
+        (y,) = self.project(_tokens(y), "down_proj", ("mlp", "embed"), layer)
         return y.reshape(x.shape)
 
     def norm(self, name: str, x: Array) -> Array:
@@ -201,13 +193,14 @@ class Block(nn.Module):
         wide = _product(x, kernel, axes)
         if name in config.biases:
             wide = wide + _param(self, f"{name}_bias", wide.shape[-1:], axes[1:]).astype(x.dtype)[None]
-        targets = modules(config, name)
-        parts = dict(zip(targets, _split(wide, list(targets.values())), strict=True))
-        for target, change in self.low_rank(x, list(targets), layer):
-            parts[target] = parts[target] + change
-        if config.modules_fused:
-            return _split(parts[name], list(widths.values()))
-        return list(parts.values())
+        projected = dict(zip(widths, _split(wide, [*widths.values()], parts_of(config, name)), strict=True))
+        for target, change in self.low_rank(x, list(modules(config, name)), layer):
+            changes = {target: change}
+            if config.modules_fused:
+                changes = dict(zip(widths, _split(change, [*widths.values()]), strict=True))
+            for projection, part in changes.items():
+                projected[projection] = projected[projection] + part
+        return list(projected.values())
 
     def low_rank(self, x: Float[Array, "t i"], targets: list[str], layer: Layer) -> Iterator[tuple[str, Array]]:
         """(target, (x @ a * scale) @ b) of those targets that have a LoRA pair, by one product with all of their a."""
@@ -273,17 +266,6 @@ def _of_kind(rotations: Rotation, kind: Int[Array, ""]) -> Rotation:
     return jax.tree.map(lambda kinds: kinds[0] if len(kinds) == 1 else kinds[kind], rotations)
 
 
-def _written(cache: KVCache, new: KVCache, layer: Int[Array, ""], slot: Int[Array, ""]) -> KVCache:
-    """The cache with one layer's new keys and values [b, t, g, e] in it, from a slot on."""
-    start = (layer, 0, slot, 0, 0)
-    return jax.tree.map(lambda old, part: jax.lax.dynamic_update_slice(old, part[None], start), cache, new)
-
-
-def _of_layer(cache: KVCache, layer: Int[Array, ""]) -> KVCache:
-    """Keys and values of one layer, [b, s, g, e]."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), cache)
-
-
 def _attended(
     config: DecoderConfig, operands: tuple[Array, Array, Array, Sight], kind: Int[Array, ""], cached: bool
 ) -> Float[Array, "b t h e"]:
@@ -303,9 +285,45 @@ def _attended(
     return jax.lax.switch(kind, [windowed(window) for window in windows], *operands)
 
 
-def _split(x: Array, sizes: list[int]) -> list[Array]:
+def _in_float32(x: Float[Array, "... d"], kernel: Float[Array, "d v"]) -> Float[Array, "... v"]:
+    """x @ kernel in float32, whatever the two are in: what matrix units add up in is not rounded."""
+    if x.dtype == jnp.float32:
+        return x @ kernel
+    return _wide_product(x, kernel)
+
+
+@jax.custom_vjp  # else both products of the backward pass would be of float32, which matrix units are slow at
+def _wide_product(x: Float[Array, "... d"], kernel: Float[Array, "d v"]) -> Float[Array, "... v"]:
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _wide_product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _wide_product(x, kernel), (x, kernel)
+
+
+def _wide_product_backward(operands: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    _, backward = jax.vjp(jnp.matmul, *operands)
+    return backward(cotangent.astype(operands[0].dtype))
+
+
+_wide_product.defvjp(_wide_product_forward, _wide_product_backward)
+
+
+def _split(x: Array, sizes: list[int], parts: int = 1) -> list[Array]:
+    """Projections that lie side by side on the last axis; `parts` times, each time as large a share of each."""
     ends = np.cumsum(sizes).tolist()
-    return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    if parts == 1:
+        return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    by_part = in_parts(x, parts)
+    found = []
+    for size, end in zip(sizes, ends, strict=True):
+        found.append(_tokens(by_part[..., (end - size) // parts : end // parts]))
+    return found
+
+
+def _tokens(x: Array) -> Array:
+    """All channels of a token on one axis."""
+    return x.reshape(x.shape[0], -1)
 
 
 class Decoder(nn.Module):
@@ -372,7 +390,7 @@ class Decoder(nn.Module):
     def unembed(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Logits, float32."""
         head = self.embed_tokens.T if self.config.tie_word_embeddings else self.lm_head
-        logits = (hidden @ head.astype(hidden.dtype)).astype(jnp.float32)
+        logits = _in_float32(hidden, head.astype(hidden.dtype))
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
@@ -461,10 +479,13 @@ def gives_numbers(
     gives zeros, and every token is as likely as any other.
     """
     hidden = forward(lm, adapter, tokens, valid)
-    logits = unembed(lm, hidden[:, -1])
+    return jnp.all(jnp.isfinite(hidden) | ~valid[..., None]) & jnp.all(tell_apart(unembed(lm, hidden[:, -1])))
+
+
+def tell_apart(logits: Float[Array, "b v"]) -> Bool[Array, "b"]:
+    """Whether a row's logits are numbers (the largest is finite) and not all one number."""
     likeliest = jnp.max(logits, axis=-1)
-    differ = likeliest > jnp.min(logits, axis=-1)
-    return jnp.all(jnp.isfinite(hidden) | ~valid[..., None]) & jnp.all(jnp.isfinite(likeliest) & differ)
+    return jnp.isfinite(likeliest) & (likeliest > jnp.min(logits, axis=-1))
 
 
 def abstract_base(config: DecoderConfig) -> PyTree:

@@ -23,6 +23,8 @@ from fedjax_rai.model.architecture import (
     fan_in,
     module_name,
     modules,
+    outputs,
+    parts_of,
 )
 from fedjax_rai.reading import one_line, read_object, shown
 
@@ -88,7 +90,7 @@ FAMILIES = {
 """By the model_type of `config.json`."""
 
 
-def read_config(folder: Path, **computed: str) -> DecoderConfig:
+def read_config(folder: Path, **computed: Any) -> DecoderConfig:
     """Shape of the model in a Hugging Face folder, from its `config.json`.
 
     `computed` are DecoderConfig's last fields, how it is to be computed. The sizes must be there; other absent fields
@@ -98,7 +100,7 @@ def read_config(folder: Path, **computed: str) -> DecoderConfig:
     return decoder_config(read_object(path), str(path), **computed)
 
 
-def decoder_config(raw: Mapping[str, Any], where: str, **computed: str) -> DecoderConfig:
+def decoder_config(raw: Mapping[str, Any], where: str, **computed: Any) -> DecoderConfig:
     """Shape of the model whose `config.json`, found at `where`, was read as `raw`; see `read_config`."""
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -313,6 +315,8 @@ class Place(NamedTuple):
     shape: tuple[int, ...]  # in the file
     layer: int | None = None  # of a leaf that stacks all layers
     column: int | None = None  # the first that the tensor fills of a kernel's, or of a bias's; None: a whole leaf
+    parts: int = 1  # of the leaf's columns; each holds as large a share of every projection
+    widths: tuple[int, ...] = ()  # of the projections in the tensor
 
     @property
     def is_kernel(self) -> bool:
@@ -351,11 +355,14 @@ def _kernel_places(config: DecoderConfig, layer: int, kernel: str) -> dict[str, 
     """Where the tensors of a layer's kernel, and of its bias, lie."""
     found = {}
     column = 0
+    parts = parts_of(config, kernel)
     for module, width in modules(config, kernel).items():
         name = module_name(layer, module)
-        found[f"{name}.weight"] = Place(f"layers.{kernel}", (width, fan_in(config, kernel)), layer, column)
+        widths = tuple(outputs(config, kernel).values()) if config.modules_fused else (width,)
+        where = (layer, column, parts, widths)
+        found[f"{name}.weight"] = Place(f"layers.{kernel}", (width, fan_in(config, kernel)), *where)
         if kernel in config.biases:
-            found[f"{name}.bias"] = Place(f"layers.{kernel}_bias", (width,), layer, column)
+            found[f"{name}.bias"] = Place(f"layers.{kernel}_bias", (width,), *where)
         column += width
     return found
 

@@ -17,7 +17,16 @@ import numpy as np
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Base, Float, Key, PyTree
 from fedjax_rai.errors import InputError
-from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, module_name, modules
+from fedjax_rai.model.architecture import (
+    FUSED,
+    DecoderConfig,
+    fan_in,
+    in_parts,
+    module_name,
+    modules,
+    outputs,
+    parts_of,
+)
 from fedjax_rai.model.quantize import Quantized, dequantize
 
 Number = TypeVar("Number", int, float)
@@ -147,15 +156,23 @@ def merge(config: DecoderConfig, lora: Lora, base: Base, adapter: Adapter) -> Ba
         kernel = layers[fused]
         if isinstance(kernel, Quantized):
             kernel = dequantize(kernel, jnp.dtype(config.dtype))
-        column = 0
+        parts = parts_of(config, fused)
+        columns = in_parts(kernel, parts)
+        first = 0
         for target, width in modules(config, fused).items():
+            widths = [*outputs(config, fused).values()] if config.modules_fused else [width]
+            pieces = None
             if target in adapter["layers"]:
                 pair = adapter["layers"][target]
                 scales = np.array(lora.scales(target, config.num_hidden_layers), np.float32)
                 product = jnp.einsum("lir,lro->lio", pair["a"], pair["b"]) * scales[:, None, None]
-                kernel = kernel.at[:, :, column : column + width].add(product.astype(kernel.dtype))
-            column += width
-        layers[fused] = kernel
+                pieces = jnp.split(product.astype(kernel.dtype), np.cumsum(widths)[:-1], axis=-1)
+            for number, size in enumerate(widths):
+                end = first + size // parts
+                if pieces is not None:
+                    columns = columns.at[..., first:end].add(in_parts(pieces[number], parts))
+                first = end
+        layers[fused] = columns.reshape(kernel.shape)
     return {**base, "layers": layers}
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from fedjax_rai.aliases import Adapter, Array, Base, PyTree
 from fedjax_rai.errors import InputError
-from fedjax_rai.model.architecture import DecoderConfig
+from fedjax_rai.model.architecture import DecoderConfig, in_parts
 from fedjax_rai.model.decoder import abstract_base
 from fedjax_rai.model.families import Place, decoder_config, names, places
 from fedjax_rai.model.lora import Lora
@@ -141,9 +141,10 @@ def _fill(abstract: Any, sharding: Any, dtype: Any, parts: list[tuple[Stored, Pl
     for stored, place in parts:
         spec = _part_spec(kernel_sharding, True, place.is_kernel, place.shape)
         part = jax.make_array_from_callback(stored.shape, spec, _once(partial(stored.read, dtype=dtype)))
-        start: Any = (place.layer, 0, place.column) if place.is_kernel else (place.layer, place.column or 0)
-        start = tuple(map(np.int32, start))
-        inserted = _inserted(whole, part, start, place.is_kernel, kind, hashable_shardings)
+        first: Any = place.layer, (place.column or 0) // place.parts
+        start = tuple(map(np.int32, first))
+        form = _Form(place.is_kernel, kind, place.parts, place.widths)
+        inserted = _inserted(whole, part, start, form, hashable_shardings)
         whole = jax.block_until_ready(inserted)  # or this host runs ahead, with tensors that wait for their device
     return whole
 
@@ -192,17 +193,35 @@ def _converted(part: Array, transposed: bool, dtype: Any, sharding: Sharding) ->
     return jax.jit(lambda x: (x.T if transposed else x).astype(dtype), out_shardings=sharding)(part)
 
 
-@partial(jax.jit, donate_argnums=0, static_argnums=(3, 4, 5))
-def _inserted(whole: PyTree, part: Array, start: tuple, transposed: bool, kind: str | None, shardings: tuple) -> PyTree:
-    """The stacked leaf with one layer's tensor written from `start` on, quantised to `kind` if there is one."""
-    part = part.T if transposed else part
-    parts = part if kind is None else quantize(part, kind)
+class _Form(NamedTuple):
+    """How a tensor of a file becomes a part of a leaf."""
+
+    transposed: bool
+    quantized: str | None
+    parts: int  # of the leaf's columns
+    widths: tuple[int, ...]  # of the projections in the tensor; none: it is one
+
+
+@partial(jax.jit, donate_argnums=0, static_argnums=(3, 4))
+def _inserted(whole: PyTree, tensor: Array, start: tuple, form: _Form, shardings: tuple) -> PyTree:
+    """The stacked leaf with one layer's tensor written at `start`: (layer, first column of every part)."""
+    tensor = tensor.T if form.transposed else tensor
+    tensors = tensor if form.quantized is None else quantize(tensor, form.quantized)
+    layer, column = start
 
     def insert(old: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice(old, new.astype(old.dtype)[None], start)
+        by_part = in_parts(old, form.parts)
+        zeros = (0,) * (by_part.ndim - 2)
+        ends = np.cumsum(form.widths, dtype=int)[:-1]
+        place = column
+        for piece in jnp.split(new.astype(old.dtype)[None], ends, axis=-1):
+            dealt = in_parts(piece, form.parts)
+            by_part = jax.lax.dynamic_update_slice(by_part, dealt, (layer, *zeros, place))
+            place += dealt.shape[-1]
+        return by_part.reshape(old.shape)
 
     flat, tree = shardings
-    return jax.lax.with_sharding_constraint(jax.tree.map(insert, whole, parts), jax.tree.unflatten(tree, flat))
+    return jax.lax.with_sharding_constraint(jax.tree.map(insert, whole, tensors), jax.tree.unflatten(tree, flat))
 
 
 def stored_tensors(folder: Path, config: DecoderConfig) -> dict[str, Stored]:

@@ -68,6 +68,7 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
         pairs=pairs_of([row.cai for row in rounds if row.cai]),
         data=read_data(folder / DATA).summary if (folder / DATA).is_file() else None,
         not_computed=setting.models.not_computed,
+        layout=setting.models.layout_reason,
     )
 
 

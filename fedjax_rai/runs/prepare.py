@@ -33,6 +33,7 @@ from fedjax_rai.config.views import relevant
 from fedjax_rai.data.order import passes
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
+from fedjax_rai.experiment.layout import settle
 from fedjax_rai.experiment.phase import make_options, rollout_batch
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
@@ -86,6 +87,7 @@ def read_request(
     check_config(out, config)
     digest_of_adapter = None if adapter is None else adapter_digest(adapter)
     setting = Setting(config, pins=pins_of(began_with(out)))
+    settle([setting], sizes.preparing)
     count = len(setting.texts.materials.red_prompts) if prompts is None else prompts
     return config, setting, {"prompts": count, "adapter": digest_of_adapter}
 
@@ -158,7 +160,7 @@ class Writer:
         most = min(cai.prompts_per_chunk or cai.prompts, SHARD, count)
         # what is held at once is a batch
         held = cai.model_copy(update={"prompts_per_chunk": most, "prompts": most})
-        self.batch_config = config.model_copy(update={"cai": held})
+        self.batch_config = config.model_copy(update={"cai": held, "mesh": setting.models.layout})
         self.setting = setting
         self.config = config
         self.adapter = adapter

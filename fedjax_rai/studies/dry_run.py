@@ -10,6 +10,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
 from fedjax_rai.experiment.data_summary import describe
+from fedjax_rai.experiment.layout import settle
 from fedjax_rai.experiment.setting import Setting, views
 from fedjax_rai.experiment.together import but_numbers
 from fedjax_rai.memory import advice
@@ -141,6 +142,7 @@ def _shared_by(configs: Sequence[ExperimentConfig]) -> Iterator[str]:
     """Data and memory of the first seed's configs, at the one of the greatest need; and how much all of them share."""
     greatest = None
     setting = None
+    settings = []
     for config in configs:
         if config.seed != configs[0].seed:
             continue
@@ -149,11 +151,14 @@ def _shared_by(configs: Sequence[ExperimentConfig]) -> Iterator[str]:
         setting.check_values()
         if is_first:
             yield summary(setting) + "\n"
+        settings.append(setting)
+    settle(settings)
+    for setting in settings:
         known = sizes.sizes(setting)
-        needed = plan(config, known)
+        needed = plan(setting.planned, known)
         need = needed.need(needed.peak)
         if greatest is None or need > greatest[0]:
-            greatest = need, config, known
+            greatest = need, setting.planned, known
     assert greatest is not None
     _, largest, known = greatest
     if len(configs) > 1:

@@ -1,13 +1,15 @@
-"""The mesh that a config asks for on eight devices, and the refusal of one that these do not make."""
+"""The mesh that a config asks for on eight devices, or leaves to the plan; one that they do not make is refused."""
 
 from jax.sharding import PartitionSpec as P
 
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
+from fedjax_rai.experiment import layout, sizes
 from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.memory.plan import plan
 
 
-def setting(**mesh: int) -> Setting:
+def setting(**mesh: int | bool) -> Setting:
     sections = {
         "mesh": mesh,
         "data": {"red": 12, "acceptable": 28, "max_length": 64},
@@ -28,3 +30,16 @@ try:
 except InputError as error:
     message = str(error)
 assert message == "mesh.fsdp * mesh.tensor = 3: must divide the 8 devices here", message
+
+whole = setting()
+needed = plan(whole.config, sizes.sizes(whole))
+limit = needed.need(needed.peak) - 1
+setattr(layout, "device_limit", lambda: limit)  # noqa: B010
+chosen = setting(auto=True)
+layout.settle([chosen])
+assert dict(chosen.models.mesh.shape) == {"clients": 4, "fsdp": 2, "tensor": 1}, chosen.models.layout
+assert chosen.planned.mesh.fsdp == 2 and chosen.config.mesh.auto
+assert (chosen.models.layout_reason or "").startswith("mesh auto: fsdp=2 of 8 devices: needs ")
+assert chosen.models.base["layers"]["o_proj"].sharding.spec == P(None, "tensor", "fsdp")
+layout.settle([whole])  # which names its mesh
+assert dict(whole.models.mesh.shape) == {"clients": 8, "fsdp": 1, "tensor": 1}

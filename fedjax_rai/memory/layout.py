@@ -1,0 +1,103 @@
+"""Which mesh a run has on the devices that are there, by its memory plan: the least split of the base that fits.
+
+Clients alone send each other sums of adapters, once a round. `fsdp` sends the base's kernels, once a layer, whatever
+the batch is, and that may go on while the layer before is computed. `tensor` sends activations twice a layer, and
+waits for them each time. So the base is first split by `fsdp`, and by `tensor` only where all devices do not suffice.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from fedjax_rai.config.schema import ExperimentConfig, MeshConfig
+from fedjax_rai.memory.advice import GIB
+from fedjax_rai.memory.plan import Plan, Sizes, plan
+from fedjax_rai.model.architecture import DecoderConfig, parts_of
+
+
+class Layout(NamedTuple):
+    """How the base is split, and why."""
+
+    mesh: MeshConfig
+    reason: str
+
+
+def layouts(devices: int, tensors: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(fsdp, tensor) of every mesh of so many devices, in the order in which they are tried.
+
+    `tensors`: ways in which the columns of the model may be split.
+    """
+    for tensor in sorted(tensors):
+        for fsdp in range(1, devices + 1):
+            if devices % (fsdp * tensor) == 0:
+                yield fsdp, tensor
+
+
+def tensors_of(config: DecoderConfig, devices: int) -> list[int]:
+    """Numbers of devices that can share the columns so that each has whole heads; 1 is always one of them."""
+
+    def divides(parts: int) -> bool:
+        shape = dataclasses.replace(config, parts=parts)
+        return all(parts_of(shape, kernel) == parts for kernel in ("qkv_proj", "gate_up_proj"))
+
+    return [parts for parts in range(1, devices + 1) if devices % parts == 0 and divides(parts)]
+
+
+def choose(arms: Sequence[tuple[ExperimentConfig, Sizes]], limit: int | None) -> Layout:
+    """The first mesh on which all arms, which share a base, fit a device's `limit` of bytes.
+
+    Where none of them does, the one that needs least; where nothing says how much there is (None), clients alone.
+    """
+    devices = arms[0][1].devices
+    if limit is None:
+        return Layout(MeshConfig(), f"{_named(1, 1, devices)}: nothing says how much memory a device has")
+    found: list[tuple[int, int, int, str]] = []
+    for fsdp, tensor in layouts(devices, tensors_of(arms[0][1].model.config, devices)):
+        need, phase = greatest([(laid_out(config, fsdp, tensor), known) for config, known in arms])
+        found.append((need, fsdp, tensor, phase))
+        if need <= limit:
+            break
+    need, fsdp, tensor, _ = found[-1] if found[-1][0] <= limit else min(found)
+    return Layout(MeshConfig(fsdp=fsdp, tensor=tensor), _reason(found, (need, fsdp, tensor), devices, limit))
+
+
+def laid_out(config: ExperimentConfig, fsdp: int, tensor: int) -> ExperimentConfig:
+    """The config with its base split in so many ways."""
+    return config.model_copy(update={"mesh": MeshConfig(fsdp=fsdp, tensor=tensor)})
+
+
+def greatest(arms: Sequence[tuple[ExperimentConfig, Sizes]]) -> tuple[int, str]:
+    """(bytes a device, phase) of what the arm of the greatest need needs."""
+    plans: list[Plan] = [plan(config, known) for config, known in arms]
+    largest = max(plans, key=lambda made: made.need(made.peak))
+    return largest.need(largest.peak), largest.peak
+
+
+def _reason(tried: Sequence[tuple[int, int, int, str]], chosen: tuple[int, int, int], devices: int, limit: int) -> str:
+    """The choice in words: what the meshes before it need."""
+    need, fsdp, tensor = chosen
+    first = _named(fsdp, tensor, devices)
+    if need > limit:
+        return f"{first}: no mesh fits, and this one needs least, {gib(need)} GiB a device of {gib(limit)}"
+    needs = f"needs {gib(need)} GiB a device of {gib(limit)}"
+    if len(tried) == 1:
+        return f"{first}: {needs}"
+    rejected = [f"{_split(*ways)} {gib(more)}" for more, *ways, _ in tried[:-1]]
+    phase = tried[0][3]
+    return f"{first}: {needs}; {', '.join(rejected)} (most of it in {phase})"
+
+
+def _named(fsdp: int, tensor: int, devices: int) -> str:
+    if devices == 1:
+        return "mesh auto: one device"
+    return f"mesh auto: {_split(fsdp, tensor)} of {devices} devices"
+
+
+def _split(fsdp: int, tensor: int) -> str:
+    named = {"fsdp": fsdp, "tensor": tensor}
+    return ", ".join(f"{name}={ways}" for name, ways in named.items() if ways > 1) or "the base in one part"
+
+
+def gib(size: int) -> str:
+    """A number of bytes in GiB."""
+    return f"{size / GIB:.1f}"
