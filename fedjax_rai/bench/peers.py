@@ -1,6 +1,7 @@
 """Those that do the same work beside us: which they are, what each measures, and what it needs."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from fedjax_rai.bench.requests import check_name
 from fedjax_rai.errors import InputError
 
 ROOT = Path(__file__).parents[2]
+IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
+SILENT = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 # A peer's process has memory of the device, too, so ours must not take it all at its start.
 BESIDE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
@@ -39,9 +42,9 @@ PEERS: dict[str, Peer] = {
     ),
     "flower": Peer(
         "fedjax_rai.bench.flower_peer",
-        ("torch", "transformers", "peft", "flwr", "ray"),
-        "pip install torch transformers peft 'flwr[simulation]' in an environment of its own, and name its Python by "
-        "--flower-python",
+        ("torch", "transformers", "peft", "flwr", "ray", "fedjax_rai"),
+        "pip install torch transformers peft 'flwr[simulation]' in an environment of its own, name its Python by "
+        "--flower-python, and run this from a checkout or install fedjax_rai there without its dependencies",
         ("round",),
     ),
 }
@@ -68,9 +71,16 @@ def chosen(names: Sequence[str], work: str, flower_python: str | None = None) ->
             raise InputError(f"--peer {name}: measures {', '.join(peer.works)}, not {work}{_able(work)}")
         python = flower_python if name == "flower" else None
         _check_installed(name, peer, python)
-        environment = {"PYTHONPATH": str(ROOT)} if python else {}
-        sides.append(Side(name, [python or sys.executable, "-m", peer.module], environment))
+        sides.append(Side(name, [python or sys.executable, "-m", peer.module], environment()))
     return sides
+
+
+def environment() -> dict[str, str]:
+    """Variables of a peer's process: where it finds this package, and that it reports to nobody."""
+    if not IS_CHECKOUT:
+        return SILENT
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return SILENT | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def split(texts: Sequence[str]) -> list[str]:
@@ -115,7 +125,9 @@ def _absent_here(packages: Sequence[str]) -> list[str]:
 def _absent_there(packages: Sequence[str], python: str) -> list[str]:
     code = "import sys; from importlib.util import find_spec; print(*(n for n in sys.argv[1:] if find_spec(n) is None))"
     try:
-        done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True, check=True)
+        command = [python, "-c", code, *packages]
+        variables = os.environ | environment()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
     except (OSError, subprocess.CalledProcessError):
         raise InputError(f"--flower-python {python}: does not run; must be the Python of an environment") from None
     return done.stdout.split()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from fedjax_rai.errors import InputError
 
@@ -109,6 +109,7 @@ class Worker:
         return answer
 
 
+@runtime_checkable
 class Runs(Protocol):
     """What can be run again and again."""
 

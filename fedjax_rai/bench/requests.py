@@ -58,6 +58,8 @@ def plan(asked: Asked) -> list[dict[str, Any]]:
 
     Raises InputError for values that are none, for models that are not there, and for a config with mistakes.
     """
+    if asked.config is None and asked.overrides:
+        raise InputError(f"--set {asked.overrides[0]}: must stand beside --config FILE, whose keys it changes")
     base = _defaults(asked.work) if asked.config is None else _of_config(asked)
     values = {name: [default] for name, default in base["values"].items()}
     for option, text in asked.given.items():

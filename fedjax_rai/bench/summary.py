@@ -11,8 +11,10 @@ MEASURED = ("compile_seconds", "compilations", "programs_found", "recompilations
 """What a worker says of itself; a peer leaves out what it does not know."""
 
 
-def spread(seconds: Sequence[float]) -> float:
-    """How far apart the slowest and the fastest run are, as a share of the median."""
+def spread(seconds: Sequence[float]) -> float | None:
+    """How far apart the slowest and the fastest run are, as a share of the median; None of a single run."""
+    if len(seconds) < 2:
+        return None
     return (max(seconds) - min(seconds)) / statistics.median(seconds)
 
 
@@ -28,7 +30,7 @@ def stated(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"work": request["work"], "model": request["model"], **sizes, **others}
 
 
-def reached(seconds: Sequence[float], work: Mapping[str, Any], limits: Mapping[str, float]) -> dict[str, Any]:
+def reached(seconds: Sequence[float], work: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
     """Rates, and the shares of this machine's limits that they are.
 
     `work`: its tokens and its floor; `limits`: FLOP/s and bytes/s. `share_of_floor` is of the seconds that no program

@@ -85,7 +85,8 @@ def base_model(name: str, dtype: Any) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if has_weights(name):
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa").to(device())
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
+        return loaded.to(device())
     fields = model_json(name)
     config = CONFIG_MAPPING[fields["model_type"]].from_dict(dict(fields))
     torch.manual_seed(0)

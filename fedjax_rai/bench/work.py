@@ -61,7 +61,7 @@ class Subject(NamedTuple):
         config = self.lm.model.config
         kept = {name: leaf for name, leaf in self.lm.base.items() if name != "embed_tokens"}
         read = self.lm.base if config.tie_word_embeddings else kept
-        weights = sum(leaf.nbytes for leaf in jax.tree.leaves((read, self.adapter)))
+        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((read, self.adapter)))
         width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         head = config.vocab_size * config.hidden_size
         return Sizes(parameters(config, self.lora), head, weights, width * jnp.dtype(config.dtype).itemsize)

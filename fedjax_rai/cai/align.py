@@ -133,6 +133,23 @@ def align(lm: LM, options: Options, progress: Progress, pool: Pool, numbers: Num
     return whole(jax.lax.fori_loop(progress.iterations, numbers.iterations, iteration, progress), lm.base)
 
 
+@partial(jax.jit, static_argnames="options", donate_argnames="state")
+def align_in_place(
+    lm: LM,
+    options: Options,
+    state: TrainState,
+    done: Progress,
+    pool: Pool,
+    numbers: Numbers,
+    key: Key[Array, ""],
+) -> Progress:
+    """`align` from `done`, but with that state, whose memory it takes over: nobody may read it again.
+
+    The seven arguments are `align`'s, its progress in two: what a report is made of is not given up.
+    """
+    return align(lm, options, done._replace(state=state), pool, numbers, key)
+
+
 def draw(
     pool: Pool, usable_first: Int[Array, "n"], share: Float[Array, ""], key: Key[Array, ""], batch_size: int
 ) -> Drawn:
@@ -198,7 +215,7 @@ def objective_loss(
     The loss is the mean over tokens of what is learnt, plus the mean over pairs of what is preferred. Replayed answers
     are learnt whatever the objective. Chosen and rejected answers go through one forward pass.
 
-    `weights`: what the sums of a part are divided by, those of its batch: the seventh argument; None: its own.
+    `weights`: what the sums of a part are divided by, those of its batch; None: its own. So there are seven parameters.
     """
     objective = options.objective
     count = drawn.rows.shape[0]

@@ -126,6 +126,10 @@ class ModelConfig(Section):
     """How attention is computed: `cudnn` needs a GPU, `splash` a TPU; `chunked` saves memory on long texts."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """What the base's kernels are stored as: 8 bits, 4 bits (NF4), or as `dtype` says."""
+    kv_cache: Literal["model", "bfloat16", "int8"] = "model"
+    """What keys and values are stored as while texts are generated: 8 bits with a scale a head and token, 16 bits, or
+    as `dtype` says. Less than `dtype` changes answers by rounding that is more than that of sums.
+    """
     remat: Literal["none", "full"] = "none"
     """`full`: the backward pass computes every layer again, for want of memory."""
 

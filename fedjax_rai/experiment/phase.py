@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Key, Metrics
-from fedjax_rai.cai.align import align, begin, make_pool
+from fedjax_rai.cai.align import align_in_place, begin, make_pool
 from fedjax_rai.cai.constitution import draw
 from fedjax_rai.cai.options import Numbers, Options, make_numbers, make_objective, make_sampling
 from fedjax_rai.cai.programs import Collected, OnlineSource, PreparedSource, Source, count_pairs, outcome
@@ -24,7 +24,7 @@ from fedjax_rai.data.examples import Prompts, take
 from fedjax_rai.data.order import cycle
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.mesh import replicated, ways
-from fedjax_rai.train.step import PLAIN
+from fedjax_rai.train.step import PLAIN, TrainState
 
 CAUSES = ("held_out", "cut_off", "empty", "equal")
 """Why a conversation, or a prepared pair, makes no pair, as `cai_...` of a round's row; it counts for the first."""
@@ -48,12 +48,13 @@ class Phase:
     ) -> Iterator[tuple[Adapter, Metrics]]:
         """(adapter, metrics) after each of the ascending iteration counts, by one pass through all of them."""
         key = rng.stream(self.key(t), "align")
-        # laid out as `align` leaves it, so that going on from there is the same program
-        progress = jax.device_put(begin(adapter), replicated(self.setting.models.mesh))
+        # laid out as `align` leaves it, so that going on from there is the same program; a copy, as it is given up
+        progress = jax.device_put(begin(adapter), replicated(self.setting.models.mesh), may_alias=False)
         numbers = self.numbers
         for count in counts:
             numbers = numbers._replace(iterations=jnp.int32(count))
-            progress = align(self.setting.lm, self.options, progress, collected.pool, numbers, key)
+            done = progress._replace(state=TrainState({}, ()))
+            progress = align_in_place(self.setting.lm, self.options, progress.state, done, collected.pool, numbers, key)
             trained, metrics = outcome(adapter, progress)
             yield trained, collected.metrics | metrics
 

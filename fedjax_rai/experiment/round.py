@@ -86,8 +86,13 @@ class Federation:
         return Phase(self.setting)
 
     def init(self) -> ServerState:
-        state = self.algorithm.init(self.setting.fresh_adapter("adapter"))
-        return jax.device_put(state, replicated(self.setting.models.mesh))
+        """The state before the first round: on every device, but for what the algorithm has spread over them."""
+        everywhere = replicated(self.setting.models.mesh)
+
+        def placed(leaf: jax.Array) -> jax.Array:
+            return jax.device_put(leaf, everywhere) if leaf.sharding.is_fully_replicated else leaf
+
+        return jax.tree.map(placed, self.algorithm.init(self.setting.fresh_adapter("adapter")))
 
     def _kept_rows(self) -> list[np.ndarray]:
         """Each client's rows of the corpus after its filter."""

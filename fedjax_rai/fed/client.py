@@ -4,13 +4,14 @@ Memory holds one chunk's activations and optimizer states, whatever the size of 
 where the aggregator is linear.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from fedjax_rai import trees
 from fedjax_rai.aliases import Adapter, Array, Float, Int, PyTree
@@ -99,12 +100,47 @@ def laid_out(mesh: Mesh | AbstractMesh, in_turn: bool) -> Callable[[PyTree], PyT
     return lambda tree: jax.tree.map(lay_node, tree, is_leaf=lambda node: isinstance(node, Cohort))
 
 
+class Stacks(NamedTuple):
+    """How adapters of many clients, leaves [c, ...], lie on the mesh where they are kept, and what is made of them."""
+
+    spread: Callable[[PyTree], PyTree] = everywhere  # every device has a part of each adapter
+    whole: Callable[[PyTree], PyTree] = everywhere  # every device has all of a tree
+
+
+@lru_cache
+def stacks(mesh: Mesh | AbstractMesh) -> Stacks:
+    """Of a mesh; within a program."""
+    if mesh.size == 1:
+        return Stacks()
+
+    def lie(leaf: Array, spec: P) -> Array:
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    return Stacks(
+        spread=lambda tree: jax.tree.map(lambda leaf: lie(leaf, spread_spec(leaf.shape, mesh)), tree),
+        whole=lambda tree: jax.tree.map(lambda leaf: lie(leaf, P()), tree),
+    )
+
+
+def spread_spec(shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
+    """How a leaf [c, ...] of a stack is spread: its longest axis behind c, of those that all devices divide, over them.
+
+    The number of clients need not be divided. Where devices divide no axis, each has the whole leaf.
+    """
+    divided = [axis for axis in range(1, len(shape)) if shape[axis] and shape[axis] % mesh.size == 0]
+    if not divided:
+        return P()
+    longest = max(divided, key=lambda axis: shape[axis])
+    return P(*(None,) * longest, mesh.axis_names)
+
+
 class Mapper(NamedTuple):
     """How a function of one client is mapped over a cohort: `chunk` of them at once, one chunk after another."""
 
     clients: int  # in all, of whom a cohort is drawn
     chunk: int = 1
     constrain: Callable[[PyTree], PyTree] = everywhere  # lays a chunk out on the mesh
+    stacks: Stacks = Stacks()  # for what is kept of every client
     adds_up: bool = False  # a linear aggregator needs no more than the mean of what long cohorts send
 
     def pad(self, cohort: Cohort) -> Cohort:
@@ -120,6 +156,11 @@ class Mapper(NamedTuple):
     def __call__(self, fn: Callable[[X], Y], rows: X) -> Y:
         """`fn` of every client, leaves [c, ...] in and out; they stay laid out if `rows` were padded."""
         return trees.in_chunks(jax.vmap(fn), rows, self.chunk, self.constrain)
+
+    def spread(self, fn: Callable[[X], Y], rows: X) -> Y:
+        """The same, out of and into stacks that are spread over the devices: none of them holds one as a whole."""
+        spread = self.stacks.spread
+        return trees.in_chunks(jax.vmap(fn), spread(rows), self.chunk, self.constrain, spread)
 
     def updates(self, train: Callable[[X], ClientUpdate], rows: X) -> ClientUpdate:
         """What the clients of padded rows send, leaves [c, ...].

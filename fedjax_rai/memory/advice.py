@@ -147,7 +147,7 @@ KEEPING = (
 
 # The keys that make a phase's parts smaller, those that change no number first.
 _READING = ("eval.batch_size", "model.attention", "mesh.tensor", "data.max_length")
-_ANSWERING = ("eval.batch_size", "mesh.tensor", "eval.max_new_tokens", "data.max_length")
+_ANSWERING = ("eval.batch_size", "mesh.tensor", "model.kv_cache", "eval.max_new_tokens", "data.max_length")
 _TRAINING = ("model.remat", "model.attention", "mesh.tensor")
 _CHANGING_TRAINING = ("data.max_length", "lora.rank", "model.dtype")
 LOWERED_BY: dict[str, tuple[str, ...]] = {
@@ -163,8 +163,14 @@ LOWERED_BY: dict[str, tuple[str, ...]] = {
     "probe": _ANSWERING,
     "evaluation, answering": _ANSWERING,
     "evaluation, choices": _READING,
-    "answering replay": ("mesh.tensor", "cai.replay", "cai.max_new_tokens"),
-    "CAI, generating": ("cai.prompts_per_chunk", "mesh.tensor", "cai.max_new_tokens", "data.max_length"),
+    "answering replay": ("mesh.tensor", "model.kv_cache", "cai.replay", "cai.max_new_tokens"),
+    "CAI, generating": (
+        "cai.prompts_per_chunk",
+        "mesh.tensor",
+        "model.kv_cache",
+        "cai.max_new_tokens",
+        "data.max_length",
+    ),
     "CAI, reference": ("model.attention", "mesh.tensor", "cai.batch_size", "cai.max_new_tokens", "data.max_length"),
     "CAI, training": ("cai.micro_batch", *_TRAINING, "cai.batch_size", "cai.max_new_tokens", *_CHANGING_TRAINING),
 }
@@ -394,6 +400,7 @@ def _lower(config: ExperimentConfig) -> dict[str, Any]:
     smaller = {"none": "int8", "int8": "nf4"}
     if config.model.quantize in smaller:
         lower["model.quantize"] = smaller[config.model.quantize]
+    lower["model.kv_cache"] = "int8"
     lower["model.dtype"] = "bfloat16"
     if config.model.attention == "xla":
         lower["model.attention"] = "chunked"

@@ -6,18 +6,20 @@ upper bound. Not counted: what Python and the host hold besides, and the tensor 
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from math import ceil
+from math import ceil, prod
 from typing import NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from fedjax_rai import mesh as meshes
+from fedjax_rai.aliases import PyTree
 from fedjax_rai.cai.options import make_objective, may_be_due
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import bucket
 from fedjax_rai.fed.algorithm import chunk_of_clients, in_turn, local_optimizer, make_algorithm
 from fedjax_rai.fed.base import FedAlgorithm
+from fedjax_rai.fed.client import spread_spec
 from fedjax_rai.memory.footprint import (
     FLOAT,
     Computation,
@@ -113,7 +115,7 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
 
 def _as_configured(config: ExperimentConfig, sizes: Sizes) -> Sizes:
     """The sizes under the keys of `config` that change how a model is computed, its rank, and how long texts are."""
-    computed = {key: getattr(config.model, key) for key in ("dtype", "attention", "quantize", "remat")}
+    computed = {key: getattr(config.model, key) for key in ("dtype", "attention", "quantize", "kv_cache", "remat")}
     sizes = _with_architectures(sizes, lambda architecture: dataclasses.replace(architecture, **computed))
     lora = dataclasses.replace(sizes.model.lora, rank=config.lora.rank)
     lengths = sizes.lengths.cut(config.data.max_length)
@@ -214,9 +216,21 @@ def _algorithm(config: ExperimentConfig, sizes: Sizes) -> FedAlgorithm:
 
 
 def _state_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
-    """Bytes of what the server keeps from round to round."""
+    """Bytes of what the server keeps from round to round, a device."""
     adapter = abstract_adapter(sizes.model.config, sizes.model.lora)
-    return nbytes(jax.eval_shape(_algorithm(config, sizes).init, adapter))
+    algorithm = _algorithm(config, sizes)
+    state = jax.eval_shape(algorithm.init, adapter)
+    spread = algorithm.spread(state)
+    return nbytes(state) - nbytes(spread) + _part_of_stacks(spread, abstract_mesh(config, sizes.devices))
+
+
+def _part_of_stacks(stacks: PyTree, mesh: AbstractMesh) -> int:
+    """Bytes of one device's part of adapters that are spread over all of them."""
+    total = 0
+    for leaf in jax.tree.leaves(stacks):
+        lie = NamedSharding(mesh, spread_spec(leaf.shape, mesh))
+        total += prod(lie.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return total
 
 
 def _training_length(config: ExperimentConfig, lengths: Lengths) -> int:
@@ -283,7 +297,10 @@ def _answering(config: ExperimentConfig, sizes: Sizes, length: int) -> dict[str,
     """Answering a batch of the evaluation's prompts of `length` tokens."""
     rows = _part(config, sizes, config.eval.batch_size)
     shape = DecodingShape(rows, length, length + config.eval.max_new_tokens)
-    return decoding(sizes.model.config, shape, _computation(config))
+    parts = decoding(sizes.model.config, shape, _computation(config))
+    # Where longer prompts follow shorter ones the cache is copied to a longer one, while nothing else is computed.
+    parts["activations"] = max(parts["activations"], parts["KV cache"])
+    return parts
 
 
 def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:

@@ -26,19 +26,8 @@ from fedjax_rai.mesh import gathered, is_sharded, with_whole_channels
 from fedjax_rai.model import quantize
 from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, in_parts, modules, outputs, parts_of
 from fedjax_rai.model.attention import Attention, Sight, attend
+from fedjax_rai.model.cache import KVCache, of_layer, written
 from fedjax_rai.model.lora import NO_LORA, Dropout, Lora, abstract_adapter
-
-
-class KVCache(NamedTuple):
-    """Keys and values of every slot, all layers: `[L, b, s, kv_heads, head_dim]`, written in place."""
-
-    k: Float[Array, "L b s g e"]
-    v: Float[Array, "L b s g e"]
-
-
-def empty_cache(config: DecoderConfig, batch: int, slots: int) -> KVCache:
-    shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
-    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
 class Rotation(NamedTuple):
@@ -177,8 +166,8 @@ class Block(nn.Module):
         q = rotate(q, rotation)
         k = rotate(k, rotation)
         if cache is not None:
-            cache = _written(cache, KVCache(k, v), layer.index, context.slot)
-            k, v = _of_layer(cache, layer.index)
+            cache = written(cache, config, KVCache(k, v), layer.index, context.slot)
+            k, v = of_layer(cache, config, layer.index)
         y = _attended(config, (q, k, v, context.sight), layer.kind, cache is not None)
         (y,) = self.project(_flat(y), "o_proj", ("heads", "embed"), layer)
         return y.reshape(x.shape), cache
@@ -275,17 +264,6 @@ def _thin(x: Float[Array, "t i"], kernels: dict[str, Array], dropout: Dropout | 
 def _of_kind(rotations: Rotation, kind: Int[Array, ""]) -> Rotation:
     """The rotation of one kind of layer."""
     return jax.tree.map(lambda kinds: kinds[0] if len(kinds) == 1 else kinds[kind], rotations)
-
-
-def _written(cache: KVCache, new: KVCache, layer: Int[Array, ""], slot: Int[Array, ""]) -> KVCache:
-    """The cache with one layer's new keys and values [b, t, g, e] in it, from a slot on."""
-    start = (layer, 0, slot, 0, 0)
-    return jax.tree.map(lambda old, part: jax.lax.dynamic_update_slice(old, part[None], start), cache, new)
-
-
-def _of_layer(cache: KVCache, layer: Int[Array, ""]) -> KVCache:
-    """Keys and values of one layer, [b, s, g, e]."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), cache)
 
 
 def _attended(

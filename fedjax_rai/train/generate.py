@@ -18,7 +18,8 @@ from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
 from fedjax_rai.data.examples import Prompts
 from fedjax_rai.mesh import split_rows
 from fedjax_rai.model.attention import Sight
-from fedjax_rai.model.decoder import LM, Decoder, KVCache, empty_cache, forward_cached, tell_apart, unembed
+from fedjax_rai.model.cache import KVCache, empty_cache
+from fedjax_rai.model.decoder import LM, Decoder, forward_cached, tell_apart, unembed
 
 
 class DecodingState(NamedTuple):

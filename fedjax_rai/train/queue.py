@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from fedjax_rai.aliases import Adapter, Array, Bool, Int, Key
 from fedjax_rai.data.examples import Prompts, length_batches
 from fedjax_rai.mesh import ROWS, mesh_of, split_rows, ways
-from fedjax_rai.model.decoder import LM, KVCache
+from fedjax_rai.model.decoder import LM, tell_apart
 from fedjax_rai.train.generate import Answers, Decoding, DecodingState, append, generate, pick, start
 
 NONE = -1
@@ -50,7 +50,7 @@ class Rows(NamedTuple):
     tokens: Int[Array, "b t"]  # of the answer
     length: Int[Array, "b"]  # of the answer so far
     ended: Bool[Array, "b"]
-    lost: Bool[Array, "b"]  # the row's logits were once no numbers
+    lost: Bool[Array, "b"]  # the row's logits were once no numbers, or all one
 
 
 class Finished(NamedTuple):
@@ -186,7 +186,7 @@ def _laid(rows: Rows, mesh: Mesh | AbstractMesh) -> Rows:
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*axes)))
 
     state = rows.state
-    heads = "tensor" if state.cache.k.shape[3] % mesh.shape["tensor"] == 0 else None
+    heads = "tensor" if jax.tree.leaves(state.cache)[0].shape[3] % mesh.shape["tensor"] == 0 else None
     cache = jax.tree.map(lambda leaf: lay(leaf, None, ROWS, None, heads), state.cache)
     slot = lay(state.slot)
     others = jax.tree.map(lambda leaf: lay(leaf, ROWS), rows._replace(state=state._replace(cache=(), slot=())))
@@ -285,9 +285,9 @@ def _refill(
         return whole.at[(slice(None),) * axis + (ring,)].set(leaf)
 
     put = partial(_put, target=target)
-    cache = zip(state.cache, fresh.cache, strict=True)
+    fresh_cache = jax.tree.map(partial(around, axis=2), fresh.cache)
     state = state._replace(
-        cache=KVCache(*(put(old, around(new, 2), axis=1) for old, new in cache)),
+        cache=jax.tree.map(partial(put, axis=1), state.cache, fresh_cache),
         valid=put(state.valid, around(fresh.valid, 1)),
         key_position=put(state.key_position, around(fresh.key_position, 1)),
         position=put(state.position, fresh.position),
@@ -324,7 +324,7 @@ def _advance(lm: LM, adapter: Adapter | None, decoding: Decoding, rows: Rows) ->
     active = _active(rows, decoding)
     token = pick(state.logits, jax.vmap(jax.random.fold_in)(rows.keys, rows.length), decoding.sampling)
     ends = jnp.isin(token, decoding.end_ids)
-    lost = rows.lost | (active & ~jnp.isfinite(jnp.max(state.logits, axis=-1)))
+    lost = rows.lost | (active & ~tell_apart(state.logits))
     state = append(lm, adapter, state, token[:, None], active[:, None])
     state = state._replace(slot=state.slot % state.valid.shape[1])
     place = jnp.where(active, rows.length, decoding.max_new)  # beyond the last: dropped

@@ -6,15 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment.together import federated_round
 from fedjax_rai.fed.aggregate import Aggregator, median, weighted_mean
 from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch, summary
-from fedjax_rai.fed.client import HELD_TOGETHER, ClientUpdate, Cohort, Mapper, are_added_up
+from fedjax_rai.fed.client import HELD_TOGETHER, ClientUpdate, Cohort, Mapper, are_added_up, spread_spec
 from fedjax_rai.fed.fedavg import fedavg
 from fedjax_rai.memory.footprint import loaded
+from fedjax_rai.mesh import AXES
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.tools.tiny_base import CONFIG as TINY
@@ -113,3 +116,18 @@ def test_memory_does_not_grow_with_the_cohort():
     few, many = held_by_a_round(5), held_by_a_round(200)
     assert many < 1.05 * few
     assert held_by_a_round(200, "median") > 1.5 * many
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices", "spec"),
+    [
+        ((20, 32, 4096, 16), 8, P(None, None, AXES)),  # the longest axis behind the clients
+        ((20, 32, 16, 14336), 8, P(None, None, None, AXES)),
+        ((20, 4, 9, 5), 8, P()),  # eight devices divide none of these
+        ((16,), 8, P()),
+        ((20, 4, 9, 5), 4, P(None, AXES)),
+    ],
+)
+def test_a_stack_of_adapters_is_spread_along_its_longest_axis(shape, devices, spec):
+    """The number of clients, 20, need not be divided by the devices."""
+    assert spread_spec(shape, AbstractMesh((devices, 1, 1), AXES)) == spec

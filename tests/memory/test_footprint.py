@@ -73,7 +73,7 @@ def sizes(shape: DecoderConfig, rank: int = 8, devices: int = 1, pairs: int = 0,
 
 
 def config_of(shape: DecoderConfig, rank: int = 8, **sections: Any) -> ExperimentConfig:
-    how = {name: getattr(shape, name) for name in ("dtype", "attention", "quantize", "remat")}
+    how = {name: getattr(shape, name) for name in ("dtype", "attention", "quantize", "kv_cache", "remat")}
     own = {"model": how, "lora": {"rank": rank}, "data": {"max_length": 4096}, "guard": {"steps": 0}}
     return ExperimentConfig.model_validate(own | sections)
 

@@ -135,7 +135,7 @@ def test_smaller_chunks_come_before_all_that_changes_results():
 def test_smaller_parts_of_a_step_are_among_the_first_remedies():
     """The largest divisor of the batch that fits, of training that is too large; none where dropout would change."""
     shape = decoder()
-    config = config_of(shape, federated={"batch_size": 12}, cai={"enabled": False})
+    config = config_of(shape, federated={"batch_size": 12}, cai={"enabled": False}, eval={"batch_size": 1})
     known = sizes(shape, train=256)
 
     def with_parts(rows: int) -> int:

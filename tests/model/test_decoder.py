@@ -11,6 +11,7 @@ from flax import linen as nn
 from fedjax_rai.model import decoder, lora
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.attention import Sight
+from fedjax_rai.model.cache import empty_cache
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora
 from tests import small
@@ -65,7 +66,7 @@ def test_cached_equals_uncached(adapted):
         hidden, cache = decoder.forward_cached(LM(MODEL, base), adapter, *args)
         return decoder.unembed(LM(MODEL, base), hidden), cache
 
-    cache, start, got = decoder.empty_cache(CONFIG, len(valid), slots), 0, []
+    cache, start, got = empty_cache(CONFIG, len(valid), slots), 0, []
     for end in [prompt, *range(prompt + 1, slots + 1)]:
         part = slice(start, end)
         written = np.where(np.arange(slots) < end, segments, 0)
@@ -82,7 +83,7 @@ def test_a_cache_slot_that_is_not_seen_does_not_matter():
     sight = Sight(one, one, sees, jnp.array([[0, 0, 1]]))
     outputs = []
     for junk in (0.0, 1e3):
-        cache = jax.tree.map(lambda leaf, junk=junk: leaf.at[:, :, 1].set(junk), decoder.empty_cache(CONFIG, 1, 3))
+        cache = jax.tree.map(lambda leaf, junk=junk: leaf.at[:, :, 1].set(junk), empty_cache(CONFIG, 1, 3))
         args = (TOKENS[:1, :1], sight, cache, jnp.array(2))
         outputs.append(decoder.forward_cached(LM(MODEL, base), None, *args)[0])
     np.testing.assert_array_equal(*outputs)

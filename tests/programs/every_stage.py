@@ -31,6 +31,7 @@ from fedjax_rai.model.lora import Lora, init_adapter
 from fedjax_rai.safety import guard
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 from fedjax_rai.train.losses import sigmoid
+from fedjax_rai.train.step import start
 from tests.cai.common import options
 
 SENT = re.compile(r"= (\(?[a-z0-9]+\[.*?) (all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
@@ -93,10 +94,11 @@ def stages(on: Placed) -> Iterator[tuple[str, Any]]:
     scored = pool._replace(reference_logps=(jnp.zeros(ROWS), jnp.zeros(ROWS)))
     keys = jax.random.split(jax.random.key(2), ROWS)
     decoding = Decoding(Sampling(jnp.float32(0)), jnp.array([0]), 4)
+    data = guard.FitData(texts, jnp.asarray(rows), jnp.float32(0.1))
     yield "a round of eight", a_round(on, 8)
     yield "a round of sixteen", a_round(on, 16)
     yield "a round of five", a_round(on, 5)
-    yield "guard, fitting", guard.fit.lower(lm, adapter, texts, rows, jnp.float32(0.1))
+    yield "guard, fitting", guard.fit_steps.lower(lm, start(adapter), data, np.int32(0), np.int32(STEPS))
     yield "guard, scoring", guard.first_token_score.lower(lm, adapter, *prompts, np.array([1, 2], np.int32))
     yield "answers", generate.lower(lm, adapter, prompts, keys, decoding)
     yield "choices", choice._answer_logps.lower(lm, adapter, texts)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_rai import terminal
-from fedjax_rai.cai.align import align
+from fedjax_rai.cai.align import align_in_place
 from fedjax_rai.cai.programs import generate_rollout, pool_of_rollout
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.round import Federation, play_round
@@ -129,7 +129,7 @@ def test_a_client_that_kept_nothing_has_no_weight(config, arm):
 @pytest.mark.slow
 def test_arms_rounds_and_iteration_counts_share_their_programs(config, arm):
     play(config, arm)
-    compiled = federated_round, generate_rollout, pool_of_rollout, align
+    compiled = federated_round, generate_rollout, pool_of_rollout, align_in_place
     before = [small.compilations(program) for program in compiled]
     other = {"cai": {"iterations": 5, "learning_rate": 1e-2, "temperature": 0.5}, "federated": {"learning_rate": 1e-3}}
     play(vary(config, "more", **other), arm)

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedjax_rai.data.examples import encode_chats
-from fedjax_rai.evals.judge import refuses
+from fedjax_rai.evals.refusals import refuses
 from fedjax_rai.text.prompts import Turn, answered
 from fedjax_rai.text.tokenizer import load_tokenizer
 from fedjax_rai.tools import real_preparation

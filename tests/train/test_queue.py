@@ -94,6 +94,20 @@ def test_an_answer_is_that_of_its_prompt_alone_whatever_shares_the_rows():
 
 
 @pytest.mark.slow
+def test_a_ring_that_grows_begins_with_its_oldest_slot():
+    """Of five slots the third was written longest ago; of seven, the two that are new come next."""
+    rows = queue.begin(small.LM, 1, 5, Decoding(Sampling(np.float32(0)), ENDS, 3))
+    ages = jnp.array([[3, 4, 0, 1, 2]])
+    cache = jax.tree.map(lambda leaf: leaf + ages[None, :, :, None, None], rows.state.cache)
+    state = rows.state._replace(cache=cache, key_position=ages, valid=ages > 0, slot=jnp.int32(2))
+    found = queue.with_slots(small.LM, rows._replace(state=state), 7).state
+    assert found.key_position.tolist() == [[0, 1, 2, 3, 4, 0, 0]] and found.slot == 5
+    assert found.valid.tolist() == [[False, True, True, True, True, False, False]]
+    for leaf in found.cache:
+        assert (leaf[1, 0, :, 0] == jnp.array([0, 1, 2, 3, 4, 0, 0])[:, None]).all()
+
+
+@pytest.mark.slow
 def test_a_row_without_numbers_is_finished_and_its_successor_answers():
     """A prompt whose token has an embedding of NaN, in a single row: the next prompt reads nothing of it."""
     config = dataclasses.replace(small.CONFIG, tie_word_embeddings=False)
