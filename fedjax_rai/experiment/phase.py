@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Key, Metrics
-from fedjax_rai.cai.align import align_in_place, begin, make_pool
+from fedjax_rai.cai.align import Progress, align_in_place, begin, make_pool
 from fedjax_rai.cai.constitution import draw
 from fedjax_rai.cai.options import Numbers, Options, make_numbers, make_objective, make_sampling
 from fedjax_rai.cai.programs import Collected, OnlineSource, PreparedSource, Source, count_pairs, outcome
@@ -49,9 +49,7 @@ class Phase:
         self, adapter: Adapter, collected: Collected, t: int, counts: Sequence[int]
     ) -> Iterator[tuple[Adapter, Metrics]]:
         """(adapter, metrics) after each of the ascending iteration counts, by one pass through all of them."""
-        key = rng.stream(self.key(t), "align")
-        # laid out as `align` leaves it, so that going on from there is the same program; a copy, as it is given up
-        progress = jax.device_put(begin(adapter), replicated(self.setting.models.mesh), may_alias=False)
+        key, progress = ahead(lambda: self._begun(adapter, t), self.setting.models.mesh.size).result()
         numbers = self.numbers
         for count in counts:
             numbers = numbers._replace(iterations=jnp.int32(count))
@@ -59,6 +57,12 @@ class Phase:
             progress = align_in_place(self.setting.lm, self.options, progress.state, done, collected.pool, numbers, key)
             trained, metrics = outcome(adapter, progress)
             yield trained, collected.metrics | metrics
+
+    def _begun(self, adapter: Adapter, t: int) -> tuple[Key[Array, ""], Progress]:
+        """The key of a phase's iterations, and their state before the first of them."""
+        # laid out as `align` leaves it, so that going on from there is the same program; a copy, as it is given up
+        progress = jax.device_put(begin(adapter), replicated(self.setting.models.mesh), may_alias=False)
+        return rng.stream(self.key(t), "align"), progress
 
     @property
     def numbers(self) -> Numbers:
@@ -71,7 +75,7 @@ class Phase:
 
     def prepare(self, t: int) -> None:
         """Make the source of round t now, while the device is busy with what comes before."""
-        self._sources = {t: ahead(lambda: self._source(t))}
+        self._sources = {t: ahead(lambda: self._source(t), self.setting.models.mesh.size)}
 
     def source(self, t: int) -> Source:
         """The source of round t: `cai.prompts` of the red prompts, or so many of the prepared pairs."""

@@ -107,7 +107,7 @@ class Federation:
 
     def prepare(self, t: int) -> None:
         """Draw the cohort of round t and its rows now, while the device is busy with what comes before."""
-        self._drawn = {t: ahead(lambda: self.cohort(t))}
+        self._drawn = {t: ahead(lambda: self.cohort(t), self.setting.models.mesh.size)}
 
     def drawn(self, t: int) -> tuple[Cohort, dict[str, int]]:
         """`cohort(t)`, which may have been prepared."""

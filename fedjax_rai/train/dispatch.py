@@ -10,12 +10,17 @@ T = TypeVar("T")
 _beside = threading.local()  # for each thread that dispatches another one, which makes ahead
 
 
-def ahead(make: Callable[[], T]) -> Future[T]:
+def ahead(make: Callable[[], T], devices: int) -> Future[T]:
     """What `make` gives, by another thread, while this one dispatches or waits; in the order in which it is asked for.
 
     On a CPU a small operation, as of a random key, is computed by the thread that asks for it, and only after all that
-    this thread has dispatched. So it would wait for the round that it is to be ready for.
+    this thread has dispatched. So it would wait for the round that it is to be ready for. With several devices this
+    thread makes it, at once: on CPUs that wait keeps their programs, which wait for each other, from piling up.
     """
+    if devices > 1:
+        made: Future[T] = Future()
+        made.set_result(make())
+        return made
     if not hasattr(_beside, "thread"):
         _beside.thread = ThreadPoolExecutor(1, "ahead")
     return _beside.thread.submit(make)

@@ -1,4 +1,4 @@
-"""Points of a sweep whose rounds are computed at once are runs by themselves, and compile nothing anew.
+"""Points of a sweep whose rounds are computed at once are runs by themselves, and compile nothing anew; no round waits.
 
 `runs_beside.py FOLDER`, on one device.
 """
@@ -13,7 +13,9 @@ import jax
 
 from fedjax_rai.config.grid import Point, load_sweep
 from fedjax_rai.config.load import dump_config
+from fedjax_rai.experiment.round import Federation, play_round
 from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.fed.base import ServerState
 from fedjax_rai.runs import beside, conclude, files
 from fedjax_rai.runs.record import METRICS, REVISIONS
 from fedjax_rai.runs.run import run
@@ -93,3 +95,26 @@ for point, other in zip(killed, whole[:3], strict=True):
     assert content(sweep.output(point)) == content(sweep.output(other)) == expected, point
     together = [row.get("together") for row in files.read_rows(sweep.output(other) / METRICS)]
     assert together == [None, None, None, 2, 2, 2], together
+
+
+@jax.jit
+def slow(x: jax.Array, times: int) -> jax.Array:
+    """Seconds of work."""
+    return jax.lax.fori_loop(0, times, lambda _, x: jax.numpy.tanh(x @ x), x)
+
+
+def after(result: jax.Array, state: ServerState) -> ServerState:
+    """The state as it is, but not before the result is there."""
+    nothing = 0 * result[0, 0]
+    return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), state)
+
+
+# A round is dispatched though what it starts from is still to be computed: nothing in it waits for the device.
+federation = Federation(Setting(killed[2].config))
+state = federation.init()
+matrix = jax.numpy.eye(512)
+play_round([federation], [after(slow(matrix, 1), state)], 0)
+result = slow(matrix, 3000)
+((end, *_), _) = play_round([federation], [after(result, state)], 1)
+assert not result.is_ready(), "a round waited for the state that it starts from"
+jax.block_until_ready(end.state)
