@@ -98,7 +98,7 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
     given = 0
     with precision, terminal.progress("answering", len(rows), unit="prompt") as advance:
         for chat in (False, True):
-            numbers = np.array([i for i, row in enumerate(rows) if row.chat == chat])
+            numbers = np.array([i for i, row in enumerate(rows) if row.chat == chat], int)
             decoding = Decoding(sampling(request, files.config.vocab_size), end_ids(files, chat), request.max_new)
             size = min(request.batch_size, max(len(numbers), 1))
             texts = [rows[i].ids for i in numbers]
