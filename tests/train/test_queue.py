@@ -45,6 +45,17 @@ def test_steps_by_hand(lengths, rows, at_once, in_batches, in_queue):
     assert steps_in_queue(lengths, rows, at_once) == in_queue
 
 
+@pytest.mark.parametrize(("most", "rows", "share"), [(256, 16, 0.4), (256, 64, 0.42), (32, 64, 0.95)])
+def test_what_is_saved_where_refusals_stand_among_long_answers(most, rows, share):
+    """520 answers of log-normal lengths, around 30 tokens (six in ten) or 150; never less than all tokens over rows."""
+    g = np.random.default_rng(0)
+    refusals = g.random(520) < 0.6
+    lengths = np.where(refusals, g.lognormal(np.log(30), 0.5, 520), g.lognormal(np.log(150), 0.7, 520))
+    lengths = np.clip(np.ceil(lengths), 2, most).astype(int).tolist()
+    taken = steps_in_queue(lengths, rows, refilled_at_once(rows))
+    assert sum(lengths) / rows < taken < share * steps_in_batches(lengths, rows)
+
+
 def test_an_eighth_of_each_part_begins_anew():
     shapes = ((1, 1), (7, 1), (16, 1), (17, 1), (64, 1), (100, 1), (64, 8), (128, 4), (8, 8))
     assert [refilled_at_once(*shape) for shape in shapes] == [1, 1, 2, 1, 8, 10, 8, 16, 8]
