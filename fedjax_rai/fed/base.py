@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_rai import trees
@@ -11,6 +12,7 @@ from fedjax_rai.aliases import Adapter, Array, Float, Metrics, PyTree
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.data.packing import batches
 from fedjax_rai.fed.client import ClientUpdate, Cohort, Task
+from fedjax_rai.mesh import whole
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.model.lora import Dropout
 
@@ -62,6 +64,12 @@ class FedAlgorithm:
     round: Callable[[ServerState, LM, RoundBatch], tuple[ServerState, Metrics]]
     holds: Callable[[int, int], dict[str, int]] = field(default=holds_nothing, compare=False)
     spread: Callable[[ServerState], PyTree] = field(default=spreads_nothing, compare=False)
+
+
+def whole_but_spread(algorithm: FedAlgorithm, state: ServerState, beside: PyTree) -> ServerState:
+    """A round's state, of which all but what is spread is on each device that `beside` has parts on (`mesh.whole`)."""
+    spread = {id(leaf) for leaf in jax.tree.leaves(algorithm.spread(state))}
+    return jax.tree.map(lambda leaf: leaf if id(leaf) in spread else whole(leaf, beside), state)
 
 
 class Row(NamedTuple):
