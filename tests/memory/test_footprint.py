@@ -180,6 +180,7 @@ TRAINED: list[tuple[dict, dict]] = [
     ({"dtype": "bfloat16"}, {}),
     ({"dtype": "bfloat16", "vocab": 16384, "remat": "full"}, {"clients": 2, "cohort": 2}),
     ({"vocab": 512}, {"b": 1, "l": 32, "rank": 64, "cohort": 8}),
+    ({"vocab": 512}, {"b": 1, "l": 32, "rank": 64, "cohort": 8, "clients": 2}),  # deltas are added up
     ({"vocab": 512}, {"b": 1, "l": 32, "rank": 64, "cohort": 4, "clients": 2, "algorithm": "scaffold"}),
 ]
 TALKED: list[tuple[dict, dict]] = [
