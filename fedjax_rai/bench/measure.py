@@ -10,6 +10,7 @@ from fedjax_rai.bench import summary
 from fedjax_rai.bench.peers import BESIDE, Side
 from fedjax_rai.bench.protocol import Worker, alternate
 
+QUIET = {"TRANSFORMERS_VERBOSITY": "error"}  # it warns that torch is missing
 COMMAND = [sys.executable, "-m", "fedjax_rai.bench.work"]
 
 
@@ -42,9 +43,8 @@ def environment(request: Mapping[str, Any], has_peers: bool) -> dict[str, str]:
         variables = {"JAX_NUM_CPU_DEVICES": str(count), "CUDA_VISIBLE_DEVICES": _first_devices(count)}
     if count is not None and count > 1:  # of one CPU, devices wait for each other, and need more threads than cores
         variables["NPROC"] = str(max(4 * count, os.cpu_count() or 1))
-    if has_peers:
-        variables |= {name: value for name, value in BESIDE.items() if name not in os.environ}
-    return variables
+    usual = QUIET | (BESIDE if has_peers else {})
+    return variables | {name: value for name, value in usual.items() if name not in os.environ}
 
 
 def _first_devices(count: int) -> str:

@@ -42,25 +42,28 @@ def finish(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as aligned columns, what they have in common above them."""
-    cells = [_cells(row) for row in rows]
+    """Rows as aligned columns, the sizes that they have in common above them, the machine below."""
+    stated = [sizes(row) for row in rows]
+    common = [part for part in stated[0] if all(part in parts for parts in stated)]
+    cells = [_cells(row, common) for row in rows]
     shown = [name for name in cells[0] if any(row[name] for row in cells)]
     lines = [shown, *([row[name] for name in shown] for row in cells)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
-    text = [_aligned(line, widths) for line in lines]
+    words = shown.index("seconds")
+    text = [_aligned(line, widths, words) for line in lines]
     limits = rows[0]
     machine = (
         f"{limits['device']}; products {limits['matmul_flops'] / 1e9:,.0f} GFLOP/s, copies "
         f"{limits['copy_bytes'] / 1e9:,.1f} GB/s (read and written); {'; '.join(_versions(rows))}"
     )
-    return "\n".join([*text, machine])
+    return "\n".join([*filter(None, [", ".join(common)]), *text, machine])
 
 
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """The first three columns to the left, numbers to the right."""
+def _aligned(cells: Sequence[str], widths: Sequence[int], words: int) -> str:
+    """The first columns, so many, hold words and begin at the left; the others hold numbers and end at the right."""
     padded = []
     for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        padded.append(cell.ljust(width) if i < 3 else cell.rjust(width))
+        padded.append(cell.ljust(width) if i < words else cell.rjust(width))
     return "  ".join(padded).rstrip()
 
 
@@ -68,15 +71,15 @@ def _versions(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["versions"] for row in rows))
 
 
-def _cells(row: Row) -> dict[str, str]:
-    """A row of the table; what is not known is empty."""
+def _cells(row: Row, common: Sequence[str]) -> dict[str, str]:
+    """A row of the table, but for what all have in common; what is not known is empty."""
     ratios = [f"{name.removeprefix('ratio_to_')} {row[name]:.2f}" for name in row if name.startswith("ratio_to_")]
     return {
         "work": f"{row['work']}, {Path(row['model']).name}",
-        "sizes": sizes(row),
         "by": row["by"],
+        "sizes": ", ".join(part for part in sizes(row) if part not in common),
         "seconds": f"{row['median_seconds']:.3g}",
-        "spread": f"{row['spread']:.0%}",
+        "spread": "" if row["spread"] is None else f"{row['spread']:.0%}",
         "tokens/s": f"{row['tokens_per_second']:,.0f}",
         "of products": f"{row['share_of_matmul']:.2f}",
         "of copies": f"{row['share_of_copy']:.2f}",
@@ -89,12 +92,12 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
-def sizes(row: Row) -> str:
-    """Sizes of the work, and how the model was computed."""
+def sizes(row: Row) -> list[str]:
+    """Sizes of the work, and how the model was computed, as words."""
     named = [f"{name} {row[name]}" for name in SHAPES[row["work"]]._fields if row[name] is not None]
     others = [f"{name} {row[name]}" for name, usual in COMPUTED.items() if row[name] != usual]
     devices = [f"devices {row['devices']}"] if row["devices"] > 1 else []
-    return ", ".join([*named, f"rank {row['rank']}", *others, *devices])
+    return [*named, f"rank {row['rank']}", *others, *devices]
 
 
 def _gib(held: int | None) -> str:

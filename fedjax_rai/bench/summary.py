@@ -11,8 +11,10 @@ MEASURED = ("compile_seconds", "compilations", "programs_found", "recompilations
 """What a worker says of itself; a peer leaves out what it does not know."""
 
 
-def spread(seconds: Sequence[float]) -> float:
-    """How far apart the slowest and the fastest run are, as a share of the median."""
+def spread(seconds: Sequence[float]) -> float | None:
+    """How far apart the slowest and the fastest run are, as a share of the median; None of a single run."""
+    if len(seconds) < 2:
+        return None
     return (max(seconds) - min(seconds)) / statistics.median(seconds)
 
 

@@ -67,7 +67,7 @@ def test_runs_are_taken_in_turns() -> None:
 
 
 def test_spread_is_of_the_median_and_the_ratio_of_rates() -> None:
-    assert summary.spread([2.0, 1.0, 4.0]) == (4.0 - 1.0) / 2.0
+    assert summary.spread([2.0, 1.0, 4.0]) == (4.0 - 1.0) / 2.0 and summary.spread([2.0]) is None
     assert summary.ratio([2.0, 1.0, 4.0], [3.0, 9.0, 5.0]) == 5.0 / 2.0  # we take 2 s, the peer takes 5
 
 
@@ -103,6 +103,7 @@ def test_both_sides_are_measured_by_the_same_floor_and_limits(monkeypatch: pytes
 def test_devices_are_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6")
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
     assert measure.environment(REQUEST, has_peers=False) == {}
     assert measure.environment(REQUEST, has_peers=True) == {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     two = measure.environment(REQUEST | {"devices": 2}, has_peers=False)

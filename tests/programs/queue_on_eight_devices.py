@@ -52,7 +52,7 @@ def most_sent(mesh: Any) -> int:
     keys = jax.random.split(jax.random.key(0), 16)
     waiting = queue.Queue(prompts, keys, np.arange(16, dtype=np.int32), np.int32(16), np.bool_(True))
     rows = queue.begin(lm, 16, prompts.tokens.shape[1] + NEW, DECODING)
-    text = queue.serve.lower(lm, adapter, rows, waiting, DECODING).compile().as_text()
+    text: Any = queue.serve.lower(lm, adapter, rows, waiting, DECODING).compile().as_text()
     found = [0]
     for result, kind in SENT.findall(text):
         print(kind, result)
