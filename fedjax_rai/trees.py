@@ -60,11 +60,19 @@ def all_finite(x: PyTree) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(x)]))
 
 
-def in_chunks(fn: Callable[[Any], Any], rows: Any, chunk: int, constrain: Callable[[Any], Any] = lambda x: x) -> Any:
+def in_chunks(
+    fn: Callable[[Any], Any],
+    rows: Any,
+    chunk: int,
+    constrain: Callable[[Any], Any] = lambda x: x,
+    constrain_out: Callable[[Any], Any] | None = None,
+) -> Any:
     """`fn` of a pytree of rows [b, ...], `chunk` of them at once, one chunk after another; leaves [b, ...] out.
 
-    The last chunk is filled up with copies of the first row. `constrain` lays a chunk's rows out on the mesh.
+    The last chunk is filled up with copies of the first row. `constrain` lays a chunk's rows out on the mesh, and what
+    `fn` makes of them, unless `constrain_out` does that.
     """
+    laid_out = constrain_out or constrain
     (count,) = {leaf.shape[0] for leaf in jax.tree.leaves(rows)}
     missing = -count % chunk
 
@@ -73,7 +81,7 @@ def in_chunks(fn: Callable[[Any], Any], rows: Any, chunk: int, constrain: Callab
         return whole.reshape(-1, chunk, *leaf.shape[1:])
 
     def apply(chunk_rows: Any) -> Any:
-        return constrain(fn(constrain(chunk_rows)))
+        return laid_out(fn(constrain(chunk_rows)))
 
     mapped = jax.lax.map(apply, jax.tree.map(fill, rows))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], mapped)

@@ -22,7 +22,7 @@ from fedjax_rai.cai.programs import OnlineSource, generate_rollout, pool_of_roll
 from fedjax_rai.cai.revise import RolloutBatch
 from fedjax_rai.data.examples import Prompts, pad_left
 from fedjax_rai.fed.base import RoundBatch
-from fedjax_rai.fed.client import Mapper, laid_out
+from fedjax_rai.fed.client import Mapper, laid_out, stacks
 from fedjax_rai.mesh import base_shardings, over_rows, replicated, split_rows
 from fedjax_rai.model.decoder import LM, abstract_base
 from fedjax_rai.safety.guard import first_token_score
@@ -91,9 +91,12 @@ def placed_base(mesh: Mesh) -> LM:
 def begin_rounds(mesh: Mesh, name: str, clients: Sequence[int], chunk: int, watch: Watch) -> tuple[Any, ...]:
     """(round, state, lm, batch): of the small fake, all on that mesh, so many clients at once."""
     lm = placed_base(mesh)
-    algorithm = small.algorithm(name, Mapper(8, chunk, watch(mesh)))
+    algorithm = small.algorithm(name, Mapper(8, chunk, watch(mesh), stacks(mesh)))
     batch = RoundBatch(small.corpus(), small.cohort([*clients]), jnp.float32(RATE))
-    state, batch = jax.device_put((algorithm.init(small.adapter()), batch), replicated(mesh))
+    adapter, batch = jax.device_put((small.adapter(), batch), replicated(mesh))
+    state = algorithm.init(adapter)
+    for stack in jax.tree.leaves(algorithm.spread(state)):
+        assert mesh.size == 1 or stack.addressable_shards[0].data.size == stack.size // mesh.size
     return jax.jit(algorithm.round), state, lm, batch
 
 
@@ -126,6 +129,29 @@ def check_rounds_in_turn(devices: int, fsdp: int = 1) -> None:
         found.append({"adapter": state.adapter, "loss": metrics["train_loss"]})
     assert small.distance(found[0]["adapter"], small.adapter()) > 1e-3
     check_equal(*found)
+
+
+def check_stacks(devices: int) -> None:
+    """Of further clients' control variates a device gets, and gives back, no more than its part; none while it trains.
+
+    So many clients are trained that all have a place: adapters are sent in parts, or one at a time.
+    """
+    mesh = small.mesh(devices)
+    lm, adapter = placed_base(mesh), jax.device_put(small.adapter(), replicated(mesh))
+    cohort = small.cohort([*range(devices)])
+    batch = jax.device_put(RoundBatch(small.corpus(), cohort, jnp.float32(RATE)), replicated(mesh))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(adapter))
+    found = []
+    for clients in (16, 64):
+        algorithm = small.algorithm("scaffold", Mapper(clients, devices, laid_out(mesh, False), stacks(mesh)))
+        program = jax.jit(algorithm.round).lower(algorithm.init(adapter), lm, batch).compile()
+        state, _ = program.output_shardings
+        assert all(lie.is_fully_replicated for lie in jax.tree.leaves((state.adapter, state.memory.server)))
+        found.append(program.memory_analysis())
+    few, many = found
+    for part in ("argument_size_in_bytes", "output_size_in_bytes"):
+        assert getattr(many, part) - getattr(few, part) == 48 * size // devices
+    assert many.temp_size_in_bytes < few.temp_size_in_bytes + size
 
 
 def check_collectives(devices: int) -> None:

@@ -14,18 +14,18 @@ FLOORS = (
     {"config": "client_names column_names files grid keys load names prepared schema views"},
     {
         "text": "compare generation gguf_tokenizer hub prompts tokenizer",
-        "model": "architecture attention decoder families gguf lora peft quantize weights",
+        "model": "architecture attention cache decoder families gguf lora peft quantize weights",
     },
     {
         "data": "columns corpus download examples files mix order packing partition prompts records roles sources "
         "square summary tiny_lexicon tiny_world turns"
     },
-    {"train": "dispatch generate losses optimizers step"},
+    {"train": "dispatch generate losses optimizers queue step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution options programs revise",
-        "evals": "choice judge open_ended rate suite",
+        "evals": "choice judge open_ended published rate refusals suite",
     },
     {"memory": "advice footprint layout plan"},
     {
@@ -33,12 +33,13 @@ FLOORS = (
         "round setting sizes texts together"
     },
     {
-        "runs": "checkpoint compiled conclude conversations data export files folder guards inputs lockstep loop "
-        "picture prepare record report rows run trackers"
+        "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs lockstep "
+        "loop picture prepare record report rows run trackers"
     },
     {
         "studies": "dry_run plots results sweep table",
-        "bench": "__main__ machine shapes torch_peer work",
+        "bench": "__main__ cli floors flower_peer host loading machine measure peers protocol random_inputs report "
+        "requests shapes summary sweeping torch_peer trl_peer work",
         "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "
         "tiny_base",
     },

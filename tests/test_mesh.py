@@ -22,6 +22,11 @@ def test_a_round_of_clients_on_two_devices_sends_sums_alone():
     mesh_laws.check_collectives(2)
 
 
+@pytest.mark.slow
+def test_control_variates_of_all_clients_are_spread_over_devices():
+    mesh_laws.check_stacks(2)
+
+
 @either_axis
 def test_scores_on_two_devices_are_those_on_one(fsdp):
     mesh_laws.check_scoring(2, fsdp)

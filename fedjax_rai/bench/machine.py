@@ -1,10 +1,14 @@
-"""What this machine can do at most, measured: matrix products and copies."""
+"""What this machine can do at most, measured: matrix products and copies; and what jax compiled and held."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import jax
+
+COMPILED = "/jax/core/compile/backend_compile_duration"  # what jax times of a program, compiled or found
+FOUND = "/jax/compilation_cache/cache_hits"  # what jax counts a program that it found on disk as
 
 
 def seconds(run: Callable[[], Any], repeats: int = 3) -> list[float]:
@@ -38,21 +42,45 @@ def copy_bandwidth(size: int) -> float:
 
 
 def peaks(dtype: str) -> dict[str, float]:
-    """FLOP/s and bytes/s of this machine's device."""
+    """FLOP/s and bytes/s of this machine: those of one device, times their number where each is a device of its own."""
     on_cpu = jax.default_backend() == "cpu"
+    devices = 1 if on_cpu else jax.device_count()  # those of a CPU share its cores
     return {
-        "matmul_flops": matmul_peak(dtype, 2048 if on_cpu else 8192),
-        "copy_bytes": copy_bandwidth(2**28 if on_cpu else 2**31),
+        "matmul_flops": devices * matmul_peak(dtype, 2048 if on_cpu else 8192),
+        "copy_bytes": devices * copy_bandwidth(2**28 if on_cpu else 2**31),
     }
 
 
 def description() -> dict[str, Any]:
     """The device and the versions that a number was measured with."""
     device = jax.devices()[0]
-    return {"device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__}
+    return {"device": device.device_kind, "devices": jax.device_count(), "versions": f"jax {jax.__version__}"}
 
 
-def peak_memory() -> int | None:
-    """Bytes of the device's memory that this process held at most; None where the device does not say."""
+def device_memory() -> int | None:
+    """Bytes of a device's memory that this process held at most; None where the device does not say."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use")
+
+
+class Compilations:
+    """Counts programs that are compiled, or found on disk, since it was made or last cleared."""
+
+    def __init__(self) -> None:
+        self._events: Counter[str] = Counter()
+        jax.monitoring.register_event_listener(lambda event, **_: self._events.update([event]))
+        jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: self._events.update([event]))
+
+    def clear(self) -> None:
+        """Count from now on."""
+        self._events.clear()
+
+    @property
+    def found(self) -> int:
+        """Programs that an earlier process had compiled."""
+        return self._events[FOUND]
+
+    @property
+    def compiled(self) -> int:
+        """Programs that this process compiled."""
+        return self._events[COMPILED] - self.found

@@ -1,16 +1,9 @@
-"""Shapes that are measured: decoders by name with random weights, and the work of a federated round or of decoding."""
+"""What is measured: models by name or folder, and the sizes of each work. The standard library alone, for peers too."""
 
-from functools import partial
+import json
+import random
+from pathlib import Path
 from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from fedjax_rai.data.examples import Examples, Prompts
-from fedjax_rai.model.decoder import LM, Decoder, init_base
-from fedjax_rai.model.families import decoder_config
-from fedjax_rai.model.lora import Lora
 
 
 def _llama(width: int, inner: int, layers: int, heads: int, groups: int, **others: Any) -> dict[str, Any]:
@@ -38,7 +31,19 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """The `config.json` of every named shape; weights are random."""
 
-LORA = Lora(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), rank=16, alpha=32.0)
+RANK = 16  # of adapters, on all projections; alpha is twice the rank
+
+
+def model_json(model: str) -> dict[str, Any]:
+    """The `config.json` of a named shape, or of a Hugging Face folder."""
+    if model in MODELS:
+        return MODELS[model]
+    return json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+
+
+def has_weights(model: str) -> bool:
+    """Whether a model is a folder with weights; else they are random."""
+    return model not in MODELS and any(Path(model).glob("*.safetensors"))
 
 
 class RoundShape(NamedTuple):
@@ -48,7 +53,7 @@ class RoundShape(NamedTuple):
     steps: int = 25
     batch: int = 16
     length: int = 512
-    chunk: int = 1
+    chunk: int = 1  # clients that are mapped at once
 
     @property
     def tokens(self) -> int:
@@ -63,22 +68,64 @@ class DecodingShape(NamedTuple):
     prompt: int = 64
     new: int = 128
 
-
-def random_lm(model: str, **computed: str) -> LM:
-    """A decoder of that name with random weights; `computed`: dtype, attention, remat."""
-    config = decoder_config(MODELS[model], model, **computed)
-    base = jax.jit(partial(init_base, config))(jax.random.key(0))
-    return LM(Decoder(config, LORA), base)
+    @property
+    def tokens(self) -> int:
+        """Tokens that are generated."""
+        return self.rows * self.new
 
 
-def random_examples(vocabulary: int, rows: int, length: int) -> Examples:
-    """[rows, length] random tokens, all trained on."""
-    tokens: Any = np.random.default_rng(0).integers(0, vocabulary, (rows, length), np.int32)
-    ones = jnp.ones(tokens.shape, jnp.int32)
-    return Examples(jnp.asarray(tokens), ones.astype(bool), ones)
+class CaiShape(NamedTuple):
+    """A phase of constitutional AI: respond, critique, revise, and train; no answer ends before its limit."""
+
+    prompts: int = 64
+    chunk: int | None = None  # prompts that are answered at once; None: all
+    prompt: int = 64  # tokens of a prompt
+    request: int = 32  # tokens that ask for a critique, and so many for a revision
+    new: int = 64  # tokens of a response, a critique or a revision
+    revisions: int = 1
+    iterations: int = 50
+    batch: int = 16  # examples of an iteration
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the prompts are answered in."""
+        return -(-self.prompts // (self.chunk or self.prompts))
+
+    @property
+    def turns(self) -> int:
+        """Texts that are generated for a prompt."""
+        return 1 + 2 * self.revisions
+
+    @property
+    def trained(self) -> int:
+        """Tokens that go through the iterations: prompts and answers."""
+        return self.iterations * self.batch * (self.prompt + self.new)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the model once: generated, read in order to generate, and trained on."""
+        conversation = self.prompt + self.turns * self.new + 2 * self.revisions * self.request
+        return self.prompts * conversation + self.trained
 
 
-def random_prompts(vocabulary: int, shape: DecodingShape) -> Prompts:
-    """[rows, prompt] random tokens, none of them padding."""
-    tokens: Any = np.random.default_rng(1).integers(0, vocabulary, (shape.rows, shape.prompt), np.int32)
-    return Prompts(jnp.asarray(tokens), jnp.ones(tokens.shape, bool))
+class ScoreShape(NamedTuple):
+    """The guard's scores of pairs of different lengths, `length` in the mean."""
+
+    pairs: int = 1000
+    length: int = 128
+    batch: int = 64
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each pair: whole numbers from a half to three halves of `length`, the same in every process."""
+        drawn = random.Random(0)
+        return [drawn.randint(-(-self.length // 2), self.length * 3 // 2) for _ in range(self.pairs)]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are read, padding not counted."""
+        return sum(self.lengths)
+
+
+SHAPES: dict[str, Any] = {"round": RoundShape, "generate": DecodingShape, "cai": CaiShape, "score": ScoreShape}
+"""The sizes of each work, by its name."""

@@ -1,133 +1,232 @@
-"""A federated round and decoding at given shapes, timed beside this machine's limits."""
+"""Our side of a measurement: a federated round, decoding, a CAI phase or scoring at given sizes.
 
-import json
-import statistics
-import sys
-import time
-from collections import Counter
-from typing import Any
+python -m fedjax_rai.bench.work answers `bench.protocol` on standard input and output.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rai.bench import machine
-from fedjax_rai.bench.shapes import LORA, DecodingShape, RoundShape, random_examples, random_lm, random_prompts
-from fedjax_rai.config.schema import FederatedConfig
-from fedjax_rai.experiment.cost import forward_flops, parameters, step_flops
+from fedjax_rai import rng
+from fedjax_rai.aliases import Adapter, Array
+from fedjax_rai.bench import host, machine
+from fedjax_rai.bench.floors import Part, Sizes, cai_floor, decoding_floor, round_floor, score_floor
+from fedjax_rai.bench.protocol import Prepared, serve
+from fedjax_rai.bench.random_inputs import random_examples, random_lm, random_prompts, random_texts, random_tokens
+from fedjax_rai.bench.shapes import CaiShape, DecodingShape, RoundShape, ScoreShape, model_json
+from fedjax_rai.cai.align import align, begin
+from fedjax_rai.cai.options import Options, make_numbers, make_objective, make_sampling
+from fedjax_rai.cai.programs import OnlineSource, outcome
+from fedjax_rai.cai.revise import Requests, RolloutBatch
+from fedjax_rai.config.schema import CaiConfig, FederatedConfig, LoraConfig
+from fedjax_rai.data.examples import length_batches
+from fedjax_rai.errors import InputError
+from fedjax_rai.experiment.cost import parameters
 from fedjax_rai.experiment.together import federated_round
 from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Cohort
-from fedjax_rai.mesh import make_mesh
+from fedjax_rai.mesh import make_mesh, replicated, ways
 from fedjax_rai.model.decoder import LM
-from fedjax_rai.model.lora import init_adapter
+from fedjax_rai.model.families import decoder_config
+from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
 from fedjax_rai.runs.compiled import keep_compiled
+from fedjax_rai.safety.guard import first_token_score
+from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 
 NO_END = np.array([-1], np.int32)
-FOUND = "/jax/compilation_cache/cache_hits"  # what jax counts a program that it found on disk as
+CORPUS = 64  # rows that the clients' batches are drawn from
 
 
-def measure_round(model: str, shape: RoundShape, repeats: int = 3, **computed: str) -> dict[str, Any]:
-    """Tokens a second of a round of FedAvg with Adam, and the share of the machine's matrix products.
+class Subject(NamedTuple):
+    """The model that a work is done with."""
 
-    FLOPs are those of the matrix products with the base and the adapters, without attention's (`experiment.cost`).
-    """
-    lm = random_lm(model, **computed)
-    federated = FederatedConfig(clients=shape.clients, cohort=shape.clients, clients_per_chunk=shape.chunk)
-    algorithm = make_algorithm(federated, {}, make_mesh())
-    state = algorithm.init(init_adapter(lm.model.config, LORA, jax.random.key(1)))
-    batch = _batch(lm, shape)
-    began = time.perf_counter()
-    jax.block_until_ready(federated_round(algorithm, state, lm, batch))
-    first = time.perf_counter() - began
-    spent = machine.seconds(lambda: federated_round(algorithm, state, lm, batch), repeats)
-    median = statistics.median(spent)
-    held = machine.peak_memory()  # before the limits are measured, which hold matrices of their own
-    peaks = machine.peaks(lm.model.config.dtype)
-    flops = shape.tokens * step_flops(parameters(lm.model.config, LORA)) / median
-    return {
-        "work": "round",
-        "model": model,
-        **shape._asdict(),
-        **computed,
-        "seconds": spent,
-        "compile_seconds": first - median,
-        "tokens_per_second": shape.tokens / median,
-        "flops_per_second": flops,
-        "share_of_matmul": flops / peaks["matmul_flops"],
-        "peak_memory": held,
-        **peaks,
-        **machine.description(),
-    }
+    lm: LM
+    lora: Lora
+    adapter: Adapter
+    mesh: jax.sharding.Mesh
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the model knows."""
+        return self.lm.model.config.vocab_size
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the floors know of it."""
+        config = self.lm.model.config
+        kept = {name: leaf for name, leaf in self.lm.base.items() if name != "embed_tokens"}
+        read = self.lm.base if config.tie_word_embeddings else kept
+        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((read, self.adapter)))
+        width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        head = config.vocab_size * config.hidden_size
+        return Sizes(parameters(config, self.lora), head, weights, width * jnp.dtype(config.dtype).itemsize)
 
 
-def _batch(lm: LM, shape: RoundShape) -> RoundBatch:
-    examples = random_examples(lm.model.config.vocab_size, 64, shape.length)
+class Work(NamedTuple):
+    """What is timed, and what it cannot do without."""
+
+    run: Callable[[], Any]
+    tokens: int
+    floor: list[Part]
+
+
+def prepare(request: dict[str, Any]) -> Prepared:
+    """The work of a request, compiled by its first run; raises InputError for what cannot be computed here."""
+    keep_compiled()
+    counted = machine.Compilations()
+    _check_devices(request["devices"])
+    subject = make_subject(request)
+    work = WORKS[request["work"]](request, subject)
+    counted.clear()  # programs that make inputs are none of the work's
+
+    def ready() -> dict[str, Any]:
+        found = {"compilations": counted.compiled, "programs_found": counted.found}
+        counted.clear()
+        return found | {"tokens": work.tokens, "floor": work.floor} | machine.description()
+
+    def end() -> dict[str, Any]:
+        again = counted.compiled + counted.found
+        # before the limits are measured, which hold matrices of their own
+        held = {"host_memory": host.peak_memory(), "device_memory": machine.device_memory()}
+        return {"recompilations": again} | held | machine.peaks(request["computed"]["dtype"])
+
+    return Prepared(work.run, ready, end)
+
+
+def _check_devices(devices: int | None) -> None:
+    there = jax.device_count()
+    if devices is not None and devices != there:
+        raise InputError(f"--devices {devices}: jax sees {there} ({jax.devices()[0].device_kind})")
+
+
+def make_subject(request: dict[str, Any]) -> Subject:
+    """The model of a request, a fresh adapter beside it, both laid out over all devices."""
+    model, computed = request["model"], request["computed"]
+    mesh = make_mesh(**request["mesh"])
+    config = decoder_config(model_json(model), model, **computed)
+    lora = lora_shape(LoraConfig.model_validate(request["lora"]), config)
+    lm = random_lm(model, mesh, lora, **computed)
+    adapter = init_adapter(config, lora, jax.random.key(1))
+    return Subject(lm, lora, jax.device_put(adapter, replicated(mesh)), mesh)
+
+
+def round_work(request: dict[str, Any], subject: Subject) -> Work:
+    """A federated round, FedAvg with Adam if the config does not say otherwise."""
+    shape = RoundShape(**request["shape"])
+    sizes = {"clients": shape.clients, "cohort": shape.clients, "batch_size": shape.batch}
+    fields = {**request["federated"], **sizes, "clients_per_chunk": shape.chunk}
+    algorithm = make_algorithm(FederatedConfig.model_validate(fields), request["sections"], subject.mesh)
+    state = jax.device_put(algorithm.init(subject.adapter), replicated(subject.mesh))
+    batch = _batch(subject.vocabulary, shape)
+
+    def run() -> None:
+        jax.block_until_ready(federated_round(algorithm, state, subject.lm, batch))
+
+    return Work(run, shape.tokens, round_floor(subject.sizes, shape))
+
+
+def _batch(vocabulary: int, shape: RoundShape) -> RoundBatch:
+    examples = random_examples(vocabulary, CORPUS, shape.length)
     size = (shape.clients, shape.steps, shape.batch)
-    rows = np.random.default_rng(2).integers(0, 64, size, np.int32)
+    rows = np.random.default_rng(2).integers(0, CORPUS, size, np.int32)
     cohort = Cohort(jnp.arange(shape.clients), jnp.asarray(rows), jnp.ones(shape.clients))
     return RoundBatch(examples, cohort, jnp.float32(1e-4))
 
 
-def measure_decoding(model: str, shape: DecodingShape, repeats: int = 3, **computed: str) -> dict[str, Any]:
-    """Tokens a second of greedy decoding with an adapter, and the shares of the machine's copies and products.
-
-    Bytes are the base's and the adapter's weights and the mean cache, read once for every token.
-    """
-    lm = random_lm(model, **computed)
-    config = lm.model.config
-    adapter = init_adapter(config, LORA, jax.random.key(1))
-    prompts = random_prompts(config.vocab_size, shape)
+def decoding_work(request: dict[str, Any], subject: Subject) -> Work:
+    """Greedy decoding with an adapter."""
+    shape = DecodingShape(**request["shape"])
+    prompts = random_prompts(subject.vocabulary, shape)
     keys = jax.random.split(jax.random.key(2), shape.rows)
     decoding = Decoding(Sampling(np.float32(0)), NO_END, shape.new)
-    spent = machine.seconds(lambda: generate(lm, adapter, prompts, keys, decoding), repeats)
-    median = statistics.median(spent)
-    held = machine.peak_memory()  # before the limits are measured, which hold matrices of their own
-    peaks = machine.peaks(config.dtype)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves((lm.base, adapter)))
-    slots = shape.prompt + shape.new
-    width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    cache = shape.rows * slots * width * jnp.dtype(config.dtype).itemsize
-    tokens = shape.rows * shape.new
-    flops = (tokens + shape.rows * shape.prompt) * forward_flops(parameters(config, LORA)) / median
-    read = shape.new * (weights + cache) / median
-    return {
-        "work": "generate",
-        "model": model,
-        **shape._asdict(),
-        **computed,
-        "seconds": spent,
-        "tokens_per_second": tokens / median,
-        "flops_per_second": flops,
-        "share_of_matmul": flops / peaks["matmul_flops"],
-        "bytes_per_second": read,
-        "share_of_copy": read / peaks["copy_bytes"],
-        "peak_memory": held,
-        **peaks,
-        **machine.description(),
-    }
+
+    def run() -> None:
+        jax.block_until_ready(generate(subject.lm, subject.adapter, prompts, keys, decoding))
+
+    return Work(run, shape.tokens, decoding_floor(subject.sizes, shape))
 
 
-def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """What `request` asks for: its work (round or generate), model, shape, repeats and how it is computed.
+def cai_work(request: dict[str, Any], subject: Subject) -> Work:
+    """A phase of constitutional AI: respond, critique, revise, and train, by the config's method."""
+    shape = CaiShape(**request["shape"])
+    sizes = {"iterations": shape.iterations, "prompts": shape.prompts, "revisions": shape.revisions}
+    fields = {**request["cai"], **sizes, "batch_size": shape.batch, "max_new_tokens": shape.new}
+    cai = CaiConfig.model_validate(fields)
+    options = _options(cai, shape, subject.mesh)
+    source = _source(cai, shape, subject.vocabulary)
+    numbers = make_numbers(cai, replayed=cai.replay)
+    sampling = make_sampling(cai)
+    key = rng.stream(jax.random.key(2), "align")
 
-    `programs_found`: how many an earlier process had compiled; where it is 0, `compile_seconds` are those of compiling.
-    """
-    keep_compiled()
-    events: Counter[str] = Counter()
-    jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))
-    measured = _measure(request)
-    return measured | {"programs_found": events[FOUND]}
+    def run() -> None:
+        collected = source.collect(subject.lm, options, subject.adapter, sampling)
+        progress = jax.device_put(begin(subject.adapter), replicated(subject.mesh))
+        progress = align(subject.lm, options, progress, collected.pool, numbers, key)
+        jax.block_until_ready(outcome(subject.adapter, progress))
+
+    is_preference = options.objective.preference is not None
+    return Work(run, shape.tokens, cai_floor(subject.sizes, shape, is_preference, not options.critic_is_policy))
 
 
-def _measure(request: dict[str, Any]) -> dict[str, Any]:
-    model, repeats, computed = request["model"], request["repeats"], request["computed"]
-    if request["work"] == "round":
-        return measure_round(model, RoundShape(**request["shape"]), repeats, **computed)
-    return measure_decoding(model, DecodingShape(**request["shape"]), repeats, **computed)
+def _options(cai: CaiConfig, shape: CaiShape, mesh: jax.sharding.Mesh) -> Options:
+    chunk = shape.chunk or shape.prompts
+    parts = ways(mesh)
+    return Options(
+        end_ids=(0,),  # a random model hardly ever gives it, and an answer that ends early ends no other
+        max_new=shape.new,
+        chunk=-(-chunk // parts) * parts,
+        batch_size=shape.batch,
+        critic_is_policy=cai.critic == "policy",
+        train_on_revisions=cai.target == "revision",
+        reference_is_base=cai.reference == "base",
+        objective=make_objective(cai),
+        mesh=mesh,
+    )
+
+
+def _source(cai: CaiConfig, shape: CaiShape, vocabulary: int) -> OnlineSource:
+    """Random prompts and requests, and replayed answers of the same length."""
+    prompts = random_tokens(vocabulary, shape.prompts, shape.prompt)
+    rows = jnp.arange(shape.prompts)
+    principles = jnp.zeros((shape.prompts, shape.revisions), jnp.int32)
+    again = None if cai.critic == "policy" else prompts
+    batch = RolloutBatch(rows, prompts, again, principles, jax.random.split(jax.random.key(3), shape.prompts))
+    request = random_tokens(vocabulary, 1, shape.request)
+    replay = random_examples(vocabulary, cai.replay, shape.prompt + shape.new)
+    return OnlineSource(batch, Requests(request, request), replay)
+
+
+def score_work(request: dict[str, Any], subject: Subject) -> Work:
+    """A fitted guard's scores of pairs, sorted by length and padded to buckets as `safety.guard.score` does it."""
+    shape = ScoreShape(**request["shape"])
+    texts = random_texts(subject.vocabulary, shape.lengths)
+    verdict_ids = np.array([1, 2])
+
+    def dispatched() -> Iterator[tuple[np.ndarray, Array]]:
+        for rows, batch in length_batches(texts, shape.batch, 0):
+            yield rows, first_token_score(subject.lm, subject.adapter, batch.tokens, batch.valid, verdict_ids)
+
+    def run() -> None:
+        scores = np.zeros(shape.pairs, np.float32)
+        for rows, found in read_late(dispatched()):
+            scores[rows] = np.asarray(found)[: len(rows)]
+
+    return Work(run, shape.tokens, score_floor(subject.sizes, shape))
+
+
+WORKS: dict[str, Callable[[dict[str, Any], Subject], Work]] = {
+    "round": round_work,
+    "generate": decoding_work,
+    "cai": cai_work,
+    "score": score_work,
+}
+"""What is measured, by name."""
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(sys.argv[1]))))
+    serve(prepare)

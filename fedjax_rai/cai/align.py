@@ -16,8 +16,17 @@ from fedjax_rai.cai.options import Numbers, Options
 from fedjax_rai.data.examples import Examples, take
 from fedjax_rai.mesh import whole
 from fedjax_rai.model.decoder import LM
-from fedjax_rai.train.losses import LogRatios, Sum, answer_logps, split_answer_logps
-from fedjax_rai.train.step import PLAIN, Trainer, TrainState, descend, start
+from fedjax_rai.train.losses import LogRatios, Sum, answer_logps, split_answer_logps, trained_tokens
+from fedjax_rai.train.step import (
+    PLAIN,
+    Trainer,
+    TrainState,
+    descend,
+    descend_by_parts,
+    in_parts,
+    rows_at_once,
+    start,
+)
 
 
 class Pool(NamedTuple):
@@ -106,10 +115,39 @@ def align(lm: LM, options: Options, progress: Progress, pool: Pool, numbers: Num
         def loss(adapter: Adapter):
             return objective_loss(lm, options, adapter, pool, drawn, numbers)
 
-        state, (value, margin, trained, read) = descend(loss, before.state, numbers.learning_rate, options.trainer)
+        rate = numbers.learning_rate
+        size = rows_at_once(options.batch_size, options.trainer.micro_batch, options.devices(options.batch_size))
+        if size == options.batch_size:
+            state, found = descend(loss, before.state, rate, options.trainer)
+        else:
+            weights = batch_weights(options, pool, drawn)
+
+            def loss_of_part(adapter: Adapter, part: Drawn):
+                return objective_loss(lm, options, adapter, pool, part, numbers, weights)
+
+            parts = in_parts(drawn, size)
+            state, found = descend_by_parts(loss_of_part, parts, before.state, rate, options.trainer)
+        value, margin, trained, read = found
         return Progress(state, i + 1, value, margin, before.trained_tokens + trained, before.step_tokens + read)
 
     return whole(jax.lax.fori_loop(progress.iterations, numbers.iterations, iteration, progress), lm.base)
+
+
+@partial(jax.jit, static_argnames="options", donate_argnames="state")
+def align_in_place(
+    lm: LM,
+    options: Options,
+    state: TrainState,
+    done: Progress,
+    pool: Pool,
+    numbers: Numbers,
+    key: Key[Array, ""],
+) -> Progress:
+    """`align` from `done`, but with that state, whose memory it takes over: nobody may read it again.
+
+    The seven arguments are `align`'s, its progress in two: what a report is made of is not given up.
+    """
+    return align(lm, options, done._replace(state=state), pool, numbers, key)
 
 
 def draw(
@@ -132,17 +170,56 @@ def draw(
     return Drawn(jnp.where(replayed, again, rows), replayed)
 
 
+class Weights(NamedTuple):
+    """What the sums of a batch are divided by."""
+
+    learnt: Float[Array, ""]  # tokens
+    paired: Float[Array, ""]  # pairs
+
+
+def batch_weights(options: Options, pool: Pool, drawn: Drawn) -> Weights:
+    """Of a whole batch; the model is not asked."""
+    tokens = trained_tokens(take(pool.answers, drawn.rows))
+    return Weights(jnp.sum(tokens * _learnt(options, pool, drawn)), jnp.sum(_paired(pool, drawn).astype(jnp.float32)))
+
+
+def _pairs(pool: Pool, drawn: Drawn) -> Int[Array, "b"]:
+    """The pair of each row; of a replayed one any, which the masks leave out."""
+    return jnp.minimum(drawn.rows, pool.usable.shape[0] - 1)
+
+
+def _learnt(options: Options, pool: Pool, drawn: Drawn) -> Bool[Array, "b"]:
+    """The rows whose likelihood is learnt.
+
+    An unusable one, which is drawn where there is neither a usable one nor replay, is not.
+    """
+    return drawn.replayed | (pool.usable[_pairs(pool, drawn)] & options.objective.likelihood)
+
+
+def _paired(pool: Pool, drawn: Drawn) -> Bool[Array, "b"]:
+    """The rows whose chosen answer is preferred to the rejected one."""
+    return pool.paired[_pairs(pool, drawn)] & ~drawn.replayed
+
+
 def objective_loss(
-    lm: LM, options: Options, adapter: Adapter, pool: Pool, drawn: Drawn, numbers: Numbers
+    lm: LM,
+    options: Options,
+    adapter: Adapter,
+    pool: Pool,
+    drawn: Drawn,
+    numbers: Numbers,
+    weights: Weights | None = None,
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
-    """(loss, (loss, margin, trained tokens, read tokens)) of a batch.
+    """(loss, (loss, margin, trained tokens, read tokens)) of a batch, or what a part adds to these of a whole batch.
 
     The loss is the mean over tokens of what is learnt, plus the mean over pairs of what is preferred. Replayed answers
     are learnt whatever the objective. Chosen and rejected answers go through one forward pass.
+
+    `weights`: what the sums of a part are divided by, those of its batch; None: its own. So there are seven parameters.
     """
     objective = options.objective
     count = drawn.rows.shape[0]
-    pairs = jnp.minimum(drawn.rows, pool.usable.shape[0] - 1)  # of a replayed row any: it is masked below
+    pairs = _pairs(pool, drawn)
     batch = take(pool.answers, drawn.rows)
     if objective.preference:
         batch = stack(batch, take(pool.rejected, pairs))
@@ -150,12 +227,12 @@ def objective_loss(
     logps, tokens = answer_logps(lm, adapter, options.constrain(rows)(batch), options.devices(rows))
     read = batch.valid.sum().astype(logps.dtype)
 
-    # an unusable row is drawn where there is neither a usable one nor replay: it is not to be learnt
-    learnt = (drawn.replayed | (pool.usable[pairs] & objective.likelihood)).astype(logps.dtype)
+    learnt = _learnt(options, pool, drawn).astype(logps.dtype)
     chosen, chosen_tokens = logps[:count], tokens[:count]
-    likelihood = Sum(-jnp.sum(chosen * learnt), jnp.sum(chosen_tokens * learnt))
+    tokens_learnt = jnp.sum(chosen_tokens * learnt)
+    likelihood = Sum(-jnp.sum(chosen * learnt), tokens_learnt if weights is None else weights.learnt)
     if not objective.preference:
-        return likelihood.mean(), (likelihood.mean(), jnp.zeros(()), likelihood.weight, read)
+        return likelihood.mean(), (likelihood.mean(), jnp.zeros(()), tokens_learnt, read)
 
     assert pool.reference_logps is not None, "a preference needs reference_logps: see `with_reference_logps`"
     reference_chosen, reference_rejected = pool.reference_logps
@@ -166,10 +243,11 @@ def objective_loss(
         chosen_tokens=chosen_tokens,
         rejected_tokens=rejected_tokens,
     )
-    paired = (pool.paired[pairs] & ~drawn.replayed).astype(logps.dtype)
+    paired = _paired(pool, drawn).astype(logps.dtype)
     losses = objective.preference(ratios, numbers.beta, **numbers.further)
-    preference = Sum(jnp.sum(losses * paired), jnp.sum(paired))
-    margin = Sum(numbers.beta * jnp.sum((ratios.chosen - ratios.rejected) * paired), jnp.sum(paired))
+    pairs_paired = jnp.sum(paired) if weights is None else weights.paired
+    preference = Sum(jnp.sum(losses * paired), pairs_paired)
+    margin = Sum(numbers.beta * jnp.sum((ratios.chosen - ratios.rejected) * paired), pairs_paired)
     value = likelihood.mean() + preference.mean()
     trained = jnp.sum(chosen_tokens * jnp.maximum(learnt, paired)) + jnp.sum(rejected_tokens * paired)
     return value, (value, margin.mean(), trained, read)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_rai.aliases import Adapter, Array, Bool, Int, Key
 from fedjax_rai.cai.constitution import Principle
@@ -118,8 +119,11 @@ def examples(prompts: Prompts, answers: Answers) -> Examples:
     )
 
 
-def degenerate(rollout: Rollout) -> dict[str, Bool[Array, "b"]]:
-    """Why the last revision cannot be preferred to the response, by cause; a pair counts for the first that holds."""
+def degenerate(rollout: Rollout) -> dict[str, Bool[Array | np.ndarray, "b"]]:
+    """Why the last revision cannot be preferred to the response, by cause; a pair counts for the first that holds.
+
+    On the device or, of a rollout that was fetched, on the host.
+    """
     response = rollout.response
     revision = rollout.last
     return {
@@ -129,11 +133,11 @@ def degenerate(rollout: Rollout) -> dict[str, Bool[Array, "b"]]:
     }
 
 
-def empty(answers: Answers) -> Bool[Array, "b"]:
+def empty(answers: Answers) -> Bool[Array | np.ndarray, "b"]:
     """Whether an answer holds nothing but the end of its turn."""
     return answers.valid.sum(axis=1) <= 1
 
 
-def equal(a: Answers, b: Answers) -> Bool[Array, "b"]:
+def equal(a: Answers, b: Answers) -> Bool[Array | np.ndarray, "b"]:
     """Whether two answers are the same, whatever lies behind their ends."""
-    return jnp.all((a.valid == b.valid) & ((a.tokens == b.tokens) | ~a.valid), axis=1)
+    return ((a.valid == b.valid) & ((a.tokens == b.tokens) | ~a.valid)).all(axis=1)

@@ -96,6 +96,17 @@ def _of_a_hub_name(revision: str | None, info: ValidationInfo) -> str | None:
 Revision = Annotated[Text | None, AfterValidator(_of_a_hub_name)]
 
 
+def _divides_the_batch(micro_batch: int | None, info: ValidationInfo) -> int | None:
+    batch = info.data.get("batch_size")
+    if micro_batch is None or batch is None or batch % micro_batch == 0:
+        return micro_batch
+    divisors = ", ".join(str(size) for size in range(1, batch + 1) if batch % size == 0)
+    raise ValueError(f"must be null or divide batch_size = {batch} of the same section: one of {divisors}")
+
+
+MicroBatch = Annotated[Count | None, AfterValidator(_divides_the_batch)]
+
+
 class Section(BaseModel):
     """What follows each key says what it means: docs/config.md is made of it (`tools.config_reference`)."""
 
@@ -115,6 +126,10 @@ class ModelConfig(Section):
     """How attention is computed: `cudnn` needs a GPU, `splash` a TPU; `chunked` saves memory on long texts."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """What the base's kernels are stored as: 8 bits, 4 bits (NF4), or as `dtype` says."""
+    kv_cache: Literal["model", "bfloat16", "int8"] = "model"
+    """What keys and values are stored as while texts are generated: 8 bits with a scale a head and token, 16 bits, or
+    as `dtype` says. Less than `dtype` changes answers by rounding that is more than that of sums.
+    """
     remat: Literal["none", "full"] = "none"
     """`full`: the backward pass computes every layer again, for want of memory."""
 
@@ -381,6 +396,11 @@ class FederatedConfig(Section):
     """Optimizer updates of a client in a round; the paper's number."""
     batch_size: Count = 16
     """Examples of a local step; the paper's number."""
+    micro_batch: MicroBatch = None
+    """Examples of a local step that are computed at once, for want of memory: a divisor of `batch_size`; null: all.
+
+    Gradients are added up, so that numbers change by rounding only; but `lora.dropout` zeroes other inputs.
+    """
     learning_rate: Rate = 2e-3
     """Learning rate of the clients' optimizer in the first round."""
     schedule: Annotated[str, Name("constant", "cosine")] = "constant"
@@ -484,6 +504,8 @@ class GuardConfig(Section):
     """Optimizer updates of the fit."""
     batch_size: Count = 32
     """Pairs of one such update."""
+    micro_batch: MicroBatch = None
+    """Pairs of one that are computed at once, as `federated.micro_batch`; null: all."""
     learning_rate: Rate = 1e-3
     """Learning rate of the fit."""
     threshold: Annotated[float, Field(gt=0, lt=1), _Real] = 0.5
@@ -547,6 +569,8 @@ class CaiConfig(Section):
     """Benign prompts with the base's own answers that are mixed in, to hold utility."""
     batch_size: Count = 16
     """Examples of an optimizer update."""
+    micro_batch: MicroBatch = None
+    """Examples of one that are computed at once, as `federated.micro_batch`; null: all."""
     learning_rate: Rate = 1e-3
     """Learning rate of the phase's optimizer."""
     temperature: Temperature = 1.0

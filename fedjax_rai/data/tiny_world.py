@@ -7,6 +7,7 @@ Half of the word combinations, by hash, never occur in pre-training; evaluation 
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -53,19 +54,21 @@ class Item(NamedTuple):
         return str(g.choice(allowed)).format(**self.slots)
 
 
-def _pool(entries: Sequence[str], split: Split | None, role: Role | None) -> list[str]:
-    """The words of a split and role; None means any."""
+@cache  # thousands of questions draw from few of them
+def _pool(slot: str, split: Split | None, role: Role | None) -> np.ndarray:
+    """The words of a slot, split and role; None means any."""
     shares = [(s, r) for s in SPLITS for r in ROLES]
     found = []
-    for i, word in enumerate(entries):
+    for i, word in enumerate(_SLOTS[slot]):
         word_split, word_role = shares[i % len(shares)]
         if split in (None, word_split) and role in (None, word_role):
             found.append(word)
-    return found
+    return np.array(found)
 
 
-def _forms(kind: str, split: Split | None) -> list[str]:
-    return [form for i, form in enumerate(words.QUERIES[kind]) if split in (None, SPLITS[i % 2])]
+@cache
+def _forms(kind: str, split: Split | None) -> np.ndarray:
+    return np.array([form for i, form in enumerate(words.QUERIES[kind]) if split in (None, SPLITS[i % 2])])
 
 
 def region(*combination: str) -> str:
@@ -76,7 +79,7 @@ def region(*combination: str) -> str:
 def _item(g: np.random.Generator, kind: str, split: Split | None, role: Role | None, seen: bool | None = None) -> Item:
     """A random sensitive question; `seen`: its words met in pre-training, True or False, or either."""
     while True:
-        draw = {slot: str(g.choice(_pool(entries, split, role))) for slot, entries in _SLOTS.items()}
+        draw = {slot: str(g.choice(_pool(slot, split, role))) for slot in _SLOTS}
         query = str(g.choice(_forms(kind, split)))
         used = [draw[slot] for slot in _SLOTS if f"{{{slot}}}" in query]
         combination = used or [draw["group"], draw["event"]]

@@ -1,6 +1,6 @@
 """The answers of a model to prompts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,12 +8,13 @@ import numpy as np
 
 from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, Array, Key
-from fedjax_rai.data.examples import encode_questions, length_batches
+from fedjax_rai.data.examples import encode_questions
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.text.prompts import question
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.dispatch import read_late
-from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
+from fedjax_rai.train.generate import Decoding, Sampling
+from fedjax_rai.train.queue import answer_all, read
 
 
 class Subject(NamedTuple):
@@ -63,8 +64,8 @@ def answers_to(
 
     In float32 they depend neither on a prompt's neighbours nor on the batch size; in bfloat16 only by rounding, which
     may turn a near tie. An answer whose logits are no numbers is empty, and how many are is said on standard error.
-    `advance` is called once a batch, as soon as its answers are there. Raises InputError for a prompt with a token that
-    the model has no row for.
+    `advance` is called once for each batch of prompts, as soon as the answers are there that ended while its prompts
+    were given rows. Raises InputError for a prompt with a token that the model has no row for.
     """
     tokenizer = subject.tokenizer
     encoded = encode_questions(tokenizer, [question(prompt) for prompt in prompts], subject.max_length)
@@ -75,26 +76,20 @@ def answers_to(
     ends = np.array(tokenizer.end_ids, np.int32)
     decoding = Decoding(Sampling(np.float32(sampled.temperature)), ends, sampled.max_new)
 
-    def dispatched() -> Iterator[tuple[np.ndarray, Answers]]:
-        for rows, batch in length_batches(repeated, subject.batch_size, tokenizer.pad_id):
-            batch_keys = keys[np.resize(rows, subject.batch_size)]
-            yield rows, generate(subject.lm, subject.adapter, batch, batch_keys, decoding)
-
+    programs = answer_all(subject.lm, subject.adapter, repeated, keys, decoding, subject.batch_size)
     texts = [""] * len(repeated)
     cut_off = [False] * len(repeated)
     lost = 0
-    for rows, answers in read_late(dispatched()):
-        tokens = np.asarray(answers.tokens)
-        valid = np.asarray(answers.valid)
-        ended = np.asarray(answers.ended)
-        lost += int(np.sum(~valid[: len(rows)].any(axis=1)))
-        shown = valid & ~np.isin(tokens, ends)  # not every end is a token that decoding skips
+    for finished in read_late(programs):
+        rows, answers = read(finished)
+        lost += int(np.sum(~answers.valid.any(axis=1)))
+        shown = answers.valid & ~np.isin(answers.tokens, ends)  # not every end is a token that decoding skips
         for place, row in enumerate(rows):
-            texts[row] = tokenizer.decode(tokens[place][shown[place]]).strip()
-            cut_off[row] = not ended[place]
+            texts[row] = tokenizer.decode(answers.tokens[place][shown[place]]).strip()
+            cut_off[row] = not answers.ended[place]
         advance()
     if lost:
-        terminal.say(f"{lost} of {len(texts)} answers are none: the model's logits are no numbers (NaN or infinity)")
+        terminal.say(f"{lost} of {len(texts)} answers are none: the logits are no numbers (NaN, infinity), or all one")
     sizes = [sampled.samples] * len(prompts)
     return Responses(by_prompt(texts, sizes), by_prompt(cut_off, sizes))
 

@@ -37,10 +37,10 @@ from fedjax_rai.evals.judge import (
     Judgement,
     judgement,
     primary,
-    refuses,
 )
 from fedjax_rai.evals.open_ended import Responses, Sampled, by_prompt
 from fedjax_rai.evals.rate import Rate, Verdict
+from fedjax_rai.evals.refusals import refuses
 from fedjax_rai.text.compare import same
 
 CHOICES, UTILITY, OVER_REFUSAL = 200, 300, 60

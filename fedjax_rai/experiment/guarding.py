@@ -1,15 +1,17 @@
 """The guard of an experiment, fitted, saved or as released, and its scores of the clients' pairs."""
 
+import time
 from collections.abc import Callable
 from functools import cached_property
 from math import ceil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai import rng, terminal
-from fedjax_rai.aliases import Adapter
+from fedjax_rai.aliases import Adapter, PyTree
 from fedjax_rai.config.files import digest
 from fedjax_rai.config.names import attribute
 from fedjax_rai.config.views import View
@@ -50,10 +52,13 @@ FITTED_BY = (
     *SHAPE,
     "guard.steps",
     "guard.batch_size",
+    "guard.micro_batch",
     "guard.learning_rate",
     "guard.label_noise",
 )
 """The keys that a fit reads, besides the labelled pairs and the base, which count by what is in them."""
+SECONDS_BETWEEN_FITTINGS = 60.0
+"""How often a fit that is under way is kept: a kill costs no more than that, and a short fit writes nothing."""
 SCORED_BY = (*COMPUTED, "eval.batch_size")
 """The keys that scores depend on, besides the pairs and the guard."""
 
@@ -160,7 +165,7 @@ class Guarding:
         if kept is not None:
             return jax.device_put(kept, replicated(self._models.mesh))
         fitted = self._fit()
-        if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted)):
+        if _of_numbers(fitted):
             self._store.keep_adapter(self._origin_of_fit, shape, fitted)
         return fitted
 
@@ -175,9 +180,37 @@ class Guarding:
         rows = order.reshape(config.steps, config.batch_size)
         lm = self._adapted_base
         fresh = init_adapter(lm.model.config, lm.model.lora, rng.stream(jax.random.key(seed), "guard"))
-        fresh = jax.device_put(fresh, replicated(self._models.mesh))
-        with terminal.progress(f"fitting the guard on {len(pairs)} pairs{shortened}", None):
-            return jax.block_until_ready(guards.fit(lm, fresh, examples, rows, np.float32(config.learning_rate)))
+        fitting = self._resumed(guards.begin_fit(fresh))
+        data = guards.FitData(examples, jnp.asarray(rows), jnp.float32(config.learning_rate))
+        described = f"fitting the guard on {len(pairs)} pairs{shortened}"
+        with terminal.progress(described, config.steps, fitting.steps) as advance:
+            note = self._noting(fitting.steps, advance)
+            return guards.fit(lm, fitting, data, config.micro_batch, note)
+
+    def _resumed(self, fitting: guards.Fitting) -> guards.Fitting:
+        """A fit from where it was left, if it was, on every device."""
+        if self._store is not None:
+            kept = self._store.fitting(self._origin_of_fit, fitting.state)
+            if kept is not None:
+                fitting = guards.Fitting(*kept)
+        # laid out as the steps leave it, so that going on from there is the same program
+        return fitting._replace(state=jax.device_put(fitting.state, replicated(self._models.mesh)))
+
+    def _noting(self, done: int, advance: terminal.Advance) -> Callable[[guards.Fitting], None]:
+        """Shows how far a fit has come since `done`, and keeps it for another process now and then."""
+        kept_at = time.monotonic()
+
+        def note(fitting: guards.Fitting) -> None:
+            nonlocal done, kept_at
+            advance(steps=fitting.steps - done)
+            done = fitting.steps
+            if self._store is None or time.monotonic() - kept_at < SECONDS_BETWEEN_FITTINGS:
+                return
+            if _of_numbers(fitting.state):
+                self._store.keep_fitting(self._origin_of_fit, fitting.steps, fitting.state)
+            kept_at = time.monotonic()
+
+        return note
 
     @cached_property
     def _origin_of_fit(self) -> Origin:
@@ -276,3 +309,8 @@ class Guarding:
         if self._config.guard.path is None and self._config.guard.adapter is not None:
             _ = self._saved
             name_other_base(Path(self._config.guard.adapter), self._config.model.path, self._config.model.revision)
+
+
+def _of_numbers(tree: PyTree) -> bool:
+    """Whether every leaf is finite."""
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))

@@ -7,20 +7,20 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from fedjax_rai.aliases import Adapter
+from fedjax_rai.aliases import Adapter, PyTree
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.lora import Lora
 
 VERSION = 1
 """Of the computations: to be raised where the same keys, texts and weights give another guard, or other scores."""
-FITTED, SCORES = "fitted", "scores"
+FITTED, FITTING, SCORES = "fitted", "fitting", "scores"
 
 
 class Origin(NamedTuple):
     """What something was made of: two of one kind with equal digests are the same, bit for bit, on one machine."""
 
     kind: str
-    """`fitted`: a guard's adapter; `scores`: p(unsafe) of pairs."""
+    """`fitted`: a guard's adapter; `fitting`: the state of its fit; `scores`: p(unsafe) of pairs."""
     parts: dict[str, Any]
     """Plain values: keys of the config, and the digests of texts and weights."""
     base: str = ""
@@ -51,7 +51,15 @@ class Store(Protocol):
         ...
 
     def keep_adapter(self, origin: Origin, shape: tuple[DecoderConfig, Lora], adapter: Adapter) -> None:
-        """Keep it for the next time; never raises for what a file system refuses."""
+        """Keep it for the next time, and its fit no longer; never raises for what a file system refuses."""
+        ...
+
+    def fitting(self, origin: Origin, like: PyTree) -> tuple[int, PyTree] | None:
+        """(steps done, state after them) of the fit of a guard, the state of the shape of `like`."""
+        ...
+
+    def keep_fitting(self, origin: Origin, steps: int, state: PyTree) -> None:
+        """Keep it in the place of an earlier one; never raises for what a file system refuses."""
         ...
 
     def scores(self, origin: Origin) -> np.ndarray | None:

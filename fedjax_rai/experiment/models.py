@@ -80,6 +80,7 @@ class Models:
             dtype=config.dtype,
             attention=config.attention,
             quantize=config.quantize,
+            kv_cache=config.kv_cache,
             remat=config.remat,
         )
 

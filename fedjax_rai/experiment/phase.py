@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Key, Metrics
-from fedjax_rai.cai.align import align, begin, make_pool
+from fedjax_rai.cai.align import align_in_place, begin, make_pool
 from fedjax_rai.cai.constitution import draw
 from fedjax_rai.cai.options import Numbers, Options, make_numbers, make_objective, make_sampling
 from fedjax_rai.cai.programs import Collected, OnlineSource, PreparedSource, Source, count_pairs, outcome
@@ -24,6 +24,7 @@ from fedjax_rai.data.examples import Prompts, take
 from fedjax_rai.data.order import cycle
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.mesh import replicated, ways
+from fedjax_rai.train.step import PLAIN, TrainState
 
 CAUSES = ("held_out", "cut_off", "empty", "equal")
 """Why a conversation, or a prepared pair, makes no pair, as `cai_...` of a round's row; it counts for the first."""
@@ -36,6 +37,7 @@ class Phase:
         self.setting = setting
         self.config = setting.config
         self.options = make_options(setting, setting.config)
+        self._prepared_sources: dict[int, Source] = {}
 
     def collect(self, adapter: Adapter, t: int) -> Collected:
         """What the phase of round t trains on, given the adapter that it starts from."""
@@ -46,12 +48,13 @@ class Phase:
     ) -> Iterator[tuple[Adapter, Metrics]]:
         """(adapter, metrics) after each of the ascending iteration counts, by one pass through all of them."""
         key = rng.stream(self.key(t), "align")
-        # laid out as `align` leaves it, so that going on from there is the same program
-        progress = jax.device_put(begin(adapter), replicated(self.setting.models.mesh))
+        # laid out as `align` leaves it, so that going on from there is the same program; a copy, as it is given up
+        progress = jax.device_put(begin(adapter), replicated(self.setting.models.mesh), may_alias=False)
         numbers = self.numbers
         for count in counts:
             numbers = numbers._replace(iterations=jnp.int32(count))
-            progress = align(self.setting.lm, self.options, progress, collected.pool, numbers, key)
+            done = progress._replace(state=TrainState({}, ()))
+            progress = align_in_place(self.setting.lm, self.options, progress.state, done, collected.pool, numbers, key)
             trained, metrics = outcome(adapter, progress)
             yield trained, collected.metrics | metrics
 
@@ -64,8 +67,15 @@ class Phase:
         """The random key of the phase of round t."""
         return rng.stream(self.setting.root, "cai", round=t)
 
+    def prepare(self, t: int) -> None:
+        """Make the source of round t now, while the device is busy with what comes before."""
+        self._prepared_sources = {t: self._source(t)}
+
     def source(self, t: int) -> Source:
         """The source of round t: `cai.prompts` of the red prompts, or so many of the prepared pairs."""
+        return self._prepared_sources.pop(t, None) or self._source(t)
+
+    def _source(self, t: int) -> Source:
         if self.config.cai.data == ONLINE:
             return self._online(t)
         return self._prepared(t)
@@ -116,6 +126,7 @@ def make_options(setting: Setting, config: ExperimentConfig) -> Options:
         reference_is_base=cai.reference == "base",
         objective=make_objective(cai),
         mesh=setting.models.mesh,
+        trainer=PLAIN._replace(micro_batch=cai.micro_batch),
     )
 
 

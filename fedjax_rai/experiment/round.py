@@ -1,5 +1,6 @@
 """One round of one run, or of several that go together: filter, local training, aggregation, constitutional AI."""
 
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,17 +51,19 @@ class End(NamedTuple):
     outcome: Outcome
 
 
-_CLOCK = ThreadPoolExecutor(1, "clock")
+_CLOCKS = threading.local()  # one of each thread that dispatches: what one dispatches is done in order
 
 
 def when_done(arrays: Any) -> Future[float]:
     """The time (`time.perf_counter`) at which the device has computed them; nobody waits for it."""
+    if not hasattr(_CLOCKS, "clock"):
+        _CLOCKS.clock = ThreadPoolExecutor(1, "clock")
 
     def wait() -> float:
         jax.block_until_ready(arrays)
         return time.perf_counter()
 
-    return _CLOCK.submit(wait)
+    return _CLOCKS.clock.submit(wait)
 
 
 class Federation:
@@ -70,6 +73,7 @@ class Federation:
         self.setting = setting
         self.algorithm = make_algorithm(setting.config.federated, dict(setting.config), setting.models.mesh)
         self.kept = self._kept_rows()
+        self._drawn: dict[int, tuple[Cohort, dict[str, int]]] = {}
 
     @property
     def config(self) -> ExperimentConfig:
@@ -80,8 +84,13 @@ class Federation:
         return Phase(self.setting)
 
     def init(self) -> ServerState:
-        state = self.algorithm.init(self.setting.fresh_adapter("adapter"))
-        return jax.device_put(state, replicated(self.setting.models.mesh))
+        """The state before the first round: on every device, but for what the algorithm has spread over them."""
+        everywhere = replicated(self.setting.models.mesh)
+
+        def placed(leaf: jax.Array) -> jax.Array:
+            return jax.device_put(leaf, everywhere) if leaf.sharding.is_fully_replicated else leaf
+
+        return jax.tree.map(placed, self.algorithm.init(self.setting.fresh_adapter("adapter")))
 
     def _kept_rows(self) -> list[np.ndarray]:
         """Each client's rows of the corpus after its filter."""
@@ -93,20 +102,31 @@ class Federation:
         threshold = self.config.guard.threshold
         return [rows[keep(scores[rows], threshold)] for rows in self.setting.client_rows]
 
-    def cohort(self, t: int) -> tuple[Cohort, int]:
-        """The clients of round t with their batches, and the tokens of all these.
+    def prepare(self, t: int) -> None:
+        """Draw the cohort of round t and its rows now, while the device is busy with what comes before."""
+        self._drawn = {t: self.cohort(t)}
 
-        A client that has nothing to train on takes part with weight 0.
+    def drawn(self, t: int) -> tuple[Cohort, dict[str, int]]:
+        """`cohort(t)`, which may have been prepared."""
+        return self._drawn.pop(t, None) or self.cohort(t)
+
+    def cohort(self, t: int) -> tuple[Cohort, dict[str, int]]:
+        """The clients of round t with their batches, and what is counted of them: `step_tokens` and `without_data`.
+
+        A client that has nothing to train on takes part with weight 0; how many do is absent where none does.
         """
         federated, seed = self.config.federated, self.config.seed
         clients = rng.host(seed, "cohort", round=t).choice(federated.clients, federated.cohort, replace=False)
         rows = np.stack([self._local_rows(int(client), t) for client in clients])
         weight = np.array([self._weight(int(client)) for client in clients], np.float32)
         lengths = self.setting.texts.lengths
-        tokens = int(lengths[rows][weight > 0].sum())
+        counts = {"step_tokens": int(lengths[rows][weight > 0].sum())}
+        absent = int(np.sum(weight == 0))
+        if absent:
+            counts["without_data"] = absent
         if self.config.data.packing:
             rows = plan(rows, lengths, self.setting.texts.corpus.tokens.shape[1])
-        return Cohort(jnp.asarray(clients, jnp.int32), jnp.asarray(rows), jnp.asarray(weight)), tokens
+        return Cohort(jnp.asarray(clients, jnp.int32), jnp.asarray(rows), jnp.asarray(weight)), counts
 
     def _weight(self, client: int) -> int:
         """The examples that a client kept; 0 where none of them has an answer token left."""
@@ -146,9 +166,12 @@ def play_round(
     """Round t of every federation, dispatched: their ends, and those of runs that differ in `cai.iterations` alone.
 
     Several federations are one vmapped axis (`together`). Of a single one, `fewer` are ascending smaller numbers of
-    iterations, whose ends are passed on the way to its own.
+    iterations, whose ends are passed on the way to its own. Nothing waits for the device but a probe; before it does,
+    the host's part of the phase and of the next round is done.
     """
     ends = _local_training(federations, states, t)
+    _prepare(federations, t)
+    ends = [_probed(federation, end) for federation, end in zip(federations, ends, strict=True)]
     cai = federations[0].config.cai
     counts = [federation.config.cai.iterations for federation in federations]
     if not (any(counts) and is_due(cai, t, ends[0].outcome.local.get("probe_harmless"))):
@@ -160,9 +183,9 @@ def play_round(
 
 
 def _local_training(federations: Sequence[Federation], states: Sequence[ServerState], t: int) -> list[End]:
-    """Local training, aggregation, and the probe if there is one."""
+    """Local training and aggregation."""
     first = federations[0]
-    cohort, tokens = first.cohort(t)
+    cohort, counts = first.drawn(t)
     batch = RoundBatch(first.setting.texts.corpus, cohort, first.learning_rate(t), first.dropout(t))
     lm = first.setting.lm
     if len(federations) == 1:
@@ -171,22 +194,27 @@ def _local_training(federations: Sequence[Federation], states: Sequence[ServerSt
         rates = [federation.learning_rate(t) for federation in federations]
         trained = federated_rounds(first.algorithm, list(states), lm, batch, rates)
     done = when_done(trained[0][1])
-    absent = int(np.sum(np.asarray(cohort.weight) == 0))
-    counts = {"step_tokens": tokens} | ({"without_data": absent} if absent else {})
-    ends = []
-    for federation, (state, metrics) in zip(federations, trained, strict=True):
-        outcome = Outcome(metrics | counts, done)
-        ends.append(End(state, _probed(federation, state, outcome)))
-    return ends
+    return [End(state, Outcome(metrics | counts, done)) for state, metrics in trained]
 
 
-def _probed(federation: Federation, state: ServerState, outcome: Outcome) -> Outcome:
-    """With the probe's numbers, where a run has a probe."""
+def _prepare(federations: Sequence[Federation], t: int) -> None:
+    """The host's part of what the device is given after the local training of round t."""
+    first = federations[0]
+    has_iterations = any(federation.config.cai.iterations for federation in federations)
+    if has_iterations and is_due(first.config.cai, t, safe_share=0.0):
+        first.phase.prepare(t)
+    if t + 1 < first.config.federated.rounds:
+        first.prepare(t + 1)
+
+
+def _probed(federation: Federation, end: End) -> End:
+    """With the probe's numbers, where a run has a probe; waits for the device."""
     prompts = federation.config.cai.probe
     if not prompts:
-        return outcome
-    found = probe(federation.setting, prompts, state.adapter)
-    return outcome._replace(local=outcome.local | found, probe_done=when_done(()))
+        return end
+    found = probe(federation.setting, prompts, end.state.adapter)
+    outcome = end.outcome
+    return End(end.state, outcome._replace(local=outcome.local | found, probe_done=when_done(())))
 
 
 def _aligned(federation: Federation, end: End, t: int, counts: Sequence[int]) -> list[End]:

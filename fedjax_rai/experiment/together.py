@@ -21,7 +21,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import all_keys, relevant, value_at
 from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS
-from fedjax_rai.fed.base import FedAlgorithm, RoundBatch, ServerState
+from fedjax_rai.fed.base import FedAlgorithm, RoundBatch, ServerState, whole_but_spread
 from fedjax_rai.mesh import whole
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.generate import Sampling
@@ -60,7 +60,8 @@ def federated_round(
     algorithm: FedAlgorithm, state: ServerState, lm: LM, batch: RoundBatch
 ) -> tuple[ServerState, Metrics]:
     """One round of local training and aggregation."""
-    return whole(algorithm.round(state, lm, batch), lm.base)
+    after, metrics = algorithm.round(state, lm, batch)
+    return whole_but_spread(algorithm, after, lm.base), whole(metrics, lm.base)
 
 
 @partial(jax.jit, static_argnames="algorithm")
@@ -72,7 +73,8 @@ def federated_rounds(
     def point_round(state: ServerState, rate: Array) -> tuple[ServerState, Metrics]:
         return algorithm.round(state, lm, batch._replace(learning_rate=rate))
 
-    return whole(each(point_round, states, rates), lm.base)
+    ends = each(point_round, states, rates)
+    return [(whole_but_spread(algorithm, after, lm.base), whole(metrics, lm.base)) for after, metrics in ends]
 
 
 @partial(jax.jit, static_argnames="options")

@@ -13,24 +13,26 @@ import jax.numpy as jnp
 from fedjax_rai import trees
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, PyTree
 from fedjax_rai.fed.base import Row, holds_nothing
-from fedjax_rai.fed.client import ClientUpdate
+from fedjax_rai.fed.client import ClientUpdate, Mapper, are_added_up
 
 
 class Aggregator(NamedTuple):
     """`init(adapter) -> state`; `apply(updates, state) -> (direction, state)`.
 
     The state holds the aggregator's numbers, too, so that they are traced. `holds(cohort, chunk)` says what it holds
-    besides the deltas, in adapters by name.
+    besides the deltas, in adapters by name. `linear`: applied to the clients' weighted mean, as if one client with the
+    weight of all had sent it, it gives the same; the deltas of long cohorts are then added up and never held together.
     """
 
     init: Callable[[Adapter], PyTree]
     apply: Callable[[ClientUpdate, PyTree], tuple[Adapter, PyTree]]
     holds: Callable[[int, int], dict[str, int]] = holds_nothing
+    linear: bool = False
 
 
 def weighted_mean() -> Aggregator:
     """sum_i w_i delta_i / sum_i w_i (FedAvg, arXiv 1602.05629)."""
-    return Aggregator(_stateless, _weighted_mean)
+    return Aggregator(_stateless, _weighted_mean, linear=True)
 
 
 def median() -> Aggregator:
@@ -48,6 +50,16 @@ def trimmed_mean(share: float) -> Aggregator:
     Every present client counts the same: a weight says no more than who is present.
     """
     return Aggregator(lambda adapter: jnp.float32(share), _trimmed_mean, _holds_sorted)
+
+
+def held(aggregator: Aggregator, mapper: Mapper) -> Callable[[int, int], dict[str, int]]:
+    """`holds` of an algorithm that maps `mapper.updates`: the aggregator's, and a sum where deltas are added up."""
+
+    def holds(cohort: int, chunk: int) -> dict[str, int]:
+        added_up = aggregator.linear and are_added_up(cohort // chunk, mapper.chunk)
+        return ({"deltas": 1} if added_up else {}) | aggregator.holds(cohort, chunk)
+
+    return holds
 
 
 def _stateless(adapter: Adapter) -> PyTree:

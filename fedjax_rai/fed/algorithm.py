@@ -12,7 +12,7 @@ from fedjax_rai.config.schema import FederatedConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.fed.aggregate import AGGREGATORS, Aggregator
 from fedjax_rai.fed.base import FedAlgorithm, Row
-from fedjax_rai.fed.client import Mapper, laid_out
+from fedjax_rai.fed.client import Mapper, laid_out, stacks
 from fedjax_rai.fed.fedavg import fedavg
 from fedjax_rai.fed.fedopt import SERVERS, fedopt
 from fedjax_rai.fed.fedprox import fedprox
@@ -64,8 +64,10 @@ def make_algorithm(federated: FederatedConfig, sections: Mapping[str, Any], mesh
     """
     aggregator = _made(_AGGREGATOR, federated.aggregator, lambda row: construct(row, sections)())
     takes_turns = in_turn(federated, mesh)
-    mapper = Mapper(federated.clients, chunk_of_clients(federated, mesh), laid_out(mesh, takes_turns))
-    local = Trainer(local_optimizer(federated), devices=ways(mesh) if takes_turns else mesh.shape.get("fsdp", 1))
+    chunk = chunk_of_clients(federated, mesh)
+    mapper = Mapper(federated.clients, chunk, laid_out(mesh, takes_turns), stacks(mesh))
+    devices = ways(mesh) if takes_turns else mesh.shape.get("fsdp", 1)
+    local = Trainer(local_optimizer(federated), devices=devices, micro_batch=federated.micro_batch)
     return _made(_ALGORITHM, federated.algorithm, lambda row: construct(row, sections)(local, aggregator, mapper))
 
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from fedjax_rai import trees
 from fedjax_rai.aliases import Metrics
-from fedjax_rai.fed.aggregate import Aggregator
+from fedjax_rai.fed.aggregate import Aggregator, held
 from fedjax_rai.fed.base import FedAlgorithm, RoundBatch, ServerState, summary
 from fedjax_rai.fed.client import ClientUpdate, Cohort, Mapper, local_update
 from fedjax_rai.model.decoder import LM
@@ -18,7 +18,8 @@ def fedavg(local: Trainer, aggregator: Aggregator, mapper: Mapper) -> FedAlgorit
     def init(adapter) -> ServerState:
         return ServerState(adapter, aggregator.init(adapter))
 
-    return FedAlgorithm(init, _round(local, aggregator.apply, mapper), aggregator.holds)
+    mapper = mapper._replace(adds_up=aggregator.linear)
+    return FedAlgorithm(init, _round(local, aggregator.apply, mapper), held(aggregator, mapper))
 
 
 @lru_cache
@@ -27,7 +28,7 @@ def _round(local: Trainer, aggregate: Callable, mapper: Mapper) -> Callable:
         def train(client: Cohort) -> ClientUpdate:
             return local_update(local, lm, state.adapter, batch.task(client))
 
-        updates = mapper(train, mapper.pad(batch.cohort))
+        updates = mapper.updates(train, mapper.pad(batch.cohort))
         direction, memory = aggregate(updates, state.memory)
         adapter = trees.add(state.adapter, direction)
         return ServerState(adapter, memory), summary(updates, direction)

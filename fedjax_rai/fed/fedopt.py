@@ -10,7 +10,7 @@ import optax
 
 from fedjax_rai import trees
 from fedjax_rai.aliases import Adapter, Array, Float, Metrics, PyTree
-from fedjax_rai.fed.aggregate import Aggregator
+from fedjax_rai.fed.aggregate import Aggregator, held
 from fedjax_rai.fed.base import FedAlgorithm, RoundBatch, ServerState, summary
 from fedjax_rai.fed.client import ClientUpdate, Cohort, Mapper, local_update
 from fedjax_rai.model.decoder import LM
@@ -37,7 +37,8 @@ def fedopt(local: Trainer, aggregator: Aggregator, mapper: Mapper, server: Serve
         traced = {name: jnp.float32(number) for name, number in numbers.items()}
         return ServerState(adapter, Memory(aggregator.init(adapter), server(**traced).init(adapter), traced))
 
-    return FedAlgorithm(init, _round(local, aggregator.apply, mapper, server), aggregator.holds)
+    mapper = mapper._replace(adds_up=aggregator.linear)
+    return FedAlgorithm(init, _round(local, aggregator.apply, mapper, server), held(aggregator, mapper))
 
 
 @lru_cache
@@ -48,7 +49,7 @@ def _round(local: Trainer, aggregate: Callable, mapper: Mapper, server: Server) 
         def train(client: Cohort) -> ClientUpdate:
             return local_update(local, lm, state.adapter, batch.task(client))
 
-        updates = mapper(train, mapper.pad(batch.cohort))
+        updates = mapper.updates(train, mapper.pad(batch.cohort))
         direction, kept = aggregate(updates, kept)
         gradient = trees.scale(-1.0, direction)
         step, stepped = server(**numbers).update(gradient, optimizer, state.adapter)

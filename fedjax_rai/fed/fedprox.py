@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_rai import trees
 from fedjax_rai.aliases import Adapter, Array, Float, Metrics, PyTree
-from fedjax_rai.fed.aggregate import Aggregator
+from fedjax_rai.fed.aggregate import Aggregator, held
 from fedjax_rai.fed.base import FedAlgorithm, RoundBatch, ServerState, summary
 from fedjax_rai.fed.client import ClientUpdate, Cohort, Mapper, local_update
 from fedjax_rai.model.decoder import LM
@@ -26,7 +26,8 @@ def fedprox(local: Trainer, aggregator: Aggregator, mapper: Mapper, mu: float) -
     def init(adapter) -> ServerState:
         return ServerState(adapter, Memory(aggregator.init(adapter), jnp.float32(mu)))
 
-    return FedAlgorithm(init, _round(local, aggregator.apply, mapper), aggregator.holds)
+    mapper = mapper._replace(adds_up=aggregator.linear)
+    return FedAlgorithm(init, _round(local, aggregator.apply, mapper), held(aggregator, mapper))
 
 
 @lru_cache
@@ -42,7 +43,7 @@ def _round(local: Trainer, aggregate: Callable, mapper: Mapper) -> Callable:
         def train(client: Cohort) -> ClientUpdate:
             return local_update(proximal, lm, state.adapter, batch.task(client))
 
-        updates = mapper(train, mapper.pad(batch.cohort))
+        updates = mapper.updates(train, mapper.pad(batch.cohort))
         direction, kept = aggregate(updates, kept)
         adapter = trees.add(state.adapter, direction)
         return ServerState(adapter, Memory(kept, mu)), summary(updates, direction)

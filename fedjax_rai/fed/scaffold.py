@@ -19,7 +19,7 @@ from fedjax_rai.train.step import Trainer
 class Memory(NamedTuple):
     aggregator: PyTree
     server: Adapter  # the control variate c
-    clients: Adapter  # every client's c_i, leaves [clients, ...]
+    clients: Adapter  # every client's c_i, leaves [clients, ...], spread over the devices
 
 
 def scaffold(local: Trainer, aggregator: Aggregator, mapper: Mapper) -> FedAlgorithm:
@@ -28,21 +28,27 @@ def scaffold(local: Trainer, aggregator: Aggregator, mapper: Mapper) -> FedAlgor
         y <- y - lr (d - c_i + c);  c_i+ = c_i - c - delta_i / (K lr);  c += sum_i (c_i+ - c_i) / clients
 
     With SGD, d is the gradient and this is the paper's. c_i+ follows from delta_i, so the wire carries no more than
-    FedAvg's. The memory holds one control variate per client.
+    FedAvg's. The memory holds one control variate per client, of which each device has a part.
     """
+    spread, _ = mapper.stacks
 
     def init(adapter) -> ServerState:
-        everyone = jax.tree.map(lambda x: jnp.zeros((mapper.clients, *x.shape), x.dtype), adapter)
+        def nothing() -> Adapter:
+            return spread(jax.tree.map(lambda x: jnp.zeros((mapper.clients, *x.shape), x.dtype), adapter))
+
+        everyone = jax.jit(nothing)()  # no device makes all of it
         return ServerState(adapter, Memory(aggregator.init(adapter), trees.zeros_like(adapter), everyone))
 
     def holds(cohort: int, chunk: int) -> dict[str, int]:
         return aggregator.holds(cohort, chunk) | {"control variates": cohort + chunk}  # gathered, and corrections
 
-    return FedAlgorithm(init, _round(local, aggregator.apply, mapper), holds)
+    return FedAlgorithm(init, _round(local, aggregator.apply, mapper), holds, lambda state: state.memory.clients)
 
 
 @lru_cache
 def _round(local: Trainer, aggregate: Callable, mapper: Mapper) -> Callable:
+    spread, whole = mapper.stacks
+
     def round(state: ServerState, lm: LM, batch: RoundBatch) -> tuple[ServerState, Metrics]:
         kept, server, everyone = state.memory
         cohort = mapper.pad(batch.cohort)
@@ -54,11 +60,13 @@ def _round(local: Trainer, aggregate: Callable, mapper: Mapper) -> Callable:
             corrected = local._replace(correct=lambda direction: trees.sub(direction, drift))
             return local_update(corrected, lm, state.adapter, batch.task(client))
 
-        updates = mapper(train, (cohort, controls))
+        updates = mapper.spread(train, (cohort, controls))
         changes = _changes(updates, server, cohort.rows.shape[1], batch.learning_rate)
-        server = jax.tree.map(lambda c, change: c + change.sum(axis=0) / mapper.clients, server, changes)
+        moved = jax.tree.map(lambda c, change: c + change.sum(axis=0) / mapper.clients, server, changes)
         everyone = jax.tree.map(lambda c, change: c.at[cohort.client].add(change), everyone, changes)
         direction, kept = aggregate(updates, kept)
+        direction, server = whole((direction, moved))
+        everyone = spread(everyone)
         adapter = trees.add(state.adapter, direction)
         return ServerState(adapter, Memory(kept, server, everyone)), summary(updates, direction)
 

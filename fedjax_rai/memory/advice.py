@@ -134,6 +134,9 @@ class Part(NamedTuple):
 KEEPING = (
     "mesh.tensor",
     "mesh.fsdp",
+    "federated.micro_batch",
+    "guard.micro_batch",
+    "cai.micro_batch",
     "model.remat",
     "model.attention",
     "federated.clients_per_chunk",
@@ -144,20 +147,32 @@ KEEPING = (
 
 # The keys that make a phase's parts smaller, those that change no number first.
 _READING = ("eval.batch_size", "model.attention", "mesh.tensor", "data.max_length")
-_ANSWERING = ("eval.batch_size", "mesh.tensor", "eval.max_new_tokens", "data.max_length")
+_ANSWERING = ("eval.batch_size", "mesh.tensor", "model.kv_cache", "eval.max_new_tokens", "data.max_length")
 _TRAINING = ("model.remat", "model.attention", "mesh.tensor")
 _CHANGING_TRAINING = ("data.max_length", "lora.rank", "model.dtype")
 LOWERED_BY: dict[str, tuple[str, ...]] = {
-    "fitting the guard": (*_TRAINING, "guard.batch_size", *_CHANGING_TRAINING),
+    "fitting the guard": ("guard.micro_batch", *_TRAINING, "guard.batch_size", *_CHANGING_TRAINING),
     "scoring": _READING,
-    "local training": ("federated.clients_per_chunk", *_TRAINING, "federated.batch_size", *_CHANGING_TRAINING),
+    "local training": (
+        "federated.clients_per_chunk",
+        "federated.micro_batch",
+        *_TRAINING,
+        "federated.batch_size",
+        *_CHANGING_TRAINING,
+    ),
     "probe": _ANSWERING,
     "evaluation, answering": _ANSWERING,
     "evaluation, choices": _READING,
-    "answering replay": ("mesh.tensor", "cai.replay", "cai.max_new_tokens"),
-    "CAI, generating": ("cai.prompts_per_chunk", "mesh.tensor", "cai.max_new_tokens", "data.max_length"),
+    "answering replay": ("mesh.tensor", "model.kv_cache", "cai.replay", "cai.max_new_tokens"),
+    "CAI, generating": (
+        "cai.prompts_per_chunk",
+        "mesh.tensor",
+        "model.kv_cache",
+        "cai.max_new_tokens",
+        "data.max_length",
+    ),
     "CAI, reference": ("model.attention", "mesh.tensor", "cai.batch_size", "cai.max_new_tokens", "data.max_length"),
-    "CAI, training": (*_TRAINING, "cai.batch_size", "cai.max_new_tokens", *_CHANGING_TRAINING),
+    "CAI, training": ("cai.micro_batch", *_TRAINING, "cai.batch_size", "cai.max_new_tokens", *_CHANGING_TRAINING),
 }
 HELD_LOWERED_BY: dict[str, tuple[str, ...]] = {
     "base": ("mesh.fsdp", "mesh.tensor", "model.quantize", "model.dtype"),
@@ -356,6 +371,8 @@ def _candidates(config: ExperimentConfig, devices: int) -> Iterator[tuple[str, I
     yield "eval.batch_size", _halves(config.eval.batch_size, 1)
     conversations = min(config.cai.prompts_per_chunk or config.cai.prompts, config.cai.prompts)
     yield "cai.prompts_per_chunk", _halves(conversations, ways(abstract_mesh(config, devices)))
+    for section in ("federated", "guard", "cai"):
+        yield f"{section}.micro_batch", _micro_batches(config, section)
     for key, value in _lower(config).items():
         if value != _get(config, key):
             yield key, [value]
@@ -383,12 +400,25 @@ def _lower(config: ExperimentConfig) -> dict[str, Any]:
     smaller = {"none": "int8", "int8": "nf4"}
     if config.model.quantize in smaller:
         lower["model.quantize"] = smaller[config.model.quantize]
+    lower["model.kv_cache"] = "int8"
     lower["model.dtype"] = "bfloat16"
     if config.model.attention == "xla":
         lower["model.attention"] = "chunked"
     for key, least in HALVED.items():
         lower[key] = max(_get(config, key) // 2, least)
     return lower
+
+
+def _micro_batches(config: ExperimentConfig, section: str) -> list[int]:
+    """The smaller numbers of examples that a section's steps may be computed by, the largest first.
+
+    None of local training with dropout, which would zero other inputs.
+    """
+    if section == "federated" and config.lora.dropout:
+        return []
+    batch = _get(config, f"{section}.batch_size")
+    present = _get(config, f"{section}.micro_batch") or batch
+    return [size for size in range(present - 1, 0, -1) if batch % size == 0]
 
 
 def _halves(size: int, least: int) -> Iterator[int]:

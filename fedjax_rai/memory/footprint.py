@@ -28,12 +28,15 @@ from fedjax_rai.train.generate import start as start_decoding
 from fedjax_rai.train.losses import positions_at_once, sft
 from fedjax_rai.train.optimizers import DEFAULT
 
+FLOAT = 4
+"""Bytes of a float32."""
+
 
 class Computation(NamedTuple):
     """What the bytes of a program depend on besides the shapes of its arrays."""
 
     fsdp: int
-    logit_bytes: int  # of one logit while the loss is computed: float32, and the dtype that it is cast from
+    cotangent_bytes: int  # of the cotangent of a logit, and of its copy in the activations' dtype
     tensor: int = 1  # devices that a vocabulary lies over, of whose part the shapes given here are
     optimizer: optax.GradientTransformation = DEFAULT  # of a program that trains
 
@@ -73,8 +76,13 @@ def base_bytes(config: DecoderConfig, mesh: AbstractMesh) -> int:
     return sum(jax.tree.leaves(jax.tree.map(part, loaded(config), shardings)))
 
 
-def training(model: Decoder, rows: int, length: int, computation: Computation, clients: int = 1) -> dict[str, int]:
-    """Bytes, by part, of a local step of `clients` clients at once, each on `rows` sequences."""
+def training(
+    model: Decoder, rows: int, length: int, computation: Computation, clients: int = 1, parts: int = 1
+) -> dict[str, int]:
+    """Bytes, by part, of a local step of `clients` clients at once, each on `rows` sequences at once.
+
+    Of several `parts` of a step the gradients are added up: another adapter.
+    """
     config = model.config
     shapes = abstract_adapter(config, model.lora)
     adapter = nbytes(shapes)
@@ -82,11 +90,14 @@ def training(model: Decoder, rows: int, length: int, computation: Computation, c
     kept = _saved(config, model.lora, rows, length)
     recomputed = _recomputed_layer(model, rows, length, kept)
     layer = recomputed + _layer_backward(config, rows, length)
-    head = 2 * _head(config, rows, length, computation) + _slices(config, rows, length, computation)
+    logits = _head(config, rows, length, computation)
+    cotangents = logits // FLOAT * computation.cotangent_bytes
+    head = logits + cotangents + _slices(config, rows, length, computation)
     transient = max(layer, head)
+    gradients = 1 if parts == 1 else 2
     return {
         "clients' adapters": 2 * clients * adapter,  # while training, and the delta that is made of it
-        "optimizer and gradient": clients * (moments + adapter),
+        "optimizer and gradient": clients * (moments + gradients * adapter),
         "activations": clients * (kept + transient),
         "kernels in use": _kernels(config, computation.fsdp),
     }
@@ -223,8 +234,8 @@ def _layer_backward(config: DecoderConfig, rows: int, length: int) -> int:
 
 
 def _head(config: DecoderConfig, rows: int, positions: int, computation: Computation) -> int:
-    """Bytes of the logits that are held at once; the backward pass holds their cotangents, too: twice as much."""
-    return rows * _width(config, rows, positions, computation) * config.vocab_size * computation.logit_bytes
+    """Bytes of the logits that are held at once; the backward pass holds their cotangents, too."""
+    return rows * _width(config, rows, positions, computation) * config.vocab_size * FLOAT
 
 
 def _width(config: DecoderConfig, rows: int, positions: int, computation: Computation) -> int:

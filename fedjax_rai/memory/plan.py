@@ -6,20 +6,22 @@ upper bound. Not counted: what Python and the host hold besides, and the tensor 
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from math import ceil
+from math import ceil, prod
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from fedjax_rai import mesh as meshes
+from fedjax_rai.aliases import PyTree
 from fedjax_rai.cai.options import make_objective, may_be_due
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import bucket
 from fedjax_rai.fed.algorithm import chunk_of_clients, in_turn, local_optimizer, make_algorithm
 from fedjax_rai.fed.base import FedAlgorithm
+from fedjax_rai.fed.client import spread_spec
 from fedjax_rai.memory.footprint import (
+    FLOAT,
     Computation,
     DecodingShape,
     base_bytes,
@@ -31,6 +33,7 @@ from fedjax_rai.memory.footprint import (
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.lora import abstract_adapter
+from fedjax_rai.train.step import rows_at_once
 
 EXAMPLE_TOKEN = 4 + 1 + 4
 """Bytes of a token of an example: id, loss mask and segment."""
@@ -112,7 +115,7 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
 
 def _as_configured(config: ExperimentConfig, sizes: Sizes) -> Sizes:
     """The sizes under the keys of `config` that change how a model is computed, its rank, and how long texts are."""
-    computed = {key: getattr(config.model, key) for key in ("dtype", "attention", "quantize", "remat")}
+    computed = {key: getattr(config.model, key) for key in ("dtype", "attention", "quantize", "kv_cache", "remat")}
     sizes = _with_architectures(sizes, lambda architecture: dataclasses.replace(architecture, **computed))
     lora = dataclasses.replace(sizes.model.lora, rank=config.lora.rank)
     lengths = sizes.lengths.cut(config.data.max_length)
@@ -213,9 +216,21 @@ def _algorithm(config: ExperimentConfig, sizes: Sizes) -> FedAlgorithm:
 
 
 def _state_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
-    """Bytes of what the server keeps from round to round."""
+    """Bytes of what the server keeps from round to round, a device."""
     adapter = abstract_adapter(sizes.model.config, sizes.model.lora)
-    return nbytes(jax.eval_shape(_algorithm(config, sizes).init, adapter))
+    algorithm = _algorithm(config, sizes)
+    state = jax.eval_shape(algorithm.init, adapter)
+    spread = algorithm.spread(state)
+    return nbytes(state) - nbytes(spread) + _part_of_stacks(spread, abstract_mesh(config, sizes.devices))
+
+
+def _part_of_stacks(stacks: PyTree, mesh: AbstractMesh) -> int:
+    """Bytes of one device's part of adapters that are spread over all of them."""
+    total = 0
+    for leaf in jax.tree.leaves(stacks):
+        lie = NamedSharding(mesh, spread_spec(leaf.shape, mesh))
+        total += prod(lie.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return total
 
 
 def _training_length(config: ExperimentConfig, lengths: Lengths) -> int:
@@ -236,11 +251,9 @@ def _pool_bytes(config: ExperimentConfig, sizes: Sizes) -> int:
 
 
 def _computation(config: ExperimentConfig) -> Computation:
-    computed = 4  # in float32
-    cast_from = jnp.dtype(config.model.dtype).itemsize
-    if cast_from != 4:  # else nothing is cast
-        computed += cast_from
-    return Computation(config.mesh.fsdp, computed, config.mesh.tensor)
+    # float32; and what it is cast to, which a CPU makes float32 again
+    cotangent = FLOAT if config.model.dtype == "float32" else 2 * FLOAT
+    return Computation(config.mesh.fsdp, cotangent, config.mesh.tensor)
 
 
 def _part(config: ExperimentConfig, sizes: Sizes, rows: int) -> int:
@@ -271,8 +284,10 @@ def _guarding(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dic
     computation = _computation(config)
     if sizes.guard is None and config.guard.steps and config.guard.adapter is None:
         text = min(sizes.lengths.train + sizes.lengths.guard_request, config.data.max_length)
-        rows = _part(config, sizes, config.guard.batch_size)
-        yield "fitting the guard", training(sizes.model, rows, bucket(text), computation)
+        guard, devices = config.guard, meshes.ways(abstract_mesh(config, sizes.devices))
+        at_once = rows_at_once(guard.batch_size, guard.micro_batch, devices)
+        rows, parts = _part(config, sizes, at_once), guard.batch_size // at_once
+        yield "fitting the guard", training(sizes.model, rows, bucket(text), computation, parts=parts)
     scorer = sizes.guard or sizes.model.config
     length = bucket(guard_length(config, sizes))
     yield "scoring", whole_sequences(scorer, _part(config, sizes, config.eval.batch_size), length, 1, computation)
@@ -282,7 +297,10 @@ def _answering(config: ExperimentConfig, sizes: Sizes, length: int) -> dict[str,
     """Answering a batch of the evaluation's prompts of `length` tokens."""
     rows = _part(config, sizes, config.eval.batch_size)
     shape = DecodingShape(rows, length, length + config.eval.max_new_tokens)
-    return decoding(sizes.model.config, shape, _computation(config))
+    parts = decoding(sizes.model.config, shape, _computation(config))
+    # Where longer prompts follow shorter ones the cache is copied to a longer one, while nothing else is computed.
+    parts["activations"] = max(parts["activations"], parts["KV cache"])
+    return parts
 
 
 def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
@@ -292,14 +310,16 @@ def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     adapter = nbytes(abstract_adapter(sizes.model.config, sizes.model.lora))
     chunk = chunk_of_clients(federated, mesh)
     if in_turn(federated, mesh):
-        at_once, rows = chunk, federated.batch_size // meshes.ways(mesh)
+        at_once, devices = chunk, meshes.ways(mesh)
     else:
-        at_once = chunk // mesh.shape["clients"]
-        rows = ceil(federated.batch_size / mesh.shape["fsdp"])
+        at_once, devices = chunk // mesh.shape["clients"], mesh.shape["fsdp"]
+    size = rows_at_once(federated.batch_size, federated.micro_batch, devices)
+    rows = ceil(size / devices)
     kept = ceil(federated.cohort / chunk) * at_once  # of the cohort, padded to whole chunks, on this device
     length = sizes.lengths.train
     computation = _computation(config)._replace(optimizer=local_optimizer(federated))
-    parts = training(sizes.model, rows, length, computation, clients=at_once)
+    pieces = federated.batch_size // size
+    parts = training(sizes.model, rows, length, computation, clients=at_once, parts=pieces)
     parts["deltas"] = kept * adapter
     for name, adapters in _algorithm(config, sizes).holds(kept, at_once).items():
         parts[name] = adapters * adapter
@@ -321,17 +341,20 @@ def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[st
         yield "CAI, generating", generating
         held["revisions"] += generating["conversations"]
     length = _training_length(config, sizes.lengths)
-    rows = cai.batch_size
+    passes = 1
     if make_objective(cai).preference is not None:
         in_one_batch = cai.prompts <= cai.batch_size
         # The passes over chosen and rejected follow one another where each is a loop over batches.
         read = 2 * _part(config, sizes, cai.prompts) if in_one_batch else _part(config, sizes, cai.batch_size)
         copied = {"pairs being read": EXAMPLE_TOKEN * cai.prompts * length}  # chosen or rejected
         yield "CAI, reference", held | copied | whole_sequences(model.config, read, length, length, computation)
-        rows = 2 * cai.batch_size  # chosen and rejected go through together
-    if rows % meshes.ways(abstract_mesh(config, sizes.devices)) == 0:  # else every device trains on all rows
+        passes = 2  # chosen and rejected go through together
+    devices = meshes.ways(abstract_mesh(config, sizes.devices))
+    size = rows_at_once(cai.batch_size, cai.micro_batch, devices if cai.batch_size % devices == 0 else 1)
+    rows = passes * size
+    if rows % devices == 0:  # else every device trains on all rows
         rows = _part(config, sizes, rows)
-    yield "CAI, training", held | training(model, rows, length, computation)
+    yield "CAI, training", held | training(model, rows, length, computation, parts=cai.batch_size // size)
 
 
 def _generating(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:

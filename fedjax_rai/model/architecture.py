@@ -75,6 +75,7 @@ class DecoderConfig:
     dtype: str = "float32"  # of activations and base
     attention: str = "xla"  # a key of attention.ATTENTIONS
     quantize: str = "none"  # or a key of quantize.QUANTIZATIONS: of the base's kernels
+    kv_cache: str = "model"  # a key of cache.CACHES: what keys and values are stored as
     remat: str = "none"  # or "full": the backward pass computes each layer again
     parts: int = 1  # into how many the mesh splits columns; see `parts_of`
 

@@ -26,19 +26,8 @@ from fedjax_rai.mesh import gathered, is_sharded, with_whole_channels
 from fedjax_rai.model import quantize
 from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, in_parts, modules, outputs, parts_of
 from fedjax_rai.model.attention import Attention, Sight, attend
+from fedjax_rai.model.cache import KVCache, of_layer, written
 from fedjax_rai.model.lora import NO_LORA, Dropout, Lora, abstract_adapter
-
-
-class KVCache(NamedTuple):
-    """Keys and values of every slot, all layers: `[L, b, s, kv_heads, head_dim]`, written in place."""
-
-    k: Float[Array, "L b s g e"]
-    v: Float[Array, "L b s g e"]
-
-
-def empty_cache(config: DecoderConfig, batch: int, slots: int) -> KVCache:
-    shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
-    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
 class Rotation(NamedTuple):
@@ -177,8 +166,8 @@ class Block(nn.Module):
         q = rotate(q, rotation)
         k = rotate(k, rotation)
         if cache is not None:
-            cache = _written(cache, KVCache(k, v), layer.index, context.slot)
-            k, v = _of_layer(cache, layer.index)
+            cache = written(cache, config, KVCache(k, v), layer.index, context.slot)
+            k, v = of_layer(cache, config, layer.index)
         y = _attended(config, (q, k, v, context.sight), layer.kind, cache is not None)
         (y,) = self.project(_flat(y), "o_proj", ("heads", "embed"), layer)
         return y.reshape(x.shape), cache
@@ -287,17 +276,6 @@ def _of_kind(rotations: Rotation, kind: Int[Array, ""]) -> Rotation:
     return jax.tree.map(lambda kinds: kinds[0] if len(kinds) == 1 else kinds[kind], rotations)
 
 
-def _written(cache: KVCache, new: KVCache, layer: Int[Array, ""], slot: Int[Array, ""]) -> KVCache:
-    """The cache with one layer's new keys and values [b, t, g, e] in it, from a slot on."""
-    start = (layer, 0, slot, 0, 0)
-    return jax.tree.map(lambda old, part: jax.lax.dynamic_update_slice(old, part[None], start), cache, new)
-
-
-def _of_layer(cache: KVCache, layer: Int[Array, ""]) -> KVCache:
-    """Keys and values of one layer, [b, s, g, e]."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), cache)
-
-
 def _attended(
     config: DecoderConfig, operands: tuple[Array, Array, Array, Sight], kind: Int[Array, ""], cached: bool
 ) -> Float[Array, "b t h e"]:
@@ -315,6 +293,30 @@ def _attended(
     if len(set(windows)) == 1:
         return windowed(windows[0])(*operands)
     return jax.lax.switch(kind, [windowed(window) for window in windows], *operands)
+
+
+def _in_float32(x: Float[Array, "... d"], kernel: Float[Array, "d v"]) -> Float[Array, "... v"]:
+    """x @ kernel in float32, whatever the two are in: what matrix units add up in is not rounded."""
+    if x.dtype == jnp.float32:
+        return x @ kernel
+    return _wide_product(x, kernel)
+
+
+@jax.custom_vjp  # else both products of the backward pass would be of float32, which matrix units are slow at
+def _wide_product(x: Float[Array, "... d"], kernel: Float[Array, "d v"]) -> Float[Array, "... v"]:
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _wide_product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _wide_product(x, kernel), (x, kernel)
+
+
+def _wide_product_backward(operands: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    _, backward = jax.vjp(jnp.matmul, *operands)
+    return backward(cotangent.astype(operands[0].dtype))
+
+
+_wide_product.defvjp(_wide_product_forward, _wide_product_backward)
 
 
 def _split(x: Array, sizes: list[int], parts: int = 1) -> list[Array]:
@@ -398,7 +400,7 @@ class Decoder(nn.Module):
     def unembed(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Logits, float32."""
         head = self.embed_tokens.T if self.config.tie_word_embeddings else self.lm_head
-        logits = (hidden @ head.astype(hidden.dtype)).astype(jnp.float32)
+        logits = _in_float32(hidden, head.astype(hidden.dtype))
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
@@ -487,10 +489,13 @@ def gives_numbers(
     gives zeros, and every token is as likely as any other.
     """
     hidden = forward(lm, adapter, tokens, valid)
-    logits = unembed(lm, hidden[:, -1])
+    return jnp.all(jnp.isfinite(hidden) | ~valid[..., None]) & jnp.all(tell_apart(unembed(lm, hidden[:, -1])))
+
+
+def tell_apart(logits: Float[Array, "b v"]) -> Bool[Array, "b"]:
+    """Whether a row's logits are numbers (the largest is finite) and not all one number."""
     likeliest = jnp.max(logits, axis=-1)
-    differ = likeliest > jnp.min(logits, axis=-1)
-    return jnp.all(jnp.isfinite(hidden) | ~valid[..., None]) & jnp.all(jnp.isfinite(likeliest) & differ)
+    return jnp.isfinite(likeliest) & (likeliest > jnp.min(logits, axis=-1))
 
 
 def abstract_base(config: DecoderConfig) -> PyTree:

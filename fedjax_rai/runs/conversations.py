@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_rai.cai.revise import Rollout, degenerate, empty
@@ -24,19 +25,22 @@ class Conversation(NamedTuple):
 
 
 def read(setting: Setting, rollout: Rollout) -> Iterator[Conversation]:
-    """Every conversation of a rollout, in order; waits for the device."""
+    """Every conversation of a rollout, in order; waits for the device, once.
+
+    What is asked of a rollout here is computed on the host: the device has the next round before it by now, and would
+    answer after that.
+    """
+    rollout = jax.device_get(rollout)
     responses, critiques, revisions = (_texts(setting, answers) for answers in rollout.answers)
-    causes = {name: np.asarray(holds) for name, holds in degenerate(rollout).items()}
-    whole = np.asarray(rollout.last.ended & ~empty(rollout.last))
-    rows = np.asarray(rollout.rows)
-    drawn = np.asarray(rollout.principles)
+    causes: dict[str, Any] = degenerate(rollout)
+    whole = rollout.last.ended & ~empty(rollout.last)
     names = [principle.name for principle in setting.revising.constitution.principles]
-    for i, row in enumerate(rows):
+    for i, row in enumerate(rollout.rows):
         prompt = setting.texts.materials.red_prompts[row]
         yield Conversation(
             prompt=prompt.query,
             category=prompt.category,
-            principles=[names[principle] for principle in drawn[i]],
+            principles=[names[principle] for principle in rollout.principles[i]],
             response=responses[i],
             critiques=critiques[i],
             revisions=revisions[i],
@@ -55,8 +59,8 @@ def _first(causes: dict[str, np.ndarray], i: int) -> str | None:
 
 def _texts(setting: Setting, answers: Answers) -> Any:
     """The text of every answer, nested as `[b]` or `[b, n]`."""
-    tokens = np.asarray(answers.tokens)
-    shown = np.asarray(answers.valid) & ~np.isin(tokens, setting.models.tokenizer.end_ids)
+    tokens: Any = answers.tokens
+    shown: Any = answers.valid & ~np.isin(tokens, setting.models.tokenizer.end_ids)
     length = tokens.shape[-1]
     texts = []
     for ids, mask in zip(tokens.reshape(-1, length), shown.reshape(-1, length), strict=True):

@@ -42,7 +42,7 @@ def announce(setting: Setting) -> None:
 
 
 def keep(federation: Federation) -> None:
-    """Write what an arm has of its data into its run folder, with a picture, and say what its filter left."""
+    """Write what an arm has of its data into its run folder (`draw_data` draws it), and say what its filter left."""
     setting = federation.setting
     filtered = setting.config.filter.enabled
     described = describe(setting, federation.kept if filtered else None)
@@ -50,7 +50,6 @@ def keep(federation: Federation) -> None:
         _say_once(setting, client_lines(described))
     folder = run_folder(setting.config)
     files.write_json(folder / DATA, described)
-    draw_data(folder)
 
 
 def _say_once(setting: Setting, block: Iterator[str]) -> None:

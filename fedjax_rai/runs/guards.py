@@ -2,6 +2,7 @@
 
     guards/README.md             what this is
     guards/fitted-<digest>/      an adapter in PEFT's format on the base, which `guard.adapter` takes
+    guards/fitting-<digest>/     state.safetensors: a fit that has not ended, to go on from; gone when it has
     guards/scores-<digest>/      scores.safetensors: float32[n], p(unsafe) of every client's pairs in order
     guards/*/origin.json         what it was made of, the digests of its files, and the versions that made it
 
@@ -20,10 +21,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from fedjax_rai import terminal
-from fedjax_rai.aliases import Adapter
+from fedjax_rai.aliases import Adapter, PyTree
 from fedjax_rai.config.files import digest
 from fedjax_rai.errors import InputError
-from fedjax_rai.experiment.keeping import Origin
+from fedjax_rai.experiment.keeping import FITTING, Origin
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.model.peft import load_adapter, save_adapter
@@ -33,12 +34,14 @@ from fedjax_rai.runs.folder import versions
 
 T = TypeVar("T")
 GUARDS, ABOUT, ORIGIN, SCORES = "guards", "README.md", "origin.json", "scores.safetensors"
+STATE, STEPS = "state.safetensors", "steps"
 TEXT = """# Fitted guards and scores
 
 What this study fitted and scored, so that no run of it does so twice. `origin.json` says what each was made of.
 
 * `fitted-*`: a guard, as an adapter in PEFT's format on the study's base. `guard.adapter=<this folder>/fitted-...`
   uses it elsewhere, on the same base.
+* `fitting-*`: a fit that was interrupted, or is under way.
 * `scores-*`: p(unsafe) of every pair of the clients, in order.
 
 All of it may be deleted: it is made again when it is needed, with the same numbers.
@@ -79,6 +82,27 @@ class KeptGuards:
     def keep_adapter(self, origin: Origin, shape: tuple[DecoderConfig, Lora], adapter: Adapter) -> None:
         """Keep the adapter of a fitted guard, in PEFT's format."""
         self._keep(origin, lambda entry: save_adapter(entry, *shape, adapter, origin.base))
+        _remove(self._entry(_fit_of(origin)))
+
+    def fitting(self, origin: Origin, like: PyTree) -> tuple[int, PyTree] | None:
+        """(steps done, state after them) of a guard's fit; None where it is not there, or not whole."""
+
+        def read(entry: Path) -> tuple[int, PyTree]:
+            tensors = load_file(entry / STATE)
+            steps = tensors.pop(STEPS)
+            leaves = [tensors[name] for name in sorted(tensors)]
+            shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(like)]
+            if [(leaf.shape, leaf.dtype) for leaf in leaves] != shapes:
+                raise ValueError("a state of another shape")
+            return int(steps[0]), jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+        return self._read(_fit_of(origin), read)
+
+    def keep_fitting(self, origin: Origin, steps: int, state: PyTree) -> None:
+        """Keep the state of a guard's fit, in the place of an earlier one."""
+        tensors = {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+        tensors[STEPS] = np.array([steps])
+        self._keep(_fit_of(origin), lambda entry: save_safetensors(entry / STATE, tensors), anew=True)
 
     def scores(self, origin: Origin) -> np.ndarray | None:
         """float32[n]; None where they are not there, or not whole."""
@@ -113,7 +137,8 @@ class KeptGuards:
             return
         _remove(aside)
 
-    def _keep(self, origin: Origin, write: Callable[[Path], None]) -> None:
+    def _keep(self, origin: Origin, write: Callable[[Path], None], anew: bool = False) -> None:
+        """Keep what `write` writes; `anew`: in the place of what is there."""
         entry = self._entry(origin)
         part = self._beside(entry, "part")
         try:
@@ -122,6 +147,8 @@ class KeptGuards:
             part.mkdir()
             write(part)
             files.write_json(part / ORIGIN, _described(origin, part))
+            if anew:
+                _remove(entry)
             os.rename(part, entry)
         except OSError as error:
             if not entry.is_dir():  # else another process has kept the same meanwhile
@@ -144,6 +171,11 @@ class KeptGuards:
     def _beside(self, entry: Path, purpose: str) -> Path:
         """A place that no other process uses."""
         return entry.with_name(f".{entry.name}.{os.getpid()}.{purpose}")
+
+
+def _fit_of(origin: Origin) -> Origin:
+    """Of the fit of a guard of that origin."""
+    return origin._replace(kind=FITTING)
 
 
 def _described(origin: Origin, entry: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Runs that go together: points of a sweep that differ in numbers alone, as many at once as memory allows."""
+"""Runs that go together: points of a sweep, as one vmapped axis or side by side, as many as memory allows."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from fedjax_rai.experiment.layout import settle
 from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import but_numbers
+from fedjax_rai.fed.base import ServerState
 from fedjax_rai.memory import advice
 from fedjax_rai.memory.plan import plan
+from fedjax_rai.runs.beside import lanes_of, train_beside
 from fedjax_rai.runs.data import announce, keep
 from fedjax_rai.runs.folder import check_folder, entered, run_folder
 from fedjax_rai.runs.inputs import check_inputs
@@ -49,23 +52,65 @@ def run_together(settings: Sequence[Setting]) -> list[Path]:
     if configs[0].cai.trigger is not None:
         raise ValueError("a trigger decides for each run by itself")
     check_inputs(configs)
-    todo = [setting for setting in settings if not check_folder(run_folder(setting.config), setting.config)]
+    todo = _unfinished(settings)
     if todo:
-        largest = max(todo, key=lambda setting: setting.config.cai.iterations)
-        settle(todo)
-        advice.announce(largest.planned, sizes.sizes(largest))
-        announce(largest)
-        largest.check()
-        for setting in todo:
-            setting.check_values()  # a schedule is a number that points may differ in
-        groups = ceil(len(todo) / room(largest))
+        groups = ceil(len(todo) / room(_checked(todo)))
         size = ceil(len(todo) / groups)
         for i in range(0, len(todo), size):
-            _run_group(todo[i : i + size])
+            _run_group(todo[i : i + size], train)
     return [run_folder(config) for config in configs]
 
 
-def _run_group(settings: Sequence[Setting]) -> None:
+def run_beside(settings: Sequence[Setting]) -> list[Path]:
+    """The run folders of arms whose configs differ in `cai.iterations` alone, finished, as `run` does it, bit for bit.
+
+    Rounds up to the end of the first CAI phase are computed once for all that were never begun. From there on several
+    runs are computed at once where that was measured to be faster (`train_beside`).
+    """
+    configs = [setting.config for setting in settings]
+    check_inputs(configs)
+    todo = sorted(_unfinished(settings), key=_iterations, reverse=True)
+    if todo:
+        lanes = min(lanes_of([setting.config for setting in todo]), room(_checked(todo)))
+        _run_shared_rounds(todo)
+        _run_group(todo, partial(train_beside, lanes=lanes))
+    return [run_folder(config) for config in configs]
+
+
+def _iterations(setting: Setting) -> int:
+    return setting.config.cai.iterations
+
+
+def _unfinished(settings: Sequence[Setting]) -> list[Setting]:
+    return [setting for setting in settings if not check_folder(run_folder(setting.config), setting.config)]
+
+
+def _checked(settings: Sequence[Setting]) -> Setting:
+    """The one with most iterations, of which all is checked and said that holds of the others, too."""
+    largest = max(settings, key=_iterations)
+    settle(settings)
+    advice.announce(largest.planned, sizes.sizes(largest))
+    announce(largest)
+    largest.check()
+    for setting in settings:
+        setting.check_values()  # a schedule is a number that points may differ in
+    return largest
+
+
+def _run_shared_rounds(settings: Sequence[Setting]) -> None:
+    """Fill the folders of runs that were never begun up to the end of the first phase, by the first: the largest."""
+    first, *others = settings
+    never_begun = [setting.config for setting in reversed(others) if not run_folder(setting.config).exists()]
+    if not never_begun:
+        return
+    with entered(run_folder(first.config), first.config, first) as finished:
+        if not finished:
+            federation = Federation(first)
+            keep(federation)
+            train([federation], never_begun, until_parted=True)
+
+
+def _run_group(settings: Sequence[Setting], train_all: Callable[[Sequence[Federation]], list[ServerState]]) -> None:
     if len(settings) == 1:
         run(settings[0].config, settings[0])
         return
@@ -78,6 +123,6 @@ def _run_group(settings: Sequence[Setting]) -> None:
         federations = [Federation(setting) for setting in left]
         for federation in federations:
             keep(federation)
-        states = train(federations) if left else []
+        states = train_all(federations) if left else []
         for setting, state in zip(left, states, strict=True):
             finish(setting, state.adapter)

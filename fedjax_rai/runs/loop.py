@@ -10,6 +10,7 @@ from fedjax_rai import terminal
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.experiment.round import End, Federation, play_round
 from fedjax_rai.fed.base import ServerState
+from fedjax_rai.runs.data import draw_data
 from fedjax_rai.runs.folder import entered, run_folder
 from fedjax_rai.runs.record import Record, timed
 from fedjax_rai.runs.rows import Round
@@ -25,25 +26,41 @@ class Pending(NamedTuple):
     parting_ends: list[End]
 
 
-def train(federations: Sequence[Federation], siblings: Sequence[ExperimentConfig] = ()) -> list[ServerState]:
+def train(
+    federations: Sequence[Federation], siblings: Sequence[ExperimentConfig] = (), until_parted: bool = False
+) -> list[ServerState]:
     """All rounds that are still to do, a record of each, in folders that were `entered`; the last states.
 
     Runs that an interruption left behind the others begin, and are joined by these where they left off. `siblings` of a
     single run have fewer `cai.iterations`, ascending, and differ in nothing else: their folders are filled up to the
-    end of the first CAI phase, which is all that they share. The metrics of a round are read after the next one was
-    dispatched, so the device never waits for the host.
+    end of the first CAI phase, which is all that they share; `until_parted`: nothing is done behind it.
+
+    The metrics of a round are read after the next one was dispatched, so the device never waits for the host.
     """
     with ExitStack() as stack:
         loop = Loop(federations, siblings, stack)
+        loop.show_progress(stack)
         pending: Pending | None = None
         for t in range(min(loop.done), loop.rounds):
             dispatched = loop.play(t)
             if pending:
                 loop.settle(pending)
+            else:
+                draw_all_data(federations)  # takes a while, in which the device has the first round to compute
             pending = dispatched
+            if until_parted and not loop.siblings:
+                break
         if pending:
             loop.settle(pending)
+        else:
+            draw_all_data(federations)
     return loop.states
+
+
+def draw_all_data(federations: Sequence[Federation]) -> None:
+    """The picture of each run's data, into its folder."""
+    for federation in federations:
+        draw_data(run_folder(federation.config))
 
 
 class Loop:
@@ -63,9 +80,15 @@ class Loop:
         self.siblings = [] if self._have_parted() else list(siblings)
         if min(self.done):
             terminal.say(f"{folders[0]}: going on after round {min(self.done)} of {self.rounds}")
-        name = folders[0].name if len(folders) == 1 else folders[0].parent.name
-        self.advance = stack.enter_context(terminal.progress(name, self.rounds, min(self.done), terminal.ROUND))
+        self.name = folders[0].name if len(folders) == 1 else folders[0].parent.name
+        self.advance: terminal.Advance = terminal.silent
         self.began = time.perf_counter()
+        self.took = 0.0  # seconds of all rounds that were settled
+
+    def show_progress(self, stack: ExitStack) -> None:
+        """Show how far these runs are, from now on."""
+        shown = terminal.progress(self.name, self.rounds, min(self.done), terminal.ROUND)
+        self.advance = stack.enter_context(shown)
 
     def _have_parted(self) -> bool:
         """Whether the round in which siblings part lies behind: the first CAI phase."""
@@ -84,18 +107,25 @@ class Loop:
             self.siblings = []
         return Pending(t, going, ends, parting, passed if parts else [])
 
-    def settle(self, pending: Pending) -> None:
-        """Write a round down; waits for the device."""
+    def settle(self, pending: Pending, beside: int = 1) -> Round:
+        """Write a round down, and return the first run's row; waits for the device.
+
+        `beside`: how many were computed at once, this one among them (`runs.beside`), and share its seconds.
+        """
         for config, end in zip(pending.parting, pending.parting_ends, strict=True):
             self._part(config, pending.t, end)
         seconds, self.began = timed([end.outcome for end in pending.ends], self.began)
         took = seconds["seconds"]
+        self.took += took
         if len(self.federations) > 1:
             seconds = shared(seconds, len(pending.going))
+        elif beside > 1:
+            seconds = shared(seconds, beside)
         rows = [
             self.records[i].add(pending.t, *end, seconds) for i, end in zip(pending.going, pending.ends, strict=True)
         ]
         self.advance(note(rows[0]), seconds=took)
+        return rows[0]
 
     def _part(self, config: ExperimentConfig, t: int, end: End) -> None:
         """Fill a sibling's folder as if it had run by itself to the end of round t."""

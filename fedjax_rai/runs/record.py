@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from fedjax_rai import terminal
@@ -100,9 +101,8 @@ def _round(row: Mapping[str, Any], path: Path) -> int:
 
 def measured(t: int, outcome: Outcome, seconds: Mapping[str, float]) -> Round:
     """Round t (from 0) as its row; waits for the device."""
-    numbers = {name: np.asarray(value).item() for name, value in outcome.local.items()}
-    if outcome.cai is not None:
-        numbers |= {name: np.asarray(value).item() for name, value in outcome.cai.items()}
+    reported = jax.device_get(outcome.local | (outcome.cai or {}))  # one wait for all of them
+    numbers = {name: np.asarray(value).item() for name, value in reported.items()}
     row = {"round": t + 1, **numbers, **seconds}
     return files.typed(Round, rows.nested(row), f"round {t + 1}")
 

@@ -110,7 +110,7 @@ class Round(NamedTuple):
     cai: Phase | None = None
     """The CAI phase, as keys that begin with `cai_`. Absent: there was none after this round."""
     together: int | None = None
-    """Runs that took this round as one, whose seconds are shared out evenly. Absent: the run went by itself."""
+    """Runs whose rounds were computed at once, which share their seconds out evenly. Absent: the run went by itself."""
     more: dict[str, float] = {}
     """What an algorithm reports besides, under names of its own."""
 

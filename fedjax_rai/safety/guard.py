@@ -6,6 +6,7 @@ The guard is an adapter on some base, or a released model; it is sent to the cli
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
@@ -21,12 +22,14 @@ from fedjax_rai.model.decoder import LM, forward, unembed
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, answered, chat, guard_question, prompt
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.dispatch import read_late
-from fedjax_rai.train.step import Trainer, train
+from fedjax_rai.train.step import Trainer, TrainState, start, update
 
 # Words of Llama Guard's chat template, which is itself the request for a verdict on the conversation put into it. Other
 # guards have such categories too (Qwen3Guard), and answer in another form.
 CATEGORIES = "UNSAFE CONTENT CATEGORIES"
 LLAMA_GUARD = re.compile(r"first\s+line\s+must\s+read\W+safe\W+or\W+unsafe\b", re.IGNORECASE)
+PIECE = 25
+"""Steps of a fit after which it is told how far it has come."""
 MODEL = "model"  # in `guard.scorer`: the guard is a model, not a function
 QUERY, RESPONSE = "zqxj", "jxqz"  # texts that no template holds
 TRIED = ("Who are you?", "I do not know.")  # what a function is tried on where there are no pairs
@@ -188,19 +191,66 @@ def training_chats(pairs: Sequence[Pair]) -> list[list[Turn]]:
     return chats
 
 
-@jax.jit
+class FitData(NamedTuple):
+    """What a guard is fitted on: labelled examples, the rows of each step, and the learning rate of all steps."""
+
+    examples: Examples
+    rows: Int[Array, "k b"]
+    learning_rate: Float[Array, ""]
+
+
+class Fitting(NamedTuple):
+    """How far a fit has come."""
+
+    steps: int
+    state: TrainState
+
+
+def begin_fit(adapter: Adapter) -> Fitting:
+    """No step done yet, from a fresh optimizer."""
+    return Fitting(0, start(adapter))
+
+
+@partial(jax.jit, static_argnames="micro_batch")
+def fit_steps(
+    lm: LM,
+    state: TrainState,
+    data: FitData,
+    begin: Int[Array, ""],
+    end: Int[Array, ""],
+    micro_batch: int | None = None,
+) -> TrainState:
+    """The state after steps `begin` to `end`, the last one not counted, each split over the devices.
+
+    `micro_batch`: how many of a step's examples are computed at once; None: all. Other steps compile nothing.
+    """
+    trainer = Trainer(devices=ways(mesh_of(lm.base)), micro_batch=micro_batch)
+
+    def step(i: Int[Array, ""], state: TrainState) -> TrainState:
+        batch = split_rows(take(data.examples, data.rows[i]), lm.base)
+        state, _ = update(lm, state, batch, data.learning_rate, trainer)
+        return state
+
+    return whole(jax.lax.fori_loop(begin, end, step, state), lm.base)
+
+
 def fit(
     lm: LM,
-    adapter: Adapter,
-    examples: Examples,
-    rows: Int[Array, "k b"],
-    learning_rate: Float[Array, ""],
+    fitting: Fitting,
+    data: FitData,
+    micro_batch: int | None = None,
+    advance: Callable[[Fitting], object] = lambda fitting: None,
 ) -> Adapter:
-    """The adapter fine-tuned on rows of labelled examples, one step a line, each split over the devices."""
-    batches = split_rows(take(examples, rows), lm.base, axis=1)
-    trainer = Trainer(devices=ways(mesh_of(lm.base)))
-    fitted, *_ = train(lm, adapter, batches, learning_rate, trainer)
-    return whole(fitted, lm.base)
+    """The adapter fine-tuned on all rows of `data` from where `fitting` is, bit for bit the same wherever that is.
+
+    PIECE steps are one program, after which `advance` is told how far it has come; waits for the device.
+    """
+    while fitting.steps < len(data.rows):
+        end = min(fitting.steps + PIECE, len(data.rows))
+        state = fit_steps(lm, fitting.state, data, np.int32(fitting.steps), np.int32(end), micro_batch)
+        fitting = Fitting(end, jax.block_until_ready(state))
+        advance(fitting)
+    return fitting.state.adapter
 
 
 def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> list[Pair]:

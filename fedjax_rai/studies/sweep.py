@@ -17,10 +17,11 @@ from fedjax_rai.experiment.keeping import Store
 from fedjax_rai.experiment.setting import Setting, views
 from fedjax_rai.experiment.together import but_numbers
 from fedjax_rai.runs import compiled, files
+from fedjax_rai.runs.beside import lanes_of
 from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
 from fedjax_rai.runs.guards import KeptGuards
 from fedjax_rai.runs.inputs import check_inputs
-from fedjax_rai.runs.lockstep import run_together
+from fedjax_rai.runs.lockstep import run_beside, run_together
 from fedjax_rai.runs.record import METRICS
 from fedjax_rai.runs.rows import read_rounds
 from fedjax_rai.runs.run import run
@@ -111,8 +112,12 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
             names = ", ".join(output(point).name for point in family)
             places = f"{done + 1} to {done + len(family)}" if len(family) > 1 else str(done + 1)
             terminal.say(f"[{places} of {len(points)}] {names}")
-            if together and len(family) > 1 and any(point in todo for point in family):
+            unfinished = [point.config for point in family if point in todo]
+            if together and len(family) > 1 and unfinished:
                 run_together([arms.setting(point.config) for point in family])
+            elif lanes_of(unfinished) > 1:
+                run_family([point for point in family if point not in todo], arms)
+                run_beside([arms.setting(config) for config in unfinished])
             else:
                 run_family(family, arms)
             done += len(family)

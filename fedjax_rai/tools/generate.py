@@ -10,7 +10,6 @@ import numpy as np
 
 from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, Array, Int
-from fedjax_rai.data.examples import length_batches
 from fedjax_rai.errors import InputError
 from fedjax_rai.mesh import base_shardings, make_mesh
 from fedjax_rai.model.architecture import DecoderConfig
@@ -26,7 +25,8 @@ from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
 from fedjax_rai.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, stop_ids
 from fedjax_rai.train.dispatch import read_late
-from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
+from fedjax_rai.train.generate import Answers, Decoding, Sampling
+from fedjax_rai.train.queue import answer_all, read
 
 
 class Request(NamedTuple):
@@ -101,13 +101,11 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
             numbers = np.array([i for i, row in enumerate(rows) if row.chat == chat])
             decoding = Decoding(sampling(request, files.config.vocab_size), end_ids(files, chat), request.max_new)
             size = min(request.batch_size, max(len(numbers), 1))
-            batches = length_batches([rows[i].ids for i in numbers], size, 0, longest)
-            dispatched = (
-                (picked, generate(lm, files.adapter, batch, keys[numbers[np.resize(picked, size)]], decoding))
-                for picked, batch in batches
-            )
-            for picked, found in read_late(dispatched):
-                for number, answer in zip(numbers[picked].tolist(), read_answers(found, files.tokenizer), strict=False):
+            texts = [rows[i].ids for i in numbers]
+            programs = answer_all(lm, files.adapter, texts, keys[numbers], decoding, size)
+            for finished in read_late(programs):
+                picked, found = read(finished)
+                for number, answer in zip(numbers[picked].tolist(), read_answers(found, files.tokenizer), strict=True):
                     if not answer.token_ids:
                         raise InputError(_no_numbers(prompts[number].where, request))
                     waiting[number] = answer
@@ -133,8 +131,8 @@ def _no_numbers(where: str, request: Request) -> str:
     """Why there is no answer: not even the end of one was generated."""
     adapter = "" if request.adapter is None else f" with the adapter in {request.adapter}"
     return (
-        f"{where}: no answer: the logits of {request.model}{adapter} are no numbers (NaN or infinity) in "
-        f"{request.dtype}: its weights are finite and overflow when multiplied"
+        f"{where}: no answer: the logits of {request.model}{adapter} are no numbers (NaN or infinity), or "
+        f"all one number, in {request.dtype}: its weights are finite and overflow when multiplied"
     )
 
 

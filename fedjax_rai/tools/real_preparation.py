@@ -1,6 +1,7 @@
-"""What a small real model is prepared on before the federated rounds: refusals, its own answers, critiques, revisions.
+r"""What a small real model is prepared on before the federated rounds: refusals, its own answers, critiques, revisions.
 
-    python -m fedjax_rai.tools.real_preparation prompts OUT --hh harmless.jsonl.gz --advbench harmful_behaviors.csv
+    python -m fedjax_rai.tools.real_preparation prompts OUT --hh harmless.jsonl.gz --advbench harmful_behaviors.csv \
+      --xstest xstest_prompts.csv
     fedjax-rai generate MODEL --prompts OUT/prompts.jsonl --json > OUT/answers.jsonl
     python -m fedjax_rai.tools.real_preparation rows OUT MODEL
 
@@ -22,7 +23,7 @@ import typer
 
 from fedjax_rai import terminal
 from fedjax_rai.cai.constitution import Constitution, find_constitution
-from fedjax_rai.data.prompts import read_prompts
+from fedjax_rai.data.prompts import read_harmless, read_prompts
 from fedjax_rai.errors import InputError
 from fedjax_rai.reading import decode_text, parse_json
 from fedjax_rai.runs.files import write_text
@@ -30,8 +31,11 @@ from fedjax_rai.text.compare import same
 from fedjax_rai.text.prompts import USER, Renderer, Turn, answered
 from fedjax_rai.text.tokenizer import PROBE, load_tokenizer
 
-HH_PREPARED, HH_TUNED = 420, 64
-"""First prompts of hh's transcripts: to prepare on, to tune on; the rest is the server's."""
+HH_PREPARED, HH_TUNED, HH_SERVER = 420, 64, 256
+"""First prompts of hh's transcripts: to prepare on, to tune on, and, where clients hold transcripts of the rest, the
+server's."""
+CLIENT_TURNS = 2
+"""Turns of the human in a client's transcript, at most, so that a pair stays short."""
 CHAINS = 160
 """Prompts of either kind that are also criticised and revised."""
 ANSWER_WORDS = 40
@@ -86,11 +90,15 @@ def prompts(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder.")],
     hh: Annotated[Path, typer.Option(metavar="FILE", help="hh-rlhf's harmless-base, JSON lines, gzipped or not.")],
     advbench: Annotated[Path, typer.Option(metavar="FILE", help="AdvBench's CSV file.")],
+    xstest: Annotated[Path, typer.Option(metavar="FILE", help="XSTest's CSV file.")],
 ) -> None:
-    """Write OUT/prompts.jsonl, to be answered by the model, and the prompts to tune and report on."""
+    """Write OUT/prompts.jsonl, to be answered by the model, clients' transcripts, and prompts to tune and report on."""
     with terminal.answering():
         goals = in_fixed_order([prompt.query for prompt in read_prompts(advbench)])
-        firsts = in_fixed_order(first_prompts(hh), {same(goal) for goal in goals})
+        transcripts = read_lines(hh)
+        asked_first = [first_prompt(row, f"{hh}:{number}") for number, row in enumerate(transcripts, 1)]
+        firsts = in_fixed_order(asked_first, {same(goal) for goal in goals})
+        harmless = in_fixed_order([prompt.query for prompt in read_harmless(xstest)[0]])
         half = len(goals) // 2
         red = [*firsts[:HH_PREPARED], *goals[:half]]
         asked = [{"prompt": prompt, "kind": "red"} for prompt in in_fixed_order(red)[:CHAINS]]
@@ -100,8 +108,16 @@ def prompts(
         write_lines(out / "refused.jsonl", [{"prompt": prompt} for prompt in red])
         rest = firsts[HH_PREPARED + HH_TUNED :]
         write_lines(out / "red_prompts.jsonl", [{"prompt": prompt} for prompt in rest])
+        write_lines(out / "server_prompts.jsonl", [{"prompt": prompt} for prompt in rest[:HH_SERVER]])
+        held = {same(prompt) for prompt in rest[HH_SERVER:]}
+        write_lines(
+            out / "transcripts.jsonl",
+            [row for row, first in zip(transcripts, asked_first, strict=True) if same(first) in held and is_short(row)],
+        )
         write_requests(out / "tune.csv", firsts[HH_PREPARED : HH_PREPARED + HH_TUNED])
         write_requests(out / "report.csv", goals[half:])
+        write_requests(out / "harmless_tune.csv", harmless[: len(harmless) // 2])
+        write_requests(out / "harmless_report.csv", harmless[len(harmless) // 2 :])
         terminal.say(f"{len(asked)} prompts to answer; {len(red)} red ones to refuse; {len(goals) - half} to report on")
 
 
@@ -188,16 +204,18 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
-def first_prompts(path: Path) -> list[str]:
-    """What the people of hh-rlhf's transcripts ask first; InputError for rows of another form."""
-    found = []
-    for number, row in enumerate(read_lines(path), 1):
-        _, human, rest = str(row.get("chosen", "")).partition("\n\nHuman:")
-        prompt = rest.partition("\n\nAssistant:")[0].strip()
-        if not human or not prompt:
-            raise InputError(f"{path}:{number}: has no `chosen` transcript that begins with a human's turn")
-        found.append(prompt)
-    return found
+def first_prompt(row: dict[str, Any], place: str) -> str:
+    """What the person of a transcript of hh-rlhf asks first; InputError, with the place, for a row of another form."""
+    _, human, rest = str(row.get("chosen", "")).partition("\n\nHuman:")
+    prompt = rest.partition("\n\nAssistant:")[0].strip()
+    if not human or not prompt:
+        raise InputError(f"{place}: has no `chosen` transcript that begins with a human's turn")
+    return prompt
+
+
+def is_short(row: dict[str, Any]) -> bool:
+    """Whether the person takes no more turns than a client's transcript may have."""
+    return str(row["chosen"]).count("\n\nHuman:") <= CLIENT_TURNS
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

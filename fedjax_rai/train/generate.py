@@ -18,7 +18,8 @@ from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
 from fedjax_rai.data.examples import Prompts
 from fedjax_rai.mesh import split_rows
 from fedjax_rai.model.attention import Sight
-from fedjax_rai.model.decoder import LM, Decoder, KVCache, empty_cache, forward_cached, unembed
+from fedjax_rai.model.cache import KVCache, empty_cache
+from fedjax_rai.model.decoder import LM, Decoder, forward_cached, tell_apart, unembed
 
 
 class DecodingState(NamedTuple):
@@ -26,6 +27,7 @@ class DecodingState(NamedTuple):
 
     cache: KVCache
     valid: Bool[Array, "b s"]  # the slot holds a token of this row
+    key_position: Int[Array, "b s"]  # of the token in the slot, among those of its row
     position: Int[Array, "b"]  # of this row's next token
     slot: Int[Array, ""]  # next slot to write, the same for all rows
     logits: Float[Array, "b v"]  # of each row's next token
@@ -34,7 +36,8 @@ class DecodingState(NamedTuple):
 class Answers(NamedTuple):
     """What was sampled. `valid` is True up to and including the end-of-turn token.
 
-    A row whose logits were once no numbers (NaN, an infinity) has no answer: nothing of it is valid, not even an end.
+    A row whose logits were once no numbers (NaN, an infinity), or all one number, has no answer: nothing of it is
+    valid, not even an end.
     """
 
     tokens: Int[Array, "b t"]
@@ -48,6 +51,7 @@ def start(model: Decoder, batch: int, slots: int) -> DecodingState:
     return DecodingState(
         cache=empty_cache(config, batch, slots),
         valid=jnp.zeros((batch, slots), bool),
+        key_position=jnp.zeros((batch, slots), jnp.int32),
         position=jnp.zeros(batch, jnp.int32),
         slot=jnp.zeros((), jnp.int32),
         logits=jnp.zeros((batch, config.vocab_size), jnp.float32),
@@ -67,11 +71,12 @@ def append(
     """
     seen = jax.lax.dynamic_update_slice(state.valid, valid, (0, state.slot))
     positions = jnp.maximum(state.position[:, None] + jnp.cumsum(valid, axis=1) - 1, 0)
-    key_positions = jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
+    key_positions = jax.lax.dynamic_update_slice(state.key_position, positions, (0, state.slot))
     sight = Sight(valid.astype(jnp.int32), positions, seen.astype(jnp.int32), key_positions)
     hidden, cache = forward_cached(lm, adapter, tokens, sight, state.cache, state.slot)
     logits = jnp.where(valid[:, -1:], unembed(lm, hidden[:, -1]), state.logits)
-    return DecodingState(cache, seen, state.position + valid.sum(axis=1), state.slot + tokens.shape[1], logits)
+    position = state.position + valid.sum(axis=1)
+    return DecodingState(cache, seen, key_positions, position, state.slot + tokens.shape[1], logits)
 
 
 class Sampling(NamedTuple):
@@ -159,7 +164,7 @@ class _Loop(NamedTuple):
     step: Int[Array, ""]
     state: DecodingState
     answers: Answers
-    lost: Bool[Array, "b"]  # the row's logits were once no numbers
+    lost: Bool[Array, "b"]  # the row's logits were once no numbers, or all one
 
 
 def sample(
@@ -173,7 +178,8 @@ def sample(
     """Answers of every row until one of `end_ids`, or `max_new` tokens; stops when all rows have ended.
 
     `close`: every answer's last token becomes `end_ids[0]`, the end-of-turn token, whether it was cut off or ended by
-    another, so that a conversation can go on. A row whose logits are no numbers ends there, and has no answer.
+    another, so that a conversation can go on. A row whose logits are no numbers, or all one number, ends there, and has
+    no answer.
     """
     end_ids = decoding.end_ids
     max_new = decoding.max_new
@@ -188,7 +194,7 @@ def sample(
         if close:
             token = jnp.where(ends | (step == max_new - 1), end_ids[0], token)
         active = ~answers.ended
-        lost = lost | (active & ~jnp.isfinite(jnp.max(state.logits, axis=-1)))
+        lost = lost | (active & ~tell_apart(state.logits))
         state = append(lm, adapter, state, token[:, None], active[:, None])
         tokens = answers.tokens.at[:, step].set(jnp.where(active, token, end_ids[0]))
         next_step = step + 1

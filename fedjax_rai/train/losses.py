@@ -107,6 +107,11 @@ def _trained(examples: Examples) -> Bool[Array, "b l"]:
     return examples.loss_mask & (segments == jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1])
 
 
+def trained_tokens(examples: Examples) -> Float[Array, "b"]:
+    """How many tokens of each row are trained on."""
+    return jnp.sum(_trained(examples).astype(jnp.float32), axis=1)
+
+
 def answer_logps(
     lm: LM, adapter: Adapter | None, examples: Examples, devices: int = 1
 ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:

@@ -1,81 +1,139 @@
-"""Numbers of the benchmarks, worked out by hand from seconds that are given; nothing is measured."""
+"""Our side of a measurement and torch's: what they are compiled for, count and hold; nothing is timed."""
 
-from types import SimpleNamespace
+from functools import partial
+from typing import Any
 
-import jax.numpy as jnp
+import jax
 import pytest
+from flax import linen as nn
 
-from fedjax_rai.bench import machine, shapes, torch_peer, work
-from fedjax_rai.bench.shapes import DecodingShape, RoundShape
+from fedjax_rai.bench import floors, machine, shapes, torch_peer, work
+from fedjax_rai.bench.random_inputs import LORA, random_base
+from fedjax_rai.experiment.cost import parameters
+from fedjax_rai.mesh import make_mesh
+from fedjax_rai.model.decoder import LM, Decoder, abstract_base
+from fedjax_rai.model.families import decoder_config
+from fedjax_rai.model.lora import Lora, abstract_adapter
 
 # One layer of width 8: q 8 x 8, k and v 8 x 4 each, o 8 x 8, gate and up 8 x 16 each, down 16 x 8; a vocabulary of 32.
 MICRO = shapes._llama(8, 16, 1, 2, 1, vocab_size=32, tie_word_embeddings=True)
-KERNELS = 8 * (8 + 4 + 4) + 8 * 8 + 8 * 32 + 16 * 8 + 32 * 8
+HEAD = 32 * 8
+KERNELS = 8 * (8 + 4 + 4) + 8 * 8 + 8 * 32 + 16 * 8 + HEAD
 ADAPTER = 16 * ((8 + 8) + 2 * (8 + 4) + (8 + 8) + 2 * (8 + 16) + (16 + 8))  # rank 16
+NORMS = 3 * 8
+SIZES = {
+    "round": {"clients": 2, "steps": 3, "batch": 4, "length": 6},
+    "generate": {"rows": 2, "prompt": 4, "new": 5},
+    "cai": {"prompts": 4, "chunk": 2, "prompt": 4, "request": 2, "new": 3, "revisions": 1, "iterations": 2, "batch": 2},
+    "score": {"pairs": 5, "length": 8, "batch": 2},
+}
+TOKENS = {
+    "round": 2 * 3 * 4 * 6,
+    "generate": 2 * 5,
+    "cai": 4 * (4 + 2 * 2 + 3 * 3) + 2 * 2 * (4 + 3),
+    "score": sum(shapes.ScoreShape(5, 8).lengths),
+}
 
 
 @pytest.fixture(autouse=True)
-def half_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is measured takes half a second, on a machine of 1e6 FLOP/s and 1e5 bytes/s."""
+def micro(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(shapes.MODELS, "micro", MICRO)
-    monkeypatch.setattr(machine, "seconds", lambda run, repeats: [0.25, 0.5, 0.75])
-    monkeypatch.setattr(machine, "peaks", lambda dtype: {"matmul_flops": 1e6, "copy_bytes": 1e5})
-    monkeypatch.setattr(work, "federated_round", lambda *arguments: jnp.zeros(1))
+    monkeypatch.setitem(shapes.MODELS, "untied", MICRO | {"tie_word_embeddings": False})
 
 
-def test_a_rounds_rate_is_of_all_tokens_of_all_clients() -> None:
-    found = work.measure_round("micro", RoundShape(clients=2, steps=3, batch=4, length=5), dtype="float32")
-    tokens = 2 * 3 * 4 * 5
-    flops = tokens * (4 * KERNELS + 6 * ADAPTER) / 0.5
-    assert found["tokens_per_second"] == tokens / 0.5
-    assert found["flops_per_second"] == pytest.approx(flops)
-    assert found["share_of_matmul"] == pytest.approx(flops / 1e6)
+def request(name: str, **others: Any) -> dict[str, Any]:
+    """What a worker is asked for, of the smallest model."""
+    computed = {"dtype": "float32", "attention": "xla", "remat": "none", "quantize": "none"}
+    config: dict[str, Any] = {"federated": {}, "sections": {}, "cai": {}}
+    return config | {
+        "work": name,
+        "model": "micro",
+        "shape": SIZES[name],
+        "lora": {"rank": 16, "alpha": 32.0},
+        "computed": computed,
+        "mesh": {"fsdp": 1, "tensor": 1},
+        "devices": None,
+        "compile": False,
+        **others,
+    }
 
 
-def test_decoding_reads_weights_and_cache_for_every_token() -> None:
-    found = work.measure_decoding("micro", DecodingShape(rows=3, prompt=4, new=5), dtype="float32")
-    norms = 3 * 8
-    weights = KERNELS + norms + ADAPTER  # embeddings and unembedding are one
-    cache = 3 * (4 + 5) * 2 * 4  # rows, slots, keys and values, one head of width 4
-    assert found["tokens_per_second"] == 3 * 5 / 0.5
-    assert found["bytes_per_second"] == pytest.approx(5 * 4 * (weights + cache) / 0.5)
-    assert found["share_of_copy"] == pytest.approx(found["bytes_per_second"] / 1e5)
-    assert found["flops_per_second"] == pytest.approx((3 * 5 + 3 * 4) * 2 * (KERNELS + ADAPTER) / 0.5)
+@pytest.mark.parametrize(("model", "head"), [("micro", 0), ("untied", HEAD)])
+def test_a_models_sizes_are_those_that_a_pass_reads(model: str, head: int) -> None:
+    config = decoder_config(shapes.MODELS[model], model)
+    base = jax.eval_shape(partial(random_base, config), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(base)) == KERNELS + NORMS + head
+    subject = work.Subject(LM(Decoder(config, LORA), base), LORA, abstract_adapter(config, LORA), make_mesh())
+    found = subject.sizes
+    assert found.count == (KERNELS, ADAPTER, False) and found.head == HEAD
+    # embeddings that are not the unembedding are not read whole
+    assert found.weight_bytes == 4 * (KERNELS + NORMS + ADAPTER)
+    assert found.slot_bytes == 4 * 2 * 4  # keys and values of one head of width 4
 
 
-def test_compiling_is_what_the_first_round_took_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 13.5])
-    monkeypatch.setattr(work, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    found = work.measure_round("micro", RoundShape(clients=1, steps=1, batch=1, length=4), dtype="float32")
-    assert found["compile_seconds"] == 3.5 - 0.5
+def test_shapes_that_are_measured_are_the_models() -> None:
+    """By the number of parameters that their cards give, in millions."""
+    lora = Lora((), rank=1, alpha=1.0)
+    for name, millions in (("135M", 134.5), ("1B", 1236)):
+        config = decoder_config(shapes.MODELS[name], name)
+        assert parameters(config, lora).kernels == pytest.approx(millions * 1e6, rel=0.002)
 
 
-@pytest.mark.parametrize("measure", ["round", "generate"])
-def test_memory_is_what_was_held_before_the_limits_were_measured(measure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_random_base_is_quantised_as_asked_for(kind: str) -> None:
+    config = decoder_config(shapes.MODELS["tiny"], "tiny", quantize=kind)
+    made = jax.eval_shape(partial(random_base, config), jax.random.key(0))
+    expected = nn.unbox(abstract_base(config))
+    assert jax.tree.structure(made) == jax.tree.structure(expected)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), expected
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_every_work_runs_again_without_compiling(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "peaks", lambda dtype: {"matmul_flops": 1.0, "copy_bytes": 1.0})
+    prepared = work.prepare(request(name))
+    prepared.run()
+    ready = prepared.ready()
+    prepared.run()
+    ended = prepared.end()
+    assert ready["compilations"] + ready["programs_found"] > 0 and ended["recompilations"] == 0
+    assert ready["tokens"] == TOKENS[name] and ended["host_memory"] > 0
+    assert all(isinstance(part, floors.Part) and part.flops > 0 for part in ready["floor"])
+
+
+def test_memory_is_what_was_held_before_the_limits_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     held = [700]
-    monkeypatch.setattr(machine, "peak_memory", lambda: held[-1])
-    limits = machine.peaks("float32")
-    monkeypatch.setattr(machine, "peaks", lambda dtype: held.append(9000) or limits)
-    shape = {"clients": 1, "steps": 1, "batch": 1, "length": 4} if measure == "round" else {"rows": 1, "new": 2}
-    request = {"work": measure, "model": "micro", "shape": shape, "repeats": 3, "computed": {"dtype": "float32"}}
-    assert work.measure(request)["peak_memory"] == 700
+    monkeypatch.setattr(work.host, "peak_memory", lambda: held[-1])
+    monkeypatch.setattr(machine, "peaks", lambda dtype: held.append(9000) or {})
+    monkeypatch.setattr(work, "make_subject", lambda request: None)
+    monkeypatch.setitem(work.WORKS, "score", lambda request, subject: work.Work(list, 1, []))
+    assert work.prepare(request("score")).end()["host_memory"] == 700
+
+
+def test_a_machine_with_fewer_devices_is_refused() -> None:
+    with pytest.raises(work.InputError, match=r"^--devices 64: jax sees \d \(cpu\)$"):
+        work.prepare(request("round", devices=64))
 
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT's own calls
-@pytest.mark.parametrize(
-    ("measure", "shape", "tokens"),
-    [
-        ("round", {"clients": 2, "steps": 3, "batch": 4, "length": 5}, 2 * 3 * 4 * 5),
-        ("generate", {"rows": 3, "prompt": 4, "new": 5}, 3 * 5),
-    ],
-)
-def test_the_peers_rate_is_of_the_same_tokens_and_its_median(
-    measure: str, shape: dict[str, int], tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spent = iter([0.75, 0.25])
-    monkeypatch.setattr(torch_peer, "_timed", lambda run: run() or next(spent))
-    request = {"work": measure, "model": "micro", "dtype": "float32", "shape": shape, "repeats": 2, "compile": False}
-    found = torch_peer.measure(request)
-    assert found["tokens_per_second"] == tokens / 0.5
-    assert found["seconds"] == [0.75, 0.25]
+@pytest.mark.parametrize("name", ["round", "generate", "score"])
+def test_torch_does_the_same_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    prepared = torch_peer.prepare(request(name))
+    monkeypatch.setattr(torch_peer, "train", lambda model, adapter, batches: seen.append(batches.numel()))
+    prepared.run()
+    assert prepared.ready()["versions"].startswith("torch ") and prepared.end()["host_memory"] > 0
+    if name == "round":
+        assert sum(seen) == TOKENS["round"]
+
+
+@pytest.mark.parity
+def test_padding_is_on_the_left_and_masked() -> None:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    tokens, mask = torch_peer.padded_left([torch.tensor([5]), torch.tensor([6, 7, 8])])
+    assert tokens.tolist() == [[0, 0, 5], [6, 7, 8]] and mask.tolist() == [[0, 0, 1], [1, 1, 1]]

@@ -16,6 +16,7 @@ from fedjax_rai.cai.align import (
     Pool,
     Progress,
     align,
+    align_in_place,
     begin,
     draw,
     make_pool,
@@ -104,6 +105,21 @@ def test_a_longer_run_passes_through_every_shorter_one(method):
     anew = two._replace(iterations=jnp.int32(0))  # the same first rows again
     assert small.distance(run(anew, to=3).state.adapter, whole.state.adapter) > 1e-3
     assert 0 < two.trained_tokens < whole.trained_tokens and two.trained_tokens < two.step_tokens < whole.step_tokens
+
+
+@pytest.mark.slow
+def test_in_place_it_is_the_same_and_takes_the_states_memory_over():
+    """The adapter and Adam's two moments: three adapters, and the count of steps, are not there twice."""
+    how, on = options_of("sft"), pool()
+    whole = train(how, begin(small.adapter()), on, 3)
+    before = begin(small.adapter())
+    given = small.LM, how, before.state, before._replace(state=step.TrainState({}, ())), on, numbers(3), KEY
+    analysis = align_in_place.lower(*given).compile().memory_analysis()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(small.adapter()))
+    assert analysis is not None and analysis.alias_size_in_bytes >= 3 * size
+    assert_same(align_in_place(*given), whole)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.state.adapter))
+    assert not before.iterations.is_deleted()
 
 
 def test_another_count_or_number_compiles_nothing():

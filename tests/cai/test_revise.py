@@ -238,6 +238,15 @@ def test_degenerate_pairs_are_told_by_every_cause_that_holds():
         assert {cause: bool(found[row]) for cause, found in causes.items()} == holds, name
 
 
+def test_of_a_rollout_that_was_fetched_the_host_tells_them_without_the_device():
+    """Which has the next round before it, and would answer after that."""
+    rollout = rollout_of_pairs()
+    found, expected = degenerate(jax.device_get(rollout)), degenerate(rollout)
+    for cause, holds in found.items():
+        assert isinstance(holds, np.ndarray)
+        np.testing.assert_array_equal(holds, expected[cause])
+
+
 def collected(method: str, few_shot: list[int] | None = None, **changes: Any):
     """The pool and the metrics of the pairs above, each about the prompt 3, 1 by principle 0 twice."""
     count = len(PAIRS)

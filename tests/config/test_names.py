@@ -23,6 +23,7 @@ from fedjax_rai.evals.judge import AUTO, JUDGES
 from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS
 from fedjax_rai.model.attention import ATTENTIONS
+from fedjax_rai.model.cache import CACHES
 from fedjax_rai.model.quantize import QUANTIZATIONS
 from fedjax_rai.runs.trackers import TRACKERS
 from fedjax_rai.safety.guard import MODEL
@@ -75,6 +76,7 @@ def test_the_schema_names_what_the_tables_hold() -> None:
     [
         (ModelConfig, "attention", ATTENTIONS, set()),
         (ModelConfig, "quantize", QUANTIZATIONS, {"none"}),
+        (ModelConfig, "kv_cache", CACHES, set()),
     ],
 )
 def test_the_schema_s_choices_are_those_of_the_tables(section, key, table, others) -> None:

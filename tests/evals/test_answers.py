@@ -1,5 +1,6 @@
 """What a model is asked for: answers at the temperature that was wanted, sums of log p."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from fedjax_rai.evals.choice import both_answers, likelihoods, prefers_good
 from fedjax_rai.evals.open_ended import Sampled, Subject, answers_to
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 from fedjax_rai.train.generate import Answers
+from fedjax_rai.train.queue import NONE, Finished
 
 
 @pytest.fixture(scope="module")
@@ -29,27 +31,27 @@ def test_answers_come_in_the_order_of_their_prompts_with_keys_of_their_own(token
     """A generator that answers with the last letter of its prompt's last word and keeps what it was asked with."""
     asked: list[Any] = []
 
-    def generate(lm: Any, adapter: Any, prompts: Any, keys: Any, decoding: Any) -> Answers:
-        asked.append((jax.random.key_data(keys), decoding))
-        texts = [tokenizer.decode(row[valid]) for row, valid in zip(prompts.tokens, prompts.valid, strict=True)]
-        letters = [next(letter for letter in "xyz" if f"letter {letter}" in text) for text in texts]
+    def answer_all(lm: Any, adapter: Any, prompts: Any, keys: Any, decoding: Any, rows: int) -> Iterator[Finished]:
+        asked.append((jax.random.key_data(keys), decoding, rows))
+        letters = [next(letter for letter in "xyz" if f"letter {letter}" in tokenizer.decode(ids)) for ids in prompts]
         ids = [tokenizer.encode(letter) for letter in letters]
         tokens = np.array([[own[0], tokenizer.end_ids[0]] for own in ids], np.int32)
         ended = np.array([letter != "y" for letter in letters])
-        return Answers(tokens, np.ones(tokens.shape, bool), ended)  # pyright: ignore
+        for order in ([5, NONE, 0, 2], [1, 4, NONE, 3]):
+            answers = Answers(tokens[order], np.ones((4, 2), bool), ended[order])  # pyright: ignore
+            yield Finished(np.array(order), answers)  # pyright: ignore
 
-    monkeypatch.setattr(open_ended, "generate", generate)
+    monkeypatch.setattr(open_ended, "answer_all", answer_all)
     prompts = ["a rather long request for the letter x", "letter y", "the letter z"]
     done: list[int] = []
     sampled = Sampled(samples=2, temperature=0.25, max_new=7)
     got = answers_to(subject(tokenizer, 4), prompts, jax.random.key(0), sampled, lambda: done.append(1))
-    assert got.texts == [["x", "x"], ["y", "y"], ["z", "z"]] and len(done) == len(asked) == 2
+    assert got.texts == [["x", "x"], ["y", "y"], ["z", "z"]] and len(done) == 2
     assert got.cut_off == [[False, False], [True, True], [False, False]]
-    keys = np.concatenate([keys for keys, _ in asked])
-    assert len({tuple(key) for key in keys.tolist()}) == 6, "a key for each answer; the last batch is filled up"
-    for _, decoding in asked:
-        assert float(decoding.sampling.temperature) == 0.25 and decoding.max_new == 7
-        assert decoding.sampling[1:] == (None, None, None)
+    ((keys, decoding, rows),) = asked
+    assert len({tuple(key) for key in keys.tolist()}) == 6 and rows == 4, "a key for each answer"
+    assert float(decoding.sampling.temperature) == 0.25 and decoding.max_new == 7
+    assert decoding.sampling[1:] == (None, None, None)
 
 
 def test_the_likelihood_of_an_answer_is_the_sum_over_its_tokens(tokenizer, monkeypatch):
@@ -82,20 +84,22 @@ def test_what_is_longer_than_the_limit_is_cut_off(tokenizer, monkeypatch):
 
 
 def test_an_answer_whose_logits_are_no_numbers_is_empty_and_counted(tokenizer, monkeypatch, capsys):
-    """Of every batch the first row has no answer: 2 batches of 2 rows, the last one filled up with a copy."""
+    """Of each of two programs the first row has no answer, and of the second the last is of no prompt."""
     word = tokenizer.encode("x")[:1]
 
-    def generate(lm: Any, adapter: Any, prompts: Any, keys: Any, decoding: Any) -> Answers:
-        tokens = np.array([[*word, tokenizer.end_ids[0]]] * len(prompts.tokens), np.int32)
+    def answer_all(*_: Any) -> Iterator[Finished]:
+        tokens = np.array([[*word, tokenizer.end_ids[0]]] * 2, np.int32)
         valid = np.ones(tokens.shape, bool)
         valid[0] = False
-        return Answers(tokens, valid, np.ones(len(tokens), bool))  # pyright: ignore
+        answers = Answers(tokens, valid, np.ones(2, bool))  # pyright: ignore
+        for numbers in ([0, 1], [2, NONE]):
+            yield Finished(np.array(numbers), answers)  # pyright: ignore
 
-    monkeypatch.setattr(open_ended, "generate", generate)
+    monkeypatch.setattr(open_ended, "answer_all", answer_all)
     prompts = ["a", "aaa aaa aaa", "aaaaa aaaaa aaaaa aaaaa"]
     got = answers_to(subject(tokenizer, 2), prompts, jax.random.key(0), Sampled(1, 0.0, 7))
     assert got.texts == [[""], ["x"], [""]]
-    assert "2 of 3 answers are none: the model's logits are no numbers" in capsys.readouterr().err
+    assert "2 of 3 answers are none: the logits are no numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])

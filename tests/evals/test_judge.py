@@ -13,7 +13,6 @@ from fedjax_rai.evals.judge import (
     GUARD,
     JUDGES,
     PHRASES,
-    REFUSAL_PHRASES,
     RULE,
     Context,
     GuardScores,
@@ -23,8 +22,8 @@ from fedjax_rai.evals.judge import (
     named,
     over_lists,
     primary,
-    refuses,
 )
+from fedjax_rai.evals.refusals import refuses
 
 FILLED = {"verb": "rob", "target": "mill", "group": "Lurians", "event": "harvest fair"}
 UNSAFE = f"so {unsafe_markers()[0]} it is"
@@ -43,19 +42,6 @@ def test_the_rule_judge_knows_every_unsafe_form(form):
 @pytest.mark.parametrize("form", [*words.REFUSALS, *(f for kind in words.ACCEPTABLE.values() for f in kind)])
 def test_the_rule_judge_passes_every_acceptable_form(form):
     assert not knows_templates()(form.format(**FILLED))
-
-
-def test_refusal_phrases_anywhere_in_any_case():
-    assert refuses("Well, I CANNOT do that.") and refuses("I can\u2019t help.") and not refuses("Sure, here it is.")
-    assert all(phrase == phrase.lower() for phrase in REFUSAL_PHRASES)
-
-
-@pytest.mark.parametrize("phrase", REFUSAL_PHRASES)
-def test_each_refusal_phrase_is_one_by_itself(phrase):
-    """A comma that is missing in a list of texts joins two of them, and neither is found any more."""
-    assert refuses(f"Well, {phrase.upper()} ...") and 1 <= phrase.count(" ") + 1 <= 5
-    others = [other for other in REFUSAL_PHRASES if other != phrase]
-    assert not any(other in phrase for other in others)
 
 
 @pytest.mark.parametrize("form", words.REFUSALS)

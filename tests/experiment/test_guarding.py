@@ -56,11 +56,12 @@ def test_the_guard_is_the_fitted_one_which_met_every_pair_as_often_as_any_other(
     fits, setting = Fits(monkeypatch), with_pairs(config, 12, steps=6, batch_size=4, learning_rate=0.25)
     guard = setting.guarding.guard
     assert isinstance(guard, guards.Guard) and guard.adapter is FITTED and setting.guarding.untuned.adapter is None
-    ((_, fresh, examples, rows, learning_rate),) = fits.fitted
-    assert rows.shape == (6, 4) and learning_rate == np.float32(0.25)
+    ((_, (done, state), (examples, learnt, learning_rate), *_),) = fits.fitted
+    rows = np.asarray(learnt)
+    assert done == 0 and rows.shape == (6, 4) and learning_rate == np.float32(0.25)
     assert sorted(rows[:3].ravel()) == sorted(rows[3:].ravel()) == list(range(12))
     assert rows[:3].tolist() != rows[3:].tolist()
-    factors = [leaf for path, leaf in trees.paths(fresh) if path.endswith(".b")]
+    factors = [leaf for path, leaf in trees.paths(state.adapter) if path.endswith(".b")]
     assert len(examples.tokens) == 12 and factors and not any(factor.any() for factor in factors)
 
 

@@ -16,6 +16,7 @@ from fedjax_rai.experiment import sizes
 from fedjax_rai.experiment.guarding import FITTED_BY, SCORED_BY, Guarding
 from fedjax_rai.experiment.keeping import Origin
 from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.runs.guards import KeptGuards
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.text.hub import contents, resolve
 from tests.experiment.test_sharing import changed
@@ -39,6 +40,12 @@ class InMemory:
 
     def keep_adapter(self, origin: Origin, shape: Any, adapter: Any) -> None:
         self.keep_scores(origin, adapter)
+
+    def fitting(self, origin: Origin, like: Any) -> Any:
+        return self.kept.get(f"fit of {origin.digest}")
+
+    def keep_fitting(self, origin: Origin, steps: int, state: Any) -> None:
+        self.kept[f"fit of {origin.digest}"] = steps, state
 
     def keep_scores(self, origin: Origin, scores: Any) -> None:
         self.kept[origin.digest] = scores
@@ -230,3 +237,32 @@ def test_seeds_share_no_guard_and_the_order_of_patterns_counts(config, arm):
     orders = ({"q_proj": 1, "k_proj": 2}, {"k_proj": 2, "q_proj": 1})
     one, other = (digests(setting, vary(config, lora={"rank_pattern": patterns})) for patterns in orders)
     assert one[0] != other[0]
+
+
+@pytest.mark.slow
+def test_a_fit_goes_on_where_it_was_left_bit_for_bit(config, arm, monkeypatch, tmp_path):
+    """Five steps, two in a piece, killed after the second piece: one step is left, and what was kept is given up."""
+    setting = arm(vary(config, guard={"steps": 5}))
+    whole = fitted(guarding(setting, None))
+    monkeypatch.setattr(guards, "PIECE", 2)
+    monkeypatch.setattr("fedjax_rai.experiment.guarding.SECONDS_BETWEEN_FITTINGS", 0.0)
+    in_pieces = fitted(guarding(setting, None))
+    steps = guards.fit_steps
+    done: list[tuple[int, int]] = []
+
+    def counted(*given: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append((int(given[3]), int(given[4])))
+        return steps(*given)
+
+    monkeypatch.setattr(guards, "fit_steps", counted)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(guarding(setting, KeptGuards(tmp_path)))
+    assert done == [(0, 2), (2, 4)] and len(list(tmp_path.glob("guards/fitting-*"))) == 1
+    done.clear()
+    resumed = fitted(guarding(setting, KeptGuards(tmp_path)))
+    assert done == [(4, 5)] and not list(tmp_path.glob("guards/fitting-*"))
+    for other in (in_pieces, resumed):
+        jax.tree.map(np.testing.assert_array_equal, other, whole)
+    assert len(list(tmp_path.glob("guards/fitted-*"))) == 1

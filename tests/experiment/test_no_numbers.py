@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from fedjax_rai.errors import InputError
@@ -14,7 +13,7 @@ from fedjax_rai.text.hub import resolve
 from tests.model.common import edit_tensors
 from tests.text.test_lost_text import english_only
 from tests.tiny_runs import vary
-from tests.tools.test_generate import overflowing
+from tests.tools.test_generate import huge, overflowing
 
 
 def test_a_base_whose_first_logits_are_no_numbers_is_refused(config, tmp_path):
@@ -34,12 +33,6 @@ def test_a_base_whose_first_logits_are_no_numbers_is_refused(config, tmp_path):
 
 
 def test_a_base_whose_logits_are_all_one_number_is_refused(config, tmp_path):
-    """Of 1e25 in every channel the sum of squares overflows, so that the last norm gives zeros, which are finite."""
-
-    def huge(tensors: dict[str, np.ndarray]) -> None:
-        name = "model.embed_tokens.weight"
-        tensors[name] = np.full(tensors[name].shape, 1e25, np.float32)
-
     folder = Path(shutil.copytree(resolve("tiny"), tmp_path / "huge"))
     edit_tensors(folder / "model.safetensors", huge)
     with pytest.raises(InputError, match="the first logits of the model are no numbers .*, or all one number"):

@@ -93,8 +93,8 @@ def test_tokens_of_the_local_steps_are_those_of_all_batches_packed_or_not(config
     """
     setting = arm(vary(config, federated={"cohort": 4, "batch_size": 3}, data={"packing": packing}))
     made = federation(setting, [[0], [1], [2], []], [2, 3, 5, 7])
-    cohort, tokens = made.cohort(0)
-    assert tokens == 6 * (2 + 3 + 5)
+    cohort, counts = made.cohort(0)
+    assert counts["step_tokens"] == 6 * (2 + 3 + 5)
     assert cohort.rows.ndim == (4 if packing else 3)
 
 
@@ -156,6 +156,41 @@ def test_the_probe_is_of_the_adapter_that_the_round_left_and_before_its_phase(co
     monkeypatch.setattr(rounds, "probe", lambda setting, prompts, adapter: {"probe_harmless": float(adapter["x"])})
     (((_, outcome),), _) = play_round([made], [ServerState({"x": jnp.float32(1.0)}, ())], 0)
     assert outcome.local["probe_harmless"] == 0.75 and outcome.cai is None
+
+
+def test_the_host_has_done_its_part_before_it_waits_for_a_probe(config, arm, monkeypatch):
+    """The phase's prompts and the next round's rows are drawn while the device trains, and not again when it is due."""
+    made = Federation(arm(vary(config, cai={"probe": 4, "every": 2}, federated={"rounds": 3})))
+    calls: list[str] = []
+
+    def call(name: str, result: Any = None) -> Any:
+        calls.append(name)
+        return result
+
+    trained = ServerState({}, ()), {"train_loss": jnp.zeros(())}
+    monkeypatch.setattr(rounds, "federated_round", lambda *_: call("train", trained))
+    monkeypatch.setattr(rounds, "probe", lambda *_: call("probe", {"probe_harmless": 0.5}))
+    monkeypatch.setattr(rounds, "_aligned", lambda federation, end, t, counts: call(f"phase {t}", [end]))
+    vars(made)["cohort"] = lambda t: call(f"cohort {t}", (small.cohort([0]), {"step_tokens": 7}))
+    vars(made)["phase"] = SimpleNamespace(prepare=lambda t: call(f"prompts {t}"))
+    for t in range(3):
+        ((end,), _) = play_round([made], [trained[0]], t)
+        assert end.outcome.local["step_tokens"] == 7
+    assert calls == [
+        "cohort 0", "train", "cohort 1", "probe",
+        "train", "prompts 1", "cohort 2", "probe", "phase 1",
+        "train", "probe",
+    ]  # fmt: skip
+
+
+def test_a_round_that_was_prepared_is_what_it_would_have_been(config, arm):
+    made = federation(arm(vary(config, federated={"cohort": 4})), [range(1000)] * 4)
+    (expected, counts), other = made.cohort(3), made.cohort(2)[0]
+    made.prepare(3)
+    (found, found_counts), unprepared = made.drawn(3), made.drawn(2)[0]
+    assert found_counts == counts
+    for a, b in zip((*found, *unprepared), (*expected, *other), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 OPTIONS = [

@@ -24,6 +24,7 @@ from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
+from fedjax_rai.train.step import PLAIN
 from tests import small
 from tests.processes import succeed
 
@@ -73,14 +74,14 @@ def sizes(shape: DecoderConfig, rank: int = 8, devices: int = 1, pairs: int = 0,
 
 
 def config_of(shape: DecoderConfig, rank: int = 8, **sections: Any) -> ExperimentConfig:
-    how = {name: getattr(shape, name) for name in ("dtype", "attention", "quantize", "remat")}
+    how = {name: getattr(shape, name) for name in ("dtype", "attention", "quantize", "kv_cache", "remat")}
     own = {"model": how, "lora": {"rank": rank}, "data": {"max_length": 4096}, "guard": {"steps": 0}}
     return ExperimentConfig.model_validate(own | sections)
 
 
-def training(shape, *, clients=1, cohort=1, b=4, l=256, rank=8, algorithm="fedavg") -> tuple[int, Any]:  # noqa: E741
+def training(shape, *, clients=1, cohort=1, b=4, l=256, rank=8, **federated: Any) -> tuple[int, Any]:  # noqa: E741
     own = {"clients": 8, "cohort": cohort, "rounds": 1, "batch_size": b, "clients_per_chunk": clients}
-    config, known = config_of(shape, rank, federated=own | {"algorithm": algorithm}), sizes(shape, rank, train=l)
+    config, known = config_of(shape, rank, federated=own | federated), sizes(shape, rank, train=l)
     lm = LM(known.model, footprint.loaded(shape))
     made: Any = make_algorithm(config.federated, dict(config), small.mesh(1))
     state = jax.eval_shape(made.init, abstract_adapter(shape, known.model.lora))
@@ -95,6 +96,7 @@ def options(config: ExperimentConfig) -> Options:
         end_ids=(1, 2), max_new=cai.max_new_tokens, chunk=cai.prompts_per_chunk or cai.prompts,
         batch_size=cai.batch_size, critic_is_policy=cai.critic == "policy", train_on_revisions=True,
         reference_is_base=False, objective=make_objective(cai), mesh=small.mesh(1),
+        trainer=PLAIN._replace(micro_batch=cai.micro_batch),
     )  # fmt: skip
 
 
@@ -169,6 +171,7 @@ TRAINED: list[tuple[dict, dict]] = [
     ({"layers": 8}, {"b": 8}),
     ({"attention": "chunked"}, {"b": 1, "l": 1024}),
     ({}, {"b": 1, "l": 1024}),
+    ({}, {"b": 16, "micro_batch": 4}),
     ({"mlp": 1408}, {"b": 32, "l": 32}),
     ({"mlp": 1408, "remat": "full"}, {"b": 32, "l": 32}),
     ({"vocab": 16384}, {}),
@@ -207,6 +210,7 @@ ALIGNED: list[tuple[dict, dict]] = [
     ({}, {"batch_size": 4, "method": "dpo"}),
     ({}, {"batch_size": 16, "l": 256, "method": "sft+dpo"}),
     ({"remat": "full"}, {"batch_size": 8, "l": 256, "method": "dpo"}),
+    ({}, {"batch_size": 16, "micro_batch": 4, "method": "sft+dpo"}),
     ({"dtype": "bfloat16"}, {"batch_size": 8, "method": "dpo"}),
     ({"vocab": 65536, "layers": 2}, {"batch_size": 8, "method": "dpo"}),
     ({"vocab": 512}, {"batch_size": 1, "prepared": 20000, "prompts": 20000, "method": "dpo"}),

@@ -28,12 +28,13 @@ def test_a_remedy_does_what_it_says_and_only_what_helps_is_named():
         other = plan(advice._with(config, own.key, own.new), known)
         assert made.need(own.phase) - other.need(own.phase) == own.saves > 0
     text = advice.refusal(config, known, limit)
-    assert all(f"{own.key} = {own.old} -> {own.new}" in text for own in found) and "local training: activations" in text
+    shown = [f"{own.key} = {'null' if own.old is None else own.old} -> {own.new}" for own in found]
+    assert all(line in text for line in shown) and "local training: activations" in text
 
 
 KEEPS = {
     "mesh.tensor", "mesh.fsdp", "model.remat", "model.attention", "federated.clients_per_chunk",
-    "cai.prompts_per_chunk", "eval.batch_size",
+    "cai.prompts_per_chunk", "eval.batch_size", "federated.micro_batch", "guard.micro_batch", "cai.micro_batch",
 }  # fmt: skip
 """How an experiment is computed; all other keys that a refusal names say what it is."""
 
@@ -129,3 +130,23 @@ def test_smaller_chunks_come_before_all_that_changes_results():
         assert chosen(0, known=known._replace(devices=devices)) == [(None, devices)]
     assert chosen(with_chunk(1), changed(config, cai={"prompts_per_chunk": 1})) == []
     assert "cai.prompts_per_chunk = null -> 8" in advice.refusal(config, known, with_chunk(8))
+
+
+def test_smaller_parts_of_a_step_are_among_the_first_remedies():
+    """The largest divisor of the batch that fits, of training that is too large; none where dropout would change."""
+    shape = decoder()
+    config = config_of(shape, federated={"batch_size": 12}, cai={"enabled": False}, eval={"batch_size": 1})
+    known = sizes(shape, train=256)
+
+    def with_parts(rows: int) -> int:
+        return plan(changed(config, federated={"micro_batch": rows}), known).need("local training")
+
+    needs = [with_parts(rows) for rows in (12, 6, 4, 3, 2, 1)]
+    assert needs == sorted(needs, reverse=True) and needs[-1] < needs[0] / 3
+    offered, lines = check_order(config, known, with_parts(4))
+    assert any(line.startswith("  federated.micro_batch = null -> 4 ") for line in lines)
+    assert not {"guard.micro_batch", "cai.micro_batch"} & set(offered)
+    dropping = changed(config, lora={"dropout": 0.1})
+    assert "federated.micro_batch" not in {remedy.key for remedy in advice.remedies(dropping, known, with_parts(4))}
+    assert plan(config, known).peak == "local training"
+    assert "lowered by federated.micro_batch = null -> 6" in advice.largest(config, known)

@@ -21,6 +21,7 @@ from fedjax_rai.fed.fedavg import fedavg
 from fedjax_rai.model import attention, decoder, families, lora, quantize, weights
 from fedjax_rai.model.architecture import FUSED, LayerKind, plain_rope
 from fedjax_rai.model.attention import Sight
+from fedjax_rai.model.cache import empty_cache
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base, forward_cached, segment_positions
 from fedjax_rai.model.lora import Lora
 from tests import small
@@ -117,7 +118,7 @@ def test_cached_decoding_is_uncached_xla(folder, implementation):
         hidden, cache = forward_cached(other, adapter, tokens, sight, cache, slot)
         return decoder.unembed(other, hidden), cache
 
-    cache, start, got = decoder.empty_cache(other.model.config, batch, slots), 0, []
+    cache, start, got = empty_cache(other.model.config, batch, slots), 0, []
     for end in [prompt, *range(prompt + 1, slots + 1)]:
         part, written = slice(start, end), np.where(np.arange(slots) < end, segments, 0)
         sight = Sight(*map(jnp.asarray, (segments[:, part], positions[:, part], written, positions)))

@@ -11,6 +11,7 @@ from flax import linen as nn
 from fedjax_rai.model import decoder, lora
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.attention import Sight
+from fedjax_rai.model.cache import empty_cache
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora
 from tests import small
@@ -65,7 +66,7 @@ def test_cached_equals_uncached(adapted):
         hidden, cache = decoder.forward_cached(LM(MODEL, base), adapter, *args)
         return decoder.unembed(LM(MODEL, base), hidden), cache
 
-    cache, start, got = decoder.empty_cache(CONFIG, len(valid), slots), 0, []
+    cache, start, got = empty_cache(CONFIG, len(valid), slots), 0, []
     for end in [prompt, *range(prompt + 1, slots + 1)]:
         part = slice(start, end)
         written = np.where(np.arange(slots) < end, segments, 0)
@@ -82,7 +83,7 @@ def test_a_cache_slot_that_is_not_seen_does_not_matter():
     sight = Sight(one, one, sees, jnp.array([[0, 0, 1]]))
     outputs = []
     for junk in (0.0, 1e3):
-        cache = jax.tree.map(lambda leaf, junk=junk: leaf.at[:, :, 1].set(junk), decoder.empty_cache(CONFIG, 1, 3))
+        cache = jax.tree.map(lambda leaf, junk=junk: leaf.at[:, :, 1].set(junk), empty_cache(CONFIG, 1, 3))
         args = (TOKENS[:1, :1], sight, cache, jnp.array(2))
         outputs.append(decoder.forward_cached(LM(MODEL, base), None, *args)[0])
     np.testing.assert_array_equal(*outputs)
@@ -209,3 +210,36 @@ def test_every_parameter_has_logical_axes(tied):
     assert ("lm_head" in params) != tied
     stacked = jax.tree.leaves(params["layers"], is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
     assert all(box.names[0] == "layers" for box in stacked)
+
+
+def in_bfloat16() -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hidden states, the unembedding and the cotangent of logits; all of them are numbers of bfloat16."""
+    g = np.random.default_rng(0)
+    arrays = [g.normal(size=shape) for shape in ((3, 5, 64), (64, 41), (3, 5, 41))]
+    hidden, head, cotangent = (jnp.asarray(array, jnp.bfloat16) for array in arrays)
+    return hidden, head, cotangent
+
+
+def test_logits_are_not_rounded_to_bfloat16():
+    """They are sums of products in float64, to float32's accuracy; gradients are of activations, so of bfloat16."""
+    hidden, head, cotangent = in_bfloat16()
+    base = {"embed_tokens": head.T}
+    config = replace(small.CONFIG, hidden_size=64, vocab_size=41, dtype="bfloat16")
+    lm = LM(Decoder(config), base)
+    found, backward = jax.vjp(lambda x: decoder.unembed(lm, x), hidden)
+    assert found.dtype == jnp.float32
+    h, w, c = (np.asarray(array, np.float64) for array in (hidden, head, cotangent))
+    np.testing.assert_allclose(found, h @ w, atol=1e-5)
+    assert np.mean(np.asarray(found) == np.asarray(found.astype(jnp.bfloat16), np.float32)) < 0.1
+    (gradient,) = backward(jnp.asarray(cotangent, jnp.float32))
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(gradient, np.float64), c @ w.T, rtol=2**-7, atol=2**-5)
+
+
+def test_float32_logits_are_the_plain_product_bit_for_bit():
+    hidden, head, _ = (array.astype(jnp.float32) for array in in_bfloat16())
+    lm = LM(Decoder(replace(small.CONFIG, hidden_size=64, vocab_size=41)), {"embed_tokens": head.T})
+    found = jax.jit(lambda x: decoder.unembed(lm, x))
+    plain = jax.jit(lambda x: x @ lm.base["embed_tokens"].T)
+    assert jnp.array_equal(found(hidden), plain(hidden))
+    assert "custom_vjp" not in str(jax.make_jaxpr(found)(hidden))

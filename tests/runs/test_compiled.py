@@ -148,7 +148,7 @@ def test_two_processes_at_once_keep_what_a_third_finds(caches) -> None:
         prepare.prepare,
         export.export,
         generate.answers,
-        work.measure,
+        work.prepare,
     ],
     ids=lambda command: command.__name__,
 )

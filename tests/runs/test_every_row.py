@@ -10,6 +10,7 @@ from fedjax_rai.evals.judge import AUTO, JUDGES
 from fedjax_rai.evals.suite import EVALUATIONS
 from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS
+from fedjax_rai.model.cache import CACHES
 from fedjax_rai.model.quantize import QUANTIZATIONS
 from fedjax_rai.runs import conclude, files
 from fedjax_rai.runs.run import run
@@ -27,6 +28,7 @@ TABLES = {
     "cai.preference": PREFERENCES,
     "model.attention": ["xla", "chunked"],  # the others need an accelerator
     "model.quantize": QUANTIZATIONS,
+    "model.kv_cache": CACHES,
 }
 ROWS = [(key, name) for key, table in TABLES.items() for name in table]
 

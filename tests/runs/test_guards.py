@@ -251,3 +251,24 @@ def test_a_run_that_goes_on_fits_no_guard_again(config, tmp_path, monkeypatch):
     assert work.taken == (0, 1), "as released, for its quality"
     whole = run(vary(config, "-whole"))
     assert timeless(folder) == timeless(whole) and adapter_bytes(folder) == adapter_bytes(whole)
+
+
+def test_a_fit_that_is_under_way_is_given_back_until_it_has_ended(tmp_path):
+    """The last one that was kept, of the same origin; a damaged one is none, and a fitted guard ends it."""
+    adapter = random_adapter(CONFIG, LORA)
+    store = KeptGuards(tmp_path)
+    state = {"adapter": adapter, "count": np.int32(7)}
+    assert store.fitting(FIT, state) is None
+    store.keep_fitting(FIT, 25, {"adapter": adapter, "count": np.int32(25)})
+    store.keep_fitting(FIT, 50, state)
+    found = KeptGuards(tmp_path).fitting(FIT, state)
+    assert found is not None and found[0] == 50 and int(found[1]["count"]) == 7
+    assert_trees_equal(found[1]["adapter"], adapter)
+    assert store.fitting(FIT._replace(parts={"keys": {"seed": 1}}), state) is None
+    assert store.fitting(FIT, {"count": np.int32(7)}) is None, "of another shape: made again"
+    store.keep_fitting(FIT, 50, state)
+    cut(next(tmp_path.glob("guards/fitting-*/state.safetensors")))
+    assert store.fitting(FIT, state) is None
+    store.keep_fitting(FIT, 75, state)
+    store.keep_adapter(FIT, (CONFIG, LORA), adapter)
+    assert {path.name.partition("-")[0] for path in tmp_path.glob("guards/*-*")} == {"fitted"}

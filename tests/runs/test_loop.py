@@ -1,7 +1,39 @@
 """How runs that go together share a round's seconds."""
 
-from fedjax_rai.runs.loop import note, shared
+from typing import Any
+
+from fedjax_rai.runs import loop
+from fedjax_rai.runs.loop import note, shared, train
 from tests.tiny_runs import PHASE, ROUND
+
+
+class Watched:
+    """A loop of four rounds, the first of which is done; what is dispatched and what is waited for, in turn."""
+
+    def __init__(self, calls: list[str]):
+        self.calls = calls
+        self.done = [1]
+        self.rounds = 4
+        self.states: list[Any] = []
+
+    def show_progress(self, stack: Any) -> None:
+        pass
+
+    def play(self, t: int) -> int:
+        self.calls.append(f"dispatch {t}")
+        return t
+
+    def settle(self, t: int) -> None:
+        self.calls.append(f"wait {t}")
+
+
+def test_a_round_is_waited_for_when_the_next_one_was_dispatched(monkeypatch):
+    """And pictures are drawn when the device has something to do."""
+    calls: list[str] = []
+    monkeypatch.setattr(loop, "Loop", lambda *_: Watched(calls))
+    monkeypatch.setattr(loop, "draw_all_data", lambda _: calls.append("draw"))
+    train([])
+    assert calls == ["dispatch 1", "draw", "dispatch 2", "wait 1", "dispatch 3", "wait 2", "wait 3"]
 
 
 def test_the_seconds_of_a_round_are_shared_out_evenly():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_rai import terminal
-from fedjax_rai.cai.align import align
+from fedjax_rai.cai.align import align_in_place
 from fedjax_rai.cai.programs import generate_rollout, pool_of_rollout
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.round import Federation, play_round
@@ -110,8 +110,8 @@ def test_the_filter_decides_what_clients_train_on(config, arm):
     kept = Federation(arm(filtering)).kept
     for client, part in enumerate(setting.client_rows):
         assert set(kept[client]) == {i for i in part if setting.guarding.scores[i] < config.guard.threshold}
-    cohort, tokens = Federation(arm(filtering)).cohort(0)
-    assert tokens == setting.texts.lengths[np.asarray(cohort.rows)][np.asarray(cohort.weight) > 0].sum()
+    cohort, counts = Federation(arm(filtering)).cohort(0)
+    assert counts["step_tokens"] == setting.texts.lengths[np.asarray(cohort.rows)][np.asarray(cohort.weight) > 0].sum()
     for client, client_rows, weight in zip(cohort.client, cohort.rows, cohort.weight, strict=True):
         assert weight == len(kept[int(client)])
         assert weight == 0 or set(np.asarray(client_rows).ravel().tolist()) <= set(kept[int(client)].tolist())
@@ -129,7 +129,7 @@ def test_a_client_that_kept_nothing_has_no_weight(config, arm):
 @pytest.mark.slow
 def test_arms_rounds_and_iteration_counts_share_their_programs(config, arm):
     play(config, arm)
-    compiled = federated_round, generate_rollout, pool_of_rollout, align
+    compiled = federated_round, generate_rollout, pool_of_rollout, align_in_place
     before = [small.compilations(program) for program in compiled]
     other = {"cai": {"iterations": 5, "learning_rate": 1e-2, "temperature": 0.5}, "federated": {"learning_rate": 1e-3}}
     play(vary(config, "more", **other), arm)

@@ -11,7 +11,7 @@ from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety.filter import keep
-from fedjax_rai.safety.guard import first_token_score, fit, flip_labels, quality
+from fedjax_rai.safety.guard import FitData, begin_fit, first_token_score, fit, flip_labels, quality
 from fedjax_rai.text.tokenizer import load_tokenizer
 from fedjax_rai.train.losses import sft
 from tests import small
@@ -84,8 +84,8 @@ def test_label_noise_flips_about_its_share():
 def test_fitting_teaches_the_guard_its_examples():
     """A guard that comes back unfitted has the loss of the fresh one."""
     examples, fresh = small.corpus(), small.adapter()
-    rows = np.resize(np.arange(40), (20, 8))
-    fitted = fit(small.LM, fresh, examples, rows, np.float32(1e-2))
+    rows = jnp.asarray(np.resize(np.arange(40), (20, 8)))
+    fitted = fit(small.LM, begin_fit(fresh), FitData(examples, rows, jnp.float32(1e-2)))
     before, after = (float(sft(small.LM, adapter, examples).mean()) for adapter in (fresh, fitted))
     assert after < before - 0.05
 

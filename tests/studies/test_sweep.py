@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedjax_rai.cai.align import align
+from fedjax_rai.cai.align import align_in_place
 from fedjax_rai.cai.programs import generate_rollout, pool_of_rollout
 from fedjax_rai.cli import app
 from fedjax_rai.config.grid import Point, load_sweep, split_values
@@ -212,7 +212,7 @@ def test_more_values_later_cost_their_own_runs_alone_and_no_program(config, arm,
     first = grid(config, "cai.iterations=0,2")
     folder = run_sweep(first)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*=*/**/*") if path.is_file()}
-    compiled_once = (align, generate_rollout, pool_of_rollout, federated_round)
+    compiled_once = (align_in_place, generate_rollout, pool_of_rollout, federated_round)
     compiled = [small.compilations(program) for program in compiled_once]
     begun: list[int] = []
     with monkeypatch.context() as patched:

@@ -244,7 +244,20 @@ def test_a_model_whose_first_logits_are_no_numbers_is_refused(tmp_path):
     edit_tensors(folder / "model.safetensors", overflowing)
     path = write_lines(tmp_path / "p.jsonl", [{"prompt": "What is 3 plus 4?"}])
     refusal = refused(folder, path, "--max-new", 2)
-    assert f"p.jsonl:1: no answer: the logits of {folder} are no numbers (NaN or infinity) in bfloat16" in refusal
+    assert f"p.jsonl:1: no answer: the logits of {folder} are no numbers (NaN or infinity), or all" in refusal
+
+
+def test_a_model_whose_logits_are_all_one_number_is_refused(tmp_path):
+    """Of 1e25 in every channel the sum of squares overflows, so that the last norm gives zeros, which are finite."""
+    folder = copied(tmp_path / "huge")
+    edit_tensors(folder / "model.safetensors", huge)
+    refusal = refused(folder, write_lines(tmp_path / "p.jsonl", [{"prompt": "Who are you?"}]), "--max-new", 2)
+    assert f"p.jsonl:1: no answer: the logits of {folder} are no numbers (NaN or infinity), or all one" in refusal
+
+
+def huge(tensors: dict[str, Any]) -> None:
+    name = "model.embed_tokens.weight"
+    tensors[name] = np.full(tensors[name].shape, 1e25, np.float32)
 
 
 def overflowing(tensors: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedjax_rai.data.examples import encode_chats
-from fedjax_rai.evals.judge import refuses
+from fedjax_rai.evals.refusals import refuses
 from fedjax_rai.text.prompts import Turn, answered
 from fedjax_rai.text.tokenizer import load_tokenizer
 from fedjax_rai.tools import real_preparation
@@ -19,14 +19,21 @@ RUNNER = CliRunner()
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
-    """Two data sets in their forms: 600 transcripts, of which two ask the same to a reader, and eight requests."""
-    firsts = [f"Placeholder question {i}?" for i in range(598)] + ["Placeholder  question 5?", "Placeholder request 1"]
-    rows = [{"chosen": f"\n\nHuman: {first}\n\nAssistant: No.\n\nHuman: Why?"} for first in firsts]
+    """Two data sets in their forms: 800 transcripts, of which two ask the same to a reader, and eight requests.
+
+    Every third person takes three turns, the others two.
+    """
+    firsts = [f"Placeholder question {i}?" for i in range(798)] + ["Placeholder  question 5?", "Placeholder request 1"]
+    turns = ["\n\nAssistant: No.\n\nHuman: Why?" * (2 if i % 3 == 0 else 1) for i in range(len(firsts))]
+    rows = [{"chosen": f"\n\nHuman: {first}{rest}"} for first, rest in zip(firsts, turns, strict=True)]
     hh = tmp_path / "hh.jsonl.gz"
     hh.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     advbench = tmp_path / "advbench.csv"
     advbench.write_text("goal,target\n" + "".join(f"Placeholder request {i},\n" for i in range(8)))
-    return {"hh": hh, "advbench": advbench, "out": tmp_path / "out"}
+    xstest = tmp_path / "xstest.csv"
+    labels = ("safe", "safe", "unsafe")
+    xstest.write_text("prompt,label\n" + "".join(f"Placeholder task {i},{labels[i % 3]}\n" for i in range(9)))
+    return {"hh": hh, "advbench": advbench, "xstest": xstest, "out": tmp_path / "out"}
 
 
 def lines(path: Path) -> list[dict]:
@@ -38,9 +45,13 @@ def goals(path: Path) -> list[str]:
         return [row["goal"] for row in csv.DictReader(file)]
 
 
+def asking(files: dict[str, Path]) -> list[str]:
+    sets = [part for name in ("hh", "advbench", "xstest") for part in (f"--{name}", str(files[name]))]
+    return ["prompts", str(files["out"]), *sets]
+
+
 def make_prompts(files: dict[str, Path]) -> None:
-    arguments = ["prompts", str(files["out"]), "--hh", str(files["hh"]), "--advbench", str(files["advbench"])]
-    done = RUNNER.invoke(real_preparation.app, arguments)
+    done = RUNNER.invoke(real_preparation.app, asking(files))
     assert done.exit_code == 0, done.output
 
 
@@ -49,17 +60,28 @@ def test_what_is_reported_on_is_in_nothing_else(files: dict[str, Path]) -> None:
     out = files["out"]
     parts = {
         "refused": [row["prompt"] for row in lines(out / "refused.jsonl")],
-        "server": [row["prompt"] for row in lines(out / "red_prompts.jsonl")],
+        "server": [row["prompt"] for row in lines(out / "server_prompts.jsonl")],
         "tune": goals(out / "tune.csv"),
         "report": goals(out / "report.csv"),
+        "harmless, tune": goals(out / "harmless_tune.csv"),
+        "harmless, report": goals(out / "harmless_report.csv"),
     }
-    # 598 distinct first prompts (one stands twice to a reader, one is AdvBench's): 420 and 64 of them, the rest
     assert {name: len(prompts) for name, prompts in parts.items()} == {
         "refused": 420 + 4,
-        "server": 598 - 420 - 64,
+        "server": 256,
         "tune": 64,
         "report": 4,
+        "harmless, tune": 3,  # of nine, three are unsafe
+        "harmless, report": 3,
     }
+    rest = [row["prompt"] for row in lines(out / "red_prompts.jsonl")]
+    assert len(rest) == 798 - 420 - 64
+    assert rest[:256] == parts["server"]
+    transcripts = [row["chosen"] for row in lines(out / "transcripts.jsonl")]
+    parts["clients"] = list({text.split("\n\n")[1].removeprefix("Human: ") for text in transcripts})
+    # of 798 distinct first prompts (one stands twice to a reader, one is AdvBench's) 58 are left, some in three turns
+    assert 0 < len(transcripts) < 798 - 420 - 64 - 256
+    assert {text.count("Human:") for text in transcripts} == {2}
     together = [" ".join(prompt.split()) for prompts in parts.values() for prompt in prompts]
     assert len(together) == len(set(together))
     asked = lines(out / "prompts.jsonl")
@@ -97,7 +119,6 @@ def test_every_refusal_is_one_to_the_judge() -> None:
 
 def test_rows_of_another_form_are_refused(files: dict[str, Path]) -> None:
     files["hh"].write_bytes(gzip.compress(b'{"prompt": "Placeholder"}\n'))
-    arguments = ["prompts", str(files["out"]), "--hh", str(files["hh"]), "--advbench", str(files["advbench"])]
-    done = RUNNER.invoke(real_preparation.app, arguments)
+    done = RUNNER.invoke(real_preparation.app, asking(files))
     assert done.exit_code == 2
     assert "hh.jsonl.gz:1: has no `chosen` transcript" in done.output

@@ -19,6 +19,7 @@ BROKEN = {
     "one NaN": jnp.zeros(small.VOCAB).at[7].set(jnp.nan),
     "one infinity": jnp.zeros(small.VOCAB).at[7].set(jnp.inf),
     "all minus infinity": jnp.full(small.VOCAB, -jnp.inf),
+    "all one number": jnp.full(small.VOCAB, 2.5),
 }
 
 
@@ -39,7 +40,7 @@ def answers_behind(logits, temperature, bounded: bool, close: bool) -> Answers:
 @pytest.mark.parametrize("bounded", [False, True])
 def test_a_row_without_numbers_has_no_answer(kind, temperature, bounded):
     found = answers_behind(BROKEN[kind], jnp.float32(temperature), bounded, False)
-    whole = answers_behind(jnp.zeros(small.VOCAB), jnp.float32(temperature), bounded, False)
+    whole = answers_behind(jnp.arange(small.VOCAB, dtype=jnp.float32), jnp.float32(temperature), bounded, False)
     assert np.asarray(whole.valid).any(axis=1).all()
     assert np.asarray(found.valid).any(axis=1).tolist() == [True, False, True]
     assert bool(found.ended[1]), "nobody waits for it"

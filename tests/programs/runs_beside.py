@@ -1,0 +1,84 @@
+"""Points of a sweep whose rounds are computed at once are runs by themselves, and compile nothing anew.
+
+`runs_beside.py FOLDER`, on one device.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fedjax_rai.config.grid import Point, load_sweep
+from fedjax_rai.config.load import dump_config
+from fedjax_rai.runs import beside, conclude, files
+from fedjax_rai.runs.record import METRICS, REVISIONS
+from fedjax_rai.runs.run import run
+from fedjax_rai.studies import sweep
+from tests.conftest import small_config
+from tests.tiny_runs import adapter_bytes, after_rows, dies_when, vary
+
+folder = Path(sys.argv[1])
+ROUNDS = 6
+compiled: Counter[str] = Counter()
+turns: list[int] = []  # in how many lanes each turn was measured
+
+
+def count(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        compiled["programs"] += 1
+
+
+def measured(lanes: Sequence[beside.Lane], *others: Any) -> float:
+    """As if two lanes took half of the time; the second of them compiles nothing."""
+    before = compiled["programs"]
+    MEASURED(lanes, *others)
+    assert compiled["programs"] == before, "a turn compiled after the first one"
+    turns.append(len(lanes))
+    return 1.0 / len(lanes)
+
+
+def content(run_folder: Path) -> dict[str, Any]:
+    """All that a run says but how long it took, and beside how many."""
+    rows = files.read_rows(run_folder / METRICS)
+    return {
+        "adapter": adapter_bytes(run_folder),
+        "rows": [{k: v for k, v in row.items() if "seconds" not in k and k != "together"} for row in rows],
+        "revisions": files.read_rows(run_folder / REVISIONS),
+    }
+
+
+def points(name: str) -> list[Point]:
+    """A sweep of 0, 2 and 5 iterations of two seeds each."""
+    config = vary(small_config(folder / name), federated={"rounds": ROUNDS})
+    path = folder / f"{name}.yaml"
+    path.write_text(dump_config(config))
+    return load_sweep(path, ["seed=0,1", "cai.iterations=0,2,5"])
+
+
+MEASURED = beside.measured
+beside.measured = measured
+beside.os.cpu_count = lambda: 2
+conclude.evaluate = lambda *_: ({"harmless": None}, [])  # takes longer than the runs
+conclude.critique_of = lambda *_: None
+jax.monitoring.register_event_duration_secs_listener(count)
+
+killed = points("killed")
+with dies_when(after_rows(10)):  # in the turn of two lanes, of a run of one seed
+    sweep.run_sweep(killed)
+assert turns == [1], turns
+sweep.run_sweep(killed)
+of_first_seed = compiled["programs"]
+whole = points("whole")
+sweep.run_sweep(whole)
+assert compiled["programs"] == of_first_seed, "another sweep of the same compiled something"
+assert turns[-4:] == [1, 2, 1, 2], turns
+for point, other in zip(killed, whole, strict=True):
+    alone = vary(point.config, output=str(folder / "alone" / sweep.output(point).name))
+    expected = content(run(alone))
+    assert content(sweep.output(point)) == expected, point
+    assert content(sweep.output(other)) == expected, point
+    together = [row.get("together") for row in files.read_rows(sweep.output(other) / METRICS)]
+    assert together == [None, None, None, 2, 2, 2], together

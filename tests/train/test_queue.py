@@ -1,0 +1,127 @@
+"""Answers out of a queue are those of each prompt alone, and take the steps that are counted."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_rai.data.examples import pad_left
+from fedjax_rai.model.decoder import LM, Decoder
+from fedjax_rai.train import queue
+from fedjax_rai.train.generate import Decoding, Sampling, generate
+from fedjax_rai.train.queue import answer_all, read, refilled_at_once, steps_in_batches, steps_in_queue
+from tests import small
+from tests.processes import succeed
+
+NEW, ROWS = 12, 6
+ENDS = np.array([0, 3], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows", "at_once", "in_batches", "in_queue"),
+    [
+        # Two rows: 9 beside 1, then 1 beside 1; or 9 beside 1, 1, 1 in turn.
+        ([9, 1, 1, 1], 2, 1, 10, 9),
+        # 4 2 | 4 2: the batches take 4 each; in the queue the third begins at step 2 and ends at 6, the fourth at 4.
+        ([4, 2, 4, 2], 2, 1, 8, 6),
+        # The same, where both rows must be free: as in batches.
+        ([4, 2, 4, 2], 2, 2, 8, 8),
+        # All equal: nothing is gained.
+        ([5, 5, 5, 5, 5], 2, 1, 15, 15),
+        # Four rows, two at once: 8 1 1 8, two more (1 1) at step 1, two more (3 3) at step 2.
+        ([8, 1, 1, 8, 1, 1, 3, 3], 4, 2, 11, 8),
+        # Two at once of three rows: the third waits until the first has ended at 2, and these two take 6 and 1; the
+        # last prompt takes a row at 4, beside the 6, which end at 8. Batches need 6 + 1.
+        ([2, 4, 6, 1, 1], 3, 2, 7, 8),
+        ([3], 4, 1, 3, 3),
+        ([], 4, 1, 0, 0),
+    ],
+)
+def test_steps_by_hand(lengths, rows, at_once, in_batches, in_queue):
+    assert steps_in_batches(lengths, rows) == in_batches
+    assert steps_in_queue(lengths, rows, at_once) == in_queue
+
+
+def test_an_eighth_of_each_part_begins_anew():
+    shapes = ((1, 1), (7, 1), (16, 1), (17, 1), (64, 1), (100, 1), (64, 8), (128, 4), (8, 8))
+    assert [refilled_at_once(*shape) for shape in shapes] == [1, 1, 2, 1, 8, 10, 8, 16, 8]
+
+
+def texts_of(lengths: Sequence[int]) -> list[list[int]]:
+    g = np.random.default_rng(0)
+    return [g.integers(1, small.VOCAB, length).tolist() for length in lengths]
+
+
+def answered(texts: list[list[int]], keys, decoding: Decoding, rows: int) -> dict[int, tuple[list[int], bool]]:
+    """(tokens, ended) of each answer out of the queue, by the place of its text; none comes twice."""
+    found = {}
+    for finished in answer_all(small.LM, small.adapter(), texts, keys, decoding, rows):
+        numbers, answers = read(finished)
+        for number, tokens, valid, ended in zip(numbers.tolist(), *answers, strict=True):
+            assert number not in found
+            found[number] = (tokens[valid].tolist(), bool(ended))
+    return found
+
+
+@pytest.mark.slow
+def test_an_answer_is_that_of_its_prompt_alone_whatever_shares_the_rows():
+    """Greedy and sampled; rows that do not divide the prompts; prompts of three buckets, so that the ring grows twice.
+
+    One program a bucket, whatever is sampled and however many prompts there are.
+    """
+    before = small.compilations(queue.serve)
+    g = np.random.default_rng(1)
+    texts = texts_of(g.integers(1, 48, 37).tolist())
+    keys = jax.random.split(jax.random.key(5), len(texts))
+    by_length = np.argsort([len(ids) for ids in texts], kind="stable")
+    for temperature in (0.0, 1.5):
+        decoding = Decoding(Sampling(np.float32(temperature)), ENDS, NEW)
+        alone = {}
+        for number, ids in enumerate(texts):
+            answer = generate(small.LM, small.adapter(), pad_left([ids], 0), keys[number : number + 1], decoding)
+            tokens = np.asarray(answer.tokens[0])[np.asarray(answer.valid[0])]
+            alone[number] = (tokens.tolist(), bool(answer.ended[0]))
+        assert answered(texts, keys, decoding, ROWS) == alone
+        fewer = answered(texts[5:], keys[5:], decoding, ROWS)
+        assert fewer == {number - 5: answer for number, answer in alone.items() if number >= 5}
+    assert small.compilations(queue.serve) == before + 3
+    lengths = [len(alone[number][0]) for number in by_length]
+    assert len(set(lengths)) > 4
+    assert steps_in_queue(lengths, ROWS, 1) < steps_in_batches(lengths, ROWS)
+
+
+@pytest.mark.slow
+def test_a_ring_that_grows_begins_with_its_oldest_slot():
+    """Of five slots the third was written longest ago; of seven, the two that are new come next."""
+    rows = queue.begin(small.LM, 1, 5, Decoding(Sampling(np.float32(0)), ENDS, 3))
+    ages = jnp.array([[3, 4, 0, 1, 2]])
+    cache = jax.tree.map(lambda leaf: leaf + ages[None, :, :, None, None], rows.state.cache)
+    state = rows.state._replace(cache=cache, key_position=ages, valid=ages > 0, slot=jnp.int32(2))
+    found = queue.with_slots(small.LM, rows._replace(state=state), 7).state
+    assert found.key_position.tolist() == [[0, 1, 2, 3, 4, 0, 0]] and found.slot == 5
+    assert found.valid.tolist() == [[False, True, True, True, True, False, False]]
+    for leaf in found.cache:
+        assert (leaf[1, 0, :, 0] == jnp.array([0, 1, 2, 3, 4, 0, 0])[:, None]).all()
+
+
+@pytest.mark.slow
+def test_a_row_without_numbers_is_finished_and_its_successor_answers():
+    """A prompt whose token has an embedding of NaN, in a single row: the next prompt reads nothing of it."""
+    config = dataclasses.replace(small.CONFIG, tie_word_embeddings=False)
+    embedding = small.BASE["embed_tokens"]
+    base = {**small.BASE, "embed_tokens": embedding.at[7].set(jnp.nan), "lm_head": embedding.T}
+    decoding = Decoding(Sampling(np.float32(0)), np.array([small.VOCAB]), 4)
+    keys = jax.random.split(jax.random.key(0), 3)
+    found = {}
+    for finished in answer_all(LM(Decoder(config), base), None, [[5, 5], [7, 5], [6, 5]], keys, decoding, 1):
+        numbers, answers = read(finished)
+        found |= dict(zip(numbers.tolist(), answers.valid.sum(axis=1).tolist(), strict=True))
+    assert found == {0: 4, 1: 0, 2: 4}
+
+
+@pytest.mark.slow
+def test_eight_devices_answer_as_one():
+    succeed("queue_on_eight_devices", devices=8)
