@@ -13,6 +13,8 @@ MEASURED: dict[str, Any] = {
     "attention": "xla",
     "remat": "none",
     "quantize": "none",
+    "kv_cache": "model",
+    "micro_batch": None,
     "fsdp": 1,
     "tensor": 1,
     "seconds": [2.0, 2.1],
