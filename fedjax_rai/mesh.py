@@ -93,6 +93,15 @@ def is_sharded(parameter: PyTree) -> bool:
     return mesh_of(parameter).shape.get("fsdp", 1) > 1
 
 
+def worth_gathering(tokens: int, size: int) -> bool:
+    """Whether so many tokens are reason enough to gather parameters whose axis of `size` is split by `fsdp`.
+
+    As much is sent either way at about half that size: an all-reduce of what the parts give sends every number twice.
+    A quarter is enough, as tokens that stay where they are need memory on one device only.
+    """
+    return 4 * tokens >= size
+
+
 def gathered(parameter: PyTree, axes: Sequence[str | None]) -> PyTree:
     """A parameter of these logical axes, all of it on each device that had a part by `fsdp`; within a program."""
     mesh = mesh_of(parameter)
