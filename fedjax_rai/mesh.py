@@ -128,9 +128,12 @@ def whole(tree: PyTree, beside: PyTree) -> PyTree:
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
-def with_whole_channels(x: jax.Array, beside: PyTree) -> jax.Array:
-    """Activations whose last axis is not split over the devices that `beside` has parts on; within a program."""
-    spec = P(*(P.UNCONSTRAINED,) * (x.ndim - 1), None)
+def with_whole_channels(x: jax.Array, beside: PyTree, by_rows: bool) -> jax.Array:
+    """Activations whose last axis is not split over the devices that `beside` has parts on; within a program.
+
+    `by_rows`: the first axis is, over `ROWS`; else that is left to the compiler, as where clients have devices each.
+    """
+    spec = P(ROWS if by_rows else P.UNCONSTRAINED, *(P.UNCONSTRAINED,) * (x.ndim - 2), None)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh_of(beside), spec))
 
 

@@ -386,7 +386,7 @@ class Decoder(nn.Module):
         # Where kernels are gathered (see `_product`) a device has whole rows: else XLA may choose to split channels.
         by_rows = is_sharded(self.embed_tokens) and worth_gathering(tokens.size, x.shape[-1])
         if by_rows:
-            x = with_whole_channels(x, self.embed_tokens)
+            x = with_whole_channels(x, self.embed_tokens, by_rows=cache is not None)
         rotation = rotations(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)
         scales = {target: jnp.array(self.lora.scales(target, depth), jnp.float32) for target in self.lora.targets}
@@ -394,7 +394,7 @@ class Decoder(nn.Module):
         layers = Layer(jnp.arange(depth), kind, scales, drops)
         (x, cache), _ = self.layers((x, cache), layers, Context(rotation, sight, jnp.asarray(slot)))
         if by_rows:
-            x = with_whole_channels(x, self.embed_tokens)
+            x = with_whole_channels(x, self.embed_tokens, by_rows=cache is not None)
         return self.norm(x), cache
 
     def unembed(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
