@@ -22,7 +22,7 @@ from flax import struct
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key, PyTree
 from fedjax_rai.errors import InputError
-from fedjax_rai.mesh import gathered, is_sharded, with_whole_channels
+from fedjax_rai.mesh import gathered, is_sharded, with_whole_channels, worth_gathering
 from fedjax_rai.model import quantize
 from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, in_parts, modules, outputs, parts_of
 from fedjax_rai.model.attention import Attention, Sight, attend
@@ -235,7 +235,7 @@ def _product(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str], kept
     """
     # Of a kernel whose rows are split, tokens * columns would be summed; of one whose columns are, tokens * rows would
     # be sent. So it is the tokens against the other axis, the one that is split, in all projections of a layer alike.
-    if not is_sharded(kernel) or x.shape[0] < _split_size(x, kernel, axes):
+    if not is_sharded(kernel) or not worth_gathering(x.shape[0], _split_size(x, kernel, axes)):
         return _times(x, kernel)
     if kept:
         return _gathered_product(x, kernel, axes)
@@ -384,9 +384,9 @@ class Decoder(nn.Module):
             raise InputError(f"{slots} tokens: this model's rotary embedding is supported up to {config.rotary_limit}")
         x = self.embed_tokens.astype(config.dtype)[tokens] * jnp.asarray(config.embed_scale, config.dtype)
         # Where kernels are gathered (see `_product`) a device has whole rows: else XLA may choose to split channels.
-        by_rows = is_sharded(self.embed_tokens) and tokens.size >= x.shape[-1]
+        by_rows = is_sharded(self.embed_tokens) and worth_gathering(tokens.size, x.shape[-1])
         if by_rows:
-            x = with_whole_channels(x, self.embed_tokens)
+            x = with_whole_channels(x, self.embed_tokens, by_rows=cache is not None)
         rotation = rotations(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)
         scales = {target: jnp.array(self.lora.scales(target, depth), jnp.float32) for target in self.lora.targets}
@@ -394,7 +394,7 @@ class Decoder(nn.Module):
         layers = Layer(jnp.arange(depth), kind, scales, drops)
         (x, cache), _ = self.layers((x, cache), layers, Context(rotation, sight, jnp.asarray(slot)))
         if by_rows:
-            x = with_whole_channels(x, self.embed_tokens)
+            x = with_whole_channels(x, self.embed_tokens, by_rows=cache is not None)
         return self.norm(x), cache
 
     def unembed(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
@@ -470,11 +470,11 @@ def unembed(lm: LM, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
 def with_gathered_head(lm: LM, tokens: int) -> LM:
     """The model with its unembedding whole on each device, for so many tokens at once or one slice after another.
 
-    It is the same where nothing is split by `fsdp`, or where the tokens are fewer than its rows (see `_product`).
+    It is the same where nothing is split by `fsdp`, or where the tokens are few (see `worth_gathering`).
     """
     config = lm.model.config
     name, axes = ("embed_tokens", ("vocab", "embed")) if config.tie_word_embeddings else ("lm_head", ("embed", "vocab"))
-    if not is_sharded(lm.base) or tokens < config.hidden_size:
+    if not is_sharded(lm.base) or not worth_gathering(tokens, config.hidden_size):
         return lm
     return LM(lm.model, {**lm.base, name: gathered(lm.base[name], axes)})
 
