@@ -5,6 +5,7 @@ the second in several steps gives the adapters of several counts for the price o
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from fedjax_rai.data.examples import Prompts, take
 from fedjax_rai.data.order import cycle
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.mesh import replicated, ways
+from fedjax_rai.train.dispatch import ahead
 from fedjax_rai.train.step import PLAIN, TrainState
 
 CAUSES = ("held_out", "cut_off", "empty", "equal")
@@ -37,7 +39,7 @@ class Phase:
         self.setting = setting
         self.config = setting.config
         self.options = make_options(setting, setting.config)
-        self._prepared_sources: dict[int, Source] = {}
+        self._sources: dict[int, Future[Source]] = {}
 
     def collect(self, adapter: Adapter, t: int) -> Collected:
         """What the phase of round t trains on, given the adapter that it starts from."""
@@ -69,11 +71,12 @@ class Phase:
 
     def prepare(self, t: int) -> None:
         """Make the source of round t now, while the device is busy with what comes before."""
-        self._prepared_sources = {t: self._source(t)}
+        self._sources = {t: ahead(lambda: self._source(t))}
 
     def source(self, t: int) -> Source:
         """The source of round t: `cai.prompts` of the red prompts, or so many of the prepared pairs."""
-        return self._prepared_sources.pop(t, None) or self._source(t)
+        prepared = self._sources.pop(t, None)
+        return self._source(t) if prepared is None else prepared.result()
 
     def _source(self, t: int) -> Source:
         if self.config.cai.data == ONLINE:

@@ -30,6 +30,7 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.lora import Dropout
 from fedjax_rai.safety.filter import keep
 from fedjax_rai.safety.guard import score
+from fedjax_rai.train.dispatch import ahead
 from fedjax_rai.train.optimizers import learning_rate
 
 
@@ -75,7 +76,7 @@ class Federation:
         self.setting = setting
         self.algorithm = make_algorithm(setting.config.federated, dict(setting.config), setting.models.mesh)
         self.kept = self._kept_rows()
-        self._drawn: dict[int, tuple[Cohort, dict[str, int]]] = {}
+        self._drawn: dict[int, Future[tuple[Cohort, dict[str, int]]]] = {}
 
     @property
     def config(self) -> ExperimentConfig:
@@ -106,11 +107,12 @@ class Federation:
 
     def prepare(self, t: int) -> None:
         """Draw the cohort of round t and its rows now, while the device is busy with what comes before."""
-        self._drawn = {t: self.cohort(t)}
+        self._drawn = {t: ahead(lambda: self.cohort(t))}
 
     def drawn(self, t: int) -> tuple[Cohort, dict[str, int]]:
         """`cohort(t)`, which may have been prepared."""
-        return self._drawn.pop(t, None) or self.cohort(t)
+        drawn = self._drawn.pop(t, None)
+        return self.cohort(t) if drawn is None else drawn.result()
 
     def cohort(self, t: int) -> tuple[Cohort, dict[str, int]]:
         """The clients of round t with their batches, and what is counted of them: `step_tokens` and `without_data`.

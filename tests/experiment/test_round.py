@@ -1,5 +1,6 @@
 """Who trains on what in a round, worked out by hand: cohort, rows, weights, tokens, rates, and when the probe is."""
 
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -167,7 +168,13 @@ def test_the_host_has_done_its_part_before_it_waits_for_a_probe(config, arm, mon
         calls.append(name)
         return result
 
+    def at_once(make: Any) -> Any:
+        done: Future[Any] = Future()
+        done.set_result(make())
+        return done
+
     trained = ServerState({}, ()), {"train_loss": jnp.zeros(())}
+    monkeypatch.setattr(rounds, "ahead", at_once)
     monkeypatch.setattr(rounds, "federated_round", lambda *_: call("train", trained))
     monkeypatch.setattr(rounds, "probe", lambda *_: call("probe", {"probe_harmless": 0.5}))
     monkeypatch.setattr(rounds, "_aligned", lambda federation, end, t, counts: call(f"phase {t}", [end]))
