@@ -96,11 +96,14 @@ def is_sharded(parameter: PyTree) -> bool:
 def gathered(parameter: PyTree, axes: Sequence[str | None]) -> PyTree:
     """A parameter of these logical axes, all of it on each device that had a part by `fsdp`; within a program."""
     mesh = mesh_of(parameter)
+    split = P(*(AXIS_OF[name] if name else None for name in axes))
     kept = P(*(AXIS_OF[name] if name and name != "embed" else None for name in axes))
 
     def gather(leaf: jax.Array) -> jax.Array:
-        lie = _even(leaf, NamedSharding(mesh, kept))
-        return jax.lax.with_sharding_constraint(leaf, lie)
+        # Held in its parts first: else XLA gathers what was cut out of a stack before the axis of layers is dropped,
+        # wants the rows in front for that, and copies the stacks of all layers to have them so.
+        leaf = jax.lax.with_sharding_constraint(leaf, _even(leaf, NamedSharding(mesh, split)))
+        return jax.lax.with_sharding_constraint(leaf, _even(leaf, NamedSharding(mesh, kept)))
 
     return jax.tree.map(gather, parameter)
 

@@ -22,6 +22,7 @@ SECONDS_BETWEEN_LINES = 60.0  # of a phase's plain progress; every round has a l
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what may be mended, and then the same command goes on
 INTERRUPTED = 130  # what shells give for SIGINT
 
+STARTED = time.perf_counter()  # of this process: it is among the first that commands import
 _live: list[Any] = []  # the one progress that is shown: rich's bar, or None for plain lines
 
 

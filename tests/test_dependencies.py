@@ -106,3 +106,18 @@ def test_everything_that_tests_import_is_declared() -> None:
     listed = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["parity"], *EXTRAS["gguf"]]
     declared = {name for requirement in listed for name in names(requirement)}
     assert imported("tests") - declared - {"ml_dtypes"} == set()  # of jax
+
+
+SLOW_TO_LOAD = {"datasets", "huggingface_hub", "matplotlib", "orbax", "pandas", "tokenizers", "torch", "transformers"}
+
+
+def test_what_takes_long_to_load_is_loaded_by_what_needs_it():
+    """Inside of functions: a run reaches its first step sooner, and a command that needs none of it loads none."""
+    found = []
+    for path in sorted((ROOT / "fedjax_rai").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            found += [f"{path.name}: {name}" for name in names if name.partition(".")[0] in SLOW_TO_LOAD]
+    assert not found

@@ -9,6 +9,7 @@
 #   PYTHON   the Python of that installation (python3);
 #   DRY=1    as --dry-run: print the commands with their limits, run nothing;
 #   TOTAL    seconds for everything (580);
+#   PARTS    names of parts, with * for any letters and blanks between, as in 'round_* cai_1b' (all of them);
 #   XLA_FLAGS, XLA_PYTHON_CLIENT_PREALLOCATE (false), JAX_COMPILATION_CACHE_DIR, which are handed on.
 # It writes to OUT (runs/accelerator-DATE-TIME), each as it comes:
 #   machine.txt   the device and the versions;
@@ -17,7 +18,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 2
 
-python=${PYTHON:-python3} dry=${DRY:-} total=${TOTAL:-580}
+python=${PYTHON:-python3} dry=${DRY:-} total=${TOTAL:-580} wanted=${PARTS:-*}
 if [ "${1:-}" = --dry-run ]; then
   dry=1
   shift
@@ -64,10 +65,22 @@ interrupted() {
   exit 130
 }
 
+is_wanted() {  # is_wanted PART
+  local pattern
+  set -f  # a pattern is no name of files
+  for pattern in $wanted; do
+    # shellcheck disable=SC2053
+    [[ $1 != $pattern ]] || { set +f; return 0; }
+  done
+  set +f
+  return 1
+}
+
 part() {  # part NAME SECONDS GIB ARGUMENT...: python -m ARGUMENT..., so long at most, if the device has such a memory
   local name=$1 limit=$2 need=$3 began=$SECONDS left=$((total - SECONDS)) written=txt code argument names=''
   local arguments=()
   shift 3
+  is_wanted "$name" || return 0
   if [ -n "$dry" ]; then
     printf '%-22s %3d s  python -m%s\n' "$name" "$limit" "$(printf ' %q' "$@")"
     return
@@ -130,13 +143,15 @@ part test_attention 90 0 "${test[@]}" tests/model/test_attention.py tests/model/
 # The commands of docs/performance.md, in its order. GIB: what was seen to be held, by both where there is a peer.
 round=(fedjax_rai.bench round --model)
 generate=(fedjax_rai.bench generate --model)
-part round_1b_cudnn 75 23 "${round[@]}" 1B --clients 2 --steps 10 --attention cudnn --repeats 2 --json
-part round_1b 75 23 "${round[@]}" 1B --clients 2 --steps 5 --repeats 2 --json
-part round_1b_peer 90 57 "${round[@]}" 1B --clients 1 --steps 5 --peer torch --repeats 2 --json
-part round_1b_small_mapped 60 13 "${round[@]}" 1B --clients 5 --steps 10 --batch 1 --chunk 5 --repeats 2 --json
-part round_1b_small_peer 90 14 "${round[@]}" 1B --clients 5 --steps 10 --batch 1 --peer torch --repeats 2 --json
-part round_8b_cudnn 90 44 "${round[@]}" 8B --clients 1 --steps 5 --remat full --attention cudnn --repeats 2 --json
+part round_1b_peer 90 57 "${round[@]}" 1B --clients 2 --steps 5 --attention cudnn --peer torch --repeats 2 --json
+part round_1b_small_peer 90 20 "${round[@]}" 1B --clients 5 --steps 10 --batch 1 --chunk 5 --peer torch --repeats 2 --json
 part generate_1b_peer 90 10 "${generate[@]}" 1B --peer torch --repeats 2 --json
+part round_8b_cudnn 120 44 "${round[@]}" 8B --clients 1 --steps 5 --remat full --attention cudnn --repeats 2 --json
 part generate_8b 90 18 "${generate[@]}" 8B --repeats 2 --json
+part cai_1b 90 30 fedjax_rai.bench cai --model 1B --prompts 64 --attention cudnn --warmup 0 --repeats 1 --json
+part score_1b 90 10 fedjax_rai.bench score --model 1B --pairs 20000 --warmup 0 --repeats 1 --json
+part generate_1b_advbench 60 12 "${generate[@]}" 1B --rows 520 --new 256 --warmup 0 --repeats 1 --json
+part round_1b 60 23 "${round[@]}" 1B --clients 2 --steps 5 --repeats 2 --json
+part round_1b_small 60 9 "${round[@]}" 1B --clients 5 --steps 10 --batch 1 --repeats 2 --json
 part round_135m_mapped 60 0 "${round[@]}" 135M --clients 5 --steps 10 --chunk 5 --repeats 2 --json
 [ -n "$dry" ] || finish

@@ -42,6 +42,8 @@ class Outcome(NamedTuple):
     cai: Metrics | None = None
     cai_done: Future[float] | None = None
     rollout: Rollout | None = None
+    given: float = 0.0
+    """When (`time.perf_counter`) the device was given the local training: all of it was compiled, or found."""
 
 
 class End(NamedTuple):
@@ -193,8 +195,9 @@ def _local_training(federations: Sequence[Federation], states: Sequence[ServerSt
     else:
         rates = [federation.learning_rate(t) for federation in federations]
         trained = federated_rounds(first.algorithm, list(states), lm, batch, rates)
+    given = time.perf_counter()
     done = when_done(trained[0][1])
-    return [End(state, Outcome(metrics | counts, done)) for state, metrics in trained]
+    return [End(state, Outcome(metrics | counts, done, given=given)) for state, metrics in trained]
 
 
 def _prepare(federations: Sequence[Federation], t: int) -> None:

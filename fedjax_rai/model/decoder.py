@@ -190,7 +190,7 @@ class Block(nn.Module):
         config = self.config
         widths = outputs(config, name)
         kernel = _kernel(self, name, (x.shape[-1], sum(widths.values())), axes, config.quantize)
-        wide = _product(x, kernel, axes)
+        wide = _product(x, kernel, axes, kept=config.remat != "none")
         if name in config.biases:
             wide = wide + _param(self, f"{name}_bias", wide.shape[-1:], axes[1:]).astype(x.dtype)[None]
         projected = dict(zip(widths, _split(wide, [*widths.values()], parts_of(config, name)), strict=True))
@@ -227,17 +227,27 @@ class Block(nn.Module):
         return pair.value["a"], pair.value["b"]
 
 
-def _product(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str]) -> Float[Array, "t o"]:
-    """x @ kernel, for which a kernel whose rows lie on several devices is gathered if it is smaller than what it gives.
+def _product(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str], kept: bool) -> Float[Array, "t o"]:
+    """x @ kernel, for which a kernel that lies on several devices is gathered if that sends less than tokens would.
 
-    Else, as where one token a row is decoded, each device multiplies by its part, and the parts are summed.
+    Else, as where one token a row is decoded, each device multiplies by its part of all tokens. `kept`: the gathered
+    kernel is there until the layer's backward pass, as suits layers that are computed again for theirs.
     """
-    if is_sharded(kernel) and x.shape[0] >= x.shape[1]:
+    # Of a kernel whose rows are split, tokens * columns would be summed; of one whose columns are, tokens * rows would
+    # be sent. So it is the tokens against the other axis, the one that is split, in all projections of a layer alike.
+    if not is_sharded(kernel) or x.shape[0] < _split_size(x, kernel, axes):
+        return _times(x, kernel)
+    if kept:
         return _gathered_product(x, kernel, axes)
-    return _times(x, kernel)
+    # The backward pass gathers again: else the kernels of all layers would be kept whole.
+    return _recomputed(_gathered_product, static_argnums=2)(x, kernel, axes)
 
 
-@partial(_recomputed, static_argnums=2)  # the backward pass gathers again: else all kernels would be kept whole
+def _split_size(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str]) -> int:
+    """The size of the kernel's axis that `fsdp` splits."""
+    return x.shape[1] if axes[0] == "embed" else jax.tree.leaves(kernel)[0].shape[-1]
+
+
 def _gathered_product(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str]) -> Float[Array, "t o"]:
     return _times(x, gathered(kernel, axes))
 

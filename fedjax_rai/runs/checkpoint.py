@@ -7,11 +7,11 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from fedjax_rai import terminal
 from fedjax_rai.aliases import PyTree
@@ -27,6 +27,7 @@ _WAYS_OUT = "restore it from a copy, remove it to begin anew, or name another ou
 class Checkpoints:
     """Saves in the background; to be closed, which waits until the last save is whole.
 
+    Where there is nothing to restore, Orbax is loaded by the first save, when the device has the next round to compute.
     Raises InputError where something else than a folder lies in its place, and OSError where the disk is full.
     """
 
@@ -34,14 +35,21 @@ class Checkpoints:
         if os.path.lexists(folder) and not folder.is_dir():
             raise InputError(f"{folder}: is no folder; {_WAYS_OUT}")
         self.folder = folder
+        if folder.exists():
+            _ = self._saver  # what is wrong there is said now
+
+    @cached_property
+    def _saver(self) -> Any:
         try:
             with _quiet():
-                self._saver = self._opened()
+                return self._opened()
         except (ValueError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{folder}: the states there cannot be told ({reason}); {_WAYS_OUT}") from None
+            raise InputError(f"{self.folder}: the states there cannot be told ({reason}); {_WAYS_OUT}") from None
 
     def _opened(self) -> Any:
+        from orbax.checkpoint import v1 as ocp
+
         policies: dict[str, Any] = {
             # Orbax's default policy skips a save while another one runs.
             "save_decision_policy": ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -50,6 +58,8 @@ class Checkpoints:
         return ocp.training.Checkpointer(str(self.folder.absolute()), cleanup_tmp_directories=True, **policies)
 
     def close(self) -> None:
+        if "_saver" not in vars(self):
+            return
         with self._named_disk():
             self._saver.close()
 
@@ -73,6 +83,8 @@ class Checkpoints:
 
         Damaged ones that are later are deleted, which is said. Raises InputError where all are damaged.
         """
+        if not self.folder.exists():
+            return 0, like
         with _quiet():
             saved = self._saved()
             damaged = []

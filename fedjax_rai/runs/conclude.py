@@ -100,7 +100,8 @@ def filtered(setting: Setting) -> Filtered:
 def seconds_of(rounds: Sequence[Round], evaluation: float) -> Seconds:
     """How long training and evaluation took."""
     each = [row.seconds for row in rounds]
-    return Seconds(cost.seconds(each), round(sum(each), 1), evaluation)
+    start = rounds[0].start_seconds if rounds else None
+    return Seconds(cost.seconds(each), round(sum(each), 1), evaluation, start)
 
 
 def cost_of(setting: Setting, rounds: Sequence[Round]) -> Cost:

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 from fedjax_rai import terminal
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.experiment.round import End, Federation, play_round
+from fedjax_rai.experiment.round import End, Federation, Outcome, play_round
 from fedjax_rai.fed.base import ServerState
 from fedjax_rai.runs.data import draw_data
 from fedjax_rai.runs.folder import entered, run_folder
 from fedjax_rai.runs.record import Record, timed
 from fedjax_rai.runs.rows import Round
+
+_first_steps: list[float] = []  # when this process gave the device its first local step, once it has
 
 
 class Pending(NamedTuple):
@@ -121,6 +123,7 @@ class Loop:
             seconds = shared(seconds, len(pending.going))
         elif beside > 1:
             seconds = shared(seconds, beside)
+        seconds |= started(pending.ends[0].outcome)
         rows = [
             self.records[i].add(pending.t, *end, seconds) for i, end in zip(pending.going, pending.ends, strict=True)
         ]
@@ -138,6 +141,16 @@ class Loop:
             with Record(folder, record.setting) as theirs:
                 theirs.copy_rows(record)
                 theirs.add(t, *end, seconds)
+
+
+def started(first: Outcome) -> dict[str, float]:
+    """`start_seconds` of the first round of this process, which is said; nothing of the others."""
+    if _first_steps:
+        return {}
+    after = round(first.given - terminal.STARTED, 1)
+    _first_steps.append(after)
+    terminal.say(f"first local step after {terminal.duration(after)}")
+    return {"start_seconds": after}
 
 
 def note(row: Round) -> str:

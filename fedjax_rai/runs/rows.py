@@ -111,6 +111,10 @@ class Round(NamedTuple):
     """The CAI phase, as keys that begin with `cai_`. Absent: there was none after this round."""
     together: int | None = None
     """Runs whose rounds were computed at once, which share their seconds out evenly. Absent: the run went by itself."""
+    start_seconds: float | None = None
+    """Seconds from the start of the process until its first local step was given to the device: models and data read,
+    the guard fitted, programs compiled or found. Absent: the round is not its process's first.
+    """
     more: dict[str, float] = {}
     """What an algorithm reports besides, under names of its own."""
 
@@ -219,6 +223,10 @@ class Seconds(NamedTuple):
     """Seconds of all rounds as they were."""
     evaluation: float
     """Seconds of the evaluation, compilation included."""
+    start: float | None = None
+    """Seconds until the first local step, from the start of the process that began the run. Null: it had done other
+    rounds before, or there are no rounds.
+    """
 
 
 class Summary(NamedTuple):

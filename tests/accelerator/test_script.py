@@ -80,6 +80,12 @@ def test_its_benchmarks_are_the_commands_of_the_page() -> None:
     assert len(shown) >= 8
 
 
+def test_parts_can_be_chosen(stub, tmp_path) -> None:
+    done = run(tmp_path / "out", stub=stub, PARTS="generate_* cai_1b")
+    assert done.returncode == 0, done.stderr
+    assert list(ended(tmp_path / "out")) == ["generate_1b_peer", "generate_8b", "cai_1b", "generate_1b_advbench"]
+
+
 def test_every_part_that_ends_keeps_what_it_wrote(stub, tmp_path) -> None:
     out = tmp_path / "out"
     done = run(out, stub=stub)
@@ -109,7 +115,7 @@ def test_all_of_it_ends_in_time(stub, tmp_path) -> None:
     states = ended(out)
     assert [states[name] for name in ("test_products", "test_rounds")] == ["done", "done"]
     assert states["test_attention"] == "timed out" and states["generate_8b"] == "not started"
-    assert "test_attention (timed out), round_1b_cudnn (not started)" in done.stderr
+    assert "test_attention (timed out), round_1b_peer (not started)" in done.stderr
     usual = next(line for line in SCRIPT.read_text().splitlines() if "total=${TOTAL:-" in line)
     assert int(usual.partition("${TOTAL:-")[2].partition("}")[0]) <= MINUTES * 60 - 10
 

@@ -13,6 +13,7 @@ import jax
 
 from fedjax_rai.config.grid import Point, load_sweep
 from fedjax_rai.config.load import dump_config
+from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import beside, conclude, files
 from fedjax_rai.runs.record import METRICS, REVISIONS
 from fedjax_rai.runs.run import run
@@ -23,6 +24,7 @@ from tests.tiny_runs import adapter_bytes, after_rows, dies_when, vary
 folder = Path(sys.argv[1])
 ROUNDS = 6
 compiled: Counter[str] = Counter()
+by_seed: list[int] = []
 turns: list[int] = []  # in how many lanes each turn was measured
 
 
@@ -50,35 +52,44 @@ def content(run_folder: Path) -> dict[str, Any]:
     }
 
 
-def points(name: str) -> list[Point]:
-    """A sweep of 0, 2 and 5 iterations of two seeds each."""
+def points(name: str, seeds: str) -> list[Point]:
+    """A sweep of 0, 2 and 5 iterations of each seed."""
     config = vary(small_config(folder / name), federated={"rounds": ROUNDS})
     path = folder / f"{name}.yaml"
     path.write_text(dump_config(config))
-    return load_sweep(path, ["seed=0,1", "cai.iterations=0,2,5"])
+    return load_sweep(path, [f"seed={seeds}", "cai.iterations=0,2,5"])
+
+
+def run_beside(settings: Sequence[Setting]) -> list[Path]:
+    """Notes what a seed compiles."""
+    before = compiled["programs"]
+    found = RUN_BESIDE(settings)
+    by_seed.append(compiled["programs"] - before)
+    return found
 
 
 MEASURED = beside.measured
+RUN_BESIDE = sweep.run_beside
 beside.measured = measured
+sweep.run_beside = run_beside
 beside.os.cpu_count = lambda: 2
 conclude.evaluate = lambda *_: ({"harmless": None}, [])  # takes longer than the runs
 conclude.critique_of = lambda *_: None
 jax.monitoring.register_event_duration_secs_listener(count)
 
-killed = points("killed")
-with dies_when(after_rows(10)):  # in the turn of two lanes, of a run of one seed
-    sweep.run_sweep(killed)
-assert turns == [1], turns
-sweep.run_sweep(killed)
-of_first_seed = compiled["programs"]
-whole = points("whole")
+whole = points("whole", "0,1")
 sweep.run_sweep(whole)
-assert compiled["programs"] == of_first_seed, "another sweep of the same compiled something"
-assert turns[-4:] == [1, 2, 1, 2], turns
-for point, other in zip(killed, whole, strict=True):
-    alone = vary(point.config, output=str(folder / "alone" / sweep.output(point).name))
-    expected = content(run(alone))
-    assert content(sweep.output(point)) == expected, point
-    assert content(sweep.output(other)) == expected, point
+assert by_seed[0] > 0 == by_seed[1], by_seed
+assert turns == [1, 2] * 2, turns
+
+killed = points("killed", "0")
+with dies_when(after_rows(10)):  # in the turn of two lanes
+    sweep.run_sweep(killed)
+assert turns[4:] == [1], turns
+sweep.run_sweep(killed)
+
+for point, other in zip(killed, whole[:3], strict=True):
+    expected = content(run(vary(point.config, output=str(folder / "alone" / sweep.output(point).name))))
+    assert content(sweep.output(point)) == content(sweep.output(other)) == expected, point
     together = [row.get("together") for row in files.read_rows(sweep.output(other) / METRICS)]
     assert together == [None, None, None, 2, 2, 2], together

@@ -16,7 +16,7 @@ from fedjax_rai.runs import compiled, export, prepare
 from fedjax_rai.runs import run as runs
 from fedjax_rai.studies import sweep, table
 from fedjax_rai.tools import generate
-from tests.processes import run_program
+from tests.processes import run_program, succeed
 
 DEFAULTS = {
     "jax_compilation_cache_dir": None,
@@ -167,3 +167,8 @@ def test_a_run_keeps_before_anything_is_computed(config, monkeypatch) -> None:
     monkeypatch.setattr(runs, "Setting", setting)
     with pytest.raises(InterruptedError):
         runs.run(config)
+
+
+@pytest.mark.slow
+def test_another_seed_and_another_arm_of_a_table_compile_nothing(tmp_path: Path) -> None:
+    succeed("compiles_once", tmp_path)

@@ -87,8 +87,10 @@ def test_costs_are_those_of_each_phase(config, monkeypatch):
 
 
 def test_seconds_of_training_leave_out_the_round_that_compiles():
-    """100, 9 and 7: three times 8, and 116 in all."""
-    assert seconds_of(ROUNDS, 2.5) == (24.0, 116.0, 2.5)
+    """100, 9 and 7: three times 8, and 116 in all; the first step 12.3 after the start, where that is known."""
+    assert seconds_of(ROUNDS, 2.5) == (24.0, 116.0, 2.5, None)
+    assert seconds_of([ROUNDS[0]._replace(start_seconds=12.3), *ROUNDS[1:]], 2.5).start == 12.3
+    assert seconds_of([], 2.5).start is None
 
 
 def test_what_became_of_conversations_is_summed_over_phases():

@@ -1,7 +1,10 @@
 """How runs that go together share a round's seconds."""
 
+from concurrent.futures import Future
 from typing import Any
 
+from fedjax_rai import terminal
+from fedjax_rai.experiment.round import Outcome
 from fedjax_rai.runs import loop
 from fedjax_rai.runs.loop import note, shared, train
 from tests.tiny_runs import PHASE, ROUND
@@ -46,3 +49,14 @@ def test_progress_tells_of_a_round_and_of_the_phase_that_followed():
     phase = ROUND._replace(train_loss=2.0, cai=PHASE._replace(iterations=25), cai_seconds=12.34)
     assert note(phase) == "loss 2.000  CAI 25 iterations, 12 s"
     assert note(ROUND._replace(train_loss=float("nan"), without_data=2)) == "no loss  2 clients without data"
+
+
+def test_the_start_is_told_of_the_first_round_of_a_process_alone(monkeypatch, capsys):
+    """Given to the device at 112.34, by a process that began at 100."""
+    monkeypatch.setattr(loop, "_first_steps", [])
+    monkeypatch.setattr(terminal, "STARTED", 100.0)
+    assert [loop.started(Outcome({}, Future(), given=given)) for given in (112.34, 120.0)] == [
+        {"start_seconds": 12.3},
+        {},
+    ]
+    assert capsys.readouterr().err == "first local step after 12 s\n"
