@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, PyTree
 from fedjax_rai.bench import host, machine
 from fedjax_rai.bench.floors import Part, Sizes, cai_floor, decoding_floor, round_floor, score_floor
@@ -168,7 +167,7 @@ def cai_work(request: dict[str, Any], subject: Subject) -> Work:
     source = _source(cai, shape, subject.vocabulary)
     numbers = make_numbers(cai, replayed=cai.replay)
     sampling = make_sampling(cai)
-    key = rng.stream(jax.random.key(2), "align")
+    key = jax.random.key(2)
 
     def run() -> None:
         collected = source.collect(subject.lm, options, subject.adapter, sampling)
