@@ -223,7 +223,8 @@ def generate(
     """An answer to each prompt by a model, or by a model and an adapter (a folder in PEFT's format, as a run's is).
 
     `model`: a Hugging Face folder, owner/name on the hub, or "tiny". Settings are those of the command, by default
-    greedy: `max_new`, `temperature`, `top_p`, `top_k`, `min_p`, `seed`, `dtype`, `revision`, `raw`, `batch_size`.
+    greedy: `max_new`, `temperature`, `top_p`, `top_k`, `min_p`, `seed`, `dtype`, `revision`, `raw`, `merged`,
+    `batch_size`.
     Raises InputError for a model, an adapter or a prompt that cannot be read.
     """
     if isinstance(prompts, str):

@@ -213,6 +213,9 @@ def generate(
         ),
     ] = None,
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="An adapter, a folder in PEFT's format.")] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Add the adapter to the weights first; answers change by rounding.")
+    ] = False,
     max_new: Annotated[int, typer.Option(metavar="N", min=1, help="The most tokens of an answer.")] = 128,
     revision: Annotated[
         str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a model on the hub.")
@@ -255,7 +258,7 @@ def generate(
 
         request = Request(
             model, revision, adapter, raw=raw, dtype=precise, max_new=max_new, temperature=chosen, **bounds, seed=seed,
-            batch_size=batch_size,
+            batch_size=batch_size, merged=merged,
         )  # fmt: skip
         for i, answer in enumerate(answers(request, _read_prompts(prompt, prompts))):
             if as_json:

@@ -93,14 +93,26 @@ def is_sharded(parameter: PyTree) -> bool:
     return mesh_of(parameter).shape.get("fsdp", 1) > 1
 
 
+def worth_gathering(tokens: int, size: int) -> bool:
+    """Whether so many tokens are reason enough to gather parameters whose axis of `size` is split by `fsdp`.
+
+    As much is sent either way at about half that size: an all-reduce of what the parts give sends every number twice.
+    A quarter is enough, as tokens that stay where they are need memory on one device only.
+    """
+    return 4 * tokens >= size
+
+
 def gathered(parameter: PyTree, axes: Sequence[str | None]) -> PyTree:
     """A parameter of these logical axes, all of it on each device that had a part by `fsdp`; within a program."""
     mesh = mesh_of(parameter)
+    split = P(*(AXIS_OF[name] if name else None for name in axes))
     kept = P(*(AXIS_OF[name] if name and name != "embed" else None for name in axes))
 
     def gather(leaf: jax.Array) -> jax.Array:
-        lie = _even(leaf, NamedSharding(mesh, kept))
-        return jax.lax.with_sharding_constraint(leaf, lie)
+        # Held in its parts first: else XLA gathers what was cut out of a stack before the axis of layers is dropped,
+        # wants the rows in front for that, and copies the stacks of all layers to have them so.
+        leaf = jax.lax.with_sharding_constraint(leaf, _even(leaf, NamedSharding(mesh, split)))
+        return jax.lax.with_sharding_constraint(leaf, _even(leaf, NamedSharding(mesh, kept)))
 
     return jax.tree.map(gather, parameter)
 
@@ -116,9 +128,12 @@ def whole(tree: PyTree, beside: PyTree) -> PyTree:
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
-def with_whole_channels(x: jax.Array, beside: PyTree) -> jax.Array:
-    """Activations whose last axis is not split over the devices that `beside` has parts on; within a program."""
-    spec = P(*(P.UNCONSTRAINED,) * (x.ndim - 1), None)
+def with_whole_channels(x: jax.Array, beside: PyTree, by_rows: bool) -> jax.Array:
+    """Activations whose last axis is not split over the devices that `beside` has parts on; within a program.
+
+    `by_rows`: the first axis is, over `ROWS`; else that is left to the compiler, as where clients have devices each.
+    """
+    spec = P(ROWS if by_rows else P.UNCONSTRAINED, *(P.UNCONSTRAINED,) * (x.ndim - 2), None)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh_of(beside), spec))
 
 

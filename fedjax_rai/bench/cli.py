@@ -57,6 +57,8 @@ Dtype = Annotated[Given, names("bfloat16 (the default), float32.")]
 Attention = Annotated[Given, names("xla (the default), chunked, cudnn, splash.")]
 Remat = Annotated[Given, names("none (the default), full.")]
 Quantize = Annotated[Given, names("none (the default), int8, nf4.")]
+KvCache = Annotated[Given, names("model (the default), bfloat16, int8.")]
+MicroBatch = Annotated[Given, numbers("Examples of a step that are computed at once; all if not given.")]
 Devices = Annotated[Given, numbers("How many devices; all if not given. A CPU is split into so many.")]
 Fsdp = Annotated[Given, numbers("Ways in which the base and the rows are split, as of mesh.fsdp.")]
 Tensor = Annotated[Given, numbers("Ways in which heads and columns are split, as of mesh.tensor.")]
@@ -92,6 +94,7 @@ def federated_round(
     attention: Attention = None,
     remat: Remat = None,
     quantize: Quantize = None,
+    micro_batch: MicroBatch = None,
     devices: Devices = None,
     fsdp: Fsdp = None,
     tensor: Tensor = None,
@@ -110,7 +113,7 @@ def federated_round(
     """
     given = {"clients": clients, "steps": steps, "batch": batch, "length": length, "chunk": chunk}
     given |= {"model": model, "rank": rank, "dtype": dtype, "attention": attention, "remat": remat}
-    given |= {"quantize": quantize, "devices": devices, "fsdp": fsdp, "tensor": tensor}
+    given |= {"quantize": quantize, "micro_batch": micro_batch, "devices": devices, "fsdp": fsdp, "tensor": tensor}
     with terminal.answering():
         from fedjax_rai.bench.requests import Asked
 
@@ -130,6 +133,7 @@ def generate(
     dtype: Dtype = None,
     attention: Attention = None,
     quantize: Quantize = None,
+    kv_cache: KvCache = None,
     devices: Devices = None,
     fsdp: Fsdp = None,
     tensor: Tensor = None,
@@ -145,7 +149,14 @@ def generate(
     fedjax-rai bench generate --model 135M --rows 1,16 --new 32 --peer torch
     """
     given = {"rows": rows, "prompt": prompt, "new": new, "model": model, "rank": rank, "dtype": dtype}
-    given |= {"attention": attention, "quantize": quantize, "devices": devices, "fsdp": fsdp, "tensor": tensor}
+    given |= {
+        "attention": attention,
+        "quantize": quantize,
+        "kv_cache": kv_cache,
+        "devices": devices,
+        "fsdp": fsdp,
+        "tensor": tensor,
+    }
     with terminal.answering():
         from fedjax_rai.bench.requests import Asked
 
@@ -170,6 +181,8 @@ def cai(
     attention: Attention = None,
     remat: Remat = None,
     quantize: Quantize = None,
+    kv_cache: KvCache = None,
+    micro_batch: MicroBatch = None,
     devices: Devices = None,
     fsdp: Fsdp = None,
     tensor: Tensor = None,
@@ -185,7 +198,14 @@ def cai(
     """
     given = {"prompts": prompts, "chunk": chunk, "prompt": prompt, "new": new, "revisions": revisions}
     given |= {"iterations": iterations, "batch": batch, "model": model, "rank": rank, "dtype": dtype}
-    given |= {"attention": attention, "remat": remat, "quantize": quantize, "devices": devices}
+    given |= {
+        "attention": attention,
+        "remat": remat,
+        "quantize": quantize,
+        "kv_cache": kv_cache,
+        "micro_batch": micro_batch,
+        "devices": devices,
+    }
     given |= {"fsdp": fsdp, "tensor": tensor}
     with terminal.answering():
         from fedjax_rai.bench.requests import Asked

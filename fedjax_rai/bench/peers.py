@@ -103,6 +103,8 @@ def check_same(request: Mapping[str, Any], sides: Sequence[Side]) -> None:
     name = sides[0].name
     if request["computed"]["quantize"] != "none":
         raise InputError(f"--peer {name}: computes no quantised base; must be --quantize none")
+    if request["computed"]["kv_cache"] != "model":
+        raise InputError(f"--peer {name}: caches keys and values as they are; must be --kv-cache model")
     if (request["devices"] or 1) > 1:
         raise InputError(f"--peer {name}: has one device; must be --devices 1")
     algorithm = request["federated"].get("algorithm", "fedavg")

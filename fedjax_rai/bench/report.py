@@ -13,7 +13,16 @@ GIB = 2**30
 RESULTS = "results.jsonl"
 TABLE = "table.txt"
 PICTURE = "bench.png"
-COMPUTED = {"dtype": None, "attention": "xla", "remat": "none", "quantize": "none", "fsdp": 1, "tensor": 1}
+COMPUTED = {
+    "dtype": None,
+    "attention": "xla",
+    "remat": "none",
+    "quantize": "none",
+    "kv_cache": "model",
+    "micro_batch": None,
+    "fsdp": 1,
+    "tensor": 1,
+}
 """What is said of how the model was computed, where it is not this."""
 Row = Mapping[str, Any]
 

@@ -13,9 +13,11 @@ NAMES: dict[str, tuple[str, ...]] = {
     "attention": ("xla", "chunked", "cudnn", "splash"),
     "remat": ("none", "full"),
     "quantize": ("none", "int8", "nf4"),
+    "kv_cache": ("model", "bfloat16", "int8"),
 }
 """Options of how the model is computed, and what each may be; the first is the default."""
 MESH = ("fsdp", "tensor")
+MICRO_BATCH = {"round": "federated.micro_batch", "cai": "cai.micro_batch"}
 MAY_BE_NOTHING = ("iterations",)
 LEAST = {"length": 2}
 # Where a work's sizes stand in a config; the others are the shape's defaults.
@@ -79,17 +81,23 @@ def parse(option: str, text: str) -> list[Any]:
         return parts
     if option in NAMES:
         for part in parts:
-            check_name(f"--{option}", part, NAMES[option])
+            check_name(spelt(option), part, NAMES[option])
         return parts
     return [_count(option, text, part) for part in parts]
 
 
+def spelt(option: str) -> str:
+    """How an option is typed."""
+    return f"--{option.replace('_', '-')}"
+
+
 def _count(option: str, text: str, part: str) -> int:
+    stated = f"{spelt(option)} {text}"
     if not (part.isascii() and part.removeprefix("-").isdecimal()):
-        raise InputError(f"--{option} {text}: {part!r} is no whole number; must be like 16, or 1,4,16 for several")
+        raise InputError(f"{stated}: {part!r} is no whole number; must be like 16, or 1,4,16 for several")
     least = 0 if option in MAY_BE_NOTHING else LEAST.get(option, 1)
     if int(part) < least:
-        raise InputError(f"--{option} {text}: {part} is too small; must be at least {least}")
+        raise InputError(f"{stated}: {part} is too small; must be at least {least}")
     return int(part)
 
 
@@ -120,7 +128,8 @@ def _defaults(work: str) -> dict[str, Any]:
     """What is measured without a config."""
     computed = {name: names[0] for name, names in NAMES.items()}
     sizes = SHAPES[work]._field_defaults
-    values = {"model": "tiny", **sizes, "rank": RANK, **computed, "devices": None, **dict.fromkeys(MESH, 1)}
+    others = {"micro_batch": None, "devices": None, **dict.fromkeys(MESH, 1)}
+    values = {"model": "tiny", **sizes, "rank": RANK, **computed, **others}
     return {"values": values, "lora": {}, "federated": {}, "sections": {}, "cai": {}}
 
 
@@ -140,6 +149,12 @@ def _of_config(asked: Asked) -> dict[str, Any]:
         values[size] = value_at(config, key)
     for name in NAMES:
         values[name] = getattr(config.model, name)
+    if asked.work in MICRO_BATCH:
+        values["micro_batch"] = value_at(config, MICRO_BATCH[asked.work])
+    if config.mesh.auto and not any(asked.given.get(name) for name in MESH):
+        raise InputError(
+            "mesh.auto = true: a benchmark takes the split that it is given; must be --fsdp N or --tensor N"
+        )
     for name in MESH:
         values[name] = getattr(config.mesh, name)
     if asked.given.get("model") is None:
@@ -157,12 +172,16 @@ def _of_config(asked: Asked) -> dict[str, Any]:
 def _request(work: str, base: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """What one worker is asked for."""
     lora = {"alpha": 2.0 * chosen["rank"], **base["lora"], "rank": chosen["rank"]}
+    micro_batch = chosen["micro_batch"]
+    if micro_batch is not None and chosen["batch"] % micro_batch:
+        raise InputError(f"--micro-batch {micro_batch}: must divide the batch, {chosen['batch']}")
     return {
         "model": chosen["model"],
         "shape": {name: chosen[name] for name in SHAPES[work]._fields},
         "lora": lora,
         "computed": {name: chosen[name] for name in NAMES},
         "mesh": {name: chosen[name] for name in MESH},
+        "micro_batch": micro_batch,
         "devices": chosen["devices"],
         "federated": base["federated"],
         "sections": base["sections"],

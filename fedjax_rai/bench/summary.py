@@ -27,6 +27,7 @@ def stated(request: Mapping[str, Any]) -> dict[str, Any]:
     """What was measured, flat."""
     sizes = dict(request["shape"])
     others = {"rank": request["lora"]["rank"], **request["computed"], **request["mesh"]}
+    others["micro_batch"] = request["micro_batch"]
     return {"work": request["work"], "model": request["model"], **sizes, **others}
 
 

@@ -84,6 +84,7 @@ def _arguments(shape: RoundShape, dtype: str, compiled: bool) -> Any:
         lr_scheduler_type="constant",
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
+        use_cpu=device() == "cpu",
         bf16=dtype == "bfloat16",
         gradient_checkpointing=False,
         torch_compile=compiled,

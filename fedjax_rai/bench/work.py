@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rai import rng
-from fedjax_rai.aliases import Adapter, Array
+from fedjax_rai.aliases import Adapter, Array, PyTree
 from fedjax_rai.bench import host, machine
 from fedjax_rai.bench.floors import Part, Sizes, cai_floor, decoding_floor, round_floor, score_floor
 from fedjax_rai.bench.protocol import Prepared, serve
 from fedjax_rai.bench.random_inputs import random_examples, random_lm, random_prompts, random_texts, random_tokens
 from fedjax_rai.bench.shapes import CaiShape, DecodingShape, RoundShape, ScoreShape, model_json
-from fedjax_rai.cai.align import align, begin
+from fedjax_rai.cai.align import align_in_place, begin
 from fedjax_rai.cai.options import Options, make_numbers, make_objective, make_sampling
 from fedjax_rai.cai.programs import OnlineSource, outcome
 from fedjax_rai.cai.revise import Requests, RolloutBatch
@@ -30,6 +29,7 @@ from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.mesh import make_mesh, replicated, ways
+from fedjax_rai.model.cache import empty_cache
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
@@ -37,6 +37,7 @@ from fedjax_rai.runs.compiled import keep_compiled
 from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Decoding, Sampling, generate
+from fedjax_rai.train.step import PLAIN, TrainState
 
 NO_END = np.array([-1], np.int32)
 CORPUS = 64  # rows that the clients' batches are drawn from
@@ -61,10 +62,14 @@ class Subject(NamedTuple):
         config = self.lm.model.config
         kept = {name: leaf for name, leaf in self.lm.base.items() if name != "embed_tokens"}
         read = self.lm.base if config.tie_word_embeddings else kept
-        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((read, self.adapter)))
-        width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        slot = jax.eval_shape(lambda: empty_cache(config, batch=1, slots=1))
         head = config.vocab_size * config.hidden_size
-        return Sizes(parameters(config, self.lora), head, weights, width * jnp.dtype(config.dtype).itemsize)
+        return Sizes(parameters(config, self.lora), head, _bytes((read, self.adapter)), _bytes(slot))
+
+
+def _bytes(tree: PyTree) -> int:
+    """Of all leaves, which may be shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 class Work(NamedTuple):
@@ -119,7 +124,7 @@ def round_work(request: dict[str, Any], subject: Subject) -> Work:
     """A federated round, FedAvg with Adam if the config does not say otherwise."""
     shape = RoundShape(**request["shape"])
     sizes = {"clients": shape.clients, "cohort": shape.clients, "batch_size": shape.batch}
-    fields = {**request["federated"], **sizes, "clients_per_chunk": shape.chunk}
+    fields = {**request["federated"], **sizes, "clients_per_chunk": shape.chunk, "micro_batch": request["micro_batch"]}
     algorithm = make_algorithm(FederatedConfig.model_validate(fields), request["sections"], subject.mesh)
     state = jax.device_put(algorithm.init(subject.adapter), replicated(subject.mesh))
     batch = _batch(subject.vocabulary, shape)
@@ -156,17 +161,19 @@ def cai_work(request: dict[str, Any], subject: Subject) -> Work:
     shape = CaiShape(**request["shape"])
     sizes = {"iterations": shape.iterations, "prompts": shape.prompts, "revisions": shape.revisions}
     fields = {**request["cai"], **sizes, "batch_size": shape.batch, "max_new_tokens": shape.new}
+    fields["micro_batch"] = request["micro_batch"]
     cai = CaiConfig.model_validate(fields)
     options = _options(cai, shape, subject.mesh)
     source = _source(cai, shape, subject.vocabulary)
     numbers = make_numbers(cai, replayed=cai.replay)
     sampling = make_sampling(cai)
-    key = rng.stream(jax.random.key(2), "align")
+    key = jax.random.key(2)
 
     def run() -> None:
         collected = source.collect(subject.lm, options, subject.adapter, sampling)
-        progress = jax.device_put(begin(subject.adapter), replicated(subject.mesh))
-        progress = align(subject.lm, options, progress, collected.pool, numbers, key)
+        progress = jax.device_put(begin(subject.adapter), replicated(subject.mesh), may_alias=False)
+        done = progress._replace(state=TrainState({}, ()))
+        progress = align_in_place(subject.lm, options, progress.state, done, collected.pool, numbers, key)
         jax.block_until_ready(outcome(subject.adapter, progress))
 
     is_preference = options.objective.preference is not None
@@ -186,6 +193,7 @@ def _options(cai: CaiConfig, shape: CaiShape, mesh: jax.sharding.Mesh) -> Option
         reference_is_base=cai.reference == "base",
         objective=make_objective(cai),
         mesh=mesh,
+        trainer=PLAIN._replace(micro_batch=cai.micro_batch),
     )
 
 

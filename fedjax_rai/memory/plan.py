@@ -380,6 +380,8 @@ def _generating(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
         sorts=cai.top_k is not None or cai.top_p is not None,
     )
     parts = decoding(sizes.model.config, shape, _computation(config))
+    if config.mesh.fsdp > 1:
+        parts["kernels in use"] *= 2  # the unembedding is gathered for the first answer, and for all that follow
     texts = 1 + 2 * cai.revisions  # the first answer, then a critique and a revision each time
     parts["conversations"] = PROMPT_TOKEN * cai.prompts * texts * new
     return parts

@@ -22,7 +22,7 @@ from flax import struct
 from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key, PyTree
 from fedjax_rai.errors import InputError
-from fedjax_rai.mesh import gathered, is_sharded, with_whole_channels
+from fedjax_rai.mesh import gathered, is_sharded, with_whole_channels, worth_gathering
 from fedjax_rai.model import quantize
 from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, in_parts, modules, outputs, parts_of
 from fedjax_rai.model.attention import Attention, Sight, attend
@@ -190,7 +190,7 @@ class Block(nn.Module):
         config = self.config
         widths = outputs(config, name)
         kernel = _kernel(self, name, (x.shape[-1], sum(widths.values())), axes, config.quantize)
-        wide = _product(x, kernel, axes)
+        wide = _product(x, kernel, axes, kept=config.remat != "none")
         if name in config.biases:
             wide = wide + _param(self, f"{name}_bias", wide.shape[-1:], axes[1:]).astype(x.dtype)[None]
         projected = dict(zip(widths, _split(wide, [*widths.values()], parts_of(config, name)), strict=True))
@@ -227,17 +227,27 @@ class Block(nn.Module):
         return pair.value["a"], pair.value["b"]
 
 
-def _product(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str]) -> Float[Array, "t o"]:
-    """x @ kernel, for which a kernel whose rows lie on several devices is gathered if it is smaller than what it gives.
+def _product(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str], kept: bool) -> Float[Array, "t o"]:
+    """x @ kernel, for which a kernel that lies on several devices is gathered if that sends less than tokens would.
 
-    Else, as where one token a row is decoded, each device multiplies by its part, and the parts are summed.
+    Else, as where one token a row is decoded, each device multiplies by its part of all tokens. `kept`: the gathered
+    kernel is there until the layer's backward pass, as suits layers that are computed again for theirs.
     """
-    if is_sharded(kernel) and x.shape[0] >= x.shape[1]:
+    # Of a kernel whose rows are split, tokens * columns would be summed; of one whose columns are, tokens * rows would
+    # be sent. So it is the tokens against the other axis, the one that is split, in all projections of a layer alike.
+    if not is_sharded(kernel) or not worth_gathering(x.shape[0], _split_size(x, kernel, axes)):
+        return _times(x, kernel)
+    if kept:
         return _gathered_product(x, kernel, axes)
-    return _times(x, kernel)
+    # The backward pass gathers again: else the kernels of all layers would be kept whole.
+    return _recomputed(_gathered_product, static_argnums=2)(x, kernel, axes)
 
 
-@partial(_recomputed, static_argnums=2)  # the backward pass gathers again: else all kernels would be kept whole
+def _split_size(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str]) -> int:
+    """The size of the kernel's axis that `fsdp` splits."""
+    return x.shape[1] if axes[0] == "embed" else jax.tree.leaves(kernel)[0].shape[-1]
+
+
 def _gathered_product(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str]) -> Float[Array, "t o"]:
     return _times(x, gathered(kernel, axes))
 
@@ -374,9 +384,9 @@ class Decoder(nn.Module):
             raise InputError(f"{slots} tokens: this model's rotary embedding is supported up to {config.rotary_limit}")
         x = self.embed_tokens.astype(config.dtype)[tokens] * jnp.asarray(config.embed_scale, config.dtype)
         # Where kernels are gathered (see `_product`) a device has whole rows: else XLA may choose to split channels.
-        by_rows = is_sharded(self.embed_tokens) and tokens.size >= x.shape[-1]
+        by_rows = is_sharded(self.embed_tokens) and worth_gathering(tokens.size, x.shape[-1])
         if by_rows:
-            x = with_whole_channels(x, self.embed_tokens)
+            x = with_whole_channels(x, self.embed_tokens, by_rows=cache is not None)
         rotation = rotations(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)
         scales = {target: jnp.array(self.lora.scales(target, depth), jnp.float32) for target in self.lora.targets}
@@ -384,7 +394,7 @@ class Decoder(nn.Module):
         layers = Layer(jnp.arange(depth), kind, scales, drops)
         (x, cache), _ = self.layers((x, cache), layers, Context(rotation, sight, jnp.asarray(slot)))
         if by_rows:
-            x = with_whole_channels(x, self.embed_tokens)
+            x = with_whole_channels(x, self.embed_tokens, by_rows=cache is not None)
         return self.norm(x), cache
 
     def unembed(self, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
@@ -460,11 +470,11 @@ def unembed(lm: LM, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
 def with_gathered_head(lm: LM, tokens: int) -> LM:
     """The model with its unembedding whole on each device, for so many tokens at once or one slice after another.
 
-    It is the same where nothing is split by `fsdp`, or where the tokens are fewer than its rows (see `_product`).
+    It is the same where nothing is split by `fsdp`, or where the tokens are few (see `worth_gathering`).
     """
     config = lm.model.config
     name, axes = ("embed_tokens", ("vocab", "embed")) if config.tie_word_embeddings else ("lm_head", ("embed", "vocab"))
-    if not is_sharded(lm.base) or tokens < config.hidden_size:
+    if not is_sharded(lm.base) or not worth_gathering(tokens, config.hidden_size):
         return lm
     return LM(lm.model, {**lm.base, name: gathered(lm.base[name], axes)})
 

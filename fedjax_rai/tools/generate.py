@@ -1,6 +1,7 @@
 """Answers to a user's own prompts: how to try a model or an adapter before, or after, a run."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from fedjax_rai.mesh import base_shardings, make_mesh
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base
 from fedjax_rai.model.families import read_config
-from fedjax_rai.model.lora import NO_LORA, Lora
+from fedjax_rai.model.lora import NO_LORA, Lora, merge
 from fedjax_rai.model.peft import load_adapter, name_other_base
 from fedjax_rai.model.weights import load_base
 from fedjax_rai.reading import checked_text, decode_text, parse_json, read_text
@@ -44,6 +45,7 @@ class Request(NamedTuple):
     min_p: float | None = None
     seed: int = 0  # of sampling
     batch_size: int = 16  # prompts answered at once; changes no answer in float32, in bfloat16 by rounding only
+    merged: bool = False  # the adapter is added to the weights first: fewer products a token, numbers but for rounding
 
 
 class WrittenPrompt(NamedTuple):
@@ -91,6 +93,9 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
     compiled.keep_compiled()
     shardings = base_shardings(make_mesh(), abstract_base(files.config))
     lm = LM(Decoder(files.config, files.lora), load_base(weights, files.config, shardings))
+    adapter = files.adapter
+    if request.merged and adapter is not None:
+        lm, adapter = _merged(lm, adapter), None
     keys = jax.vmap(lambda row: rng.stream(jax.random.key(request.seed), "generate", row=row))(np.arange(len(rows)))
     # float32 is asked for to compare, so no TF32 in its products
     precision = jax.default_matmul_precision("highest" if request.dtype == "float32" else "default")
@@ -98,11 +103,11 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
     given = 0
     with precision, terminal.progress("answering", len(rows), unit="prompt") as advance:
         for chat in (False, True):
-            numbers = np.array([i for i, row in enumerate(rows) if row.chat == chat])
+            numbers = np.array([i for i, row in enumerate(rows) if row.chat == chat], int)
             decoding = Decoding(sampling(request, files.config.vocab_size), end_ids(files, chat), request.max_new)
             size = min(request.batch_size, max(len(numbers), 1))
             texts = [rows[i].ids for i in numbers]
-            programs = answer_all(lm, files.adapter, texts, keys[numbers], decoding, size)
+            programs = answer_all(lm, adapter, texts, keys[numbers], decoding, size)
             for finished in read_late(programs):
                 picked, found = read(finished)
                 for number, answer in zip(numbers[picked].tolist(), read_answers(found, files.tokenizer), strict=True):
@@ -125,6 +130,13 @@ def read_model(request: Request) -> ModelFiles:
         name_other_base(request.adapter, request.model, request.revision)
     tokenizer = load_tokenizer(request.model, request.revision) if has_tokenizer(folder) else None
     return ModelFiles(folder, config, lora, adapter, tokenizer)
+
+
+@partial(jax.jit, donate_argnames="lm")
+def _merged(lm: LM, adapter: Adapter) -> LM:
+    """The model with the adapter in its weights, in the place of the one without: no copy of the base is held."""
+    model = lm.model
+    return LM(Decoder(model.config), merge(model.config, model.lora, lm.base, adapter))
 
 
 def _no_numbers(where: str, request: Request) -> str:

@@ -7,6 +7,11 @@ that row has done with is overwritten. So the rows stay as they are for all prom
 `answer_all` dispatches one program for each batch of prompts. A program ends when its prompts have found rows and
 further rows are free; what is unfinished goes on in the next one, and the last one ends with all answers. The host
 waits for none of them.
+
+What it saves depends on how much answers differ in length. Of 520 answers to harmful requests, six in ten refusals of
+about 30 tokens and the others of about 150 (log-normal, deviations 0.5 and 0.7), cut off at 256, 16 rows take 8,102
+steps in batches and 3,099 here; no order could take less than 2,875. Where nearly all answers are cut off, as at 32
+tokens (0.7 of them), it is 224 and 206 steps of 64 rows. Both are counted by `steps_in_batches`, `steps_in_queue`.
 """
 
 from collections.abc import Iterator, Sequence

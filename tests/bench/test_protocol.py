@@ -23,6 +23,7 @@ REQUEST: dict[str, Any] = {
     "lora": {"rank": 16},
     "computed": {"dtype": "float32"},
     "mesh": {"fsdp": 1},
+    "micro_batch": None,
     "devices": None,
     "warmup": 2,
     "repeats": 3,
@@ -91,7 +92,7 @@ def test_compiling_is_what_the_first_run_took_longer() -> None:
 def test_both_sides_are_measured_by_the_same_floor_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "COMMAND", SERVER)
     monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
-    peer = Side("torch", SERVER, ENVIRONMENT)
+    peer = Side("torch", [*SERVER, "peer"], ENVIRONMENT)  # which knows neither floor nor limits
     ours, theirs = measure.measure(REQUEST | {"what": "count"}, [peer])
     assert (ours["by"], theirs["by"]) == ("fedjax_rai", "torch")
     assert len(ours["seconds"]) == len(theirs["seconds"]) == 3

@@ -13,6 +13,8 @@ MEASURED: dict[str, Any] = {
     "attention": "xla",
     "remat": "none",
     "quantize": "none",
+    "kv_cache": "model",
+    "micro_batch": None,
     "fsdp": 1,
     "tensor": 1,
     "seconds": [2.0, 2.1],
@@ -48,7 +50,7 @@ def test_a_table_aligns_what_is_known() -> None:
     assert "device GiB" not in head and "host GiB" in head
     for shown in ("clients 1", "0.75", "1,234", "1.50", "torch 1.46", "4, 1", "5%"):
         assert shown in first, shown
-    assert "clients 200" in second and "torch" in second
+    assert "clients 200" in second and "torch" in second and "steps" not in first + second
     assert first.index("0.75") == second.index("0.75")
     assert "200 GFLOP/s" in machine and "60.0 GB/s" in machine and "jax 1; torch 2" in machine
 

@@ -15,7 +15,7 @@ model: {dtype: float32, remat: full}
 lora: {rank: 3, alpha: 5}
 mesh: {fsdp: 2}
 data: {max_length: 48}
-federated: {cohort: 2, local_steps: 3, batch_size: 7, clients_per_chunk: 2, algorithm: fedadam}
+federated: {cohort: 2, local_steps: 3, batch_size: 7, micro_batch: 7, clients_per_chunk: 2, algorithm: fedadam}
 cai: {prompts: 9, prompts_per_chunk: 4, max_new_tokens: 11, revisions: 2, iterations: 6, batch_size: 5, critic: base}
 eval: {batch_size: 13, max_new_tokens: 12}
 """
@@ -76,7 +76,9 @@ def test_a_config_has_the_sizes(work: str, expected: dict[str, int], config: Pat
 def test_a_config_says_how_it_is_computed_and_options_go_before_it(config: Path) -> None:
     asked = Asked("round", {"dtype": "bfloat16", "clients": "1"}, config, ["cai.critic=policy"])
     (request,) = plan(asked)
-    assert request["computed"] == {"dtype": "bfloat16", "attention": "xla", "remat": "full", "quantize": "none"}
+    others = {"attention": "xla", "quantize": "none", "kv_cache": "model"}
+    assert request["computed"] == {"dtype": "bfloat16", "remat": "full", **others}
+    assert request["micro_batch"] == 7
     assert request["mesh"] == {"fsdp": 2, "tensor": 1}
     assert (request["lora"]["rank"], request["lora"]["alpha"], request["shape"]["clients"]) == (3, 5.0, 1)
     assert request["federated"]["algorithm"] == "fedadam" and request["cai"]["critic"] == "policy"
@@ -115,6 +117,13 @@ def test_what_cannot_be_measured_is_refused(
     assert message in str(refused.value)
 
 
+def test_a_micro_batch_divides_the_batch_and_a_split_is_given(config: Path) -> None:
+    with pytest.raises(InputError, match="^--micro-batch 3: must divide the batch, 16$"):
+        plan(Asked("round", {"micro_batch": "3"}))
+    with pytest.raises(InputError, match="^mesh.auto = true: a benchmark takes the split"):
+        plan(Asked("generate", {}, config, ["mesh.fsdp=1", "mesh.auto=true"]))
+
+
 def refusal(request: dict[str, Any]) -> str:
     with pytest.raises(InputError) as refused:
         peers.check_same(request, [peers.Side("torch", [], {})])
@@ -135,6 +144,8 @@ def test_peers_are_known_and_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_peers_measure_what_we_do_or_nothing() -> None:
     (request,) = plan(Asked("round", {}))
     peers.check_same(request, [peers.Side("torch", [], {})])
-    assert "must be --quantize none" in refusal(request | {"computed": {"quantize": "nf4"}})
+    computed = request["computed"]
+    assert "must be --quantize none" in refusal(request | {"computed": computed | {"quantize": "nf4"}})
+    assert "must be --kv-cache model" in refusal(request | {"computed": computed | {"kv_cache": "int8"}})
     assert "must be --devices 1" in refusal(request | {"devices": 2})
     assert "not fedadam; must be" in refusal(request | {"federated": {"algorithm": "fedadam"}})

@@ -43,7 +43,7 @@ def micro(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def request(name: str, **others: Any) -> dict[str, Any]:
     """What a worker is asked for, of the smallest model."""
-    computed = {"dtype": "float32", "attention": "xla", "remat": "none", "quantize": "none"}
+    computed = {"dtype": "float32", "attention": "xla", "remat": "none", "quantize": "none", "kv_cache": "model"}
     config: dict[str, Any] = {"federated": {}, "sections": {}, "cai": {}}
     return config | {
         "work": name,
@@ -52,6 +52,7 @@ def request(name: str, **others: Any) -> dict[str, Any]:
         "lora": {"rank": 16, "alpha": 32.0},
         "computed": computed,
         "mesh": {"fsdp": 1, "tensor": 1},
+        "micro_batch": 2,
         "devices": None,
         "compile": False,
         **others,

@@ -26,6 +26,7 @@ from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
 from fedjax_rai.train.step import PLAIN
 from tests import small
+from tests.processes import succeed
 
 NUMBER, COUNT, ENDS = (
     jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((), "float32"), ((), "int32"), ((2,), "int32"))
@@ -180,6 +181,7 @@ TRAINED: list[tuple[dict, dict]] = [
     ({"dtype": "bfloat16"}, {}),
     ({"dtype": "bfloat16", "vocab": 16384, "remat": "full"}, {"clients": 2, "cohort": 2}),
     ({"vocab": 512}, {"b": 1, "l": 32, "rank": 64, "cohort": 8}),
+    ({"vocab": 512}, {"b": 1, "l": 32, "rank": 64, "cohort": 8, "clients": 2}),  # deltas are added up
     ({"vocab": 512}, {"b": 1, "l": 32, "rank": 64, "cohort": 4, "clients": 2, "algorithm": "scaffold"}),
 ]
 TALKED: list[tuple[dict, dict]] = [
@@ -267,3 +269,8 @@ def test_a_local_optimizer_is_counted_by_what_it_keeps(optimizer, copies):
     federated = {"optimizer": optimizer, "cohort": 1, "clients_per_chunk": 1}
     found = plan(config_of(shape, federated=federated), known).phases["local training"]["optimizer and gradient"]
     assert found == copies * adapter + (4 if copies == 3 else 0)
+
+
+@pytest.mark.slow
+def test_a_split_base_needs_what_is_planned():
+    succeed("planned_memory", "small", devices=2)

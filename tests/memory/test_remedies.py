@@ -109,6 +109,21 @@ def test_the_papers_config_fits_a_chip_of_16_gib_by_what_changes_no_number():
         assert needs[0] > limit and max(needs[1:]) < limit
 
 
+def test_a_smaller_cache_is_offered_as_what_changes_answers():
+    """A byte a channel and four a head, in place of four a channel."""
+    shape = decoder()
+    config = config_of(shape, eval={"batch_size": 64, "max_new_tokens": 1024}, cai={"enabled": False})
+    known = sizes(shape, asked=64)._replace(guarded=False)
+    made = plan(config, known)
+    phase = "evaluation, answering"
+    assert shape.dtype == "float32" and made.peak == phase
+    offered, _ = check_order(config, known, made.need(phase) - 1)
+    assert "model.kv_cache" in offered
+    smaller = plan(changed(config, model={"kv_cache": "int8"}), known).phases[phase]["KV cache"]
+    head = shape.head_dim
+    assert smaller * 4 * head == made.phases[phase]["KV cache"] * (head + 4)
+
+
 def test_smaller_chunks_come_before_all_that_changes_results():
     """The largest half of the conversations that fits, or one on each device; no smaller number of prompts."""
     shape = decoder()

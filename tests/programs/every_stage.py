@@ -41,7 +41,7 @@ MOST = 1.15  # eighths of what one device computes: optimizers, too, are compute
 CONFIG = DecoderConfig(
     vocab_size=256,
     hidden_size=64,
-    intermediate_size=192,
+    intermediate_size=2304,  # wider than a batch has tokens
     num_hidden_layers=2,
     num_attention_heads=8,
     num_key_value_heads=8,
@@ -75,8 +75,8 @@ def placed(mesh: Any) -> Placed:
     return Placed(mesh, LM(Decoder(CONFIG, LORA), base), adapter, texts)
 
 
-def a_round(on: Placed, cohort: int) -> Any:
-    federated = FederatedConfig(clients=16, cohort=cohort, batch_size=ROWS)
+def a_round(on: Placed, cohort: int, micro_batch: int | None = None) -> Any:
+    federated = FederatedConfig(clients=16, cohort=cohort, batch_size=ROWS, micro_batch=micro_batch)
     algorithm = make_algorithm(federated, {}, on.mesh)
     rows = np.zeros((cohort, STEPS, ROWS), np.int32)
     clients = Cohort(jnp.arange(cohort), jnp.asarray(rows), jnp.ones(cohort))
@@ -98,6 +98,7 @@ def stages(on: Placed) -> Iterator[tuple[str, Any]]:
     yield "a round of eight", a_round(on, 8)
     yield "a round of sixteen", a_round(on, 16)
     yield "a round of five", a_round(on, 5)
+    yield "a round of five by parts", a_round(on, 5, micro_batch=8)
     yield "guard, fitting", guard.fit_steps.lower(lm, start(adapter), data, np.int32(0), np.int32(STEPS))
     yield "guard, scoring", guard.first_token_score.lower(lm, adapter, *prompts, np.array([1, 2], np.int32))
     yield "answers", generate.lower(lm, adapter, prompts, keys, decoding)

@@ -8,7 +8,9 @@ from fedjax_rai.errors import InputError
 
 runs = 0
 FLOOR = [["train", 1000, 10]]
-ABOUT = {"tokens": 4, "floor": FLOOR, "device": "cpu", "devices": 1, "versions": "counter 1"}
+ABOUT = {"device": "cpu", "devices": 1, "versions": "counter 1"}
+WORK = {} if sys.argv[1:] else {"tokens": 4, "floor": FLOOR}
+LIMITS = {} if sys.argv[1:] else {"matmul_flops": 50.0, "copy_bytes": 2.0}
 
 
 def prepare(request: dict[str, Any]) -> Prepared:
@@ -16,9 +18,7 @@ def prepare(request: dict[str, Any]) -> Prepared:
         raise InputError("--x: is wrong")
     if request["what"] == "fail":
         sys.exit(7)
-    return Prepared(
-        run, lambda: ABOUT | {"runs": runs}, lambda: {"runs": runs, "matmul_flops": 50.0, "copy_bytes": 2.0}
-    )
+    return Prepared(run, lambda: ABOUT | WORK | {"runs": runs}, lambda: LIMITS | {"runs": runs})
 
 
 def run() -> None:

@@ -151,7 +151,9 @@ def test_an_adapter_changes_the_answer(tmp_path):
     peft.save_adapter(tmp_path / "adapter", config, own, random_adapter(config, own), str(folder))
     path = write_lines(tmp_path / "p.jsonl", [{"token_ids": [1, 2, 3]}])
     plain = generate(folder, path, "--max-new", 32, *GREEDY)
-    assert plain != generate(folder, path, "--max-new", 32, "--adapter", tmp_path / "adapter", *GREEDY)
+    adapted = generate(folder, path, "--max-new", 32, "--adapter", tmp_path / "adapter", *GREEDY)
+    assert plain != adapted
+    assert adapted == generate(folder, path, "--max-new", 32, "--adapter", tmp_path / "adapter", "--merged", *GREEDY)
     assert generate(folder, path, "--max-new", 125, *GREEDY)
     assert "p.jsonl:1: 3 tokens; must be at most 2, as" in refused(folder, path, "--max-new", 126)
 

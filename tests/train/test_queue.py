@@ -45,6 +45,17 @@ def test_steps_by_hand(lengths, rows, at_once, in_batches, in_queue):
     assert steps_in_queue(lengths, rows, at_once) == in_queue
 
 
+@pytest.mark.parametrize(("most", "rows", "share"), [(256, 16, 0.4), (256, 64, 0.42), (32, 64, 0.95)])
+def test_what_is_saved_where_refusals_stand_among_long_answers(most, rows, share):
+    """520 answers of log-normal lengths, around 30 tokens (six in ten) or 150; never less than all tokens over rows."""
+    g = np.random.default_rng(0)
+    refusals = g.random(520) < 0.6
+    lengths = np.where(refusals, g.lognormal(np.log(30), 0.5, 520), g.lognormal(np.log(150), 0.7, 520))
+    lengths = np.clip(np.ceil(lengths), 2, most).astype(int).tolist()
+    taken = steps_in_queue(lengths, rows, refilled_at_once(rows))
+    assert sum(lengths) / rows < taken < share * steps_in_batches(lengths, rows)
+
+
 def test_an_eighth_of_each_part_begins_anew():
     shapes = ((1, 1), (7, 1), (16, 1), (17, 1), (64, 1), (100, 1), (64, 8), (128, 4), (8, 8))
     assert [refilled_at_once(*shape) for shape in shapes] == [1, 1, 2, 1, 8, 10, 8, 16, 8]
@@ -88,9 +99,17 @@ def test_an_answer_is_that_of_its_prompt_alone_whatever_shares_the_rows():
         fewer = answered(texts[5:], keys[5:], decoding, ROWS)
         assert fewer == {number - 5: answer for number, answer in alone.items() if number >= 5}
     assert small.compilations(queue.serve) == before + 3
-    lengths = [len(alone[number][0]) for number in by_length]
+    # The ring of the first bucket is gone round once in 16 + NEW steps; its 12 shortest prompts are two queues.
+    lengths = [len(alone[number][0]) for number in by_length[:12]]
     assert len(set(lengths)) > 4
-    assert steps_in_queue(lengths, ROWS, 1) < steps_in_batches(lengths, ROWS)
+    steps = steps_in_queue(lengths, ROWS, 1)
+    assert steps < steps_in_batches(lengths, ROWS)
+    rows = queue.begin(small.LM, ROWS, 16 + NEW, decoding)
+    for part in np.split(by_length[:12], 2):
+        prompts, last = pad_left([texts[number] for number in part], 0), np.bool_(part[-1] == by_length[11])
+        waiting = queue.Queue(prompts, keys[part], part, np.int32(ROWS), last)
+        rows, _ = queue.serve(small.LM, small.adapter(), rows, waiting, decoding)
+    assert rows.state.slot == steps % (16 + NEW) and steps < 2 * (16 + NEW)
 
 
 @pytest.mark.slow

@@ -1,0 +1,217 @@
+"""The memory plan against what XLA reports for programs of a split base.
+
+    planned_memory.py small
+    planned_memory.py 8b 32 1x1 2x1 8x1 1x8 2x4    # layers, and meshes as fsdp x tensor
+
+Nothing is allocated: programs are lowered for shapes that know where they lie. `small` holds the plan to XLA's numbers
+on two devices, split in each of three ways. `8b` lowers the paper's config at the width of Llama-3.1-8B, with so many
+of its 32 layers, on eight devices, and prints what both say; in float32, as XLA's CPU programs compute bfloat16 so.
+"""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import yaml
+from jax.sharding import Mesh
+
+from fedjax_rai.cai.align import Pool, align, begin
+from fedjax_rai.cai.options import Numbers, Options, make_objective, make_sampling
+from fedjax_rai.cai.programs import generate_rollout
+from fedjax_rai.cai.revise import Requests, RolloutBatch
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.data.examples import Examples, Prompts
+from fedjax_rai.experiment.together import federated_round
+from fedjax_rai.fed.algorithm import make_algorithm
+from fedjax_rai.fed.base import RoundBatch
+from fedjax_rai.fed.client import Cohort
+from fedjax_rai.memory import footprint
+from fedjax_rai.memory.layout import laid_out
+from fedjax_rai.memory.plan import Lengths, Sizes, plan
+from fedjax_rai.mesh import AXES, base_shardings, replicated
+from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
+from fedjax_rai.model.decoder import LM, Decoder, abstract_base
+from fedjax_rai.model.lora import Lora, abstract_adapter
+from fedjax_rai.train.generate import Decoding, Sampling, generate
+
+LENGTHS = Lengths(train=256, red=64, critique=48, revision=32, replay=64, asked=64)
+SMALL = DecoderConfig(4096, 256, 704, 4, 8, 4, 32, (LayerKind(plain_rope(32)),), tie_word_embeddings=True)
+LLAMA = DecoderConfig(128256, 4096, 14336, 32, 32, 8, 128, (LayerKind(plain_rope(128)),), remat="full")
+PAPER = Lengths(train=512, guard_request=64, red=256, critique=128, revision=128, replay=256, asked=64)
+CONFIG = Path(__file__).parents[2] / "configs" / "paper" / "llama31_8b_square20k.yaml"
+
+
+class Shapes:
+    """Shapes of all that programs take, each where it lies on the mesh."""
+
+    def __init__(self, config: ExperimentConfig, known: Sizes):
+        devices = np.array(jax.devices()[: known.devices]).reshape(-1, config.mesh.fsdp, config.mesh.tensor)
+        self.mesh = Mesh(devices, AXES)
+        self.config = config
+        self.lengths = known.lengths
+        self.pairs = known.pairs
+        architecture = replace(known.model.config, parts=config.mesh.tensor)
+        self.model = Decoder(architecture, known.model.lora)
+        shardings = base_shardings(self.mesh, abstract_base(architecture))
+        self.lm = LM(self.model, jax.tree.map(placed, footprint.loaded(architecture), shardings))
+        self.adapter = self.whole(abstract_adapter(architecture, known.model.lora))
+
+    def whole(self, tree: Any) -> Any:
+        return jax.tree.map(lambda shape: placed(shape, replicated(self.mesh)), tree)
+
+    def array(self, dtype: Any, *shape: int) -> Any:
+        return self.whole(jax.ShapeDtypeStruct(shape, dtype))
+
+    def examples(self, rows: int, length: int) -> Any:
+        shape = (rows, length)
+        return Examples(*(self.array(dtype, *shape) for dtype in (jnp.int32, jnp.bool_, jnp.int32)))
+
+    def prompts(self, rows: int, length: int) -> Any:
+        return Prompts(self.array(jnp.int32, rows, length), self.array(jnp.bool_, rows, length))
+
+    def key(self) -> Any:
+        return self.whole(jax.eval_shape(lambda: jax.random.key(0)))
+
+    def keys(self, *shape: int) -> Any:
+        return self.whole(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape)))
+
+
+def placed(shape: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def local_training(shapes: Shapes) -> Any:
+    federated = shapes.config.federated
+    algorithm = make_algorithm(federated, dict(shapes.config), shapes.mesh)
+    state = shapes.whole(jax.eval_shape(algorithm.init, shapes.adapter))
+    cohort, steps = federated.cohort, federated.local_steps
+    rows = shapes.array(jnp.int32, cohort, steps, federated.batch_size)
+    clients = Cohort(shapes.array(jnp.int32, cohort), rows, shapes.array(jnp.float32, cohort))
+    batch = RoundBatch(shapes.examples(shapes.pairs, shapes.lengths.train), clients, shapes.array(jnp.float32))
+    return federated_round.lower(algorithm, state, shapes.lm, batch)
+
+
+def options(shapes: Shapes) -> Options:
+    cai = shapes.config.cai
+    return Options(
+        end_ids=(1, 2), max_new=cai.max_new_tokens, chunk=cai.prompts_per_chunk or cai.prompts,
+        batch_size=cai.batch_size, critic_is_policy=cai.critic == "policy", train_on_revisions=True,
+        reference_is_base=False, objective=make_objective(cai), mesh=shapes.mesh,
+    )  # fmt: skip
+
+
+def generating(shapes: Shapes) -> Any:
+    cai, lengths = shapes.config.cai, shapes.lengths
+    rows = cai.prompts
+    principles = shapes.array(jnp.int32, rows, cai.revisions)
+    prompts = shapes.prompts(rows, lengths.red)
+    batch = RolloutBatch(shapes.array(jnp.int32, rows), prompts, None, principles, shapes.keys(rows))
+    requests = Requests(shapes.prompts(5, lengths.critique), shapes.prompts(5, lengths.revision))
+    sampling = make_sampling(cai)
+    return generate_rollout.lower(shapes.lm, options(shapes), shapes.adapter, batch, requests, sampling)
+
+
+def training(shapes: Shapes) -> Any:
+    cai = shapes.config.cai
+    how, pairs = options(shapes), cai.prompts
+    length = max(shapes.lengths.red, shapes.lengths.replay) + cai.max_new_tokens
+    logps = shapes.array(jnp.float32, pairs)
+    flags = shapes.array(jnp.bool_, pairs)
+    reference = (logps, logps) if how.objective.preference else None
+    pool = Pool(shapes.examples(pairs + cai.replay, length), shapes.examples(pairs, length), flags, flags, reference)
+    progress = shapes.whole(jax.eval_shape(begin, shapes.adapter))
+    number = shapes.array(jnp.float32)
+    numbers = Numbers(shapes.array(jnp.int32), number, number, number, {})
+    return align.lower(shapes.lm, how, progress, pool, numbers, shapes.key())
+
+
+def answering(shapes: Shapes) -> Any:
+    evaluation = shapes.config.eval
+    rows = evaluation.batch_size
+    decoding = Decoding(Sampling(shapes.array(jnp.float32)), shapes.array(jnp.int32, 2), evaluation.max_new_tokens)
+    prompts = shapes.prompts(rows, shapes.lengths.asked)
+    return generate.lower(shapes.lm, shapes.adapter, prompts, shapes.keys(rows), decoding)
+
+
+PROGRAMS = {
+    "local training": local_training,
+    "CAI, generating": generating,
+    "CAI, training": training,
+    "evaluation, answering": answering,
+}
+# (fsdp, tensor) of two devices -> what is compared; a compilation each
+SPLIT = {
+    (1, 1): ("local training",),
+    (2, 1): ("local training", "CAI, training"),
+    (1, 2): ("local training", "evaluation, answering"),
+}
+
+
+def held(lowered: Any) -> int:
+    """Bytes that a device holds at once, by XLA's account."""
+    found = lowered.compile().memory_analysis()
+    return (
+        found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes - found.alias_size_in_bytes
+    )
+
+
+def compared(config: ExperimentConfig, known: Sizes, phases: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """Bytes a device of each phase: planned, and XLA's."""
+    made, shapes = plan(config, known), Shapes(config, known)
+    found = {}
+    for phase in phases:
+        began = time.perf_counter()
+        found[phase] = made.need(phase), held(PROGRAMS[phase](shapes))
+        planned, real = found[phase]
+        print(
+            f"{config.mesh.fsdp} {config.mesh.tensor} {phase}: planned {planned / 2**30:.3f} GiB, XLA's "
+            f"{real / 2**30:.3f}, {planned / real:.2f} times, {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
+    return found
+
+
+def small() -> None:
+    """Between 0.88 and 1.35 times XLA's numbers, as on one device, whichever way the base is split."""
+    lora = Lora(SMALL.targets, 8, 16.0)
+    known = Sizes(Decoder(SMALL, lora), None, True, LENGTHS, 64, 64, 0, 2, True)
+    sections = {
+        "model": {"dtype": "float32"},
+        "lora": {"rank": 8},
+        "data": {"max_length": 4096},
+        "guard": {"steps": 0},
+        "federated": {"clients": 8, "cohort": 2, "rounds": 1, "batch_size": 8, "local_steps": 2},
+        "cai": {"prompts": 64, "replay": 8, "batch_size": 8, "max_new_tokens": 64, "method": "sft+dpo"},
+        "eval": {"batch_size": 32, "max_new_tokens": 64},
+    }
+    config = ExperimentConfig.model_validate(sections)
+    wrong = []
+    for (fsdp, tensor), phases in SPLIT.items():
+        for phase, (planned, real) in compared(laid_out(config, fsdp, tensor), known, phases).items():
+            if not 0.88 < planned / real < 1.35:
+                wrong.append((fsdp, tensor, phase, planned / real))
+    assert not wrong, wrong
+
+
+def at_8b(layers: int, meshes: list[str]) -> None:
+    given = yaml.safe_load(CONFIG.read_text())
+    given["model"]["dtype"] = "float32"
+    config = ExperimentConfig.model_validate(given)
+    shape = replace(LLAMA, num_hidden_layers=layers)
+    lora = Lora(shape.targets, config.lora.rank, config.lora.alpha)
+    known = Sizes(Decoder(shape, lora), None, True, PAPER, 20000, 6000, 0, 8, False)
+    for mesh in meshes:
+        fsdp, tensor = map(int, mesh.split("x"))
+        compared(laid_out(config, fsdp, tensor), known, tuple(PROGRAMS))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "small":
+        small()
+    else:
+        at_8b(int(sys.argv[2]), sys.argv[3:])
