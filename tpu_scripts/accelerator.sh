@@ -134,11 +134,9 @@ if [ -z "$dry" ]; then
   [ "$peer" = yes ] || echo "the peer is not measured: torch with a GPU, transformers and peft are not all there"
 fi
 
-test=(pytest -q -s)
-device=tests/accelerator/test_device.py
-part test_products 60 0 "${test[@]}" $device -k 'not rounds'
-part test_rounds 240 0 "${test[@]}" $device -k rounds
-part test_attention 90 0 "${test[@]}" tests/model/test_attention.py tests/model/test_attention_kernels.py
+# Nothing of the tests is timed, so they run side by side.
+tests=(tests/accelerator/test_device.py tests/model/test_attention.py tests/model/test_attention_kernels.py)
+part tests 240 0 pytest -q -n 6 -rP "${tests[@]}"
 
 # The commands of docs/performance.md, in its order. GIB: what was seen to be held, by both where there is a peer.
 round=(fedjax_rai.bench round --model)

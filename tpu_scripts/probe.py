@@ -5,7 +5,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 GIB = 2**30
-NEEDED = ("jax", "flax", "transformers", "pytest", "hypothesis", "beartype")
+NEEDED = ("jax", "flax", "transformers", "pytest", "xdist", "hypothesis", "beartype")
 PEER = ("torch", "transformers", "peft")
 
 

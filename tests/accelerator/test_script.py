@@ -66,9 +66,8 @@ def test_a_dry_run_prints_commands_and_runs_nothing(tmp_path) -> None:
     for done in (run("--dry-run", tmp_path / "out"), run(tmp_path / "out", DRY="1")):
         assert done.returncode == 0 and not done.stderr and not (tmp_path / "out").exists()
     parts = planned()
-    assert [name.partition("_")[0] for name in parts][:3] == 3 * ["test"]
-    limit, rounds = parts["test_rounds"]
-    assert limit > 150 and rounds[:3] == ["python", "-m", "pytest"]
+    limit, tests = parts["tests"]
+    assert next(iter(parts)) == "tests" and limit > 150 and tests[:3] == ["python", "-m", "pytest"]
     files = [word for _, words in parts.values() for word in words if word.startswith("tests/")]
     assert files and all((ROOT / name).is_file() for name in files)
 
@@ -99,32 +98,32 @@ def test_every_part_that_ends_keeps_what_it_wrote(stub, tmp_path) -> None:
 
 def test_a_part_that_fails_or_sleeps_is_named_and_the_others_run(stub, tmp_path) -> None:
     out = tmp_path / "out"
-    done = run(out, stub=stub, FAILS="rounds")
+    done = run(out, stub=stub, FAILS="-rP")
     states = ended(out)
-    assert done.returncode == 1 and done.stderr == f"not done: test_rounds (failed); see {out}\n"
-    assert states.pop("test_rounds") == "failed" and set(states.values()) == {"done"}
-    assert (out / "test_rounds.log").read_text() == "broken\n"
+    assert done.returncode == 1 and done.stderr == f"not done: tests (failed); see {out}\n"
+    assert states.pop("tests") == "failed" and set(states.values()) == {"done"}
+    assert (out / "tests.log").read_text() == "broken\n"
 
 
 def test_all_of_it_ends_in_time(stub, tmp_path) -> None:
     """The last part that begins has the time that is left, and what has none is named."""
     out = tmp_path / "out"
     began = time.monotonic()
-    done = run(out, stub=stub, TOTAL="4", SLEEPS="tests/model/test_attention.py")
+    done = run(out, stub=stub, TOTAL="4", SLEEPS="8B")
     assert done.returncode == 1 and time.monotonic() - began < 20
     states = ended(out)
-    assert [states[name] for name in ("test_products", "test_rounds")] == ["done", "done"]
-    assert states["test_attention"] == "timed out" and states["generate_8b"] == "not started"
-    assert "test_attention (timed out), round_1b_peer (not started)" in done.stderr
+    assert [states[name] for name in ("tests", "round_1b_peer")] == ["done", "done"]
+    assert states["round_8b_cudnn"] == "timed out" and states["generate_8b"] == "not started"
+    assert "round_8b_cudnn (timed out), generate_8b (not started)" in done.stderr
     usual = next(line for line in SCRIPT.read_text().splitlines() if "total=${TOTAL:-" in line)
     assert int(usual.partition("${TOTAL:-")[2].partition("}")[0]) <= MINUTES * 60 - 10
 
 
 def test_an_interrupt_ends_what_runs_and_leaves_what_is_done(stub, tmp_path) -> None:
     out = tmp_path / "out"
-    variables = environment(stub, SLEEPS="tests/model/test_attention.py")
+    variables = environment(stub, SLEEPS="generate")
     with subprocess.Popen([SCRIPT, out], env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as started:
-        written = out / "test_attention.txt"
+        written = out / "generate_1b_peer.jsonl"
         while not (written.exists() and written.read_text()):
             assert started.poll() is None
             time.sleep(0.05)
@@ -133,7 +132,7 @@ def test_an_interrupt_ends_what_runs_and_leaves_what_is_done(stub, tmp_path) -> 
         _, error = started.communicate(timeout=30)
     assert started.returncode == 130 and time.monotonic() - began < 20
     assert error.decode() == f"interrupted; what is done is in {out}\n"
-    assert ended(out) == {"test_products": "done", "test_rounds": "done"}
+    assert ended(out) == dict.fromkeys(("tests", "round_1b_peer", "round_1b_small_peer"), "done")
 
 
 def test_parts_are_fitted_to_the_machine(stub, tmp_path) -> None:
