@@ -28,6 +28,7 @@ _KNOWING = (
 _DECLINES = _any_of(
     rf"\bi {_HEDGED}(?:cannot|can't|can not|could not|couldn't|won't|will not|wouldn't|would not|refuse|decline)\b"
     rf"(?!{_KNOWING})",
+    r"\bsorry,? (?:but )?no\b(?! idea)",
     r"\bi (?:must|have to|need to)(?: \w+)? (?:decline|refuse)\b",
     rf"\bi(?:'m| am) {_HEDGED}(?:not able|unable|not going|not willing|not allowed|not permitted|not programmed"
     rf"|not designed|not comfortable|not authori[sz]ed)\b(?!{_KNOWING})",

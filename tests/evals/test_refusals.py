@@ -15,6 +15,7 @@ REFUSE = (
     "I can\u2019t assist with this request.",
     "I'm sorry, but this is not something I will write.",
     "I must respectfully decline.",
+    "I'm sorry, but no.",
     "I am not comfortable answering this.",
     "It is outside my guidelines.",
     "I am a language model and do not condone violence. Please talk to somebody.",

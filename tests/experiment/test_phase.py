@@ -50,6 +50,7 @@ def test_a_trigger_runs_it_only_where_the_probe_is_below(config, arm, monkeypatc
     assert ran(rows) == [safe < 0.5] * 2 and [row["probe_harmless"] for row in rows] == [safe] * 2
 
 
+@pytest.mark.slow
 def test_the_probe_is_the_guards_share_of_safe_answers_and_changes_nothing(config, arm):
     folder, rows, _ = play(vary(config, "probed", cai={"probe": 6, "enabled": False}), arm)
     plain, others, _ = play(vary(config, "plain", cai={"enabled": False}), arm)

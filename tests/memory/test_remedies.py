@@ -57,6 +57,7 @@ def check_order(config: ExperimentConfig, known: Sizes, limit: int) -> tuple[lis
     return offered, lines
 
 
+@pytest.mark.slow
 def test_what_changes_no_number_is_offered_first():
     """On eight devices a mesh as wide as they are; of two meshes only the first counts in what all of it gives."""
     shape = decoder(hidden=512, mlp=2048)
@@ -72,6 +73,7 @@ def test_what_changes_no_number_is_offered_first():
         assert "packing" not in advice.refusal(other, known, made.need("local training") // 3)
 
 
+@pytest.mark.slow
 def test_an_axis_of_the_mesh_gives_way_to_the_other():
     """With tensor over all devices, fsdp over all of them is another mesh, not 64 devices."""
     shape = decoder(hidden=512, mlp=2048)
@@ -124,6 +126,7 @@ def test_a_smaller_cache_is_offered_as_what_changes_answers():
     assert smaller * 4 * head == made.phases[phase]["KV cache"] * (head + 4)
 
 
+@pytest.mark.slow
 def test_smaller_chunks_come_before_all_that_changes_results():
     """The largest half of the conversations that fits, or one on each device; no smaller number of prompts."""
     shape = decoder()
@@ -147,6 +150,7 @@ def test_smaller_chunks_come_before_all_that_changes_results():
     assert "cai.prompts_per_chunk = null -> 8" in advice.refusal(config, known, with_chunk(8))
 
 
+@pytest.mark.slow
 def test_smaller_parts_of_a_step_are_among_the_first_remedies():
     """The largest divisor of the batch that fits, of training that is too large; none where dropout would change."""
     shape = decoder()
