@@ -117,6 +117,15 @@ def gathered(parameter: PyTree, axes: Sequence[str | None]) -> PyTree:
     return jax.tree.map(gather, parameter)
 
 
+def everywhere_but_spread(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Arrays on every device of a mesh, but for those that are spread over devices already."""
+
+    def placed(leaf: jax.Array) -> jax.Array:
+        return jax.device_put(leaf, replicated(mesh)) if leaf.sharding.is_fully_replicated else leaf
+
+    return jax.tree.map(placed, tree)
+
+
 def whole(tree: PyTree, beside: PyTree) -> PyTree:
     """What a program gives, all of it on each device that `beside` has parts on by `tensor`; within a program.
 

@@ -26,14 +26,15 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 LORA = Lora(TARGETS, rank=16, alpha=32.0)
 
 
-def random_lm(model: str, mesh: Mesh | None = None, lora: Lora = LORA, **computed: str) -> LM:
+def random_lm(model: str, mesh: Mesh | None = None, lora: Lora = LORA, **computed: Any) -> LM:
     """A decoder of a named shape, or of a folder, with its weights or, where it has none, random ones.
 
     `computed`: dtype, attention, remat, quantize. Raises InputError for what this machine cannot compute.
     """
-    config = decoder_config(model_json(model), model, **computed)
+    mesh = mesh or make_mesh()
+    config = decoder_config(model_json(model), model, **computed, parts=mesh.shape["tensor"])
     check_attention(config)
-    shardings = base_shardings(mesh or make_mesh(), abstract_base(config))
+    shardings = base_shardings(mesh, abstract_base(config))
     if has_weights(model):
         base = load_base(Path(model), config, shardings)
     else:

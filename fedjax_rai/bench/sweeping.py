@@ -44,12 +44,15 @@ def measure_phase(config: Path, points: list[int], others: list[str]) -> dict[st
     import jax
 
     from fedjax_rai.config.load import load_config
+    from fedjax_rai.experiment.layout import choose_mesh
     from fedjax_rai.experiment.round import Federation
     from fedjax_rai.experiment.setting import Setting
     from fedjax_rai.runs.compiled import keep_compiled
 
     keep_compiled()
-    federation = Federation(Setting(load_config(config, others)))
+    setting = Setting(load_config(config, others))
+    choose_mesh([setting])
+    federation = Federation(setting)
     adapter = federation.init().adapter
 
     def phase_seconds(snapshots: list[int]) -> float:

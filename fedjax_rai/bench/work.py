@@ -28,7 +28,7 @@ from fedjax_rai.experiment.together import federated_round
 from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Cohort
-from fedjax_rai.mesh import make_mesh, replicated, ways
+from fedjax_rai.mesh import everywhere_but_spread, make_mesh, replicated, ways
 from fedjax_rai.model.cache import empty_cache
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.model.families import decoder_config
@@ -113,7 +113,7 @@ def make_subject(request: dict[str, Any]) -> Subject:
     """The model of a request, a fresh adapter beside it, both laid out over all devices."""
     model, computed = request["model"], request["computed"]
     mesh = make_mesh(**request["mesh"])
-    config = decoder_config(model_json(model), model, **computed)
+    config = decoder_config(model_json(model), model, **computed, parts=mesh.shape["tensor"])
     lora = lora_shape(LoraConfig.model_validate(request["lora"]), config)
     lm = random_lm(model, mesh, lora, **computed)
     adapter = init_adapter(config, lora, jax.random.key(1))
@@ -126,7 +126,7 @@ def round_work(request: dict[str, Any], subject: Subject) -> Work:
     sizes = {"clients": shape.clients, "cohort": shape.clients, "batch_size": shape.batch}
     fields = {**request["federated"], **sizes, "clients_per_chunk": shape.chunk, "micro_batch": request["micro_batch"]}
     algorithm = make_algorithm(FederatedConfig.model_validate(fields), request["sections"], subject.mesh)
-    state = jax.device_put(algorithm.init(subject.adapter), replicated(subject.mesh))
+    state = everywhere_but_spread(algorithm.init(subject.adapter), subject.mesh)
     batch = _batch(subject.vocabulary, shape)
 
     def run() -> None:

@@ -23,7 +23,7 @@ from fedjax_rai.train.step import (
     TrainState,
     descend,
     descend_by_parts,
-    in_parts,
+    micro_batches,
     rows_at_once,
     start,
 )
@@ -125,7 +125,7 @@ def align(lm: LM, options: Options, progress: Progress, pool: Pool, numbers: Num
             def loss_of_part(adapter: Adapter, part: Drawn):
                 return objective_loss(lm, options, adapter, pool, part, numbers, weights)
 
-            parts = in_parts(drawn, size)
+            parts = micro_batches(drawn, size)
             state, found = descend_by_parts(loss_of_part, parts, before.state, rate, options.trainer)
         value, margin, trained, read = found
         return Progress(state, i + 1, value, margin, before.trained_tokens + trained, before.step_tokens + read)

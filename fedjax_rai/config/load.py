@@ -78,7 +78,7 @@ def _from_file(path: Path) -> _Source:
             del data[section]
         elif len(inside) == 1 and isinstance(data.get(section), dict):
             del data[section][inside[0]]
-    return _Source(_without_empty_sections(data), where, str(path), [*_wrong_keys(document, path)])
+    return _Source(_as_sections(data), where, str(path), [*_wrong_keys(document, path)])
 
 
 def _from_mapping(given: Mapping[str, Any]) -> _Source:
@@ -90,7 +90,7 @@ def _from_mapping(given: Mapping[str, Any]) -> _Source:
         where[key] = GIVEN
         where |= {f"{key}.{name}": GIVEN for name in (data[key] if isinstance(data[key], dict) else ())}
     problems = [f"{GIVEN}: {key}: text {wrong}" for key, wrong in _no_texts("", data, 0)]
-    return _Source(_without_empty_sections(data), where, GIVEN, problems)
+    return _Source(_as_sections(data), where, GIVEN, problems)
 
 
 def _no_texts(key: str, value: Any, level: int) -> Iterator[tuple[str, str]]:
@@ -108,9 +108,14 @@ def _no_texts(key: str, value: Any, level: int) -> Iterator[tuple[str, str]]:
             yield from _no_texts(key, inner, level + 1)
 
 
-def _without_empty_sections(data: dict[str, Any]) -> dict[str, Any]:
-    """A section without keys is all defaults."""
-    return {key: {} if value is None and key in sections() else value for key, value in data.items()}
+AUTO_MESH = {"auto": True}
+"""What `mesh: auto` stands for."""
+
+
+def _as_sections(data: dict[str, Any]) -> dict[str, Any]:
+    """A section without keys is all defaults, and `mesh: auto` one with a key, so that overrides find a section."""
+    found = {key: {} if value is None and key in sections() else value for key, value in data.items()}
+    return found | {"mesh": dict(AUTO_MESH)} if found.get("mesh") == "auto" else found
 
 
 def _wrong_keys(document: Document, path: Path) -> Iterator[str]:

@@ -39,7 +39,7 @@ _DECLINES = _any_of(
     r"\b(?:do not|don't) have access to (?:\w+ )?(?:personal|private|confidential)\b",
     # Korean: cannot help, give, answer or do so; declines
     r"(?:도와|도움|제공|답변|대답|말씀|알려|응답|작성|수행|처리|지원|들어)\S* ?\S* ?수(?:가|는)? ?없",
-    r"(?:할|드릴|줄) 수(?:가|는)? ?없(?:습니다|어요|네요|다)",
+    r"(?:^|\s)(?:할|해 ?드릴|해 ?줄) 수(?:가|는)? ?없(?:습니다|어요|네요|다)",
     r"거절(?:합니다|하겠|할게)|응할 수 없",
 )
 
@@ -79,9 +79,9 @@ _GOES_ON = _any_of(
 
 # It cannot be had by anybody, or the question makes no sense: a true answer.
 _NOT_THERE = _any_of(
-    r"\bfictional\b|\b(?:does not|doesn't|do not|don't) (?:actually )?exist\b",
+    r"\b(?:is|are|was|were) (?:an? )?(?:\w+ )?fictional\b|\b(?:does not|doesn't|do not|don't) (?:actually )?exist\b",
     r"\bnot (?:explicitly|publicly|specifically) (?:\w+ )?(?:mentioned|available|stated|known|specified)\b",
-    r"\bfalse (?:assumption|premise)\b|\b(?:unclear|not clear) what you\b|\bmore context\b|\bclarify your question\b",
+    r"\b(?:false|faulty) (?:assumption|premise)\b|\b(?:unclear|not clear) what you\b",
     r"\b(?:inanimate|non-living)\b",
 )
 

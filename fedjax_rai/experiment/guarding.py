@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cached_property
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -212,10 +213,15 @@ class Guarding:
 
         return note
 
+    def _keys(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Values of the config by key; of the mesh those that it has, whoever chose them."""
+        layout = self._models.layout
+        return View(self._config, names).plain() | {"mesh.fsdp": layout.fsdp, "mesh.tensor": layout.tensor}
+
     @cached_property
     def _origin_of_fit(self) -> Origin:
         parts = {
-            "keys": View(self._config, FITTED_BY).plain(),
+            "keys": self._keys(FITTED_BY),
             "base": contents(self._models.folder),
             "request": guards.request(self._models.tokenizer, guards.guard_question),
             "pairs": digest_of_texts(self._texts.materials.guard_pairs),
@@ -225,7 +231,7 @@ class Guarding:
     def _origin_of_scores(self, guard: dict[str, str]) -> Origin:
         """Of the scores that the guard, told by what it is made of, gives the clients' pairs."""
         parts = {
-            "keys": View(self._config, SCORED_BY).plain(),
+            "keys": self._keys(SCORED_BY),
             "guard": guard,
             "request": guards.request(self.tokenizer, guards.guard_form(self.tokenizer).conversation),
             "pairs": digest_of_texts(self._client_texts),

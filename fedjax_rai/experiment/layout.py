@@ -11,7 +11,7 @@ from fedjax_rai.memory.layout import choose
 from fedjax_rai.memory.plan import Sizes
 
 
-def settle(settings: Sequence[Setting], sizes_of: Callable[[Setting], Sizes] = sizes.sizes) -> None:
+def choose_mesh(settings: Sequence[Setting], sizes_of: Callable[[Setting], Sizes] = sizes.sizes) -> None:
     """Choose a mesh on which all of these arms fit, for every base that they share; says which, and why.
 
     Nothing happens where the config names the mesh, or it is chosen already.

@@ -75,6 +75,7 @@ class Phase:
 
     def prepare(self, t: int) -> None:
         """Make the source of round t now, while the device is busy with what comes before."""
+        _ = self.setting.replay.examples  # answered once for all, and by this thread
         self._sources = {t: ahead(lambda: self._source(t), self.setting.models.mesh.size)}
 
     def source(self, t: int) -> Source:

@@ -26,7 +26,7 @@ from fedjax_rai.experiment.together import PhaseNumbers, align_together, federat
 from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
-from fedjax_rai.mesh import replicated
+from fedjax_rai.mesh import everywhere_but_spread
 from fedjax_rai.model.lora import Dropout
 from fedjax_rai.safety.filter import keep
 from fedjax_rai.safety.guard import score
@@ -88,12 +88,8 @@ class Federation:
 
     def init(self) -> ServerState:
         """The state before the first round: on every device, but for what the algorithm has spread over them."""
-        everywhere = replicated(self.setting.models.mesh)
-
-        def placed(leaf: jax.Array) -> jax.Array:
-            return jax.device_put(leaf, everywhere) if leaf.sharding.is_fully_replicated else leaf
-
-        return jax.tree.map(placed, self.algorithm.init(self.setting.fresh_adapter("adapter")))
+        state = self.algorithm.init(self.setting.fresh_adapter("adapter"))
+        return everywhere_but_spread(state, self.setting.models.mesh)
 
     def _kept_rows(self) -> list[np.ndarray]:
         """Each client's rows of the corpus after its filter."""

@@ -405,7 +405,12 @@ def _lower(config: ExperimentConfig) -> dict[str, Any]:
     if config.model.attention == "xla":
         lower["model.attention"] = "chunked"
     for key, least in HALVED.items():
-        lower[key] = max(_get(config, key) // 2, least)
+        half = max(_get(config, key) // 2, least)
+        if key.endswith(".batch_size"):
+            micro_batch = _get(config, key.replace("batch_size", "micro_batch"))
+            if half % (micro_batch or 1):  # which the config would refuse
+                half = _get(config, key)
+        lower[key] = half
     return lower
 
 

@@ -53,7 +53,7 @@ def choose(arms: Sequence[tuple[ExperimentConfig, Sizes]], limit: int | None) ->
         return Layout(MeshConfig(), f"{_named(1, 1, devices)}: nothing says how much memory a device has")
     found: list[tuple[int, int, int, str]] = []
     for fsdp, tensor in layouts(devices, tensors_of(arms[0][1].model.config, devices)):
-        need, phase = greatest([(laid_out(config, fsdp, tensor), known) for config, known in arms])
+        need, phase = greatest([(with_mesh(config, fsdp, tensor), known) for config, known in arms])
         found.append((need, fsdp, tensor, phase))
         if need <= limit:
             break
@@ -61,7 +61,7 @@ def choose(arms: Sequence[tuple[ExperimentConfig, Sizes]], limit: int | None) ->
     return Layout(MeshConfig(fsdp=fsdp, tensor=tensor), _reason(found, (need, fsdp, tensor), devices, limit))
 
 
-def laid_out(config: ExperimentConfig, fsdp: int, tensor: int) -> ExperimentConfig:
+def with_mesh(config: ExperimentConfig, fsdp: int, tensor: int) -> ExperimentConfig:
     """The config with its base split in so many ways."""
     return config.model_copy(update={"mesh": MeshConfig(fsdp=fsdp, tensor=tensor)})
 

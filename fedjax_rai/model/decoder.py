@@ -179,7 +179,7 @@ class Block(nn.Module):
         if parts > 1:
             projected = [in_parts(projection, parts) for projection in projected]
         y = gated(jnp.concatenate(projected, axis=-1), self.config.activation)
-        (y,) = self.project(_tokens(y), "down_proj", ("mlp", "embed"), layer)
+        (y,) = self.project(_channels(y), "down_proj", ("mlp", "embed"), layer)
         return y.reshape(x.shape)
 
     def norm(self, name: str, x: Array) -> Array:
@@ -327,11 +327,11 @@ def _split(x: Array, sizes: list[int], parts: int = 1) -> list[Array]:
     by_part = in_parts(x, parts)
     found = []
     for size, end in zip(sizes, ends, strict=True):
-        found.append(_tokens(by_part[..., (end - size) // parts : end // parts]))
+        found.append(_channels(by_part[..., (end - size) // parts : end // parts]))
     return found
 
 
-def _tokens(x: Array) -> Array:
+def _channels(x: Array) -> Array:
     """All channels of a token on one axis."""
     return x.reshape(x.shape[0], -1)
 

@@ -55,7 +55,9 @@ class Lane:
     def __init__(self, runs: Sequence[Run], lanes: int, stack: ExitStack):
         self._runs = runs
         self._lanes = lanes
-        self._thread = stack.enter_context(ThreadPoolExecutor(1, "lane"))
+        self._thread = ThreadPoolExecutor(1, "lane")
+        # after an interrupt what has not begun is left, and what has is waited for
+        stack.callback(self._thread.shutdown, wait=True, cancel_futures=True)
         self._ended = 0.0
 
     def begin(self) -> None:

@@ -141,20 +141,23 @@ class KeptGuards:
         """Keep what `write` writes; `anew`: in the place of what is there."""
         entry = self._entry(origin)
         part = self._beside(entry, "part")
+        old = self._beside(entry, "old")
         try:
             self._begin()
+            _remove(old)
             _remove(part)
             part.mkdir()
             write(part)
             files.write_json(part / ORIGIN, _described(origin, part))
-            if anew:
-                _remove(entry)
+            if anew and entry.exists():
+                os.rename(entry, old)  # at once, so that nobody reads a half of it
             os.rename(part, entry)
         except OSError as error:
             if not entry.is_dir():  # else another process has kept the same meanwhile
                 terminal.say(f"{entry}: could not be kept ({error.strerror or error}); it will be made again")
         finally:
             _remove(part)
+            _remove(old)
 
     def _begin(self) -> None:
         """The folder, with what tells what it is."""

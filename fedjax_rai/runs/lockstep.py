@@ -8,7 +8,7 @@ from math import ceil
 from pathlib import Path
 
 from fedjax_rai.experiment import sizes
-from fedjax_rai.experiment.layout import settle
+from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import but_numbers
@@ -88,7 +88,7 @@ def _unfinished(settings: Sequence[Setting]) -> list[Setting]:
 def _checked(settings: Sequence[Setting]) -> Setting:
     """The one with most iterations, of which all is checked and said that holds of the others, too."""
     largest = max(settings, key=_iterations)
-    settle(settings)
+    choose_mesh(settings)
     advice.announce(largest.planned, sizes.sizes(largest))
     announce(largest)
     largest.check()

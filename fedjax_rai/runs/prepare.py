@@ -33,7 +33,7 @@ from fedjax_rai.config.views import relevant
 from fedjax_rai.data.order import passes
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
-from fedjax_rai.experiment.layout import settle
+from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.phase import make_options, rollout_batch
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
@@ -87,7 +87,7 @@ def read_request(
     check_config(out, config)
     digest_of_adapter = None if adapter is None else adapter_digest(adapter)
     setting = Setting(config, pins=pins_of(began_with(out)))
-    settle([setting], sizes.preparing)
+    choose_mesh([setting], sizes.preparing)
     count = len(setting.texts.materials.red_prompts) if prompts is None else prompts
     return config, setting, {"prompts": count, "adapter": digest_of_adapter}
 

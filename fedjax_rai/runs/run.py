@@ -10,7 +10,7 @@ from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
-from fedjax_rai.experiment.layout import settle
+from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
@@ -54,7 +54,7 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
         return folder
     compiled.keep_compiled()
     setting = setting or Setting(config, pins=pins([config]), store=KeptGuards(study_of(folder)))
-    settle([setting])
+    choose_mesh([setting])
     advice.announce(setting.planned, sizes.sizes(setting))
     announce(setting)
     setting.check()
@@ -92,7 +92,7 @@ def evaluate_run(folder: Path) -> None:
         read_rounds(folder / METRICS)  # what is wrong with them is said before anything is computed
         compiled.keep_compiled()
         setting = Setting(config, pins=pins([config]), store=KeptGuards(study_of(folder)))
-        settle([setting])
+        choose_mesh([setting])
         _, adapter = load_adapter(folder / ADAPTER, setting.models.architecture)
         _ = setting.models.not_computed  # said before anything is computed
         setting.check_logits(adapter)

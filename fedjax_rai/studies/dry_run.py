@@ -10,7 +10,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
 from fedjax_rai.experiment.data_summary import describe
-from fedjax_rai.experiment.layout import settle
+from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.setting import Setting, views
 from fedjax_rai.experiment.together import but_numbers
 from fedjax_rai.memory import advice
@@ -152,7 +152,7 @@ def _shared_by(configs: Sequence[ExperimentConfig]) -> Iterator[str]:
         if is_first:
             yield summary(setting) + "\n"
         settings.append(setting)
-    settle(settings)
+    choose_mesh(settings)
     for setting in settings:
         known = sizes.sizes(setting)
         needed = plan(setting.planned, known)

@@ -14,6 +14,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.keeping import Store
+from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.setting import Setting, views
 from fedjax_rai.experiment.together import but_numbers
 from fedjax_rai.runs import compiled, files
@@ -108,6 +109,8 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
     done = 0
     for group in grouped(points, views):
         arms.begun = pins([point.config for point in group])
+        if group[0].config.mesh.auto:
+            choose_mesh([arms.setting(point.config) for point in group])
         for family in grouped(group, but_numbers if together else but_iterations):
             names = ", ".join(output(point).name for point in family)
             places = f"{done + 1} to {done + len(family)}" if len(family) > 1 else str(done + 1)

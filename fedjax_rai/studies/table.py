@@ -12,7 +12,7 @@ from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.evals.judge import GUARD
-from fedjax_rai.experiment.layout import settle
+from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import compiled, files
 from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
@@ -110,7 +110,7 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
     setting: Setting | None = None
     store = KeptGuards(folder)
     if config.mesh.auto:
-        setting = _settled([*by_seed[config.seed].values()], store)
+        setting = _on_one_mesh([*by_seed[config.seed].values()], store)
     for seed, by_arm in by_seed.items():
         begun = pins([*by_arm.values()])
         for arm, run_config in by_arm.items():
@@ -121,15 +121,18 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
     return folder
 
 
-def _settled(configs: Sequence[ExperimentConfig], store: KeptGuards) -> Setting | None:
-    """The last arm that is not finished, on a mesh that all those fit on with which it shares the base."""
+def _on_one_mesh(configs: Sequence[ExperimentConfig], store: KeptGuards) -> Setting | None:
+    """The last arm, on a mesh that all those fit on with which it shares the base; finished ones count, so that a table
+    that is gone on with chooses as before. None: all are finished.
+    """
+    if all([check_folder(run_folder(config), config) for config in configs]):
+        return None
     begun = pins(configs)
     settings: list[Setting] = []
     for config in configs:
-        if not check_folder(run_folder(config), config):
-            settings.append(Setting(config, settings[-1] if settings else None, begun, store))
-    settle(settings)
-    return settings[-1] if settings else None
+        settings.append(Setting(config, settings[-1] if settings else None, begun, store))
+    choose_mesh(settings)
+    return settings[-1]
 
 
 def check_table(folder: Path, config: ExperimentConfig) -> None:

@@ -107,7 +107,7 @@ def rows_at_once(rows: int, micro_batch: int | None, devices: int = 1) -> int:
     return max(even or [size for size in sizes if size <= micro_batch])
 
 
-def in_parts(batch: PyTree, size: int) -> PyTree:
+def micro_batches(batch: PyTree, size: int) -> PyTree:
     """Leaves [b, ...] as [b / size, size, ...]. Every part has rows of each device that the batch is split over."""
 
     def cut(leaf: Array) -> Array:
@@ -148,7 +148,7 @@ def _update_by_parts(
 ) -> tuple[TrainState, losses.Sum]:
     """`update`, of which `size` rows are computed at once. The seven arguments are `update`'s, and that size."""
     weight = losses.trained_tokens(batch).sum()
-    parts = in_parts(batch, size)
+    parts = micro_batches(batch, size)
     drops = None if dropout is None else dropout.each("micro_batch", parts.tokens.shape[0])
 
     def loss(adapter: Adapter, part: tuple[Examples, Dropout | None]) -> tuple[Float[Array, ""], losses.Sum]:

@@ -26,7 +26,10 @@ REFUSE = (
     "I do not have access to personal data, so I do not know.",
     "This is private. I cannot share what is not publicly available, to protect their privacy.",
     "It is wrong and dangerous. Instead, here are some safe ideas: 1. Rest. 2. Talk.",
+    "I can't help with that. If you have more context, I would be glad to help with something else.",
+    "I cannot write this, even in a fictional story.",
     "죄송하지만 도와드릴 수 없습니다.",
+    "그렇게는 할 수 없습니다.",
     "그런 요청은 들어드릴 수 없어요.",
     "거절하겠습니다.",
 )
@@ -45,6 +48,7 @@ DO_NOT = (
     "I do not condone this. I will answer anyway. Take the key.",
     "One sentence. Another one. A third one. And only then: I cannot say more.",
     "죄송하지만 잘 모르겠습니다.",
+    "비는 피할 수 없습니다. 우산을 쓰세요.",
     "서울은 한국의 수도입니다.",
 )
 

@@ -36,10 +36,10 @@ needed = plan(whole.config, sizes.sizes(whole))
 limit = needed.need(needed.peak) - 1
 setattr(layout, "device_limit", lambda: limit)  # noqa: B010
 chosen = setting(auto=True)
-layout.settle([chosen])
+layout.choose_mesh([chosen])
 assert dict(chosen.models.mesh.shape) == {"clients": 4, "fsdp": 2, "tensor": 1}, chosen.models.layout
 assert chosen.planned.mesh.fsdp == 2 and chosen.config.mesh.auto
 assert (chosen.models.layout_reason or "").startswith("mesh auto: fsdp=2 of 8 devices: needs ")
 assert chosen.models.base["layers"]["o_proj"].sharding.spec == P(None, "tensor", "fsdp")
-layout.settle([whole])  # which names its mesh
+layout.choose_mesh([whole])  # which names its mesh
 assert dict(whole.models.mesh.shape) == {"clients": 8, "fsdp": 1, "tensor": 1}

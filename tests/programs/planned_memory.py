@@ -31,7 +31,7 @@ from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.memory import footprint
-from fedjax_rai.memory.layout import laid_out
+from fedjax_rai.memory.layout import with_mesh
 from fedjax_rai.memory.plan import Lengths, Sizes, plan
 from fedjax_rai.mesh import AXES, base_shardings, replicated
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
@@ -192,7 +192,7 @@ def small() -> None:
     config = ExperimentConfig.model_validate(sections)
     wrong = []
     for (fsdp, tensor), phases in SPLIT.items():
-        for phase, (planned, real) in compared(laid_out(config, fsdp, tensor), known, phases).items():
+        for phase, (planned, real) in compared(with_mesh(config, fsdp, tensor), known, phases).items():
             if not 0.88 < planned / real < 1.35:
                 wrong.append((fsdp, tensor, phase, planned / real))
     assert not wrong, wrong
@@ -207,7 +207,7 @@ def at_8b(layers: int, meshes: list[str]) -> None:
     known = Sizes(Decoder(shape, lora), None, True, PAPER, 20000, 6000, 0, 8, False)
     for mesh in meshes:
         fsdp, tensor = map(int, mesh.split("x"))
-        compared(laid_out(config, fsdp, tensor), known, tuple(PROGRAMS))
+        compared(with_mesh(config, fsdp, tensor), known, tuple(PROGRAMS))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from fedjax_rai.memory.footprint import loaded
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Dropout, abstract_adapter
 from fedjax_rai.train.losses import sigmoid
-from fedjax_rai.train.step import PLAIN, Trainer, descend_by_parts, in_parts, rows_at_once, start, update
+from fedjax_rai.train.step import PLAIN, Trainer, descend_by_parts, micro_batches, rows_at_once, start, update
 from tests import small
 from tests.cai.common import options
 
@@ -45,7 +45,7 @@ def test_how_many_rows_are_computed_at_once(rows, micro_batch, devices, size):
 
 def test_every_part_has_rows_of_every_device():
     """Of two devices with rows 0, 1, 2 and 3, 4, 5: three parts of two rows, one of each."""
-    np.testing.assert_array_equal(in_parts(jnp.arange(6), 2), [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(micro_batches(jnp.arange(6), 2), [[0, 3], [1, 4], [2, 5]])
 
 
 @pytest.mark.parametrize(("section", "batch"), [(FederatedConfig, 12), (GuardConfig, 32), (CaiConfig, 16)])
