@@ -54,6 +54,15 @@ def test_overrides_win_in_order(tmp_path: Path) -> None:
     assert load_config(written(tmp_path, "lora: {rank: 0}"), ["lora.rank=1"]).lora.rank == 1
 
 
+def test_overrides_reach_a_mesh_that_is_left_to_the_plan(tmp_path: Path) -> None:
+    path = written(tmp_path, "mesh: auto\n")
+    assert load_config(path).mesh.auto
+    assert not load_config(path, ["mesh.auto=false"]).mesh.auto
+    assert load_config(path, ["mesh.auto=false", "mesh.fsdp=4"]).mesh.fsdp == 4
+    with pytest.raises(InputError, match=r"mesh\.fsdp.*must be 1, or left out, where mesh\.auto = true"):
+        load_config(path, ["mesh.fsdp=4"])
+
+
 def test_a_dumped_config_loads_back_equal(tmp_path: Path) -> None:
     overrides = ["output='no'", "lora.alpha=1e-5", "lora.targets=[o_proj]", "data.red=7", "data.train='1: # é\"'"]
     config = load_config(written(tmp_path, ""), overrides)

@@ -173,9 +173,11 @@ def digests(setting: Setting, config: ExperimentConfig | None = None, **material
     given = setting.texts.materials
     setting.texts.materials = given._replace(**materials)
     made = guarding(setting, None)
-    made._config = View(config or setting.config, made._config.plain())
+    read = config or setting.config
+    made._config = View(read, made._config.plain())
+    layout, setting.models.layout = setting.models.layout, read.mesh
     found = made._origin_of_fit.digest, made._origin_of_scores(made._made_of).digest
-    setting.texts.materials = given
+    setting.texts.materials, setting.models.layout = given, layout
     return found
 
 
