@@ -114,6 +114,13 @@ def test_memory_is_what_was_held_before_the_limits_were_measured(monkeypatch: py
     assert work.prepare(request("score")).end()["host_memory"] == 700
 
 
+def test_columns_lie_as_a_run_lays_them() -> None:
+    """In two parts on two devices, each with its share of q|k|v and of gate|up; whole on one."""
+    subject = work.make_subject(request("round", mesh={"fsdp": 1, "tensor": 2}))
+    assert subject.lm.model.config.parts == 2
+    assert work.make_subject(request("round")).lm.model.config.parts == 1
+
+
 def test_a_machine_with_fewer_devices_is_refused() -> None:
     with pytest.raises(work.InputError, match=r"^--devices 64: jax sees \d \(cpu\)$"):
         work.prepare(request("round", devices=64))

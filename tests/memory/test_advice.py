@@ -292,3 +292,10 @@ def test_what_lies_on_the_device_already_is_not_missing_from_its_limit():
     held = jnp.ones(2**27, jnp.float32).block_until_ready()
     after = advice.device_limit()
     assert before and after and abs(after - before) < held.nbytes / 2
+
+
+@pytest.mark.parametrize(("batch", "micro_batch", "proposed"), [(12, None, 6), (12, 3, 6), (12, 4, 12), (16, 4, 8)])
+def test_a_smaller_batch_is_one_that_the_config_takes(batch, micro_batch, proposed):
+    """Half of the batch, where the micro-batch still divides it; else the batch as it is, which is no remedy."""
+    config = ExperimentConfig.model_validate({"federated": {"batch_size": batch, "micro_batch": micro_batch}})
+    assert advice._lower(config)["federated.batch_size"] == proposed
