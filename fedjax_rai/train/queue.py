@@ -10,8 +10,8 @@ waits for none of them.
 
 What it saves depends on how much answers differ in length. Of 520 answers to harmful requests, six in ten refusals of
 about 30 tokens and the others of about 150 (log-normal, deviations 0.5 and 0.7), cut off at 256, 16 rows take 8,102
-steps in batches and 3,099 here; no order could take less than 2,876. Where most answers are cut off, as two of three are at
-32 tokens, it is 288 and 261 steps of 64 rows. `steps_in_batches` and `steps_in_queue` count them.
+steps in batches and 3,099 here; no order could take less than 2,876. Where most answers are cut off, as two of three
+are at 32 tokens, it is 288 and 261 steps of 64 rows. `steps_in_batches` and `steps_in_queue` count them.
 """
 
 from collections.abc import Iterator, Sequence
