@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
     {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
-    {"config": "client_names column_names files grid keys load names prepared schema views"},
+    {"config": "client_names column_names files grid keys load names prepared schema threshold_rule views"},
     {
         "text": "compare generation gguf_tokenizer hub prompts tokenizer",
         "model": "architecture attention cache decoder families gguf lora peft quantize weights",
@@ -23,14 +23,14 @@ FLOORS = (
     {"train": "dispatch generate losses optimizers queue step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
-        "safety": "filter guard",
+        "safety": "calibration filter fit_examples guard measures",
         "cai": "align constitution options programs revise",
         "evals": "choice judge open_ended published rate refusals suite",
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation guarding keeping layout materials models phase replay revising "
-        "round setting sizes texts together"
+        "experiment": "cost data_summary evaluation guard_fit guarding keeping layout materials models phase replay "
+        "revising round setting sizes texts together"
     },
     {
         "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs lockstep "
@@ -40,13 +40,14 @@ FLOORS = (
         "studies": "dry_run plots results sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers protocol random_inputs report "
         "requests shapes summary sweeping torch_peer trl_peer work",
-        "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "
-        "tiny_base",
+        "tools": "config_reference generate guard_eval guard_fit guard_pictures import_gguf prepare_corpus "
+        "real_preparation run_folder_reference show_data tiny_base",
     },
-    {"": "api cli cli_data __main__"},
+    {"": "api cli cli_data cli_guard __main__"},
 )
 # What may know the whole config; everything else is handed the section, or the numbers, that it needs.
-WHOLE_CONFIG = ("config", "memory", "experiment", "runs", "studies", "bench", "tools", "api", "cli", "__main__")
+WHOLE_CONFIG = ("config", "memory", "experiment", "runs", "studies", "bench", "tools")
+WHOLE_CONFIG += ("api", "cli", "cli_guard", "__main__")
 
 
 def table() -> dict[str, int]:

@@ -98,7 +98,7 @@ class Federation:
         scores = self.setting.guarding.scores
         if self.config.filter.keep_all:
             return self.setting.client_rows
-        threshold = self.config.guard.threshold
+        threshold = self.setting.guarding.threshold
         return [rows[keep(scores[rows], threshold)] for rows in self.setting.client_rows]
 
     def prepare(self, t: int) -> None:
@@ -266,7 +266,7 @@ def probe(setting: Setting, prompts: int, adapter: Adapter) -> dict[str, float |
     scores = score(setting.guarding.guard, pairs)
     has_words = np.array([bool(answer.strip()) for _, answer in pairs])
     known = scores[has_words & ~np.isnan(scores)]
-    harmless = float(np.mean(known < setting.config.guard.threshold)) if len(known) else float("nan")
+    harmless = float(np.mean(known < setting.guarding.threshold)) if len(known) else float("nan")
     counts = {
         "probe_without_verdict": int(np.isnan(scores).sum()),
         "probe_empty": int((~has_words).sum()),

@@ -34,6 +34,7 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
+from fedjax_rai.safety.calibration import THRESHOLD
 from fedjax_rai.safety.guard import guard_form, score
 from fedjax_rai.text.hub import commit
 from fedjax_rai.text.prompts import question
@@ -201,8 +202,7 @@ class Setting:
             self._check_probe(cai.probe)
         config = self.config
         if self.guarded:
-            self.guarding.check()
-            self._check_released_guard()
+            self.check_guard()
         if not self.guarding.possible and config.filter.enabled:
             raise InputError(f"{where(config.data)}: the filter's guard {NEEDS_LABELS}")
         if not self.guarding.possible and config.eval.by_guard:
@@ -228,16 +228,20 @@ class Setting:
     def check_judge(self) -> None:
         """Raises InputError where `eval.judge` cannot judge here, or fails when it is tried."""
         judge, sets = named(self.config.eval.judge), self.texts.materials.evaluations
-        check_judge(judge, sets, self.config.model.path == TINY, self.guard_scores())
+        guard = None
+        if self.judged_by_guard:  # which is not fitted for being there
+            guard = GuardScores(lambda pairs: score(self.guarding.guard, pairs), THRESHOLD)
+        check_judge(judge, sets, self.config.model.path == TINY, guard)
 
     def guard_scores(self, advance: Callable[[], object] = nothing) -> GuardScores | None:
-        """The guard as judges see it; None where it is not among them. It is fitted when it first scores."""
+        """The guard as judges see it; None where it is not among them. It is fitted for its threshold, or first score."""
         if not self.judged_by_guard:
             return None
-        return GuardScores(lambda pairs: score(self.guarding.guard, pairs, advance), self.config.guard.threshold)
+        return GuardScores(lambda pairs: score(self.guarding.guard, pairs, advance), self.guarding.threshold)
 
-    def _check_released_guard(self) -> None:
-        """Raises InputError where a released guard cannot be loaded, or gives no numbers."""
+    def check_guard(self) -> None:
+        """Raises InputError where the guard can be asked in no form, or a released one gives no numbers."""
+        self.guarding.check()
         if self.guarding.folder is None or self.guarding.is_function:
             return
         guard = self.guarding.untuned

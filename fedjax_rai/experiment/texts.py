@@ -42,6 +42,8 @@ class Texts:
         "data.max_length",
         "data.split",
         "guard.pairs",
+        "guard.harmful_share",
+        "guard.held_out",
         "cai.probe",
         "cai.replay",
         "cai.red_prompts",
