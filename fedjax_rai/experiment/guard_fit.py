@@ -27,7 +27,6 @@ from fedjax_rai.reading import read_object
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety import measures
 from fedjax_rai.safety.calibration import Calibration, Notes, calibrate, parse_notes
-from fedjax_rai.safety.fit_examples import fit_examples
 from fedjax_rai.text.hub import contents
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.step import TrainState
@@ -166,7 +165,7 @@ class GuardFit:
         self.check()
         pairs = guards.flip_labels(self._materials.guard_pairs, config.label_noise, rng.host(seed, "guard noise"))
         guard = self.subject.guard()
-        examples, cut = fit_examples(guard, pairs)
+        examples, cut = guards.training_examples(guard.tokenizer, self.subject.form(), pairs, guard.max_length)
         guard.tokenizer.check_ids(examples.tokens, guard.lm.model.config.vocab_size, guard.key)
         shortened = f", {cut.sum()} of them cut" if cut.any() else ""
         order = cycle(np.arange(len(pairs)), self._steps * config.batch_size, rng.host(seed, "guard batches"))
