@@ -14,6 +14,7 @@ from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, PyTree
 from fedjax_rai.config.files import digest
 from fedjax_rai.config.names import attribute
+from fedjax_rai.config.schema import TINY
 from fedjax_rai.config.views import View
 from fedjax_rai.data.order import cycle
 from fedjax_rai.experiment.keeping import FITTED, SCORES, Origin, Store, digest_of_texts
@@ -302,7 +303,7 @@ class Guarding:
 
     def _score_pairs(self) -> guards.Scored:
         guard, pairs = self.guard, self._client_texts  # fitted before its progress is shown
-        batches = 1 if isinstance(guard, guards.Scorer) else guards.batches(guard, len(pairs))
+        batches = 1 if self.is_function else guards.batches(self.form, len(pairs), self._config.eval.batch_size)
         with terminal.progress(f"scoring {len(pairs)} pairs", batches, unit="batch") as advance:
             return guards.scored(guard, pairs, advance)
 
@@ -351,7 +352,7 @@ class Guarding:
         Raises InputError, with the numbers, for a guard that fails it.
         """
         config = self._config.guard
-        if self.is_function or config.path is None or not config.self_test:
+        if self.is_function or config.path in (None, TINY) or not config.self_test:
             return None
         return check_guard(self.untuned)
 

@@ -161,13 +161,12 @@ def score(
     guard: Guard | Scorer, pairs: Sequence[tuple[str, str]], advance: Callable[[], object] = lambda: None
 ) -> np.ndarray:
     """float32[n]: p(unsafe) of each (query, response), in order; NaN where there is none. See `scored`."""
-    return scored(guard, pairs, advance).scores
+    return _answers(guard, pairs, advance).scores
 
 
-def batches(guard: Guard, pairs: int) -> int:
+def batches(form: GuardForm, pairs: int, batch_size: int) -> int:
     """How often `scored` calls `advance` for so many pairs, at most."""
-    form = guard.bound.form
-    return ceil(pairs * len(form.asked) / guard.batch_size) * (2 if form.lines else 1)
+    return ceil(pairs * len(form.asked) / batch_size) * (2 if form.lines else 1)
 
 
 def scored(
@@ -180,6 +179,10 @@ def scored(
     score, and none where one has none. `advance` is called once a batch of a model's `batch_size`. Raises InputError
     for a model that gives none for a whole first batch.
     """
+    return _answers(guard, pairs, advance)
+
+
+def _answers(guard: Guard | Scorer, pairs: Sequence[tuple[str, str]], advance: Callable[[], object]) -> Scored:
     if isinstance(guard, Scorer):
         return Scored(_scored(guard, pairs), None)
     asked = guard.bound
