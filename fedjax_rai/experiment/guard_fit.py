@@ -27,6 +27,7 @@ from fedjax_rai.reading import read_object
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety import measures
 from fedjax_rai.safety.calibration import Calibration, Notes, calibrate, parse_notes
+from fedjax_rai.safety.form import GuardForm
 from fedjax_rai.text.hub import contents
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.step import TrainState
@@ -75,8 +76,10 @@ class Subject(NamedTuple):
     """What the config calls it."""
     folder: Path
     tokenizer: Tokenizer
-    request: Callable[[], str]
-    """The words around a pair in which it is asked."""
+    request: Callable[[], Any]
+    """What tells one way of asking from another, as JSON has it."""
+    form: Callable[[], GuardForm]
+    """How it is asked."""
     guard: Callable[[], guards.Guard]
     """The guard before its fit, as a decoder that takes adapters of the fit's shape."""
 
@@ -273,6 +276,7 @@ class GuardFit:
         made = self._materials
         asked = {made.question(pair) for pair in (*made.guard_pairs, *made.guard_held_out)}
         return Notes(
+            form=self.subject.form().name,
             request=self.origin.parts["request"],
             base=self.origin.parts["base"],
             base_name=self.subject.path,

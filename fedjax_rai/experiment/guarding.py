@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from fedjax_rai import terminal
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import digest
 from fedjax_rai.config.names import attribute
+from fedjax_rai.config.schema import TINY
 from fedjax_rai.config.views import View
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
@@ -27,10 +27,13 @@ from fedjax_rai.model.lora import Lora, lora_shape
 from fedjax_rai.model.peft import files_of, load_adapter, name_other_base
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety.calibration import THRESHOLD, Calibration, Notes
+from fedjax_rai.safety.form import Bound, GuardForm, bound
+from fedjax_rai.safety.forms import REQUEST, form_for
+from fedjax_rai.safety.self_test import SelfTest, check_guard
 from fedjax_rai.text.hub import contents, resolve
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 
-SCORED_BY = (*COMPUTED, "eval.batch_size")
+SCORED_BY = (*COMPUTED, "eval.batch_size", "guard.between")
 """The keys that scores depend on, besides the pairs and the guard."""
 NO_HELD_OUT = "needs questions that were held out of the fit: guard.held_out > 0, or an adapter that was fitted with it"
 
@@ -59,8 +62,8 @@ class Guarding:
 
     @property
     def is_function(self) -> bool:
-        """Whether the guard is a function of the user's own, not a model."""
-        return self._config.guard.scorer != guards.MODEL
+        """Whether the guard is a function, the user's own or one of those that `guard.form` names, not a model."""
+        return self._config.guard.scorer != guards.MODEL or self._config.guard.form in guards.FUNCTIONS
 
     @property
     def is_fitted(self) -> bool:
@@ -86,6 +89,17 @@ class Guarding:
         return self._models.tokenizer if path is None else load_tokenizer(path, self._revision)
 
     @cached_property
+    def form(self) -> GuardForm:
+        """How the guard is asked, which is a model; raises InputError where nothing tells, or where two tell two."""
+        config = self._config.guard
+        return form_for(self.tokenizer, config.path, config.form)
+
+    @cached_property
+    def asked(self) -> Bound:
+        """The form in the tokens of the guard's tokenizer."""
+        return bound(self.tokenizer, self.form, self._config.guard.between)
+
+    @cached_property
     def released_architecture(self) -> DecoderConfig | None:
         """The shape of a released guard; None for one that is the base."""
         return None if self.folder is None else self._models.read_architecture(self.folder)
@@ -100,10 +114,12 @@ class Guarding:
         """The guard as released: the model of `guard.path`, or the base, asked in our own form."""
         max_length, batch_size = self._config.data.max_length, self._config.eval.batch_size
         if self.released_architecture is None:
-            return guards.Guard(self._adapted_base, None, self._models.tokenizer, max_length, batch_size)
+            tokenizer = self._models.tokenizer
+            return guards.Guard(self._adapted_base, None, tokenizer, max_length, batch_size, form=self.form)
         architecture = self._models.laid_out(self.released_architecture)
         lm = LM(Decoder(architecture), self._released_base(architecture))
-        return guards.released_guard(lm, self.tokenizer, max_length, batch_size)
+        released = guards.released_guard(lm, self.tokenizer, max_length, batch_size, self.form)
+        return released._replace(between=self._config.guard.between)
 
     def _released_base(self, architecture: DecoderConfig):
         if self.folder == self._models.folder:
@@ -127,6 +143,10 @@ class Guarding:
 
         With a `guard.scorer` of the user's own, that function.
         """
+        if self._config.guard.form == "keep_all":
+            return guards.keep_all()
+        if self._config.guard.form == "oracle":
+            return guards.oracle(self._labels)
         if self.is_function:
             scorer = self._config.guard.scorer
             return guards.Scorer(attribute(scorer, "guard.scorer"), scorer)
@@ -136,6 +156,17 @@ class Guarding:
             lora, adapter = self._saved
             return self._taking(lora)._replace(adapter=jax.device_put(adapter, replicated(self._models.mesh)))
         return self._fit.subject.guard()._replace(adapter=self.fitted.adapter)
+
+    @property
+    def _labels(self) -> dict[tuple[str, str], bool]:
+        """(query, response) of the clients -> is it harmful; of one that stands there twice, once is enough."""
+        known: dict[tuple[str, str], bool] = {}
+        for pair in self._texts.materials.pairs:
+            if pair.harmful is None:
+                continue
+            for exchange in pair.exchanges:
+                known[exchange] = known.get(exchange, False) or pair.harmful
+        return known
 
     @cached_property
     def _saved(self) -> tuple[Lora, Adapter]:
@@ -151,14 +182,16 @@ class Guarding:
             path=self._config.model.path if path is None else path,
             folder=self._models.folder if self.folder is None else self.folder,
             request=lambda: self._request,
+            form=lambda: self.form,
             guard=lambda: self._taking(lora_shape(self._config.lora, self._models.laid_out(self._architecture))),
         )
         return GuardFit(self._config, self._models, self._texts.materials, subject, self._store)
 
     @property
-    def _request(self) -> str:
-        """The words around a pair in which the guard is asked."""
-        return guards.request(self.tokenizer, guards.guard_form(self.tokenizer).conversation)
+    def _request(self) -> Any:
+        """The words that the guard is asked in, and of another form than our own all that makes it."""
+        words = guards.request(self.tokenizer, self.form)
+        return words if self.form == REQUEST else [words, *map(str, self.form[1:])]
 
     @cached_property
     def notes(self) -> Notes | None:
@@ -247,34 +280,36 @@ class Guarding:
     @cached_property
     def scores(self) -> np.ndarray:
         """float32[n]: p(unsafe) of every client's pairs; a conversation's is that of its most unsafe answer."""
-        return self.scores_of(self._pairs)
+        return by_pair(self.scored.scores, self._pairs)
+
+    @cached_property
+    def scored(self) -> guards.Scored:
+        """What the guard says of every exchange of the clients' pairs."""
+        return self._scored(_exchanges(self._pairs))
 
     def scores_of(self, pairs: Sequence[Pair], as_released: bool = False) -> np.ndarray:
         """float32[n]: p(unsafe) of each pair, as `scores`; by the guard, or by the model as it was before any fit."""
-        texts = _exchanges(pairs)
-        if self.is_function:
-            return by_pair(self._score(texts, as_released), pairs)
-        return by_pair(self._kept_scores(texts, as_released), pairs)
+        return by_pair(self._scored(_exchanges(pairs), as_released).scores, pairs)
 
-    def _score(self, texts: list[tuple[str, str]], as_released: bool) -> np.ndarray:
-        guard = self.untuned if as_released else self.guard  # fitted before its progress is shown
-        batches = ceil(len(texts) / self._config.eval.batch_size)
-        by = " by the guard as released" if as_released else ""
-        with terminal.progress(f"scoring {len(texts)} pairs{by}", batches, unit="batch") as advance:
-            return guards.score(guard, texts, advance)
-
-    def _kept_scores(self, texts: list[tuple[str, str]], as_released: bool) -> np.ndarray:
-        """The scores of texts: kept from before, or computed now, and kept."""
-        if self._store is None:
+    def _scored(self, texts: list[tuple[str, str]], as_released: bool = False) -> guards.Scored:
+        """What a guard says of texts: kept from before, or computed now, and kept where it is a model."""
+        if self._store is None or self.is_function:
             return self._score(texts, as_released)
         made_of = self._untuned_made_of if as_released else self._made_of
         origin = self._origin_of_scores(made_of, texts)
         kept = self._store.scores(origin)
         if kept is not None:
-            return kept
-        scores = self._score(texts, as_released)
-        self._store.keep_scores(origin, scores)
-        return scores
+            return guards.Scored(*kept)
+        found = self._score(texts, as_released)
+        self._store.keep_scores(origin, np.stack(found))
+        return found
+
+    def _score(self, texts: list[tuple[str, str]], as_released: bool) -> guards.Scored:
+        guard = self.untuned if as_released else self.guard  # fitted before its progress is shown
+        batches = 1 if self.is_function else guards.batches(self.form, len(texts), self._config.eval.batch_size)
+        by = " by the guard as released" if as_released else ""
+        with terminal.progress(f"scoring {len(texts)} pairs{by}", batches, unit="batch") as advance:
+            return guards.scored(guard, texts, advance)
 
     @property
     def _pairs(self) -> Sequence[Pair]:
@@ -298,6 +333,17 @@ class Guarding:
         """The threshold of the guard before its fit."""
         return self._config.guard.threshold or THRESHOLD
 
+    @cached_property
+    def self_test(self) -> SelfTest | None:
+        """The self-test of a released guard; None where there is none, where it is fitted, or it is switched off.
+
+        Raises InputError, with the numbers, for a guard that fails it.
+        """
+        config = self._config.guard
+        if self.is_function or self.is_adapted or config.path in (None, TINY) or not config.self_test:
+            return None
+        return check_guard(self.untuned)
+
     def check(self) -> None:
         """Raises InputError where the guard can be asked in no known form; names a saved one of another base.
 
@@ -309,7 +355,7 @@ class Guarding:
         if self.is_function:
             guards.score(self.guard, _exchanges(self._pairs)[:1] or [guards.TRIED])
             return
-        guards.guard_form(self.untuned.tokenizer)
+        _ = self.asked
         if self.is_fitted:
             self._fit.check()
         elif config.adapter is not None:

@@ -62,8 +62,10 @@ def calibrate(scores: np.ndarray, harmful: Sequence[bool], questions: Sequence[s
 class Notes(NamedTuple):
     """What is kept beside the adapter of a fitted guard, as `guard.json`."""
 
-    request: str
-    """The words around a pair, in which it was fitted and must be asked."""
+    form: str
+    """The form in which it was fitted, as `guard.form` names it."""
+    request: Any
+    """The words around a pair and, of another form than our own, all that makes it: it must be asked in the same."""
     base: str
     """The digest of the model that it is an adapter on."""
     base_name: str

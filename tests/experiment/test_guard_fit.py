@@ -260,7 +260,7 @@ def test_notes_that_are_damaged_are_refused(tmp_path, harm):
 
 
 NOTES = {
-    "request": "asked", "base": "sha256:1", "base_name": "tiny", "data": "2", "pairs": 4, "harmful": 2, "steps": 3,
+    "form": "request", "request": "asked", "base": "sha256:1", "base_name": "tiny", "data": "2", "pairs": 4, "harmful": 2, "steps": 3,
     "stopped_early": False, "questions": [], "calibration": None,
 }  # fmt: skip
 
