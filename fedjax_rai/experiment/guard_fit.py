@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, PyTree
+from fedjax_rai.config.threshold_rule import MAX_HMEAN
 from fedjax_rai.config.views import View
 from fedjax_rai.data.order import cycle
 from fedjax_rai.data.sources import Pair
@@ -139,10 +140,11 @@ class GuardFit:
         kept = self._store.adapter(self.origin, shape)
         if kept is not None:
             adapter = jax.device_put(kept, replicated(self._models.mesh))
-            raw = self._store.notes(self.origin)
-            if raw is not None:
-                return Fitted(adapter, parse_notes(raw, NOTES))
-            return Fitted(adapter, self._notes(adapter, self._steps, False))
+            noted = self._kept_notes or self._notes(adapter, self._steps, False)
+            notes = self._under_rule(noted)
+            if notes != noted:  # who takes it by guard.adapter is to have the rule that was asked for last
+                self._store.keep_adapter(self.origin, shape, adapter, plain_notes(notes))
+            return Fitted(adapter, notes)
         fitted = self._fit()
         if of_numbers(fitted.adapter):
             self._store.keep_adapter(self.origin, shape, fitted.adapter, plain_notes(fitted.notes))
@@ -151,8 +153,20 @@ class GuardFit:
     @cached_property
     def notes(self) -> Notes:
         """What is kept beside the adapter; fits it where it is not kept."""
+        noted = self._kept_notes
+        return self.fitted.notes if noted is None else self._under_rule(noted)
+
+    @property
+    def _kept_notes(self) -> Notes | None:
         raw = None if self._store is None else self._store.notes(self.origin)
-        return self.fitted.notes if raw is None else parse_notes(raw, NOTES)
+        return None if raw is None else parse_notes(raw, NOTES)
+
+    def _under_rule(self, notes: Notes) -> Notes:
+        """The notes with the threshold that the config asks for, whoever had the guard fitted."""
+        rule = self._config.guard.choose or MAX_HMEAN
+        if notes.calibration is None or notes.calibration.rule == rule:
+            return notes
+        return notes._replace(calibration=notes.calibration.under(rule))
 
     @property
     def _steps(self) -> int:

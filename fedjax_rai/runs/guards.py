@@ -102,7 +102,7 @@ class KeptGuards:
             if notes:
                 files.write_json(entry / NOTES, notes)
 
-        self._keep(origin, write)
+        self._keep(origin, write, anew=True)
         _remove(self._entry(_fit_of(origin)))
 
     def fitting(self, origin: Origin, like: PyTree) -> tuple[int, PyTree] | None:

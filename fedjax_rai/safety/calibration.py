@@ -40,23 +40,28 @@ class Calibration(NamedTuple):
         """The threshold by a rule, or by its own; raises InputError where none does what the rule asks."""
         return measures.choose_threshold(self.judged, parse_rule(rule or self.rule))
 
+    def under(self, rule: str) -> "Calibration":
+        """The same with the threshold that another rule chooses."""
+        try:
+            return self._replace(rule=rule, threshold=self.threshold_by(rule))
+        except InputError:  # said where the threshold is used: the fit was long, and another rule may do
+            return self._replace(rule=rule, threshold=None)
+
 
 def calibrate(scores: np.ndarray, harmful: Sequence[bool], questions: Sequence[str], rule: str | None) -> Calibration:
     """Of the scores of held-out answers; raises InputError where they have not both kinds."""
     given = measures.judged(scores, harmful, questions)
+    rule = rule or MAX_HMEAN
     found = Calibration(
         scores=given.scores.tolist(),
         harmful=given.harmful.tolist(),
         questions=given.questions.tolist(),
-        rule=rule or MAX_HMEAN,
+        rule=rule,
         threshold=None,
         temperature=measures.fit_temperature(given.scores, given.harmful),
         without_score=given.without_score,
     )
-    try:
-        return found._replace(threshold=found.threshold_by(None))
-    except InputError:  # said where the threshold is used: the fit was long, and another rule may do
-        return found
+    return found.under(rule)
 
 
 class Notes(NamedTuple):
