@@ -30,7 +30,6 @@ from fedjax_rai.safety import measures
 from fedjax_rai.safety.calibration import Calibration, Notes, calibrate, parse_notes
 from fedjax_rai.safety.form import GuardForm
 from fedjax_rai.text.hub import contents
-from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.step import TrainState
 
 SHAPE = (
@@ -76,7 +75,6 @@ class Subject(NamedTuple):
     path: str
     """What the config calls it."""
     folder: Path
-    tokenizer: Tokenizer
     request: Callable[[], Any]
     """What tells one way of asking from another, as JSON has it."""
     form: Callable[[], GuardForm]

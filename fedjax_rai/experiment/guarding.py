@@ -16,7 +16,17 @@ from fedjax_rai.config.schema import TINY
 from fedjax_rai.config.views import View
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
-from fedjax_rai.experiment.guard_fit import COMPUTED, NOTES, SHAPE, Fitted, GuardFit, Subject, calibrated_on, plain_keys, saved_notes
+from fedjax_rai.experiment.guard_fit import (
+    COMPUTED,
+    NOTES,
+    SHAPE,
+    Fitted,
+    GuardFit,
+    Subject,
+    calibrated_on,
+    plain_keys,
+    saved_notes,
+)
 from fedjax_rai.experiment.keeping import SCORES, Origin, Store, digest_of_texts
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.experiment.texts import Texts

@@ -57,7 +57,7 @@ class Store(Protocol):
     def keep_adapter(
         self, origin: Origin, shape: tuple[DecoderConfig, Lora], adapter: Adapter, notes: Mapping[str, Any]
     ) -> None:
-        """Keep it for the next time with its notes, and its fit no longer; never raises for what a file system refuses."""
+        """Keep it and its notes for the next time, and its fit no longer; never raises for what a disk refuses."""
         ...
 
     def fitting(self, origin: Origin, like: PyTree) -> tuple[int, PyTree] | None:

@@ -234,13 +234,13 @@ class Setting:
         check_judge(judge, sets, self.config.model.path == TINY, guard)
 
     def guard_scores(self, advance: Callable[[], object] = nothing) -> GuardScores | None:
-        """The guard as judges see it; None where it is not among them. It is fitted for its threshold, or first score."""
+        """The guard as judges see it; None where it is not among them. May fit it, for its threshold."""
         if not self.judged_by_guard:
             return None
         return GuardScores(lambda pairs: score(self.guarding.guard, pairs, advance), self.guarding.threshold)
 
     def check_guard(self) -> None:
-        """Raises InputError for a guard that cannot be asked; a released one that gives no numbers, or fails its test."""
+        """Raises InputError for a guard that cannot be asked, a released one without numbers, or failing its test."""
         self.guarding.check()
         if self.guarding.folder is None or self.guarding.is_function:
             return

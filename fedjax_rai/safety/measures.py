@@ -77,8 +77,8 @@ def weighted_measures(given: Judged, threshold: float, weights: np.ndarray) -> d
     a harmful answer scores higher than an acceptable one, a tie counting half (Fawcett 2006); `auprc`: average
     precision, the sum over scores of recall gained times precision there, equal scores taken together; `ece`, `brier`.
     """
-    # float32 scores meet the threshold as they do where answers are filtered: it is rounded like them
-    verdict = given.scores >= np.float32(threshold)
+    # in float32, as where answers are filtered: a score meets the threshold that is the same number
+    verdict = given.scores.astype(np.float32) >= np.float32(threshold)
     truth = given.harmful
     total = weights.sum(axis=1)
     hits = weights @ (verdict & truth)
@@ -206,7 +206,7 @@ class Curve(NamedTuple):
 
 
 def roc(given: Judged) -> Curve:
-    """x: share of acceptable answers that are flagged; y: recall. From (0, 0) to (1, 1); NaN without one of the kinds."""
+    """x: share of acceptable answers that are flagged; y: recall. From (0, 0) to (1, 1); NaN without one kind."""
     flagged_harmful, flagged_acceptable, thresholds = _flagged(given)
     x = _ratio(flagged_acceptable, np.full_like(flagged_acceptable, np.sum(~given.harmful)))
     y = _ratio(flagged_harmful, np.full_like(flagged_harmful, np.sum(given.harmful)))
@@ -263,7 +263,7 @@ def logits(scores: np.ndarray) -> np.ndarray:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+    return np.exp(-np.logaddexp(0.0, -x))  # 1 / (1 + exp(-x)), whatever x is
 
 
 def calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:

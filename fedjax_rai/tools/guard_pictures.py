@@ -20,8 +20,9 @@ def draw(folder: Path, given: Mapping[str, Judged], thresholds: Mapping[str, flo
 
     `temperature`: of the first guard, whose reliability is drawn at it, too; None: not known.
     """
-    _draw_curves(folder / ROC, {name: _percent(measures.roc(scored)) for name, scored in given.items()}, thresholds,
-                 ("acceptable answers that are flagged, percent", "harmful answers that are flagged, percent"))  # fmt: skip
+    curves = {name: _percent(measures.roc(scored)) for name, scored in given.items()}
+    labels = ("acceptable answers that are flagged, percent", "harmful answers that are flagged, percent")
+    _draw_curves(folder / ROC, curves, thresholds, labels)
     curves = {name: _percent(measures.precision_recall(scored)) for name, scored in given.items()}
     _draw_curves(folder / PRECISION_RECALL, curves, thresholds, ("recall, percent", "precision, percent"))
     _draw_reliability(folder / RELIABILITY, given, temperature)

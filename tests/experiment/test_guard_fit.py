@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety.calibration import calibrate, parse_notes
 from fedjax_rai.text.compare import same
 from fedjax_rai.train.step import TrainState
-from tests.experiment.test_keeping import InMemory
+from tests.experiment.test_keeping import InMemory, guarding
 from tests.tiny_runs import vary
 
 HELD_OUT = {"pairs": 40, "held_out": 0.3, "batch_size": 8, "epochs": 6.0}
@@ -55,20 +56,22 @@ def test_no_question_is_on_both_sides():
     [(10, 0.5, 5, 5), (11, 0.5, 5, 5), (10, 0.3, 3, 7), (1000, 0.5, 20, 20), (1000, 0.3, 17, 40), (1000, 0.8, 20, 5)],
 )
 def test_the_mix_of_what_it_is_fitted_on(n, share, harmful, acceptable):
-    """Of 20 harmful and 40 acceptable pairs, as far as they go at that share: 40 / 0.7 = 57 pairs, 17 of them harmful."""
+    """Of 20 harmful and 40 acceptable pairs, as far as they go: 40 / 0.7 = 57, of which 17 are harmful."""
     drawn = balanced(pairs(20), n, 0, share)
     labels = [pair.harmful for pair in drawn]
     assert (sum(labels), len(labels) - sum(labels)) == (harmful, acceptable)
     assert len(set(drawn)) == len(drawn)
 
 
-def test_the_tiny_worlds_pairs_are_what_they_were_unless_the_keys_say_otherwise(config):
+def test_the_tiny_worlds_pairs_are_what_they_were_unless_the_keys_say_otherwise(config, arm):
     """Its own pairs, in their order, half of them harmful; else as many at the share that is asked for, and others."""
-    plain = Setting(vary(config, guard={"pairs": 40})).texts.materials
+    plain = arm(vary(config, guard={"pairs": 40})).texts.materials
     assert [pair.harmful for pair in plain.guard_pairs] == [True, False] * 20 and not plain.guard_held_out
-    mixed = Setting(vary(config, guard={"pairs": 40, "harmful_share": 0.3, "held_out": 0.25})).texts.materials
+    mixed = arm(vary(config, guard={"pairs": 40, "harmful_share": 0.3, "held_out": 0.25})).texts.materials
     fitted, held_out = ({mixed.question(pair) for pair in part} for part in (mixed.guard_pairs, mixed.guard_held_out))
-    assert sum(bool(pair.harmful) for pair in mixed.guard_pairs) / len(mixed.guard_pairs) == pytest.approx(0.3, abs=0.03)
+    assert sum(bool(pair.harmful) for pair in mixed.guard_pairs) / len(mixed.guard_pairs) == pytest.approx(
+        0.3, abs=0.03
+    )
     assert held_out and not fitted & held_out
 
 
@@ -137,7 +140,9 @@ class Passes:
         monkeypatch.setattr(guards, "fit_to", fit_to)
         monkeypatch.setattr(guard_fit, "init_adapter", lambda *given: {"fitted": jnp.zeros(())})
         monkeypatch.setattr(guard_fit, "SECONDS_BETWEEN_FITTINGS", -1.0)
-        monkeypatch.setattr(GuardFit, "_held_out_loss", lambda _, guard: losses[int(guard.adapter["fitted"]) // steps - 1])
+        monkeypatch.setattr(
+            GuardFit, "_held_out_loss", lambda _, guard: losses[ceil(int(guard.adapter["fitted"]) / steps) - 1]
+        )
         monkeypatch.setattr(guards, "score", lambda guard, pairs, advance=None: np.linspace(0, 1, len(pairs)))
 
 
@@ -150,29 +155,34 @@ class Passes:
         ((0.6, 0.6, 0.1, 0.1, 0.1, 0.1), 1, 2, 1),
     ],
 )
-def test_a_fit_ends_when_held_out_questions_say_so(config, monkeypatch, losses, patience, passes, best):
-    """Forty pairs, at most, in batches of eight are five steps a pass; the adapter is that of the best pass."""
-    setting = Setting(vary(config, guard=HELD_OUT | {"patience": patience}))
-    each = -(-len(setting.texts.materials.guard_pairs) // 8)
+def test_a_fit_ends_when_held_out_questions_say_so(config, arm, monkeypatch, losses, patience, passes, best):
+    """It is looked at after each of six passes, the last of which is not whole; the adapter is the best pass's."""
+    setting = arm(vary(config, guard=HELD_OUT | {"patience": patience}))
+    each, total = steps_of(setting)
     work = Passes(monkeypatch, losses, each)
-    fitted = setting.guarding.fitted
-    assert work.done == [each * (i + 1) for i in range(passes)]
-    assert fitted.adapter["fitted"] == fitted.notes.steps == each * best
+    fitted = guarding(setting, None).fitted
+    assert work.done == [min(each * (i + 1), total) for i in range(passes)]
+    assert fitted.adapter["fitted"] == fitted.notes.steps == min(each * best, total)
     assert fitted.notes.stopped_early == (passes < 6)
 
 
-def test_a_fit_that_was_killed_ends_as_it_would_have(config, monkeypatch):
+def steps_of(setting: Setting) -> tuple[int, int]:
+    """(updates of a pass, of six passes) in batches of eight."""
+    pairs = len(setting.texts.materials.guard_pairs)
+    return ceil(pairs / 8), ceil(6 * pairs / 8)
+
+
+def test_a_fit_that_was_killed_ends_as_it_would_have(config, arm, monkeypatch):
     """It was killed after the third pass and before its check, which is done when it goes on."""
     losses = (0.7, 0.5, 0.6, 0.4, 0.5, 0.6)
-    setting = Setting(vary(config, guard=HELD_OUT | {"patience": 2}), store=InMemory())
-    each = -(-len(setting.texts.materials.guard_pairs) // 8)
+    setting, store = arm(vary(config, guard=HELD_OUT | {"patience": 2})), InMemory()
+    each, total = steps_of(setting)
+    Passes(monkeypatch, losses, each, killed_after=3)
     with pytest.raises(KeyboardInterrupt):
-        Passes(monkeypatch, losses, each, killed_after=3)
-        _ = setting.guarding.fitted
+        _ = guarding(setting, store).fitted
     work = Passes(monkeypatch, losses, each)
-    again = Setting(setting.config, store=setting._store)
-    assert again.guarding.fitted.adapter["fitted"] == each * 4
-    assert work.done == [each * i for i in (3, 4, 5, 6)], "the third pass is there, and is checked"
+    assert guarding(setting, store).fitted.adapter["fitted"] == each * 4
+    assert work.done == [each * 3, each * 4, each * 5, total], "the third pass is there, and is checked"
 
 
 # --- what is kept beside it ---
@@ -260,8 +270,8 @@ def test_notes_that_are_damaged_are_refused(tmp_path, harm):
 
 
 NOTES = {
-    "form": "request", "request": "asked", "base": "sha256:1", "base_name": "tiny", "data": "2", "pairs": 4, "harmful": 2, "steps": 3,
-    "stopped_early": False, "questions": [], "calibration": None,
+    "form": "request", "request": "asked", "base": "sha256:1", "base_name": "tiny", "data": "2", "pairs": 4,
+    "harmful": 2, "steps": 3, "stopped_early": False, "questions": [], "calibration": None,
 }  # fmt: skip
 
 

@@ -35,7 +35,8 @@ def test_the_papers_numbers_go_together():
     """LG3 fine-tuned: precision 56.7 and recall 73.7 have the harmonic mean 64.1."""
     hits, missed, false_alarms = 7370, 2630, 5628
     found = measures.measures(
-        given([1.0] * hits + [0.0] * missed + [1.0] * false_alarms, [True] * (hits + missed) + [False] * false_alarms), 0.5
+        given([1.0] * hits + [0.0] * missed + [1.0] * false_alarms, [True] * (hits + missed) + [False] * false_alarms),
+        0.5,
     )
     assert [round(found[name], 1) for name in ("precision", "recall", "hmean")] == [56.7, 73.7, 64.1]
 
@@ -48,7 +49,7 @@ def test_ranking_by_hand():
 
 
 def test_ties_count_half_and_are_taken_together():
-    """All scores equal: half of every pair, and a precision that is the harmful share. One tie of two: 0.5 of one pair."""
+    """All scores equal: half of every pair, and a precision that is the harmful share. One tie: half of one pair."""
     even = measures.measures(given([0.5] * 4, [True, False, False, False]), 0.5)
     assert (even["auroc"], even["auprc"]) == pytest.approx((50, 25))
     # 0.9 harmful; 0.4 harmful and acceptable: pairs 1 and 1/2 of 2; precision 1 at recall 1/2, then 2/3 of the tie
@@ -74,7 +75,7 @@ def average_precision_by_loops(scores: np.ndarray, harmful: np.ndarray) -> float
 
 @pytest.mark.parametrize("seed", range(5))
 def test_ranking_is_that_of_all_pairs(seed):
-    """Against a twin of n^2 steps, on random scores with many ties; and weight 2 is the answer twice, weight 0 absent."""
+    """Against a twin of n^2 steps, on random scores with many ties; weight 2 is twice, weight 0 absent."""
     g = np.random.default_rng(seed)
     scores, harmful = g.integers(0, 9, 40) / 8, g.random(40) < 0.3
     harmful[:2] = True, False

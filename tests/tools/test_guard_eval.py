@@ -80,7 +80,9 @@ def test_before_and_after_its_fit(config, monkeypatch, tmp_path):
     by_category = written["guards"]["fitted"]["by_category"]
     assert sum(group["answers"] for group in by_category.values()) == len(answers) and len(by_category) > 1
     lines = list(report(first))
-    assert lines[0].startswith(f"{len(answers)} answers to ") and any(line.startswith("fitted: thresh") for line in lines)
+    assert lines[0].startswith(f"{len(answers)} answers to ") and any(
+        line.startswith("fitted: thresh") for line in lines
+    )
     assert guess
 
 
@@ -160,7 +162,9 @@ def test_what_is_wrong_is_said_and_nothing_is_written(tmp_path: Path, monkeypatc
 
 def test_the_result_of_one_guard_is_of_one_guard(config, monkeypatch, tmp_path):
     """A function has no fit, and nothing before it."""
-    config = vary(config, guard={"scorer": "tests.experiment.test_keeping:nothing_is_unsafe"}, output=str(tmp_path / "o"))
+    config = vary(
+        config, guard={"scorer": "tests.experiment.test_keeping:nothing_is_unsafe"}, output=str(tmp_path / "o")
+    )
     found = evaluate(config, Request(questions=4))
     assert isinstance(found, Evaluated) and list(found.result["guards"]) == [guard_eval.FUNCTION]
     assert found.result["fit"] is None and found.result["questions"] == 4
