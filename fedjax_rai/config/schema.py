@@ -21,11 +21,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from fedjax_rai.config.client_names import Clients
 from fedjax_rai.config.column_names import PROMPT_COLUMNS, PROMPT_HOLDS, ColumnNames, checked_prompt_columns
 from fedjax_rai.config.names import TAKES_ATTRIBUTE, Name, is_attribute
-from fedjax_rai.errors import did_you_mean
 
 TINY = "tiny"
 """The shipped synthetic model, data or prompts, where a path or a name would stand."""
@@ -79,7 +79,7 @@ _FORM_FILES = a_file(
 def _a_form(value: str) -> str:
     if value in FORM_NAMES or is_attribute(value) or value.lower().endswith((".yaml", ".yml")):
         return value
-    raise ValueError(f"must be one of {', '.join(FORM_NAMES)}, or a YAML file{did_you_mean(value, FORM_NAMES)}")
+    raise PydanticCustomError("name", "no such name")
 
 
 Target = Literal[
