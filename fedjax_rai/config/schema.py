@@ -21,6 +21,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from fedjax_rai.config.client_names import Clients
 from fedjax_rai.config.column_names import PROMPT_COLUMNS, PROMPT_HOLDS, ColumnNames, checked_prompt_columns
@@ -80,7 +81,7 @@ _FORM_FILES = a_file(
 def _a_form(value: str) -> str:
     if value in FORM_NAMES or is_attribute(value) or value.lower().endswith((".yaml", ".yml")):
         return value
-    raise ValueError(f"must be one of {', '.join(FORM_NAMES)}, or a YAML file{did_you_mean(value, FORM_NAMES)}")
+    raise PydanticCustomError("name", "no such name")
 
 
 Target = Literal[
