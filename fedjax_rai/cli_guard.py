@@ -40,7 +40,9 @@ def fit(
         made = guard_fit.fit(loaded)
         for line in guard_fit.report(made):
             typer.echo(line)
-        used = [*terminal.program(), "run", str(config), *(overrides or ()), f"guard.adapter={made.folder}"]
+        used = [*terminal.program(), "run", str(config), *_of_a_run(overrides or []), f"guard.adapter={made.folder}"]
+        if loaded.guard.fit:
+            used.append("guard.fit=null")
         measured = [*terminal.program(), "guard", "eval", str(loaded.output)]
         terminal.say(f"next: {shlex.join(measured)}; {shlex.join(used)}")
 
@@ -80,6 +82,11 @@ def evaluate(
         for line in guard_eval.report(evaluated):
             typer.echo(line)
         terminal.say(f"look at {evaluated.folder / 'guard.json'}, {evaluated.folder / 'roc.png'}")
+
+
+def _of_a_run(overrides: list[str]) -> list[str]:
+    """The overrides of a fit that a run with its guard takes, too."""
+    return [override for override in overrides if override.partition("=")[0].strip() not in ("output", "guard.fit")]
 
 
 def _rule(text: str):

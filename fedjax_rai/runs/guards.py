@@ -86,7 +86,7 @@ class KeptGuards:
         """What is kept beside a fitted guard's adapter; None where nothing is, or not whole."""
         if not (self._entry(origin) / NOTES).exists():
             return None
-        return self._read(origin, lambda entry: files.read_object(entry / NOTES))
+        return self._read(origin, lambda entry: files.read_object(entry / NOTES), told=False)
 
     def keep_adapter(
         self,
@@ -140,7 +140,7 @@ class KeptGuards:
     def _entry(self, origin: Origin) -> Path:
         return self._folder / f"{origin.kind}-{origin.digest[:16]}"
 
-    def _read(self, origin: Origin, read: Callable[[Path], T]) -> T | None:
+    def _read(self, origin: Origin, read: Callable[[Path], T], told: bool = True) -> T | None:
         entry = self._entry(origin)
         try:
             if not entry.exists():
@@ -149,7 +149,8 @@ class KeptGuards:
             value = read(entry)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
             return self._made_again(entry, error)
-        terminal.say(f"{entry}: kept from before")
+        if told:
+            terminal.say(f"{entry}: kept from before")
         return value
 
     def _made_again(self, entry: Path, error: Exception) -> None:

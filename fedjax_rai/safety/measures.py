@@ -20,6 +20,8 @@ BINS = 10
 DRAWS = 1000
 DRAWS_AT_ONCE = 50
 LEVEL = 95.0
+FEWEST_QUESTIONS = 5
+"""Of an interval: what a few questions say of others, no resampling tells."""
 
 
 class Judged(NamedTuple):
@@ -167,12 +169,12 @@ def intervals(given: Judged, threshold: float, g: np.random.Generator, draws: in
 
     A draw takes as many questions as there are, with replacement, each with all its answers: answers to one question
     are alike, so that resampling answers would make intervals too narrow. Draws in which a measure is undefined are
-    left out of its interval. There is none (NaN) where fewer than two questions are there, and where all draws give the
+    left out of its interval. There is none (NaN) where fewer than five questions are there, and where all draws give the
     same number, as of a guard that is always right: the bootstrap cannot tell how far off that may be.
     """
     values = measures(given, threshold)
     count = given.distinct_questions
-    if count < 2:
+    if count < FEWEST_QUESTIONS:
         return {name: Interval(value, np.nan, np.nan) for name, value in values.items()}
     _, question = np.unique(given.questions, return_inverse=True)
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in values}

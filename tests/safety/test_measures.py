@@ -238,8 +238,12 @@ def test_an_interval_is_that_of_the_binomial():
 
 
 def test_where_the_bootstrap_cannot_tell_there_is_no_interval():
-    """One question; a guard that is always right; and a measure that is undefined."""
-    for set_ in (given(questions=(0,) * 6), given([0.9, 0.8, 0.1], [True, True, False])):
+    """One question, and four; a guard that is always right; and a measure that is undefined."""
+    for set_ in (
+        given(questions=(0,) * 6),
+        given(questions=(0, 1, 2, 3, 3, 3)),
+        given([0.9, 0.8, 0.7, 0.3, 0.2, 0.1], [True] * 3 + [False] * 3),
+    ):
         found = measures.intervals(set_, 0.5, np.random.default_rng(0))["accuracy"]
         assert not math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high)
     assert math.isnan(measures.intervals(given(), 0.95, np.random.default_rng(0))["precision"].low)

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from fedjax_rai.cli import app
 from fedjax_rai.config.threshold_rule import parse_rule
 from fedjax_rai.errors import InputError
-from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety.measures import Interval
 from fedjax_rai.tools import guard_eval
@@ -39,12 +38,19 @@ class Guess:
         return np.array([0.25 + (len(response) % 4) / 8 for _, response in pairs], np.float32)
 
 
-def test_it_is_measured_on_no_question_that_the_fit_knew(config):
+@pytest.fixture(autouse=True)
+def _made_once(arm, monkeypatch):
+    """What the module's evaluations share is made once."""
+    monkeypatch.setattr(guard_eval, "Setting", lambda config, store: arm(config))
+
+
+def test_it_is_measured_on_no_question_that_the_fit_knew(config, arm, monkeypatch):
     """Of the tiny world, whose guard's questions may be asked of clients, too; every pair is taken, or counted."""
-    setting = Setting(vary(config, guard=HELD_OUT))
+    Guess(monkeypatch)
+    setting = arm(vary(config, guard=HELD_OUT))
     made = setting.texts.materials
     known = made.pairs[0]._replace(query=f" {made.pairs[0].query}​")
-    setting.texts.materials = made._replace(guard_pairs=[*made.guard_pairs, known])
+    monkeypatch.setattr(setting.texts, "materials", made._replace(guard_pairs=[*made.guard_pairs, known]))
     found = test_set(setting, None)
     asked = {made.question(pair) for pair in (*made.guard_pairs, *made.guard_held_out, known)}
     assert found.answers and asked.isdisjoint(each.question for each in found.answers)
@@ -56,18 +62,17 @@ def test_it_is_measured_on_no_question_that_the_fit_knew(config):
     assert [each for each in found.answers if each.question in kept] == some.answers, "all answers to a question"
 
 
-def test_before_and_after_its_fit(config, monkeypatch, tmp_path):
-    """Numbers counted by hand from the scores that were given; written anew each time, nothing overwritten."""
+def test_before_and_after_its_fit(config, arm, monkeypatch, tmp_path):
+    """Numbers counted by hand from the scores that were given; nothing that is there is overwritten."""
     guess = Guess(monkeypatch)
     config = vary(config, guard=HELD_OUT | {"threshold": 0.5}, output=str(tmp_path / "out"))
-    first, second = evaluate(config, Request()), evaluate(config, Request())
-    assert (first.folder.name, second.folder.name) == ("guard-eval", "guard-eval-2")
+    (tmp_path / "out" / "guard-eval").mkdir(parents=True)
+    first = evaluate(config, Request())
+    assert first.folder.name == "guard-eval-2" and not any((tmp_path / "out" / "guard-eval").iterdir())
     names = {"config.yaml", "guard.json", "roc.png", "precision_recall.png", "reliability.png"}
     assert {path.name for path in first.folder.iterdir()} == names
-    assert (first.folder / "guard.json").read_bytes() == (second.folder / "guard.json").read_bytes()
     written = json.loads((first.folder / "guard.json").read_text())
-    setting = Setting(config)
-    answers = test_set(setting, None).answers
+    answers = test_set(arm(config), None).answers
     flagged = [len(each.pair.response) % 4 >= 2 for each in answers]
     harmful = [bool(each.pair.harmful) for each in answers]
     hits = sum(f and h for f, h in zip(flagged, harmful, strict=True))
@@ -86,11 +91,11 @@ def test_before_and_after_its_fit(config, monkeypatch, tmp_path):
     assert guess
 
 
-def test_the_threshold_is_chosen_on_held_out_answers_alone(config, monkeypatch, tmp_path):
+def test_the_threshold_is_chosen_on_held_out_answers_alone(config, arm, monkeypatch, tmp_path):
     """By hand: the highest of the four scores that finds half of the harmful held-out answers, and half-way down."""
     guess = Guess(monkeypatch)
     config = vary(config, guard=HELD_OUT, output=str(tmp_path / "out"))
-    held_out = Setting(config).texts.materials.guard_held_out
+    held_out = arm(config).texts.materials.guard_held_out
     found = evaluate(config, Request(parse_rule("recall=0.5"))).result["guards"]["fitted"]
     levels = [0.25, 0.375, 0.5, 0.625]
     scores = [0.25 + (len(pair.response) % 4) / 8 for pair in held_out if pair.harmful]
