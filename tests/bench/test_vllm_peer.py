@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,8 +70,8 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[LLM]:
     cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "some GPU")
     torch = SimpleNamespace(__version__="9.1", cuda=cuda)
     module = SimpleNamespace(__version__="0.99", LLM=LLM, SamplingParams=SamplingParams)
-    monkeypatch.setitem(vllm_peer.sys.modules, "torch", torch)
-    monkeypatch.setitem(vllm_peer.sys.modules, "vllm", module)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr(LLM, "made", [])
     return LLM.made
 
