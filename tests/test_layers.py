@@ -38,8 +38,8 @@ FLOORS = (
     },
     {
         "studies": "dry_run plots results sweep table",
-        "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs report "
-        "requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
+        "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
+        "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
         "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "
         "tiny_base",
     },

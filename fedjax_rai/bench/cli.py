@@ -146,6 +146,7 @@ def generate(
     warmup: Warmup = 1,
     repeats: Repeats = 3,
     peer: Peers = None,
+    vllm_python: VllmPython = None,
     as_json: Json = False,
     output: Output = None,
 ) -> None:

@@ -67,9 +67,7 @@ def job_floor(sizes: Sizes, shape: DecodingShape, lengths: Sequence[int]) -> lis
     reading = Part("read", forward(sizes, sum(shape.prompts), answers), -(-answers // shape.rows) * sizes.weight_bytes)
     further = sum(length - 1 for length in lengths)
     passes = max(-(-further // shape.rows), max(lengths) - 1)
-    filled = sum(
-        _filled(prompt + 1, length - 1) for prompt, length in zip(shape.prompts, lengths, strict=True)
-    )
+    filled = sum(_filled(prompt + 1, length - 1) for prompt, length in zip(shape.prompts, lengths, strict=True))
     moved = passes * sizes.weight_bytes + filled * sizes.slot_bytes
     return [reading, Part("decode", forward(sizes, further, further), moved)]
 

@@ -101,11 +101,17 @@ def test_jobs_of_the_paper_are_there() -> None:
 def test_small_parts_run_anywhere(stub, tmp_path) -> None:
     """Every part that measures, with options behind its own that make it small."""
     out = tmp_path / "out"
-    done = run(out, stub=stub, MACHINE="missing=\
+    done = run(
+        out,
+        stub=stub,
+        MACHINE="missing=\
 backend=cpu\
 memory=0\
 peer=no\
-", SMALL="1", PARTS="*_1b* *_8b*")
+",
+        SMALL="1",
+        PARTS="*_1b* *_8b*",
+    )
     assert done.returncode == 0, done.stderr
     ran = {path.stem: json.loads(path.read_text())["ran"] for path in out.glob("*_*.jsonl")}
     assert set(ran) == {name for name in planned(PARTS="*") if "_1b" in name or "_8b" in name}

@@ -34,7 +34,10 @@ def nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         (["round", "--clients", "1,x"], "--clients 1,x: 'x' is no whole number; must be like 16"),
         (["generate", "--rows", "0"], "--rows 0: 0 is too small; must be at least 1"),
         (["generate", "--order", "queue"], "--order queue: must stand beside --answers N"),
-        (["generate", "--answers", "9", "--order", "que"], "--order que: must be one of queue, batches; did you mean queue"),
+        (
+            ["generate", "--answers", "9", "--order", "que"],
+            "--order que: must be one of queue, batches; did you mean queue",
+        ),
         (["cai", "--model", "1b"], "did you mean 1B?"),
         (["score", "--peer", "torc"], "--peer torc: must be one of torch, trl, flower, vllm; did you mean torch?"),
         (["all", "--peer", "torc"], "--peer torc: must be one of torch, trl, flower, vllm; did you mean torch?"),

@@ -1,4 +1,4 @@
-"""The peer vLLM, by a module that takes what vLLM's offline engine takes and refuses everything else; no GPU is here."""
+"""The peer vLLM, by a module that takes what its offline engine takes and refuses everything else; no GPU is here."""
 
 import json
 import subprocess

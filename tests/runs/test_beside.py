@@ -10,7 +10,7 @@ import pytest
 
 from fedjax_rai import terminal
 from fedjax_rai.runs import beside
-from fedjax_rai.runs.beside import Lane, comparison, go_on, lanes_of, split
+from fedjax_rai.runs.beside import Lane, Run, comparison, go_on, lanes_of, split
 from tests.processes import succeed
 from tests.tiny_runs import vary
 
@@ -82,12 +82,12 @@ def test_runs_computed_at_once_are_runs_by_themselves_and_compile_nothing_anew(t
     succeed("runs_beside", tmp_path)
 
 
-class Rounds:
-    """A run's loop that computes nothing: each round waits until it may go on."""
+class Rounds(Run):
+    """A run, and its loop, that computes nothing: each round waits until it may go on."""
 
     def __init__(self, name: str, rounds: int, begun: list[str], ended: list[str], gate: threading.Event):
         self.name = name
-        self.left = rounds
+        self.rounds = rounds
         self.next = 0
         self.loop = self
         self._begun = begun

@@ -34,7 +34,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         folder = sweep.run_folder(config)
         if setting is not None:
             found[folder.name] = setting.models.layout.fsdp
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             files.write_text(folder / "config.yaml", dump_config(config))
             files.write_json(folder / "summary.json", SUMMARY)
 
@@ -52,7 +52,9 @@ def test_every_point_of_a_base_has_the_mesh_that_all_of_them_fit_on(config, ran,
     sweep.run_sweep(points)
     assert len(ran) == 8
     assert {name: parts for name, parts in ran.items() if parts != 1} == {
-        f"model.dtype=float32,eval.batch_size={rows},federated.batch_size={batch}": 2 for rows in (8, 64) for batch in (2, 4)
+        f"model.dtype=float32,eval.batch_size={rows},federated.batch_size={batch}": 2
+        for rows in (8, 64)
+        for batch in (2, 4)
     }
     assert capsys.readouterr().err.count("for 4 points") == 2, "once a base"
 
