@@ -25,7 +25,8 @@ FLOORS = (
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution options programs revise",
-        "evals": "choice judge open_ended published rate refusals suite",
+        "evals": "advbench answering choice evaluation harm held_out hhh judge open_ended published rate refusals suite tasks "
+        "xstest",
     },
     {"memory": "advice footprint layout plan"},
     {

@@ -12,10 +12,11 @@ from fedjax_rai.config.schema import TINY
 from fedjax_rai.data.mix import is_synthetic
 from fedjax_rai.evals import open_ended
 from fedjax_rai.evals.choice import likelihoods
+from fedjax_rai.evals.evaluation import AnswerRow, Bench, Measured, measure
 from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, Judge, judgement, named
-from fedjax_rai.evals.open_ended import Responses, Sampled, Subject, nothing
+from fedjax_rai.evals.open_ended import Request, Responses, Sampled, Subject, nothing
 from fedjax_rai.evals.rate import Rate, Verdict
-from fedjax_rai.evals.suite import EVALUATIONS, AnswerRow, Bench, Measured, batches, measure
+from fedjax_rai.evals.suite import EVALUATIONS
 from fedjax_rai.experiment.setting import Setting
 
 JUDGED = 512  # conversations that `critique` looks at
@@ -30,7 +31,7 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
     """
     sets, config = setting.texts.materials.evaluations, setting.config.eval
     scored = setting.judged_by_guard and not setting.guarding.is_function
-    steps = [batches(evaluation, sets[name], config, scored) for name, evaluation in EVALUATIONS.items()]
+    steps = [evaluation.way.batches(sets[name], config, scored) for name, evaluation in EVALUATIONS.items()]
     with terminal.progress("evaluating", sum(steps), unit="batch") as advance:
         bench = make_bench(setting, adapter, advance)
         measured = [measure(evaluation, sets[name], bench) for name, evaluation in EVALUATIONS.items()]
@@ -85,7 +86,7 @@ def answers_to(
     setting: Setting,
     adapter: Adapter,
     name: str,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     sampled: Sampled,
     advance: Callable[[], object] = nothing,
 ) -> Responses:

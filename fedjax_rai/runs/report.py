@@ -1,5 +1,6 @@
 """A finished run in words, in lines of at most 100 characters."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,13 @@ def lines(summary: Summary) -> Iterator[str]:
     if summary.synthetic:
         yield f"SYNTHETIC (tiny world: {', '.join(summary.synthetic)}): says nothing about real models"
     yield "percent, 95 % intervals over prompts"
-    for name, rate in named_by_judge(summary.rates).items():
+    absent = unmeasured(summary.rates)
+    rates = {name: rate for name, rate in summary.rates.items() if name not in absent}
+    for name, rate in named_by_judge(rates).items():
         yield f"  {name:<40}{shown(rate)}"
+    if absent:
+        titles = ", ".join(dict.fromkeys(absent.values()))
+        yield from textwrap.wrap(f"  not measured: {titles}", 100, subsequent_indent="    ", break_on_hyphens=False)
     yield from answer_lines(summary.rates)
     if summary.guard:
         yield guard_line(summary.guard)
@@ -37,17 +43,32 @@ def lines(summary: Summary) -> Iterator[str]:
         yield from cai_lines(summary.cost.cai, summary.pairs)
 
 
+def unmeasured(rates: Mapping[str, Rate | None]) -> dict[str, str]:
+    """Rate -> title of its evaluation, of the evaluations of which nothing was measured."""
+    found = {}
+    for evaluation in EVALUATIONS.values():
+        names = [column.rate for column in evaluation.columns if column.rate in rates]
+        if not any(rates[name] for name in names):
+            found |= dict.fromkeys(names, evaluation.columns[0].title)
+    return found
+
+
 def named_by_judge(rates: dict[str, Rate | None]) -> dict[str, Rate | None]:
-    """Rates by what they are called here: the harmless rate with its judge, and which one is the primary."""
-    harmless = rates.get("harmless")
-    by_judge = [name for name, rate in rates.items() if name.startswith("harmless_by_") and rate]
-    primary = next((name for name in by_judge if rates[name] == harmless), None)
+    """Rates by what they are called here: the rates of harm with their judges, and which one is the primary."""
+    headlines = [evaluation.columns[0].rate for evaluation in EVALUATIONS.values() if evaluation.judges_harm]
+    primary = {headline: _by_primary(headline, rates) for headline in headlines}
     named = {}
     for name, rate in rates.items():
-        if name == "harmless" and primary:
+        if primary.get(name):
             continue
-        named[name.replace("_", " ") + (" (primary)" if name == primary else "")] = rate
+        named[name.replace("_", " ") + (" (primary)" if name in primary.values() else "")] = rate
     return named
+
+
+def _by_primary(headline: str, rates: Mapping[str, Rate | None]) -> str | None:
+    """The rate by the judge that gave the headline rate, under that judge's name."""
+    by_judge = [name for name, rate in rates.items() if name.startswith(f"{headline}_by_") and rate]
+    return next((name for name in by_judge if rates[name] == rates.get(headline)), None)
 
 
 def shown(rate: Rate | None) -> str:
@@ -62,7 +83,7 @@ def answer_lines(rates: Mapping[str, Rate | None]) -> Iterator[str]:
     """A line for each evaluation whose answers were cut off or are empty, whoever judged them."""
     for evaluation in EVALUATIONS.values():
         measured = [rates[column.rate] for column in evaluation.columns if rates.get(column.rate)]
-        found = spoilt(measured[0]) if measured and evaluation.sampling else ""
+        found = spoilt(measured[0]) if measured and evaluation.generates else ""
         if found:
             yield f"  {evaluation.columns[0].title}: {found}"
 

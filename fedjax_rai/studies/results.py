@@ -14,7 +14,8 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import JUDGES
-from fedjax_rai.evals.suite import EVALUATIONS, Column, columns
+from fedjax_rai.evals.evaluation import LOWER, Column
+from fedjax_rai.evals.suite import EVALUATIONS, columns
 from fedjax_rai.runs.folder import differences
 
 Summary = Mapping[str, Any]
@@ -44,24 +45,34 @@ class Cell(NamedTuple):
 
 
 def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
-    """What a table of these runs shows: rate -> title. The primary rate has its judge in brackets.
+    """What a table of these runs shows: rate -> title, of the rates that some run measured.
 
-    Of the rates by other judges, those that some run measured.
+    The primary rate has its judge in brackets, and its column by that judge is left out where it alone judged.
     """
     shown: dict[str, str] = {}
     for evaluation in EVALUATIONS.values():
         repeated = ""  # the column of the judge that alone gave the primary rate
         for column in evaluation.columns:
-            if column.main:
+            measured = _is_measured(summaries, column.rate)
+            if column.main and (measured or column.always):
                 judges = _judges_of(summaries, column.rate)
-                shown[column.rate] = column.title
+                shown[column.rate] = column.heading
                 if evaluation.judges_harm and judges:
                     titles = [JUDGES[judge].title if judge in JUDGES else judge for judge in judges]
                     shown[column.rate] += f" ({', '.join(titles)})"
                 repeated = f"{column.rate}_by_{judges[0]}" if len(judges) == 1 else ""
-            elif column.rate != repeated and _is_measured(summaries, column.rate):
-                shown[column.rate] = column.title
+            elif column.rate != repeated and measured:
+                shown[column.rate] = column.heading
     return shown
+
+
+def unmeasured_note(summaries: Sequence[Summary]) -> list[str]:
+    """A note that names the evaluations of which no run measured anything; none where there is none."""
+    titles = []
+    for evaluation in EVALUATIONS.values():
+        if not any(_is_measured(summaries, column.rate) or column.always for column in evaluation.columns):
+            titles.append(evaluation.columns[0].title)
+    return [f"Not measured: {', '.join(titles)}."] if titles else []
 
 
 def main_first(rates: Mapping[str, str]) -> dict[str, str]:
@@ -145,7 +156,7 @@ def answer_notes(rows: Mapping[str, Sequence[Summary]]) -> list[str]:
     """A note for each evaluation of which some run's answers were cut off or are empty; `rows`: label -> its runs."""
     notes = []
     for evaluation in EVALUATIONS.values():
-        if evaluation.sampling is None:
+        if not evaluation.generates:
             continue
         found = []
         for label, summaries in rows.items():
@@ -181,6 +192,7 @@ def basis(summaries: Sequence[Summary]) -> str:
     world = "SYNTHETIC tiny world. " if is_synthetic(summaries) else ""
     return (
         f"{world}Percent, 95 % intervals over {over}."
+        f" {LOWER}: lower is better."
         " Seconds: rounds x the median of all but the first, which compiles; guard and evaluation are not in it."
     )
 

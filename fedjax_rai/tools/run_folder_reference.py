@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fedjax_rai.data.summary import DataFile, DataSummary
-from fedjax_rai.evals.suite import AnswerRow, ChoiceRow
+from fedjax_rai.evals.evaluation import AnswerRow, ChoiceRow
 from fedjax_rai.runs import files, rows
 
 # What each file is, in the order of a run. A name that ends in a slash is a folder.
