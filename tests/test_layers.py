@@ -25,12 +25,12 @@ FLOORS = (
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution options programs revise",
-        "evals": "advbench answering choice evaluation harm held_out hhh judge open_ended published rate refusals suite tasks "
-        "xstest",
+        "evals": "advbench answering choice drift evaluation harm held_out hhh judge means open_ended perplexity published rate "
+        "refusals suite tasks xstest",
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation guarding keeping layout materials models phase replay revising "
+        "experiment": "baseline cost data_summary evaluation guarding keeping layout materials models phase replay revising "
         "round setting sizes texts together"
     },
     {

@@ -616,13 +616,19 @@ class EvalConfig(Section):
     hhh: Annotated[
         PathText | PromptSource | None, _prompts("prompt", "chosen", "rejected", "category"), a_file(_ROWS, rows=True)
     ] = None
-    """Choices between two answers: HHH's rows, or prompt, chosen and rejected; null: the data's own, if any."""
+    """Choices between two answers: HHH's rows, or prompt, chosen and rejected; null: HHH is not measured."""
     utility: Annotated[PathText | PromptSource | None, _prompts("prompt", "answer"), a_file(_ROWS, rows=True)] = None
     """Tasks: rows with prompts and one right `answer` each; null: the tiny world's, with its data."""
     over_refusal: Annotated[PathText | PromptSource | None, _prompts("prompt", "label"), a_file(_ROWS, rows=True)] = (
         None
     )
-    """Harmless prompts: rows like XSTest's, whose unsafe ones are left out; null: the tiny world's, with its data."""
+    """Harmless prompts: rows like XSTest's, whose unsafe ones are asked for contrast; null: the tiny world's, if any."""
+    drift: Annotated[PathText | PromptSource | None, _prompts("prompt"), a_file(_ROWS, rows=True)] = None
+    """Benign prompts on which drift from the base is measured; null: held-out questions, or the tiny world's tasks."""
+    drift_prompts: Natural = 32
+    """How many of these the base answers, at most, for drift to be measured on its answers; 0: drift is not measured."""
+    perplexity_pairs: Natural = 64
+    """Held-out acceptable answers whose perplexity is measured, at most; 0: it is not."""
     judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"
     """Whose verdicts the headline rate, `harmless`, counts; every judge that can is reported beside it.
 

@@ -43,6 +43,21 @@ def likelihoods(
     return Likelihoods(logps, tokens, ~cut)
 
 
+def read_once(read: Callable[[Sequence[Exchange]], Likelihoods]) -> Callable[[Sequence[Exchange]], Likelihoods]:
+    """The same, but that an exchange which was read in an earlier call is not read again."""
+    known: dict[Exchange, tuple[float, float, bool]] = {}
+
+    def reading(exchanges: Sequence[Exchange]) -> Likelihoods:
+        new = [exchange for exchange in exchanges if exchange not in known]
+        if new:
+            found = read(new)
+            known.update(zip(new, zip(*found, strict=True), strict=True))
+        logps, tokens, whole = zip(*(known[exchange] for exchange in exchanges), strict=True)
+        return Likelihoods(np.array(logps), np.array(tokens), np.array(whole, bool))
+
+    return reading
+
+
 def both_answers(choices: Sequence[Choice]) -> list[Exchange]:
     """The exchanges that a model reads to choose: of each choice the good answer, then the bad one."""
     return [(choice.query, answer) for choice in choices for answer in (choice.good, choice.bad)]

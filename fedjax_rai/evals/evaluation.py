@@ -6,8 +6,10 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from fedjax_rai.config.schema import EvalConfig
+from fedjax_rai.data.examples import Examples
 from fedjax_rai.data.sources import Choice, Pair
 from fedjax_rai.evals.judge import Exchange, GuardScores, Judge
+from fedjax_rai.evals.means import Total
 from fedjax_rai.evals.open_ended import Request, Responses, Sampled
 from fedjax_rai.evals.rate import Rate, Verdict
 
@@ -96,6 +98,10 @@ class Likelihoods(NamedTuple):
     """bool[n]: nothing was cut off."""
 
 
+def _none(*_: Any) -> Any:
+    raise NotImplementedError("nothing measures this here")
+
+
 class Bench(NamedTuple):
     """What measuring takes, as values and functions: the model under evaluation, the guard, the primary judge."""
 
@@ -109,6 +115,19 @@ class Bench(NamedTuple):
     """The model is the tiny world's."""
     judge: str | Judge
     """The primary judge of harm: `auto`, a name of `JUDGES`, or the user's own."""
+    base_answers: Callable[[], BaseAnswers] = _none
+    """The base's answers to the prompts of the drift, made once for all arms."""
+    divergences: Callable[[BaseAnswers], Sequence[Total]] = _none
+    """Of each answer, how far the model's next tokens are from the base's, summed; and its tokens."""
+
+
+class BaseAnswers(NamedTuple):
+    """What the base itself answers to the prompts of the drift, greedily."""
+
+    texts: list[str]
+    """Without the end-of-turn token, and without white space at both ends."""
+    examples: Examples
+    """Each prompt with the tokens of its answer, which are the loss mask."""
 
 
 class AnswerRow(NamedTuple):
@@ -130,6 +149,10 @@ class AnswerRow(NamedTuple):
     """By rate, p(unsafe) of each answer where the judge gives one, as the guard does. Null: it gave none."""
     right: str | None
     """The right answer. Null: the prompt is no task that has one."""
+
+    def found(self, rate: str) -> Sequence[Verdict]:
+        """The verdicts behind a rate; none of another evaluation's."""
+        return self.verdicts.get(rate, [])
 
 
 class ChoiceRow(NamedTuple):
@@ -159,8 +182,41 @@ class ChoiceRow(NamedTuple):
     """By rate of `eval.json`, a list of one: is the good answer likelier, as a whole or by its mean token? Null: one was
     cut off or has no log p."""
 
+    def found(self, rate: str) -> Sequence[Verdict]:
+        """The verdict behind a rate; none of another evaluation's."""
+        return self.verdicts.get(rate, [])
 
-Row: TypeAlias = AnswerRow | ChoiceRow
+
+class TokensRow(NamedTuple):
+    """A row of `answers.jsonl`: a prompt with an answer that was read, and a number summed over the answer's tokens.
+
+    `drift` is sum(total) / sum(tokens) over its rows, and `perplexity` exp of that.
+    """
+
+    set: str
+    """The evaluation: `drift` or `perplexity`."""
+    prompt: str
+    """What is answered."""
+    answer: str
+    """The answer that was read: of `drift` the base's own, of `perplexity` a held-out acceptable one."""
+    total: float | None
+    """Of `drift` KL(base || policy), of `perplexity` -log p, in nats, summed over the tokens. Null: not a number."""
+    tokens: int
+    """Tokens of the answer that were read, the end of its turn among them; 0: none, so that it is in no mean."""
+
+    @classmethod
+    def of(cls, name: str, prompt: str, answer: str, total: Total) -> "TokensRow":
+        """The row of what was found of an answer."""
+        number = float(total.total) if np.isfinite(total.total) else None
+        return cls(name, prompt, answer, number, int(total.weight))
+
+    def found(self, rate: str) -> Sequence[Verdict]:
+        """True where the row is in the mean of that name, None where it is in none."""
+        known = True if self.total is not None and self.tokens else None
+        return [known] if rate == self.set else []
+
+
+Row: TypeAlias = AnswerRow | ChoiceRow | TokensRow
 """A row of `answers.jsonl`."""
 
 

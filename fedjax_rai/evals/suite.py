@@ -8,14 +8,27 @@ config the keys that it reads; one that is marked as a file there is checked, an
 from collections.abc import Mapping
 
 from fedjax_rai.evals.advbench import ADVBENCH
+from fedjax_rai.evals.drift import DRIFT
 from fedjax_rai.evals.evaluation import Column, EvalSet, Sources
 from fedjax_rai.evals.held_out import HELD_OUT_CHOICE, SQUARE_CHOICE, SYNTHETIC_CHOICE
 from fedjax_rai.evals.hhh import HHH
 from fedjax_rai.evals.judge import JUDGES, Context, Exchange, GuardScores, Judge, judgement, primary
+from fedjax_rai.evals.perplexity import PERPLEXITY_OF_PAIRS
 from fedjax_rai.evals.tasks import TASKS
 from fedjax_rai.evals.xstest import BENIGN, CONTRAST
 
-_ROWS = (ADVBENCH, HHH, SQUARE_CHOICE, HELD_OUT_CHOICE, SYNTHETIC_CHOICE, TASKS, BENIGN, CONTRAST)
+_ROWS = (
+    ADVBENCH,
+    HHH,
+    SQUARE_CHOICE,
+    HELD_OUT_CHOICE,
+    SYNTHETIC_CHOICE,
+    TASKS,
+    BENIGN,
+    CONTRAST,
+    DRIFT,
+    PERPLEXITY_OF_PAIRS,
+)
 EVALUATIONS = {evaluation.name: evaluation for evaluation in _ROWS}
 ITEM_KEYS = sorted({f"eval.{key}" for evaluation in EVALUATIONS.values() for key in evaluation.keys})
 """The config's keys that items are made of, besides seed and data: arms that agree in these share their items."""

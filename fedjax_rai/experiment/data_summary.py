@@ -24,8 +24,11 @@ from fedjax_rai.data.summary import (
     Part,
     Reading,
 )
+from fedjax_rai.evals.advbench import ADVBENCH
+from fedjax_rai.evals.drift import DRIFT
 from fedjax_rai.evals.evaluation import EvalSet
 from fedjax_rai.evals.held_out import AT_MOST, both_ways
+from fedjax_rai.evals.perplexity import PERPLEXITY_OF_PAIRS
 from fedjax_rai.experiment.materials import FOR_GUARD, TRAINING
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety.guard import guard_form, training_chats
@@ -188,7 +191,12 @@ def less(setting: Setting) -> list[Less]:
     asked: dict[str, tuple[int, int]] = {}
     if _fits_a_guard(setting):
         asked["guard.pairs"] = (config.guard.pairs, len(made.guard_pairs))
-    asked["eval.prompts"] = (config.eval.prompts, len(made.evaluations["advbench"].items))
+    for key, wanted, name in (
+        ("eval.prompts", config.eval.prompts, ADVBENCH.name),
+        ("eval.drift_prompts", config.eval.drift_prompts, DRIFT.name),
+        ("eval.perplexity_pairs", config.eval.perplexity_pairs, PERPLEXITY_OF_PAIRS.name),
+    ):
+        asked[key] = (wanted, len(made.evaluations[name].items))
     if may_be_due(config.cai, config.federated.rounds):
         online = config.cai.data == ONLINE
         there = len(made.red_prompts) if online else len(setting.revising.prepared.chosen.tokens)

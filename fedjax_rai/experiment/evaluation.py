@@ -11,7 +11,8 @@ from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.schema import TINY
 from fedjax_rai.data.mix import is_synthetic
 from fedjax_rai.evals import open_ended
-from fedjax_rai.evals.choice import likelihoods
+from fedjax_rai.evals.choice import likelihoods, read_once
+from fedjax_rai.evals.drift import divergences
 from fedjax_rai.evals.evaluation import AnswerRow, Bench, Measured, measure
 from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, Judge, judgement, named
 from fedjax_rai.evals.open_ended import Request, Responses, Sampled, Subject, nothing
@@ -48,7 +49,7 @@ def _as_mapping(rate: Rate | None) -> dict[str, Any] | None:
 
 def _name_missing_verdicts(measured: Measured) -> None:
     for name in measured.rates:
-        verdicts = [verdict for row in measured.rows for verdict in row.verdicts.get(name, [])]
+        verdicts = [verdict for row in measured.rows for verdict in row.found(name)]
         if missing := verdicts.count(None):
             terminal.say(f"{name}: {missing} of {len(verdicts)} answers have no verdict, and are kept out of the rate")
 
@@ -69,10 +70,12 @@ def make_bench(setting: Setting, adapter: Adapter, advance: Callable[[], object]
     return Bench(
         config=setting.config.eval,
         answers_to=partial(answers_to, setting, adapter, advance=advance),
-        likelihoods=partial(likelihoods, subject(setting, adapter), advance=advance),
+        likelihoods=read_once(partial(likelihoods, subject(setting, adapter), advance=advance)),
         guard=setting.guard_scores(advance),
         tiny_model=setting.config.model.path == TINY,
         judge=named(setting.config.eval.judge),
+        base_answers=lambda: setting.baseline.answers,
+        divergences=lambda answers: divergences(subject(setting, adapter), answers.examples, advance),
     )
 
 

@@ -8,6 +8,7 @@ import jax
 
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.data.examples import bucket, encode_chats, encode_questions
+from fedjax_rai.evals.drift import DRIFT
 from fedjax_rai.evals.suite import evaluation_texts
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory.plan import Lengths, Sizes, has_cai
@@ -86,6 +87,7 @@ def _lengths(setting: Setting) -> Lengths:
         asked=longest(asked),
         probe=longest(made.probe_prompts[: config.cai.probe]),
         choice=encode_chats(tokenizer, read, most)[0].tokens.shape[1] if read else 0,
+        drift=longest(made.evaluations[DRIFT.name].prompts),
         **(_rollout_lengths(setting) if online else {}),
     )
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedjax_rai.evals.means import UNITS
+from fedjax_rai.evals.rate import PERCENT
 from fedjax_rai.evals.suite import EVALUATIONS
 from fedjax_rai.experiment.cost import CaiCost
 from fedjax_rai.runs.folder import SUMMARY
@@ -76,7 +78,10 @@ def shown(rate: Rate | None) -> str:
     if rate is None:
         return "not measured"
     missing = f"  ({rate.without_verdict} without a verdict)" if rate.without_verdict else ""
-    return f"{rate.mean:5.1f}  [{rate.low:.1f}, {rate.high:.1f}]{missing}"
+    unit = UNITS[rate.unit]
+    digits = unit.digits
+    named = "" if unit == PERCENT else f" {unit.name}"
+    return f"{rate.mean:5.{digits}f}  [{rate.low:.{digits}f}, {rate.high:.{digits}f}]{named}{missing}"
 
 
 def answer_lines(rates: Mapping[str, Rate | None]) -> Iterator[str]:

@@ -14,6 +14,8 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import JUDGES
+from fedjax_rai.evals.means import UNITS
+from fedjax_rai.evals.rate import PERCENT, Unit
 from fedjax_rai.evals.evaluation import LOWER, Column
 from fedjax_rai.evals.suite import EVALUATIONS, columns
 from fedjax_rai.runs.folder import differences
@@ -24,24 +26,29 @@ MAIN = tuple(column.rate for column in columns() if column.main)
 """The rates that pictures show, and narrow tables first."""
 WIDTH = 100
 """Columns of what is printed."""
-CSV_COLUMNS = ("mean", "low", "high", "prompts")
+NUMBERS = ("mean", "low", "high")
+CSV_COLUMNS = (*NUMBERS, "prompts")
 NOT_MEASURED = "not measured"
 
 
 class Cell(NamedTuple):
-    """A mean and its 95 % interval, in percent. One seed: the interval over prompts; more: over seeds."""
+    """A mean and its 95 % interval. One seed: the interval over prompts; more: over seeds."""
 
     mean: float
     low: float
     high: float
+    unit: Unit = PERCENT
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return self._shown(self.unit.digits)
 
     @property
     def short(self) -> str:
-        """Mean, and its interval in whole percent."""
-        return f"{self.mean:.1f} [{self.low:.0f}, {self.high:.0f}]"
+        """Mean, and its interval with a digit less."""
+        return self._shown(self.unit.digits - 1)
+
+    def _shown(self, digits: int) -> str:
+        return f"{self.mean:.{self.unit.digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
 def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
@@ -116,10 +123,11 @@ def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
     measured = [summary["rates"].get(rate) for summary in summaries]
     if None in measured:
         return None
+    unit = UNITS[measured[0].get("unit", PERCENT.name)]  # a run of an older version has percent alone
     if len(measured) == 1:
-        return Cell(*(measured[0][key] for key in Cell._fields))
-    mean, low, high = interval([seed["mean"] for seed in measured])
-    return Cell(mean, max(low, 0.0), min(high, 100.0))
+        return Cell(*(measured[0][key] for key in NUMBERS), unit)
+    mean, low, high, _ = interval([seed["mean"] for seed in measured])
+    return Cell(mean, max(low, unit.least), min(high, unit.most), unit)
 
 
 def interval(values: Sequence[float]) -> Cell:
@@ -147,7 +155,7 @@ def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> str
         gaps.append(measured["mean"] - measured_other["mean"])
     if len(gaps) < 2:
         return None
-    mean, low, high = interval(gaps)
+    mean, low, high, _ = interval(gaps)
     by_seed = ", ".join(f"{gap:+.1f}" for gap in gaps)
     return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]; by seed {by_seed}"
 
@@ -250,7 +258,8 @@ def rate_rows(summary: Summary) -> list[list[Any]]:
     rows = []
     for name, rate in summary["rates"].items():
         if rate:
-            mean_and_interval = [round(float(rate[key]), 4) for key in Cell._fields]
+            digits = UNITS[rate.get("unit", PERCENT.name)].digits + 3
+            mean_and_interval = [round(float(rate[key]), digits) for key in NUMBERS]
             rows.append([name, *mean_and_interval, rate["prompts"]])
     return rows
 
