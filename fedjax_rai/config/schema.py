@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from fedjax_rai.config.client_names import Clients
-from fedjax_rai.config.column_names import PROMPT_COLUMNS, PROMPT_HOLDS, ColumnNames, checked_prompt_columns
+from fedjax_rai.config.column_names import PROMPT_COLUMNS, PROMPT_HOLDS, SET_HOLDS, ColumnNames, checked_prompt_columns
 from fedjax_rai.config.names import TAKES_ATTRIBUTE, Name, is_attribute
 
 TINY = "tiny"
@@ -608,11 +608,47 @@ class CaiConfig(Section):
         return target
 
 
+class SetConfig(Section):
+    """An entry of `eval.sets`: rows of the user's own, and what they are."""
+
+    set: Annotated[Text, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """The name that its columns and its rows in answers.jsonl bear: small letters, digits and _."""
+    kind: Literal["harm", "benign", "task", "choice"]
+    """What is measured: harmless answers, refusals, the one right `answer`, or the likelier of two answers."""
+    path: Annotated[PathText, a_file(_ROWS, rows=True, shipped=None)]
+    """A file, a folder, a glob or a data set on the hub."""
+    name: Text | None = None
+    """The configuration of a data set on the hub, where it has several."""
+    split: Text = "train"
+    """The split of a folder or a data set that has several."""
+    revision: Revision = None
+    """Branch, tag or commit of a data set on the hub; null: its main branch."""
+    columns: Annotated[dict[Text, Text] | None, Field(json_schema_extra={"says": PROMPT_COLUMNS})] = None
+    """Its columns by what they hold (docs/clients.md); null: those that are known."""
+
+    @field_validator("columns")
+    @classmethod
+    def _of_its_kind(cls, columns: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
+        return checked_prompt_columns(columns, SET_HOLDS.get(info.data.get("kind", ""), PROMPT_HOLDS))
+
+    @property
+    def source(self) -> PromptSource:
+        """Where its rows are read from."""
+        fields = self.model_dump(include=set(PromptSource.model_fields))
+        return PromptSource.model_validate(fields)
+
+
 class EvalConfig(Section):
     """The evaluation of the final adapter."""
 
     advbench: Annotated[PathText | PromptSource, _prompts("prompt", optional=False), a_file(_ROWS, rows=True)] = "tiny"
     """Harmful requests: `tiny` (templates of the synthetic world), AdvBench's CSV, or any rows with prompts."""
+    harmbench: Annotated[PathText | PromptSource | None, _prompts("prompt", "category"), a_file(_ROWS, rows=True)] = None
+    """HarmBench's textual behaviours, as its CSV files have them; null: not measured."""
+    strongreject: Annotated[PathText | PromptSource | None, _prompts("prompt", "category"), a_file(_ROWS, rows=True)] = (
+        None
+    )
+    """StrongREJECT's forbidden prompts, as its CSV files have them; null: not measured."""
     hhh: Annotated[
         PathText | PromptSource | None, _prompts("prompt", "chosen", "rejected", "category"), a_file(_ROWS, rows=True)
     ] = None
@@ -629,6 +665,10 @@ class EvalConfig(Section):
     """How many of these the base answers, at most, for drift to be measured on its answers; 0: drift is not measured."""
     perplexity_pairs: Natural = 64
     """Held-out acceptable answers whose perplexity is measured, at most; 0: it is not."""
+    mt_bench: Annotated[PathText | PromptSource | None, _prompts("category"), a_file(_ROWS, rows=True)] = None
+    """MT-Bench's questions of two turns each, answered and kept to be marked; null: they are not asked."""
+    sets: tuple[SetConfig, ...] = ()
+    """Sets of the user's own, each with columns of its name (docs/evaluations.md)."""
     judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"
     """Whose verdicts the headline rate, `harmless`, counts; every judge that can is reported beside it.
 
@@ -642,7 +682,7 @@ class EvalConfig(Section):
     where the model is the tiny world's; `false` keeps the guard out of the judges unless it is `eval.judge`.
     """
     prompts: Count = 100
-    """Harmful requests that are answered, at most."""
+    """Harmful requests that are answered, at most, of each set that is shipped."""
     samples: Count = 4
     """Answers to each of them."""
     temperature: Temperature = 1.0

@@ -28,6 +28,10 @@ class Item(NamedTuple):
     """The same prompt in other languages, where its row has it."""
     category: str = ""
     """By which a rate is reported besides; "": by none."""
+    further: tuple[str, ...] = ()
+    """What the user asks after the answer."""
+    references: tuple[str, ...] = ()
+    """Good answers to each turn, where a judge is to see them."""
 
 
 class EvalSet(NamedTuple):
@@ -42,6 +46,8 @@ class EvalSet(NamedTuple):
     """Items that there are besides."""
     limit: str = ""
     """What leaves them out: a key, or a number of items."""
+    kind: str = ""
+    """Of a set of the user's own, its kind in `eval.sets`."""
 
     @property
     def prompts(self) -> list[str]:
@@ -119,6 +125,28 @@ class Bench(NamedTuple):
     """The base's answers to the prompts of the drift, made once for all arms."""
     divergences: Callable[[BaseAnswers], Sequence[Total]] = _none
     """Of each answer, how far the model's next tokens are from the base's, summed; and its tokens."""
+    marks: Callable[[Sequence[Conversation]], Marks] | None = None
+    """A judge that marks answers; None: there is none."""
+
+
+class Conversation(NamedTuple):
+    """Several questions, each asked behind the answers to those before."""
+
+    prompts: list[str]
+    """What the user asked, turn by turn."""
+    answers: list[str]
+    """What the model answered to each."""
+    references: list[str]
+    """A good answer to each; empty where there is none."""
+
+
+class Marks(NamedTuple):
+    """What a judge that marks makes of conversations."""
+
+    judge: str
+    """Its name."""
+    values: Sequence[Sequence[float | None]]
+    """By conversation and answer, from 1 to 10; None: no mark."""
 
 
 class BaseAnswers(NamedTuple):
@@ -216,7 +244,34 @@ class TokensRow(NamedTuple):
         return [known] if rate == self.set else []
 
 
-Row: TypeAlias = AnswerRow | ChoiceRow | TokensRow
+class ConversationRow(NamedTuple):
+    """A row of `answers.jsonl`: questions that follow one another, the model's answers, and their marks."""
+
+    set: str
+    """The evaluation: `mt_bench`."""
+    prompts: list[str]
+    """What was asked, turn by turn; the answers before stand before each."""
+    answers: list[str]
+    """What the model answered to each, without the end-of-turn token and white space at both ends."""
+    references: list[str]
+    """A good answer to each turn, for a judge; empty where the row has none."""
+    category: str
+    """The mean `mt_bench_<category>` is of the rows of one category."""
+    cut_off: list[bool]
+    """Of each answer, whether it had no end within `eval.max_new_tokens`."""
+    marks: list[float | None] | None
+    """From 1 to 10, one for each answer. Null: there was no judge that marks; within the list: it gave none, or the
+    answer is empty.
+    """
+
+    def found(self, rate: str) -> Sequence[Verdict]:
+        """True for each answer that is in the mean of all answers, None for one that has no mark."""
+        if rate != self.set or self.marks is None:
+            return []
+        return [None if mark is None else True for mark in self.marks]
+
+
+Row: TypeAlias = AnswerRow | ChoiceRow | TokensRow | ConversationRow
 """A row of `answers.jsonl`."""
 
 
@@ -250,8 +305,8 @@ class Way(Protocol):
         """How many batches of `eval.batch_size` rows that takes; `guarded`: the guard scores answers, too."""
         ...
 
-    def asked(self, given: EvalSet) -> Sequence[str]:
-        """The prompts that a model answers."""
+    def asked(self, given: EvalSet) -> Sequence[Request]:
+        """The prompts that a model answers, or conversations."""
         ...
 
     def read(self, given: EvalSet) -> Sequence[Exchange]:

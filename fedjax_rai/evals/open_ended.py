@@ -10,7 +10,7 @@ from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, Array, Key
 from fedjax_rai.data.examples import encode_questions
 from fedjax_rai.model.decoder import LM
-from fedjax_rai.text.prompts import Turn, question
+from fedjax_rai.text.prompts import ASSISTANT, Turn, question
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Decoding, Sampling
@@ -72,7 +72,10 @@ def answers_to(
     were given rows. Raises InputError for a prompt with a token that the model has no row for.
     """
     tokenizer = subject.tokenizer
-    encoded = encode_questions(tokenizer, [_turns(prompt) for prompt in prompts], subject.max_length)
+    encoded = []
+    for turns in map(turns_of, prompts):
+        answers = sum(turn.role == ASSISTANT for turn in turns)  # come on top of what the user may ask
+        encoded += encode_questions(tokenizer, [turns], subject.max_length + answers * sampled.max_new)
     for ids in encoded:
         tokenizer.check_ids(ids, subject.lm.model.config.vocab_size, "model.path")
     repeated = [ids for ids in encoded for _ in range(sampled.samples)]
@@ -98,7 +101,8 @@ def answers_to(
     return Responses(by_prompt(texts, sizes), by_prompt(cut_off, sizes))
 
 
-def _turns(request: Request) -> Sequence[Turn]:
+def turns_of(request: Request) -> Sequence[Turn]:
+    """A request as a conversation."""
     return question(request) if isinstance(request, str) else request
 
 

@@ -9,16 +9,23 @@ from collections.abc import Mapping
 
 from fedjax_rai.evals.advbench import ADVBENCH
 from fedjax_rai.evals.drift import DRIFT
-from fedjax_rai.evals.evaluation import Column, EvalSet, Sources
+from fedjax_rai.evals.evaluation import Column, Evaluation, EvalSet, Sources
+from fedjax_rai.evals.harmbench import HARMBENCH
 from fedjax_rai.evals.held_out import HELD_OUT_CHOICE, SQUARE_CHOICE, SYNTHETIC_CHOICE
 from fedjax_rai.evals.hhh import HHH
 from fedjax_rai.evals.judge import JUDGES, Context, Exchange, GuardScores, Judge, judgement, primary
+from fedjax_rai.evals.mt_bench import MT_BENCH
+from fedjax_rai.evals.open_ended import Request
 from fedjax_rai.evals.perplexity import PERPLEXITY_OF_PAIRS
+from fedjax_rai.evals.strongreject import STRONGREJECT
 from fedjax_rai.evals.tasks import TASKS
+from fedjax_rai.evals.user_sets import check_names, user_evaluation
 from fedjax_rai.evals.xstest import BENIGN, CONTRAST
 
 _ROWS = (
     ADVBENCH,
+    HARMBENCH,
+    STRONGREJECT,
     HHH,
     SQUARE_CHOICE,
     HELD_OUT_CHOICE,
@@ -28,29 +35,44 @@ _ROWS = (
     CONTRAST,
     DRIFT,
     PERPLEXITY_OF_PAIRS,
+    MT_BENCH,
 )
 EVALUATIONS = {evaluation.name: evaluation for evaluation in _ROWS}
-ITEM_KEYS = sorted({f"eval.{key}" for evaluation in EVALUATIONS.values() for key in evaluation.keys})
+"""The shipped evaluations, in the order of tables."""
+ITEM_KEYS = sorted({"eval.sets", *(f"eval.{key}" for evaluation in EVALUATIONS.values() for key in evaluation.keys)})
 """The config's keys that items are made of, besides seed and data: arms that agree in these share their items."""
 
 
+def evaluations(kinds: Mapping[str, str]) -> dict[str, Evaluation]:
+    """The shipped evaluations, and those of the user's own sets, of which `kinds` has the kind by name."""
+    return EVALUATIONS | {name: user_evaluation(name, kind) for name, kind in kinds.items()}
+
+
 def columns() -> list[Column]:
-    """The columns of all evaluations, in the order of tables."""
+    """The columns of all shipped evaluations, in the order of tables."""
     return [column for evaluation in EVALUATIONS.values() for column in evaluation.columns]
 
 
 def load_sets(sources: Sources) -> dict[str, EvalSet]:
-    """The items of every evaluation, by its name."""
-    return {name: evaluation.load(sources) for name, evaluation in EVALUATIONS.items()}
+    """The items of every evaluation, by its name. Raises InputError for a set that has the name of another."""
+    check_names([entry.set for entry in sources.eval.sets], EVALUATIONS)
+    kinds = {entry.set: entry.kind for entry in sources.eval.sets}
+    return {name: evaluation.load(sources) for name, evaluation in evaluations(kinds).items()}
 
 
-def evaluation_texts(sets: Mapping[str, EvalSet]) -> tuple[list[str], list[Exchange]]:
+def kinds_of(sets: Mapping[str, EvalSet]) -> dict[str, str]:
+    """The kinds of the sets of the user's own, by name."""
+    return {name: given.kind for name, given in sets.items() if given.kind}
+
+
+def evaluation_texts(sets: Mapping[str, EvalSet]) -> tuple[list[Request], list[Exchange]]:
     """(every prompt that is answered; every exchange whose likelihood is taken): what memory must hold."""
-    asked: list[str] = []
+    asked: list[Request] = []
     compared: list[Exchange] = []
+    known = evaluations(kinds_of(sets))
     for name, given in sets.items():
-        asked += EVALUATIONS[name].way.asked(given)
-        compared += EVALUATIONS[name].way.read(given)
+        asked += known[name].way.asked(given)
+        compared += known[name].way.read(given)
     return asked, compared
 
 
@@ -63,8 +85,9 @@ def check_judge(judge: str | Judge, sets: Mapping[str, EvalSet], tiny_model: boo
 
     A judge of the user's own is tried on the first prompt of each, and an invented answer; no other scores anything.
     """
+    known = evaluations(kinds_of(sets))
     for name, given in sets.items():
-        if not EVALUATIONS[name].judges_harm or not given.items:
+        if not known[name].judges_harm or not given.items:
             continue
         context = Context(tiny_model and given.synthetic, guard)
         chosen = primary(judge, context)

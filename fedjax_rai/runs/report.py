@@ -7,7 +7,7 @@ from typing import Any
 
 from fedjax_rai.evals.means import UNITS
 from fedjax_rai.evals.rate import PERCENT
-from fedjax_rai.evals.suite import EVALUATIONS
+from fedjax_rai.evals.suite import evaluations
 from fedjax_rai.experiment.cost import CaiCost
 from fedjax_rai.runs.folder import SUMMARY
 from fedjax_rai.runs.rows import Critique, Filtered, GuardQuality, PairCounts, Rate, Summary, read_summary
@@ -25,14 +25,14 @@ def lines(summary: Summary) -> Iterator[str]:
     if summary.synthetic:
         yield f"SYNTHETIC (tiny world: {', '.join(summary.synthetic)}): says nothing about real models"
     yield "percent, 95 % intervals over prompts"
-    absent = unmeasured(summary.rates)
+    absent = unmeasured(summary)
     rates = {name: rate for name, rate in summary.rates.items() if name not in absent}
-    for name, rate in named_by_judge(rates).items():
+    for name, rate in named_by_judge(rates, summary.sets).items():
         yield f"  {name:<40}{shown(rate)}"
     if absent:
         titles = ", ".join(dict.fromkeys(absent.values()))
         yield from textwrap.wrap(f"  not measured: {titles}", 100, subsequent_indent="    ", break_on_hyphens=False)
-    yield from answer_lines(summary.rates)
+    yield from answer_lines(summary.rates, summary.sets)
     if summary.guard:
         yield guard_line(summary.guard)
     if summary.filter:
@@ -45,19 +45,20 @@ def lines(summary: Summary) -> Iterator[str]:
         yield from cai_lines(summary.cost.cai, summary.pairs)
 
 
-def unmeasured(rates: Mapping[str, Rate | None]) -> dict[str, str]:
+def unmeasured(summary: Summary) -> dict[str, str]:
     """Rate -> title of its evaluation, of the evaluations of which nothing was measured."""
     found = {}
-    for evaluation in EVALUATIONS.values():
+    rates = summary.rates
+    for evaluation in evaluations(summary.sets).values():
         names = [column.rate for column in evaluation.columns if column.rate in rates]
         if not any(rates[name] for name in names):
             found |= dict.fromkeys(names, evaluation.columns[0].title)
     return found
 
 
-def named_by_judge(rates: dict[str, Rate | None]) -> dict[str, Rate | None]:
+def named_by_judge(rates: Mapping[str, Rate | None], sets: Mapping[str, str]) -> dict[str, Rate | None]:
     """Rates by what they are called here: the rates of harm with their judges, and which one is the primary."""
-    headlines = [evaluation.columns[0].rate for evaluation in EVALUATIONS.values() if evaluation.judges_harm]
+    headlines = [evaluation.columns[0].rate for evaluation in evaluations(sets).values() if evaluation.judges_harm]
     primary = {headline: _by_primary(headline, rates) for headline in headlines}
     named = {}
     for name, rate in rates.items():
@@ -84,9 +85,9 @@ def shown(rate: Rate | None) -> str:
     return f"{rate.mean:5.{digits}f}  [{rate.low:.{digits}f}, {rate.high:.{digits}f}]{named}{missing}"
 
 
-def answer_lines(rates: Mapping[str, Rate | None]) -> Iterator[str]:
+def answer_lines(rates: Mapping[str, Rate | None], sets: Mapping[str, str]) -> Iterator[str]:
     """A line for each evaluation whose answers were cut off or are empty, whoever judged them."""
-    for evaluation in EVALUATIONS.values():
+    for evaluation in evaluations(sets).values():
         measured = [rates[column.rate] for column in evaluation.columns if rates.get(column.rate)]
         found = spoilt(measured[0]) if measured and evaluation.generates else ""
         if found:

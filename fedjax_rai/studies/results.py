@@ -16,8 +16,8 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import JUDGES
 from fedjax_rai.evals.means import UNITS
 from fedjax_rai.evals.rate import PERCENT, Unit
-from fedjax_rai.evals.evaluation import LOWER, Column
-from fedjax_rai.evals.suite import EVALUATIONS, columns
+from fedjax_rai.evals.evaluation import LOWER, Column, Evaluation
+from fedjax_rai.evals.suite import columns, evaluations
 from fedjax_rai.runs.folder import differences
 
 Summary = Mapping[str, Any]
@@ -51,13 +51,21 @@ class Cell(NamedTuple):
         return f"{self.mean:.{self.unit.digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
+def _evaluations(summaries: Sequence[Summary]) -> list[Evaluation]:
+    """Those shipped, and those of the sets of the user's own that some run measured."""
+    kinds: dict[str, str] = {}
+    for summary in summaries:
+        kinds |= summary.get("sets", {})  # a run of an older version has none
+    return list(evaluations(kinds).values())
+
+
 def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
     """What a table of these runs shows: rate -> title, of the rates that some run measured.
 
     The primary rate has its judge in brackets, and its column by that judge is left out where it alone judged.
     """
     shown: dict[str, str] = {}
-    for evaluation in EVALUATIONS.values():
+    for evaluation in _evaluations(summaries):
         repeated = ""  # the column of the judge that alone gave the primary rate
         for column in evaluation.columns:
             measured = _is_measured(summaries, column.rate)
@@ -76,7 +84,7 @@ def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
 def unmeasured_note(summaries: Sequence[Summary]) -> list[str]:
     """A note that names the evaluations of which no run measured anything; none where there is none."""
     titles = []
-    for evaluation in EVALUATIONS.values():
+    for evaluation in _evaluations(summaries):
         if not any(_is_measured(summaries, column.rate) or column.always for column in evaluation.columns):
             titles.append(evaluation.columns[0].title)
     return [f"Not measured: {', '.join(titles)}."] if titles else []
@@ -126,19 +134,19 @@ def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
     unit = UNITS[measured[0].get("unit", PERCENT.name)]  # a run of an older version has percent alone
     if len(measured) == 1:
         return Cell(*(measured[0][key] for key in NUMBERS), unit)
-    mean, low, high, _ = interval([seed["mean"] for seed in measured])
+    mean, low, high = interval([seed["mean"] for seed in measured])
     return Cell(mean, max(low, unit.least), min(high, unit.most), unit)
 
 
-def interval(values: Sequence[float]) -> Cell:
-    """Mean and 95 % interval of a few independent values, by Student's t."""
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high) of the 95 % interval of a few independent values, by Student's t."""
     from scipy.stats import t
 
     count = len(values)
     mean = np.mean(values)
     standard_error = np.std(values, ddof=1) / count**0.5
     margin = t.ppf(0.975, count - 1) * standard_error
-    return Cell(float(mean), float(mean - margin), float(mean + margin))
+    return float(mean), float(mean - margin), float(mean + margin)
 
 
 def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> str | None:
@@ -155,7 +163,7 @@ def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> str
         gaps.append(measured["mean"] - measured_other["mean"])
     if len(gaps) < 2:
         return None
-    mean, low, high, _ = interval(gaps)
+    mean, low, high = interval(gaps)
     by_seed = ", ".join(f"{gap:+.1f}" for gap in gaps)
     return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]; by seed {by_seed}"
 
@@ -163,7 +171,8 @@ def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> str
 def answer_notes(rows: Mapping[str, Sequence[Summary]]) -> list[str]:
     """A note for each evaluation of which some run's answers were cut off or are empty; `rows`: label -> its runs."""
     notes = []
-    for evaluation in EVALUATIONS.values():
+    everything = [summary for summaries in rows.values() for summary in summaries]
+    for evaluation in _evaluations(everything):
         if not evaluation.generates:
             continue
         found = []
