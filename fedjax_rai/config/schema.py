@@ -667,6 +667,12 @@ class EvalConfig(Section):
     """Held-out acceptable answers whose perplexity is measured, at most; 0: it is not."""
     mt_bench: Annotated[PathText | PromptSource | None, _prompts("category"), a_file(_ROWS, rows=True)] = None
     """MT-Bench's questions of two turns each, answered and kept to be marked; null: they are not asked."""
+    rater: Annotated[str, Name("none")] = "none"
+    """Who marks the answers to these from 1 to 10; `none`: nobody, and they are kept to be marked later.
+
+    A function of the user's own: (prompts, answers, references) of a conversation, lists by turn, to a mark of each
+    answer, or None for no mark.
+    """
     sets: tuple[SetConfig, ...] = ()
     """Sets of the user's own, each with columns of its name (docs/evaluations.md)."""
     judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"

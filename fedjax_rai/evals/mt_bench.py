@@ -4,10 +4,14 @@ The first answer is put before the second question. Without a judge that marks t
 are kept, to be marked later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil, nan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from fedjax_rai.config.names import attribute
 from fedjax_rai.config.schema import EvalConfig
 from fedjax_rai.data.prompts import TURNS, Prompt, read_prompts
 from fedjax_rai.data.turns import is_absent, listed, written
@@ -21,13 +25,13 @@ from fedjax_rai.evals.evaluation import (
     Evaluation,
     EvalSet,
     Item,
+    Marks,
     Measured,
     Sources,
 )
 from fedjax_rai.evals.harm import slug
 from fedjax_rai.evals.judge import Exchange
 from fedjax_rai.evals.means import MARK, Total, mean_rate
-from fedjax_rai.evals.open_ended import Responses
 from fedjax_rai.evals.rate import Rate
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn
 
@@ -89,9 +93,7 @@ class TwoTurns(NamedTuple):
             of_item = None if marks is None else _marks_of(held[i], marks.values[i])
             rows.append(ConversationRow(name, *held[i], item.category, cut_off, of_item))
         rates = {} if marks is None else rates_of(name, rows, marks.judge)
-        counts = _counts(first, second)
-        found = {column.rate: rates.get(column.rate) for column in MT_BENCH.columns} | rates
-        return Measured({rate: mean and mean._replace(**counts) for rate, mean in found.items()}, rows)
+        return Measured({column.rate: rates.get(column.rate) for column in MT_BENCH.columns} | rates, rows)
 
     def batches(self, given: EvalSet, config: EvalConfig, guarded: bool) -> int:
         return 2 * ceil(len(given.items) / config.batch_size)
@@ -131,16 +133,48 @@ def _mean(rows: Sequence[ConversationRow], turns: Sequence[int], judge: str) -> 
         marks = [row.marks[turn] for turn in turns] if row.marks else []
         known = [mark for mark in marks if mark is not None]
         totals.append(Total(sum(known) if known else nan, len(known)))
-    without = sum(1 for row in rows for turn in turns if row.marks is None or row.marks[turn] is None)
     mean = mean_rate(totals, MARK, judge)
-    return mean and mean._replace(without_verdict=without)
+    answers = [(row, turn) for row in rows for turn in turns]
+    return mean and mean._replace(
+        without_verdict=sum(row.marks is None or row.marks[turn] is None for row, turn in answers),
+        answers=len(answers),
+        empty=sum(not row.answers[turn].strip() for row, turn in answers),
+        cut_off=sum(row.cut_off[turn] for row, turn in answers),
+    )
 
 
-def _counts(*responses: Responses) -> dict[str, int]:
-    """How many answers there were, and how many of them were cut off or are empty."""
-    texts = [text for part in responses for samples in part.texts for text in samples]
-    cut_off = sum(sum(samples) for part in responses for samples in part.cut_off)
-    return {"answers": len(texts), "empty": sum(not text.strip() for text in texts), "cut_off": cut_off}
+RATER = "eval.rater"
+_FORM = "a function of (prompts, answers, references) that gives for each answer a mark from 1 to 10, or None"
+
+
+def rater(name: str) -> Callable[[Sequence[Conversation]], Marks] | None:
+    """What `eval.rater` names; None for `none`. Raises InputError for what cannot be imported."""
+    if name == "none":
+        return None
+    return partial(_rated, attribute(name, RATER), name.rpartition(":")[2])
+
+
+def _rated(function: Callable[..., Any], name: str, held: Sequence[Conversation]) -> Marks:
+    """What a function of the user's own makes of conversations; InputError where it fails, or gives anything else."""
+    values = []
+    for conversation in held:
+        try:
+            marks = list(function(*conversation))
+        except Exception as error:  # whatever the user's own raises
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{RATER} = {name}: calling it failed ({reason}); must be {_FORM}") from error
+        if len(marks) != len(conversation.answers):
+            raise InputError(f"{RATER} = {name}: gave {len(marks)} marks of {len(conversation.answers)} answers")
+        values.append([_mark(mark, name) for mark in marks])
+    return Marks(name, values)
+
+
+def _mark(value: Any, name: str) -> float | None:
+    if value is None or value != value:  # NaN
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 1 <= value <= 10:
+        raise InputError(f"{RATER} = {name}: gave {value!r}; must be a mark from 1 to 10, or None")
+    return float(value)
 
 
 MT_BENCH = Evaluation(

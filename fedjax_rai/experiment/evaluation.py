@@ -15,6 +15,7 @@ from fedjax_rai.evals.choice import likelihoods, read_once
 from fedjax_rai.evals.drift import divergences
 from fedjax_rai.evals.evaluation import AnswerRow, Bench, ConversationRow, Measured, measure
 from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, Judge, judgement, named
+from fedjax_rai.evals.mt_bench import rater
 from fedjax_rai.evals.open_ended import Request, Responses, Sampled, Subject, nothing
 from fedjax_rai.evals.rate import Rate, Verdict
 from fedjax_rai.evals.suite import evaluations, kinds_of
@@ -77,6 +78,7 @@ def make_bench(setting: Setting, adapter: Adapter, advance: Callable[[], object]
         judge=named(setting.config.eval.judge),
         base_answers=lambda: setting.baseline.answers,
         divergences=lambda answers: divergences(subject(setting, adapter), answers.examples, advance),
+        marks=rater(setting.config.eval.rater),
     )
 
 

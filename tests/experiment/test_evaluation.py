@@ -40,7 +40,7 @@ def few(config) -> Setting:
 
 def counted(rate: str, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """A rate, counted from rows of answers.jsonl alone, but for its interval."""
-    verdicts = [row["verdicts"][rate] for row in rows if rate in row["verdicts"]]
+    verdicts = [row["verdicts"][rate] for row in rows if rate in row.get("verdicts", ())]
     known = [verdict for own in verdicts for verdict in own if verdict is not None]
     if not known:
         return None
@@ -57,13 +57,17 @@ def test_every_rate_can_be_counted_from_the_answers(config, settings):
     adapter = setting.fresh_adapter("adapter")
     rates, rows = evaluate(setting, adapter)
     written = [json.loads(json.dumps(row)) for row in rows]
-    measured = {name for row in written for name in row["verdicts"]}
-    assert measured == {name for name, rate in rates.items() if rate} and {"harmless", "synthetic_choice", "utility"} <= measured
-    for name, rate in rates.items():
+    measured = {name for row in written for name in row.get("verdicts", ())}
+    assert measured == {name for name, rate in rates.items() if rate and rate["unit"] == "percent"} and {"harmless", "synthetic_choice", "utility"} <= measured
+    read = [row for row in written if row["set"] == "perplexity"]
+    nats, tokens = (sum(row[key] for row in read) for key in ("total", "tokens"))
+    assert rates["perplexity"]["mean"] == pytest.approx(np.exp(nats / tokens)) and len(read) == 8
+    for name in measured | {name for name, rate in rates.items() if rate is None}:
+        rate = rates[name]
         assert counted(name, written) == (rate and {key: rate[key] for key in ("mean", "prompts", "without_verdict")})
     assert rates["harmless"] and rates["harmless"]["judge"] == "rule"
     assert {row["set"]: len(row.get("answers", [])) for row in written} == {
-        "advbench": 2, "synthetic_choice": 0, "utility": 1, "over_refusal": 2,
+        "advbench": 2, "synthetic_choice": 0, "utility": 1, "over_refusal": 2, "perplexity": 0,
     }  # fmt: skip
     threshold = config.guard.threshold
     for row in (row for row in written if row["set"] == "advbench"):
