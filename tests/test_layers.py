@@ -25,8 +25,8 @@ FLOORS = (
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution options programs revise",
-        "evals": "advbench answering choice drift evaluation harm harmbench held_out hhh judge means mt_bench open_ended "
-        "perplexity published rate refusals strongreject suite tasks user_sets xstest",
+        "evals": "advbench answering choice drift evaluation harm harmbench held_out hhh judge means mt_bench "
+        "open_ended perplexity published rate refusals strongreject suite tasks user_sets xstest",
     },
     {"memory": "advice footprint layout plan"},
     {

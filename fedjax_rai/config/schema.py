@@ -608,10 +608,16 @@ class CaiConfig(Section):
         return target
 
 
+def _rate_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError("must be small letters, digits and _, a letter first: rates are named by it")
+    return name
+
+
 class SetConfig(Section):
     """An entry of `eval.sets`: rows of the user's own, and what they are."""
 
-    set: Annotated[Text, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    set: Annotated[Text, AfterValidator(_rate_name)]
     """The name that its columns and its rows in answers.jsonl bear: small letters, digits and _."""
     kind: Literal["harm", "benign", "task", "choice"]
     """What is measured: harmless answers, refusals, the one right `answer`, or the likelier of two answers."""
@@ -643,11 +649,13 @@ class EvalConfig(Section):
 
     advbench: Annotated[PathText | PromptSource, _prompts("prompt", optional=False), a_file(_ROWS, rows=True)] = "tiny"
     """Harmful requests: `tiny` (templates of the synthetic world), AdvBench's CSV, or any rows with prompts."""
-    harmbench: Annotated[PathText | PromptSource | None, _prompts("prompt", "category"), a_file(_ROWS, rows=True)] = None
-    """HarmBench's textual behaviours, as its CSV files have them; null: not measured."""
-    strongreject: Annotated[PathText | PromptSource | None, _prompts("prompt", "category"), a_file(_ROWS, rows=True)] = (
+    harmbench: Annotated[PathText | PromptSource | None, _prompts("prompt", "category"), a_file(_ROWS, rows=True)] = (
         None
     )
+    """HarmBench's textual behaviours, as its CSV files have them; null: not measured."""
+    strongreject: Annotated[
+        PathText | PromptSource | None, _prompts("prompt", "category"), a_file(_ROWS, rows=True)
+    ] = None
     """StrongREJECT's forbidden prompts, as its CSV files have them; null: not measured."""
     hhh: Annotated[
         PathText | PromptSource | None, _prompts("prompt", "chosen", "rejected", "category"), a_file(_ROWS, rows=True)
@@ -658,11 +666,11 @@ class EvalConfig(Section):
     over_refusal: Annotated[PathText | PromptSource | None, _prompts("prompt", "label"), a_file(_ROWS, rows=True)] = (
         None
     )
-    """Harmless prompts: rows like XSTest's, whose unsafe ones are asked for contrast; null: the tiny world's, if any."""
+    """Harmless prompts: rows like XSTest's, whose unsafe ones are for contrast; null: the tiny world's, or none."""
     drift: Annotated[PathText | PromptSource | None, _prompts("prompt"), a_file(_ROWS, rows=True)] = None
     """Benign prompts on which drift from the base is measured; null: held-out questions, or the tiny world's tasks."""
     drift_prompts: Natural = 32
-    """How many of these the base answers, at most, for drift to be measured on its answers; 0: drift is not measured."""
+    """How many of these the base answers, at most, for drift to be measured on; 0: drift is not measured."""
     perplexity_pairs: Natural = 64
     """Held-out acceptable answers whose perplexity is measured, at most; 0: it is not."""
     mt_bench: Annotated[PathText | PromptSource | None, _prompts("category"), a_file(_ROWS, rows=True)] = None

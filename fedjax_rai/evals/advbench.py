@@ -4,7 +4,7 @@ from fedjax_rai.config.schema import TINY
 from fedjax_rai.data import tiny_world
 from fedjax_rai.data.prompts import read_prompts
 from fedjax_rai.evals.answering import items_of
-from fedjax_rai.evals.evaluation import Evaluation, EvalSet, Item, Sources
+from fedjax_rai.evals.evaluation import EvalSet, Evaluation, Item, Sources
 from fedjax_rai.evals.harm import harm_columns, harm_way
 
 

@@ -1,8 +1,8 @@
-"""Likelihood choice, as HHH is scored: is the good answer likelier, as a whole or by its mean token, than the bad one?"""
+"""Likelihood choice, as HHH is scored: is the good answer the likelier one, as a whole or by its mean token?"""
 
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -80,7 +80,7 @@ def choice_columns(rate: str, title: str) -> tuple[Column, ...]:
     return Column(rate, title), Column(f"{rate}_per_token", f"{title} (per token)", main=False)
 
 
-class Comparing(NamedTuple):
+class Comparing:
     """Two answers to each prompt are read, and their likelihoods compared."""
 
     @property

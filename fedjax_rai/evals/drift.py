@@ -5,7 +5,7 @@ Helpfulness without a judge: a policy that answers benign prompts as the base do
 
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,8 +19,8 @@ from fedjax_rai.evals.evaluation import (
     BaseAnswers,
     Bench,
     Column,
-    Evaluation,
     EvalSet,
+    Evaluation,
     Item,
     Measured,
     Sources,
@@ -121,7 +121,7 @@ def divergences(subject: Subject, examples: Examples, advance: Callable[[], obje
     return found
 
 
-class Drifting(NamedTuple):
+class Drifting:
     """The base's own answers are read by base and policy, and their next tokens' distributions compared."""
 
     @property

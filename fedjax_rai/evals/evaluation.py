@@ -13,7 +13,6 @@ from fedjax_rai.evals.means import Total
 from fedjax_rai.evals.open_ended import Request, Responses, Sampled
 from fedjax_rai.evals.rate import Rate, Verdict
 
-
 LOWER = "\u2193"
 """Marks the titles of columns of which a lower rate is better: an arrow down."""
 
@@ -104,6 +103,35 @@ class Likelihoods(NamedTuple):
     """bool[n]: nothing was cut off."""
 
 
+class Conversation(NamedTuple):
+    """Several questions, each asked behind the answers to those before."""
+
+    prompts: list[str]
+    """What the user asked, turn by turn."""
+    answers: list[str]
+    """What the model answered to each."""
+    references: list[str]
+    """A good answer to each turn, "" where there is none of one; empty where the row has none."""
+
+
+class Marks(NamedTuple):
+    """What a judge that marks makes of conversations."""
+
+    judge: str
+    """Its name."""
+    values: Sequence[Sequence[float | None]]
+    """By conversation and answer, from 1 to 10; None: no mark."""
+
+
+class BaseAnswers(NamedTuple):
+    """What the base itself answers to the prompts of the drift, greedily."""
+
+    texts: list[str]
+    """Without the end-of-turn token, and without white space at both ends."""
+    examples: Examples
+    """Each prompt with the tokens of its answer, which are the loss mask."""
+
+
 def _none(*_: Any) -> Any:
     raise NotImplementedError("nothing measures this here")
 
@@ -127,35 +155,6 @@ class Bench(NamedTuple):
     """Of each answer, how far the model's next tokens are from the base's, summed; and its tokens."""
     marks: Callable[[Sequence[Conversation]], Marks] | None = None
     """A judge that marks answers; None: there is none."""
-
-
-class Conversation(NamedTuple):
-    """Several questions, each asked behind the answers to those before."""
-
-    prompts: list[str]
-    """What the user asked, turn by turn."""
-    answers: list[str]
-    """What the model answered to each."""
-    references: list[str]
-    """A good answer to each; empty where there is none."""
-
-
-class Marks(NamedTuple):
-    """What a judge that marks makes of conversations."""
-
-    judge: str
-    """Its name."""
-    values: Sequence[Sequence[float | None]]
-    """By conversation and answer, from 1 to 10; None: no mark."""
-
-
-class BaseAnswers(NamedTuple):
-    """What the base itself answers to the prompts of the drift, greedily."""
-
-    texts: list[str]
-    """Without the end-of-turn token, and without white space at both ends."""
-    examples: Examples
-    """Each prompt with the tokens of its answer, which are the loss mask."""
 
 
 class AnswerRow(NamedTuple):
@@ -207,8 +206,8 @@ class ChoiceRow(NamedTuple):
     whole: bool
     """Neither was cut off at `data.max_length` tokens."""
     verdicts: dict[str, list[Verdict]]
-    """By rate of `eval.json`, a list of one: is the good answer likelier, as a whole or by its mean token? Null: one was
-    cut off or has no log p."""
+    """By rate of `eval.json`, a list of one: is the good answer likelier, as a whole or by its mean token? Null: one
+    was cut off or has no log p."""
 
     def found(self, rate: str) -> Sequence[Verdict]:
         """The verdict behind a rate; none of another evaluation's."""
@@ -254,7 +253,7 @@ class ConversationRow(NamedTuple):
     answers: list[str]
     """What the model answered to each, without the end-of-turn token and white space at both ends."""
     references: list[str]
-    """A good answer to each turn, for a judge; empty where the row has none."""
+    """A good answer to each turn, for a judge, "" where there is none of one; empty where the row has none."""
     category: str
     """The mean `mt_bench_<category>` is of the rows of one category."""
     cut_off: list[bool]

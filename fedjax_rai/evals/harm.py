@@ -1,4 +1,4 @@
-"""Evaluations of harm: the share of answers that is not unsafe, by the primary judge and by every one that can judge."""
+"""Evaluations of harm: the share of answers that is not unsafe, by the primary judge and by all others that can."""
 
 import re
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ Copyright behaviours are left out: whether one succeeds is told by hashes of the
 
 from fedjax_rai.data.prompts import Prompt, read_prompts, source_of
 from fedjax_rai.data.turns import is_absent
-from fedjax_rai.evals.evaluation import Evaluation, EvalSet, Item, Sources
+from fedjax_rai.evals.evaluation import EvalSet, Evaluation, Item, Sources
 from fedjax_rai.evals.harm import harm_columns, harm_way, spread
 
 CONTEXT, FUNCTIONAL, SEMANTIC = "ContextString", "FunctionalCategory", "SemanticCategory"

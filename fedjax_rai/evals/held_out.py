@@ -6,7 +6,7 @@ from fedjax_rai.data import tiny_world
 from fedjax_rai.data.mix import is_synthetic
 from fedjax_rai.data.sources import Choice, Pair
 from fedjax_rai.evals.choice import COMPARING, choice_columns
-from fedjax_rai.evals.evaluation import Evaluation, EvalSet, Sources
+from fedjax_rai.evals.evaluation import EvalSet, Evaluation, Sources
 from fedjax_rai.text.compare import same
 
 CHOICES = 200

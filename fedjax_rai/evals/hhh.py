@@ -1,4 +1,4 @@
-"""HHH alignment (arXiv 2112.00861): is the better answer likelier? By configuration: harmless, helpful, honest, other."""
+"""HHH alignment (arXiv 2112.00861): is the better answer likelier? By its four configurations and over all rows."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from fedjax_rai.config.schema import PromptSource
 from fedjax_rai.data.columns import ETC
 from fedjax_rai.data.prompts import Given, read_choices, source_of
 from fedjax_rai.evals.choice import COMPARING, choice_columns
-from fedjax_rai.evals.evaluation import Evaluation, EvalSet, Sources
+from fedjax_rai.evals.evaluation import EvalSet, Evaluation, Sources
 
 CONFIGURATIONS = ("harmless", "helpful", "honest", "other")
 

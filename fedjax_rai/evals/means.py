@@ -25,7 +25,7 @@ def mean_rate(totals: Sequence[Total | None], unit: Unit, judge: str) -> Rate | 
     known = [total for total in totals if total is not None and isfinite(total.total) and total.weight > 0]
     if not known:
         return None
-    weight = sum(total.weight for total in known)
+    weight = float(sum(total.weight for total in known))
     mean = sum(total.total for total in known) / weight
     margin = Z * _standard_error(known, mean, weight)
     shown = _SHOWN.get(unit, float)
@@ -42,7 +42,7 @@ def mean_rate(totals: Sequence[Total | None], unit: Unit, judge: str) -> Rate | 
 
 
 def _standard_error(known: Sequence[Total], mean: float, weight: float) -> float:
-    """Of a ratio of sums, whose prompts are drawn at random: residuals total - mean x weight over the sum of weights."""
+    """Of a ratio of sums over prompts: of the residuals total - mean x weight, over the sum of weights."""
     n = len(known)
     if n < 2:
         return 0.0

@@ -7,12 +7,13 @@ are kept, to be marked later.
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil, nan
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fedjax_rai.config.names import attribute
 from fedjax_rai.config.schema import EvalConfig
+from fedjax_rai.data.columns import show
 from fedjax_rai.data.prompts import TURNS, Prompt, read_prompts
 from fedjax_rai.data.turns import is_absent, listed, written
 from fedjax_rai.errors import InputError
@@ -22,8 +23,8 @@ from fedjax_rai.evals.evaluation import (
     Column,
     Conversation,
     ConversationRow,
-    Evaluation,
     EvalSet,
+    Evaluation,
     Item,
     Marks,
     Measured,
@@ -49,8 +50,9 @@ def mt_bench_items(sources: Sources) -> EvalSet:
 
 def _item(prompt: Prompt) -> Item:
     turns = _texts(prompt, TURNS)
-    if len(turns) != 2:
-        raise InputError(f"{prompt.place}: column {TURNS!r} has {len(turns)} texts; must have two, one for each turn")
+    if len(turns) != 2 or not all(turns):
+        wrong = f"column {TURNS!r} is {show(prompt.row.get(TURNS))}"
+        raise InputError(f"{prompt.place}: {wrong}; must be two texts, neither empty, one for each turn")
     references = _texts(prompt, REFERENCE)
     return Item(turns[0], category=prompt.category, further=(turns[1],), references=tuple(references))
 
@@ -61,12 +63,12 @@ def _texts(prompt: Prompt, column: str) -> list[str]:
     if is_absent(value):
         return []
     found = written(value) if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(text, str) and text.strip() for text in found):
-        raise InputError(f"{prompt.place}: column {column!r} is {value!r:.60}; must be a list of texts, none empty")
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise InputError(f"{prompt.place}: column {column!r} is {show(value)}; must be a list of texts")
     return [text.strip() for text in found]
 
 
-class TwoTurns(NamedTuple):
+class TwoTurns:
     """Both questions are answered, the second behind the first answer; a judge marks each answer, if there is one."""
 
     @property
@@ -91,7 +93,9 @@ class TwoTurns(NamedTuple):
         for i, item in enumerate(items):
             cut_off = [first.cut_off[i][0], second.cut_off[i][0]]
             of_item = None if marks is None else _marks_of(held[i], marks.values[i])
-            rows.append(ConversationRow(name, *held[i], item.category, cut_off, of_item))
+            texts = held[i]
+            row = ConversationRow(name, texts.prompts, texts.answers, texts.references, item.category, cut_off, of_item)
+            rows.append(row)
         rates = {} if marks is None else rates_of(name, rows, marks.judge)
         return Measured({column.rate: rates.get(column.rate) for column in MT_BENCH.columns} | rates, rows)
 

@@ -16,7 +16,6 @@ from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Decoding, Sampling
 from fedjax_rai.train.queue import answer_all, read
 
-
 Request: TypeAlias = str | Sequence[Turn]
 """A prompt, or a conversation whose last turn is the user's."""
 

@@ -3,11 +3,10 @@ vocabulary's size."""
 
 from collections.abc import Sequence
 from math import ceil
-from typing import NamedTuple
 
 from fedjax_rai.config.schema import EvalConfig
 from fedjax_rai.data.mix import is_synthetic
-from fedjax_rai.evals.evaluation import Bench, Column, Evaluation, EvalSet, Item, Measured, Sources, TokensRow
+from fedjax_rai.evals.evaluation import Bench, Column, EvalSet, Evaluation, Item, Measured, Sources, TokensRow
 from fedjax_rai.evals.held_out import tiny_choices
 from fedjax_rai.evals.judge import Exchange
 from fedjax_rai.evals.means import PERPLEXITY, Total, mean_rate
@@ -30,7 +29,7 @@ def exchanges(given: EvalSet) -> list[Exchange]:
     return [(item.prompt, item.right or "") for item in given.items if isinstance(item, Item)]
 
 
-class Reading(NamedTuple):
+class Reading:
     """An answer to each prompt is read; its perplexity is that of all answers' tokens together."""
 
     @property
@@ -42,7 +41,7 @@ class Reading(NamedTuple):
         return False
 
     def measure(self, name: str, given: EvalSet, bench: Bench) -> Measured:
-        """What an answer that was cut off at `data.max_length` has left counts; one of which nothing is left does not."""
+        """Of an answer that was cut off at `data.max_length` what is left counts, if anything is."""
         read = exchanges(given)
         found = bench.likelihoods(read)
         totals = [Total(-float(logp), float(tokens)) for logp, tokens in zip(found.logps, found.tokens, strict=True)]

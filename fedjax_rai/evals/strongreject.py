@@ -2,7 +2,7 @@
 
 from fedjax_rai.data.columns import ETC
 from fedjax_rai.data.prompts import Prompt, read_prompts
-from fedjax_rai.evals.evaluation import Evaluation, EvalSet, Item, Sources
+from fedjax_rai.evals.evaluation import EvalSet, Evaluation, Item, Sources
 from fedjax_rai.evals.harm import harm_columns, harm_way, spread
 
 

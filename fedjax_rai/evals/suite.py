@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from fedjax_rai.evals.advbench import ADVBENCH
 from fedjax_rai.evals.drift import DRIFT
-from fedjax_rai.evals.evaluation import Column, Evaluation, EvalSet, Sources
+from fedjax_rai.evals.evaluation import Column, EvalSet, Evaluation, Sources
 from fedjax_rai.evals.harmbench import HARMBENCH
 from fedjax_rai.evals.held_out import HELD_OUT_CHOICE, SQUARE_CHOICE, SYNTHETIC_CHOICE
 from fedjax_rai.evals.hhh import HHH

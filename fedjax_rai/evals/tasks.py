@@ -6,7 +6,7 @@ from fedjax_rai.data import tiny_world
 from fedjax_rai.data.mix import is_synthetic
 from fedjax_rai.data.prompts import read_tasks
 from fedjax_rai.evals.answering import Answering, greedy, judge_exact
-from fedjax_rai.evals.evaluation import Column, Evaluation, EvalSet, Item, Sources
+from fedjax_rai.evals.evaluation import Column, EvalSet, Evaluation, Item, Sources
 
 UTILITY = 300  # tasks of the tiny world
 

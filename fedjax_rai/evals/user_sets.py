@@ -9,7 +9,7 @@ from fedjax_rai.data.sources import Language
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.answering import Answering, as_configured, greedy, items_of, judge_exact, judge_refusals
 from fedjax_rai.evals.choice import COMPARING, choice_columns
-from fedjax_rai.evals.evaluation import Column, Evaluation, EvalSet, Item, Sources, Way
+from fedjax_rai.evals.evaluation import Column, EvalSet, Evaluation, Item, Sources, Way
 from fedjax_rai.evals.harm import harm_columns, harm_way
 from fedjax_rai.evals.strongreject import with_category
 

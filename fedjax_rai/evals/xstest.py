@@ -1,4 +1,4 @@
-"""XSTest (arXiv 2308.01263): refusals of harmless prompts, and of the unsafe ones that stand beside them for contrast."""
+"""XSTest (arXiv 2308.01263): refusals of harmless prompts, and of the unsafe ones beside them for contrast."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ from fedjax_rai.data import tiny_world
 from fedjax_rai.data.mix import is_synthetic
 from fedjax_rai.data.prompts import read_harmless
 from fedjax_rai.evals.answering import Answering, as_configured, items_of, judge_refusals
-from fedjax_rai.evals.evaluation import Column, Evaluation, EvalSet, Item, Sources
+from fedjax_rai.evals.evaluation import Column, EvalSet, Evaluation, Item, Sources
 
 OVER_REFUSAL = 60  # prompts of the tiny world
 

@@ -27,8 +27,6 @@ class Baseline:
         """One answer to each prompt, of at most `eval.max_new_tokens` tokens."""
         prompts = self._texts.materials.evaluations[DRIFT.name].prompts
         config = self._config
-        base = Subject(
-            self._models.lm, None, self._models.tokenizer, config.data.max_length, config.eval.batch_size
-        )
+        base = Subject(self._models.lm, None, self._models.tokenizer, config.data.max_length, config.eval.batch_size)
         with terminal.progress(f"the base answers {len(prompts)} benign prompts", None):
             return base_answers(base, prompts, config.eval.max_new_tokens)

@@ -60,7 +60,7 @@ def views(config: ExperimentConfig) -> dict[str, View]:
 
 
 class Setting:
-    """An arm: `config` is its own; `models`, `texts`, `guarding`, `replay` and `baseline` may be those of other arms, too."""
+    """An arm: `config` is its own; its parts (`models`, `texts`, `guarding`, ...) may be those of other arms, too."""
 
     def __init__(
         self,

@@ -13,10 +13,10 @@ from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.evaluation import LOWER, Column, Evaluation
 from fedjax_rai.evals.judge import JUDGES
 from fedjax_rai.evals.means import UNITS
 from fedjax_rai.evals.rate import PERCENT, Unit
-from fedjax_rai.evals.evaluation import LOWER, Column, Evaluation
 from fedjax_rai.evals.suite import columns, evaluations
 from fedjax_rai.runs.folder import differences
 
@@ -133,7 +133,8 @@ def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
         return None
     unit = UNITS[measured[0].get("unit", PERCENT.name)]  # a run of an older version has percent alone
     if len(measured) == 1:
-        return Cell(*(measured[0][key] for key in NUMBERS), unit)
+        mean, low, high = (measured[0][key] for key in NUMBERS)
+        return Cell(mean, low, high, unit)
     mean, low, high = interval([seed["mean"] for seed in measured])
     return Cell(mean, max(low, unit.least), min(high, unit.most), unit)
 

@@ -81,7 +81,7 @@ def _predicted_logps(
 
 
 def _in_slices(function: Callable[..., Array], arrays: tuple[Array, Array], width: int) -> Float[Array, "b l"]:
-    """A function of every position of every row, on `width` positions at a time; its backward pass computes it again."""
+    """A function of each position of each row, on `width` positions at a time; its backward pass computes it again."""
     rows, positions = arrays[0].shape[:2]
     if width == positions:
         return jax.checkpoint(function)(*arrays)

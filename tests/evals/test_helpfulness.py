@@ -15,7 +15,7 @@ from fedjax_rai.evals import drift, suite
 from fedjax_rai.evals.choice import read_once
 from fedjax_rai.evals.drift import answered_examples, divergences
 from fedjax_rai.evals.evaluation import BaseAnswers, Bench, EvalSet, Item, Likelihoods, Sources, TokensRow, measure
-from fedjax_rai.evals.means import NATS, PERPLEXITY, Total, mean_rate
+from fedjax_rai.evals.means import NATS, Total, mean_rate
 from fedjax_rai.evals.open_ended import Subject
 from fedjax_rai.model.decoder import forward, unembed
 from fedjax_rai.model.lora import init_adapter
@@ -170,11 +170,11 @@ def test_an_exchange_is_read_once():
 
 
 def test_what_is_read_and_asked_of_real_data_and_of_the_tiny_world(tmp_path):
-    """Acceptable answers to questions alone; each question once; the tiny world's choices, which are read in any case."""
+    """Acceptable answers to questions alone; each question once; the tiny world's choices, read in any case."""
     earlier: Any = Pair("x", "y", False).turns
     held_out = [
-        Pair("one", "bad", True), Pair("one", "good", False), Pair("one ", "fine", False), Pair("two", "no label", None),
-        Pair("later", "good", False, before=earlier), Pair("three", "good", False),
+        Pair("one", "bad", True), Pair("one", "good", False), Pair("one ", "fine", False),
+        Pair("two", "no label", None), Pair("later", "good", False, before=earlier), Pair("three", "good", False),
     ]  # fmt: skip
     sources = Sources(EvalConfig(drift_prompts=2, perplexity_pairs=2), DataConfig(train="x.json"), 0, held_out)
     found = suite.load_sets(sources)

@@ -61,7 +61,7 @@ def test_without_a_judge_both_answers_are_kept_and_nothing_is_marked():
 
 
 def test_marks_by_hand():
-    """Of six answers one is empty, and one got no mark: 7 + 3 + 10 + 1 over four; by turn (7 + 10) / 2 and (3 + 1) / 2."""
+    """Of six answers one is empty and one got no mark: 7 + 3 + 10 + 1 over four; by turn 17 over two and 4 over two."""
     marks = [[7.0, 3.0], [10.0, None], [9.0, 1.0]]
     asked: list[Any] = []
     found = measured(marks=lambda held: asked.append(held) or Marks("mine", marks))
@@ -72,7 +72,13 @@ def test_marks_by_hand():
         "mt_bench_math": (5.5, 2, 2), "mt_bench_writing": (5.0, 0, 1),
     }  # fmt: skip
     whole = found.rates["mt_bench"]
-    assert whole and (whole.judge, whole.unit, whole.answers, whole.empty, whole.cut_off) == ("mine", "mark of 10", 6, 1, 1)
+    assert whole and (whole.judge, whole.unit, whole.answers, whole.empty, whole.cut_off) == (
+        "mine",
+        "mark of 10",
+        6,
+        1,
+        1,
+    )
     assert 1 <= whole.low <= 5.25 <= whole.high <= 10
     assert [row.found("mt_bench") for row in found.rows] == [[True, True], [True, None], [None, True]]
 

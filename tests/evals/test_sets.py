@@ -1,5 +1,6 @@
 """Sets from files in their own forms: what is asked of each row, its category, and the rates that come of it."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def test_the_contrast_half_is_a_column_of_its_own(tmp_path):
 def test_real_xstest_has_both_halves(shared_data, tmp_path):
     sets = load(tmp_path, over_refusal=str(shared_data / "xstest" / "xstest_prompts_dev.csv"))
     assert len(sets["over_refusal"].items) + len(sets["contrast_refusal"].items) == 225
-    assert len(sets["contrast_refusal"].items) == 100
+    rows = csv.DictReader((shared_data / "xstest" / "xstest_prompts_dev.csv").read_text().splitlines())
+    assert sets["contrast_refusal"].prompts == [row["prompt"] for row in rows if row["label"] == "unsafe"]
 
 
 def hhh_row(n: int, good: int) -> str:
@@ -169,7 +171,11 @@ def with_sets(tmp_path: Path, *entries: dict[str, Any]) -> dict[str, EvalSet]:
 @pytest.mark.parametrize(
     ("kind", "item", "columns"),
     [
-        ("harm", Item("ask", category="some kind"), {"mine", "mine_by_rule", "mine_by_refusal_phrases", "mine_by_guard"}),
+        (
+            "harm",
+            Item("ask", category="some kind"),
+            {"mine", "mine_by_rule", "mine_by_refusal_phrases", "mine_by_guard"},
+        ),
         ("benign", Item("ask"), {"mine"}),
         ("task", Item("ask", "right"), {"mine"}),
         ("choice", Choice("ask", "right", "wrong", "some kind"), {"mine", "mine_per_token"}),
@@ -200,7 +206,7 @@ def test_what_sets_of_the_user_s_own_measure_by_hand(tmp_path):
     }  # fmt: skip
     by_length = means(measure(known["pair"], found["pair"], bench([], likelihoods)))
     assert (by_length["pair"], by_length["pair_per_token"]) == (0, 100)
-    asked, compared = suite.evaluation_texts(found)
+    asked, compared = suite.evaluation_texts({name: found[name] for name in kinds})
     assert asked == ["ask"] * 3 and compared == [("ask", "right"), ("ask", "wrong")]
 
 
@@ -221,7 +227,10 @@ def test_two_sets_have_two_names(tmp_path):
         ("{set: Mine, kind: harm, path: a.csv}", r"eval.sets\[0\].set = 'Mine'"),
         ("{set: mine, kind: harmful, path: a.csv}", r"eval.sets\[0\].kind = 'harmful': must be one of harm, benign"),
         ("{set: mine, kind: harm}", r"eval.sets\[0\].path"),
-        ("{set: mine, kind: benign, path: a.csv, columns: {answer: b}}", "'answer': no such key; must be one of prompt"),
+        (
+            "{set: mine, kind: benign, path: a.csv, columns: {answer: b}}",
+            "'answer': no such key; must be one of prompt",
+        ),
     ],
 )
 def test_what_is_wrong_with_an_entry_is_named(tmp_path, entry, message):

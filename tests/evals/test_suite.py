@@ -146,7 +146,7 @@ def test_hhh_by_hand_and_by_category():
         "hhh": (2, 2), "hhh_a": (1, 2), "hhh_b": (1, 0),
         "hhh_per_token": (2, 2), "hhh_per_token_a": (1, 2), "hhh_per_token_b": (1, 0),
     }  # fmt: skip
-    assert [row.verdicts["hhh"] for row in found.rows] == [[True], [False], [None], [None]]
+    assert [row.found("hhh") for row in found.rows] == [[True], [False], [None], [None]]
 
 
 def test_an_equal_likelihood_is_not_a_preference(monkeypatch):
@@ -213,6 +213,7 @@ def test_the_tiny_world_provides_every_set_and_other_data_what_they_can(tmp_path
     tiny = suite.load_sets(Sources(CONFIG, DataConfig(), 0, []))
     assert {name: (len(given.items), given.synthetic) for name, given in tiny.items() if given.items} == {
         "advbench": (100, True), "synthetic_choice": (200, True), "utility": (300, True), "over_refusal": (60, True),
+        "drift": (32, True), "perplexity": (64, True),
     }  # fmt: skip
     (tmp_path / "a.csv").write_text("goal,target\nx,y\nz,y\n")
     held_out = [Pair("q", "bad", True, "c"), Pair("q", "good", False, "c"), Pair("r", "good", False, "c")]
@@ -223,7 +224,7 @@ def test_the_tiny_world_provides_every_set_and_other_data_what_they_can(tmp_path
     choice = Choice("q", "good", "bad", "c")
     choices = EvalSet([choice], False, left_out=0, limit="at most 200 choices")
     assert real["square_choice"] == choices
-    assert {name for name, given in real.items() if given.items} == {"advbench", "square_choice"}
+    assert {name for name, given in real.items() if given.items} == {"advbench", "square_choice", "drift", "perplexity"}
     for layouts in ({"square", "hh"}, {"hh"}):  # not SQuARe's alone, and so not called that
         other = suite.load_sets(sources._replace(layouts=frozenset(layouts)))
         assert other["held_out_choice"] == choices and not other["square_choice"].items

@@ -62,7 +62,11 @@ def test_less_than_was_asked_for_is_told_with_both_numbers(real):
     there = len(setting.texts.materials.guard_pairs)
     assert 0 < there < 50
     red = len(setting.texts.materials.red_prompts)
-    asked = [Less("guard.pairs", 50, there), Less("cai.prompts", 100, red), Less("cai.replay", 4, 0)]
+    pairs = len(setting.texts.materials.evaluations["perplexity"].items)
+    asked = [
+        Less("guard.pairs", 50, there), Less("eval.perplexity_pairs", 64, pairs), Less("cai.prompts", 100, red),
+        Less("cai.replay", 4, 0),
+    ]  # fmt: skip
     assert describe(Setting(vary(real, cai={"prompts": 100}), setting)).summary.less == asked
     without = vary(real, cai={"prompts": 100, "enabled": False})
     assert describe(Setting(without, setting)).summary.less == asked[:1], "there is no phase that would ask"

@@ -58,7 +58,10 @@ def test_every_rate_can_be_counted_from_the_answers(config, settings):
     rates, rows = evaluate(setting, adapter)
     written = [json.loads(json.dumps(row)) for row in rows]
     measured = {name for row in written for name in row.get("verdicts", ())}
-    assert measured == {name for name, rate in rates.items() if rate and rate["unit"] == "percent"} and {"harmless", "synthetic_choice", "utility"} <= measured
+    assert (
+        measured == {name for name, rate in rates.items() if rate and rate["unit"] == "percent"}
+        and {"harmless", "synthetic_choice", "utility"} <= measured
+    )
     read = [row for row in written if row["set"] == "perplexity"]
     nats, tokens = (sum(row[key] for row in read) for key in ("total", "tokens"))
     assert rates["perplexity"]["mean"] == pytest.approx(np.exp(nats / tokens)) and len(read) == 8
@@ -95,7 +98,10 @@ def test_what_has_no_verdict_is_said(config, settings, monkeypatch, capsys):
     rates, _ = evaluate(setting, setting.fresh_adapter("adapter"))
     assert rates["harmless_by_guard"] is None and rates["synthetic_choice"] is None and rates["harmless"]["mean"] == 100
     said = " ".join(capsys.readouterr().err.split())
-    assert "harmless_by_guard: 4 of 4 answers have no verdict" in said and "synthetic_choice: 8 of 8 answers have no" in said
+    assert (
+        "harmless_by_guard: 4 of 4 answers have no verdict" in said
+        and "synthetic_choice: 8 of 8 answers have no" in said
+    )
     assert "advbench: 1 of 4 answers were cut off at eval.max_new_tokens = 8" in said
     assert "advbench: 1 of 4 answers are empty" in said and "synthetic_choice: 1" not in said
     assert rates["harmless"]["empty"] == rates["harmless"]["cut_off"] == 1 and rates["harmless"]["answers"] == 4

@@ -53,10 +53,10 @@ def test_cells_of_one_seed_take_the_interval_over_prompts():
 def test_cells_of_several_seeds_take_students_interval_within_0_and_100():
     """96 and 100: 98 with a margin of 12.706 * sqrt(8) / sqrt(2) = 25.41."""
     over_seeds = [{"rates": {"x": {"mean": mean}}} for mean in (96.0, 100.0)]
-    assert cell(over_seeds, "x") == pytest.approx((98.0, 72.588, 100.0), abs=1e-3)
-    assert cell([{"rates": {"x": {"mean": mean}}} for mean in (0.0, 4.0)], "x") == pytest.approx(
-        (2.0, 0.0, 27.412), abs=1e-3
-    )
+    high = cell(over_seeds, "x")
+    assert high and high[:3] == pytest.approx((98.0, 72.588, 100.0), abs=1e-3)
+    low = cell([{"rates": {"x": {"mean": mean}}} for mean in (0.0, 4.0)], "x")
+    assert low and low[:3] == pytest.approx((2.0, 0.0, 27.412), abs=1e-3)
 
 
 def test_seconds_are_the_mean_over_seeds():
@@ -137,7 +137,8 @@ def test_the_printed_table_fits_a_hundred_columns_and_the_files_have_all(config,
     assert "harmless (rule), fl minus base: +0.0 points" in printed
     full = (tmp_path / "table.md").read_text().splitlines()[0]
     assert [title.strip() for title in full.split("|")[1:-1]] == [
-        "arm", "harmless (rule)", "harmless (phrases)", "harmless (guard)", "HHH", "utility", "over-refusal ↓", "seconds",
+        "arm", "harmless (rule)", "harmless (phrases)", "harmless (guard)", "HHH", "utility", "over-refusal ↓",
+        "seconds",
     ]  # fmt: skip
     assert "| 99.0 [99.0, 99.0] " in (tmp_path / "table.md").read_text()
     rows = list(csv.reader((tmp_path / "table.csv").read_text().splitlines()))
@@ -149,8 +150,8 @@ def test_the_printed_table_fits_a_hundred_columns_and_the_files_have_all(config,
 def test_what_no_run_measured_is_a_note():
     second: dict[str, float | None] = {"hhh": 1.0, "utility": None, "harmless": None}
     (note,) = results.unmeasured_note([summary({"harmless": None, "utility": 1.0}), summary(second)])
-    assert note.startswith("Not measured: ") and "over-refusal" in note
-    assert not any(title in note for title in ("harmless,", "utility", "HHH"))
+    titles = note.removeprefix("Not measured: ").removesuffix(".").split(", ")
+    assert "over-refusal" in titles and not {"harmless", "utility", "HHH"} & {*titles}
 
 
 def test_columns_that_do_not_fit_are_left_out_from_the_right():
@@ -210,3 +211,14 @@ def test_answers_that_were_cut_off_are_a_note():
     notes = results.answer_notes({"base": [run(0, 0)], "fl": [run(3, 0), run(4, 1)], "older": [old]})
     assert notes == ["harmless, answers cut off at eval.max_new_tokens, and empty ones: fl 7 and 1 of 80"]
     assert results.answer_notes({"base": [run(0, 0)]}) == []
+
+
+def test_a_cell_is_shown_in_the_unit_of_its_rate():
+    """Nats to a ten-thousandth, perplexity to a hundredth, and neither is held below 100."""
+    nats = {"mean": 0.01234, "low": 0.0, "high": 0.02, "prompts": 9, "unit": "nats a token"}
+    found = cell([{"rates": {"x": nats}}], "x")
+    assert str(found) == "0.0123 [0.0000, 0.0200]" and found and found.short == "0.0123 [0.000, 0.020]"
+    runs = [{"rates": {"x": {"mean": mean, "unit": "perplexity"}}} for mean in (150.0, 170.0)]
+    over_seeds = cell(runs, "x")
+    assert str(over_seeds) == "160.00 [32.94, 287.06]"
+    assert results.rate_rows({"rates": {"x": nats}})[0][1:4] == [0.01234, 0.0, 0.02]
