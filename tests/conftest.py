@@ -74,23 +74,21 @@ def small_config(output: Path):
             "guard": {"pairs": 8, "steps": 2, "batch_size": 4},
             "filter": {"enabled": False},
             "cai": {"iterations": 2, "prompts": 4, "replay": 4, "batch_size": 4, "max_new_tokens": 24},
-            "eval": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "batch_size": 8},
+            "eval": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "batch_size": 8, "drift_prompts": 0},
         }
     )
 
 
-FEW_ITEMS = {"CHOICES": 12, "UTILITY": 20, "OVER_REFUSAL": 6}
+FEW_ITEMS = {"held_out.CHOICES": 12, "tasks.UTILITY": 20, "xstest.OVER_REFUSAL": 6}
 """Items of the tiny world's evaluations; all of them would take several times as long as the small experiment."""
 
 
 @contextmanager
 def few_items() -> Iterator[None]:
     """The tiny world's evaluations ask less; those that ask for more answers than a batch has rows still do."""
-    from fedjax_rai.evals import suite
-
     with pytest.MonkeyPatch.context() as patch:
         for name, count in FEW_ITEMS.items():
-            patch.setattr(suite, name, count)
+            patch.setattr(f"fedjax_rai.evals.{name}", count)
         yield
 
 

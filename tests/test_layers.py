@@ -25,12 +25,13 @@ FLOORS = (
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter form form_file forms guard released self_test",
         "cai": "align constitution options programs revise",
-        "evals": "choice judge open_ended published rate refusals suite",
+        "evals": "advbench answering choice drift evaluation harm harmbench held_out hhh judge means mt_bench "
+        "open_ended perplexity published rate refusals strongreject suite tasks user_sets xstest",
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation guarding keeping layout materials models phase replay revising "
-        "round setting sizes texts together"
+        "experiment": "baseline cost data_summary evaluation guarding keeping layout materials models phase replay "
+        "revising round setting sizes texts together"
     },
     {
         "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs lockstep "

@@ -42,6 +42,7 @@ from fedjax_rai.studies.results import (
     rate_rows,
     shown_rates,
     to_csv,
+    unmeasured_note,
     wide,
     with_notes,
 )
@@ -245,7 +246,7 @@ def write(folder: Path, points: Sequence[Point]) -> None:
     everything = [summary for row in rows for summary in row.summaries]
     titles = shown_rates(everything)
     notes = [basis(everything), LEGEND, *comparisons(rows, titles["harmless"])]
-    notes += answer_notes({row.label: row.summaries for row in rows})
+    notes += [*answer_notes({row.label: row.summaries for row in rows}), *unmeasured_note(everything)]
     files.write_text(folder / "sweep.md", with_notes(wide(table_columns(rows, titles)), notes))
     files.write_text(folder / "sweep.csv", to_csv([*keys, "seed", "name", *CSV_COLUMNS], numbers(rows)))
     swept = SweptPoints(
