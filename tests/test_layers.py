@@ -25,12 +25,13 @@ FLOORS = (
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "calibration filter form form_file forms guard measures released self_test",
         "cai": "align constitution options programs revise",
-        "evals": "choice judge open_ended published rate refusals suite",
+        "evals": "advbench answering choice drift evaluation harm harmbench held_out hhh judge means mt_bench "
+        "open_ended perplexity published rate refusals strongreject suite tasks user_sets xstest",
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation guard_fit guarding keeping layout materials models phase replay "
-        "revising round setting sizes texts together"
+        "experiment": "baseline cost data_summary evaluation guard_fit guarding keeping layout materials models phase "
+        "replay revising round setting sizes texts together"
     },
     {
         "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs lockstep "
@@ -38,8 +39,8 @@ FLOORS = (
     },
     {
         "studies": "dry_run plots results sweep table",
-        "bench": "__main__ cli floors flower_peer host loading machine measure peers protocol random_inputs report "
-        "requests shapes summary sweeping torch_peer trl_peer work",
+        "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
+        "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
         "tools": "config_reference generate guard_eval guard_fit guard_pictures import_gguf prepare_corpus "
         "real_preparation run_folder_reference show_data tiny_base",
     },

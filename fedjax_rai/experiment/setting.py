@@ -24,6 +24,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import GUARD, GuardScores, named
 from fedjax_rai.evals.open_ended import nothing
 from fedjax_rai.evals.suite import check_judge
+from fedjax_rai.experiment.baseline import Baseline
 from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.keeping import Store
 from fedjax_rai.experiment.models import Models, check_logits, check_numbers
@@ -46,7 +47,7 @@ NEEDS_LABELS = (
     "data.columns, or label of a source), or be named by guard.path, guard.adapter or guard.scorer, or filter.enabled "
     "be false"
 )
-PARTS: tuple[Any, ...] = (Models, Texts, Revising, Guarding, Replay)  # each after those that it needs
+PARTS: tuple[Any, ...] = (Models, Texts, Revising, Guarding, Replay, Baseline)  # each after those that it needs
 
 
 def keys_of(part: Any) -> set[str]:
@@ -60,7 +61,7 @@ def views(config: ExperimentConfig) -> dict[str, View]:
 
 
 class Setting:
-    """An arm: `config` is its own; `models`, `texts`, `guarding` and `replay` may be those of other arms, too."""
+    """An arm: `config` is its own; its parts (`models`, `texts`, `guarding`, ...) may be those of other arms, too."""
 
     def __init__(
         self,
@@ -121,6 +122,10 @@ class Setting:
     @property
     def replay(self) -> Replay:
         return self._parts["Replay"]
+
+    @property
+    def baseline(self) -> Baseline:
+        return self._parts["Baseline"]
 
     @property
     def planned(self) -> ExperimentConfig:

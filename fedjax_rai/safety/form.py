@@ -192,7 +192,9 @@ def bound(tokenizer: Tokenizer, form: GuardForm, between: str = BETWEEN[0]) -> B
         raise InputError(f"{where}: {begins}: one begins the other in its tokens: no guard can use them as verdicts")
     found = _meanings(tokenizer, form, text + lead, [ids[shared] for ids in encoded])
     meanings = _counted(found, form, between)
-    verdicts = VerdictIds(np.array([*meanings], np.int32), np.array([*meanings.values()], np.int32), np.array(form.whole))
+    verdicts = VerdictIds(
+        np.array([*meanings], np.int32), np.array([*meanings.values()], np.int32), np.array(form.whole)
+    )
     # what stands up to the end of a marker, the guard writes itself
     written = len(tokenizer.encode_after(text, lead)) if form.marker else 0
     return Bound(form, tokenizer, encoded[0][written:shared], verdicts, _blank(form, text))

@@ -169,8 +169,8 @@ def intervals(given: Judged, threshold: float, g: np.random.Generator, draws: in
 
     A draw takes as many questions as there are, with replacement, each with all its answers: answers to one question
     are alike, so that resampling answers would make intervals too narrow. Draws in which a measure is undefined are
-    left out of its interval. There is none (NaN) where fewer than five questions are there, and where all draws give the
-    same number, as of a guard that is always right: the bootstrap cannot tell how far off that may be.
+    left out of its interval. There is none (NaN) of fewer than five questions, nor where all draws give the same
+    number, as of a guard that is always right: the bootstrap cannot tell how far off that may be.
     """
     values = measures(given, threshold)
     count = given.distinct_questions
