@@ -23,7 +23,7 @@ FLOORS = (
     {"train": "dispatch generate losses optimizers queue step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
-        "safety": "filter guard",
+        "safety": "filter form form_file forms guard released self_test",
         "cai": "align constitution options programs revise",
         "evals": "advbench answering choice drift evaluation harm harmbench held_out hhh judge means mt_bench "
         "open_ended perplexity published rate refusals strongreject suite tasks user_sets xstest",
@@ -39,8 +39,8 @@ FLOORS = (
     },
     {
         "studies": "dry_run plots results sweep table",
-        "bench": "__main__ cli floors flower_peer host loading machine measure peers protocol random_inputs report "
-        "requests shapes summary sweeping torch_peer trl_peer work",
+        "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
+        "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
         "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "
         "tiny_base",
     },
