@@ -79,18 +79,21 @@ def small_config(output: Path):
     )
 
 
-FEW_ITEMS = {"CHOICES": 12, "UTILITY": 20, "OVER_REFUSAL": 6}
+FEW_ITEMS = {"hhh_like": 12, "utility": 20, "over_refusal": 6}
 """Items of the tiny world's evaluations; all of them would take several times as long as the small experiment."""
 
 
 @contextmanager
 def few_items() -> Iterator[None]:
     """The tiny world's evaluations ask less; those that ask for more answers than a batch has rows still do."""
-    from fedjax_rai.evals import suite
+    from fedjax_rai.data import tiny_world
+
+    def asks_less(made: Any, most: int) -> Any:
+        return lambda n, *others: made(min(n, most), *others)
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, count in FEW_ITEMS.items():
-            patch.setattr(suite, name, count)
+        for name, most in FEW_ITEMS.items():
+            patch.setattr(tiny_world, name, asks_less(getattr(tiny_world, name), most))
         yield
 
 
