@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv-test
 QUICK := .venv
-# Tests compile, which takes one core: two processes, each file whole in one of them, in alphabetical order.
+# Tests compile, which takes one core: two processes, each file whole in one of them, long ones first (tests/conftest.py).
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 REAL := models/smollm2
