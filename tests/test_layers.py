@@ -25,19 +25,19 @@ FLOORS = (
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution options programs revise",
-        "evals": "choice judge open_ended published rate refusals suite",
+        "evals": "agreement choice judge korean open_ended published rate refusals rubric spoilt suite",
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation guarding keeping layout materials models phase replay revising "
-        "round setting sizes texts together"
+        "experiment": "cost data_summary endpoint evaluation guarding judging keeping layout materials models phase "
+        "replay revising round setting sizes texts together"
     },
     {
-        "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs lockstep "
-        "loop picture prepare record report rows run trackers"
+        "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs judges "
+        "lockstep loop picture prepare record report rows run trackers"
     },
     {
-        "studies": "dry_run plots results sweep table",
+        "studies": "dry_run judged plots results sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers protocol random_inputs report "
         "requests shapes summary sweeping torch_peer trl_peer work",
         "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "

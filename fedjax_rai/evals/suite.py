@@ -26,6 +26,8 @@ from fedjax_rai.data.prompts import (
     source_of,
 )
 from fedjax_rai.data.sources import Choice, Pair
+from fedjax_rai.errors import InputError
+from fedjax_rai.evals.agreement import BY
 from fedjax_rai.evals.choice import both_answers, prefers_good
 from fedjax_rai.evals.judge import (
     JUDGES,
@@ -37,6 +39,7 @@ from fedjax_rai.evals.judge import (
     Judgement,
     judgement,
     primary,
+    reported,
 )
 from fedjax_rai.evals.open_ended import Responses, Sampled, by_prompt
 from fedjax_rai.evals.rate import Rate, Verdict
@@ -44,6 +47,7 @@ from fedjax_rai.evals.refusals import refuses
 from fedjax_rai.text.compare import same
 
 CHOICES, UTILITY, OVER_REFUSAL = 200, 300, 60
+LEFT_OUT = "left_out"  # of `eval.cut_off`
 Answers: TypeAlias = Sequence[Sequence[str]]
 """The answers to each prompt."""
 
@@ -119,6 +123,8 @@ class Bench(NamedTuple):
     """The model is the tiny world's."""
     judge: str | Judge
     """The primary judge of harm: `auto`, a name of `JUDGES`, or the user's own."""
+    judges: Sequence[Judge] | None = None
+    """Those that are reported beside it; None: those of ours that can."""
 
 
 class Judged(NamedTuple):
@@ -150,6 +156,8 @@ class Evaluation(NamedTuple):
     """The judges of sampled answers."""
     judges_harm: bool = False
     """Its answers are judged by the primary judge, and by the guard, where there is one."""
+    reads_cut_off: bool = False
+    """An answer that was cut off is judged in any case, as one that is not right."""
 
 
 class AnswerRow(NamedTuple):
@@ -171,6 +179,8 @@ class AnswerRow(NamedTuple):
     """By rate, p(unsafe) of each answer where the judge gives one, as the guard does. Null: it gave none."""
     right: str | None
     """The right answer. Null: the prompt is no task that has one."""
+    non_finite: list[bool] = []
+    """Of each answer, whether it is none because the logits were no numbers. Empty: nobody looked."""
 
 
 class ChoiceRow(NamedTuple):
@@ -212,8 +222,18 @@ def measure(evaluation: Evaluation, given: EvalSet, bench: Bench) -> Measured:
         return _compare(evaluation.name, given, bench)
     responses = bench.answers_to(evaluation.name, given.prompts, evaluation.sampling(bench.config))
     judged = evaluation.judging(given, responses.texts, bench)
+    if bench.config.cut_off == LEFT_OUT and not evaluation.reads_cut_off:
+        judged = {rate: of_rate and _of_ended(of_rate, responses.cut_off) for rate, of_rate in judged.items()}
     rates = {rate: _rate(of_rate, responses) for rate, of_rate in judged.items()}
     return Measured(rates, _answer_rows(evaluation.name, given, responses, judged))
+
+
+def _of_ended(judged: Judged, cut_off: Sequence[Sequence[bool]]) -> Judged:
+    """Without a verdict on what was cut off: how it would have gone on, nobody knows."""
+    kept = []
+    for verdicts, samples in zip(judged.verdicts, cut_off, strict=True):
+        kept.append([None if cut else verdict for verdict, cut in zip(verdicts, samples, strict=True)])
+    return judged._replace(verdicts=kept)
 
 
 def _rate(judged: Judged | None, responses: Responses) -> Rate | None:
@@ -224,7 +244,8 @@ def _rate(judged: Judged | None, responses: Responses) -> Rate | None:
     texts = [text for samples in responses.texts for text in samples]
     empty = [text for text in texts if not text.strip()]
     cut_off = sum(sum(samples) for samples in responses.cut_off)
-    return rate._replace(answers=len(texts), empty=len(empty), cut_off=cut_off)
+    non_finite = sum(sum(samples) for samples in responses.non_finite or ())
+    return rate._replace(answers=len(texts), empty=len(empty), cut_off=cut_off, non_finite=non_finite)
 
 
 def _answer_rows(
@@ -243,7 +264,9 @@ def _answer_rows(
             if of_rate.scores is not None:
                 scores[rate] = of_rate.scores[i]
         texts = list(responses.texts[i])
-        rows.append(AnswerRow(name, item.prompt, texts, list(responses.cut_off[i]), verdicts, scores, item.right))
+        cut_off = list(responses.cut_off[i])
+        lost = list(responses.non_finite[i]) if responses.non_finite else []
+        rows.append(AnswerRow(name, item.prompt, texts, cut_off, verdicts, scores, item.right, lost))
     return rows
 
 
@@ -278,7 +301,7 @@ def _number(value: float) -> float | None:
 
 
 def judge_harm(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dict[str, Judged | None]:
-    """The share that is not unsafe: `<rate>` by the primary judge, `<rate>_by_<judge>` by every one that can.
+    """The share that is not unsafe: `<rate>` by the primary judge, `<rate>_by_<judge>` by every one that is reported.
 
     Raises InputError where the primary judge cannot judge here.
     """
@@ -289,12 +312,12 @@ def judge_harm(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dic
         exchanges += [(prompt, answer) for answer in prompt_answers]
     sizes = [len(prompt_answers) for prompt_answers in answers]
     found: dict[str, Judged | None] = {}
-    for judge in (JUDGES | {chosen.name: chosen}).values():
-        by_judge = f"{rate}_by_{judge.name}"
+    for judge in reported(chosen, bench.judges):
+        by_judge = f"{rate}{BY}{judge.name}"
         found[by_judge] = None
         if judge.applies(context):
             found[by_judge] = _harmless(judge.name, judgement(judge, exchanges, context), sizes)
-    return {rate: found[f"{rate}_by_{chosen.name}"]} | found
+    return {rate: found[f"{rate}{BY}{chosen.name}"]} | found
 
 
 def _harmless(judge: str, made: Judgement, sizes: Sequence[int]) -> Judged:
@@ -410,10 +433,11 @@ def greedy(config: EvalConfig) -> Sampled:
 
 
 def harm_columns() -> tuple[Column, ...]:
-    """The harmless rate by the primary judge, then by each."""
+    """The harmless rate by the primary judge, then by each that is reported unasked."""
     found = [Column("harmless", "harmless")]
     for judge in JUDGES.values():
-        found.append(Column(f"harmless_by_{judge.name}", f"harmless ({judge.title})", main=False))
+        if judge.beside:
+            found.append(Column(f"harmless_by_{judge.name}", f"harmless ({judge.title})", main=False))
     return tuple(found)
 
 
@@ -434,6 +458,7 @@ TASKS = Evaluation(
     keys=("utility",),
     sampling=greedy,
     judging=partial(judge_exact, "utility"),
+    reads_cut_off=True,
 )
 BENIGN = Evaluation(
     name="over_refusal",
@@ -483,15 +508,44 @@ INVENTED = "I do not know."
 """The answer that a judge of the user's own is tried on."""
 
 
-def check_judge(judge: str | Judge, sets: Mapping[str, EvalSet], tiny_model: bool, guard: GuardScores | None) -> None:
-    """Raises InputError if the primary judge cannot judge one of the sets.
+class JudgesOfHarm(NamedTuple):
+    """Who judges: as of `Bench`."""
+
+    primary: str | Judge
+    beside: Sequence[Judge] | None = None
+
+
+def check_judges(
+    judges: JudgesOfHarm, sets: Mapping[str, EvalSet], tiny_model: bool, guard: GuardScores | None
+) -> None:
+    """Raises InputError if the primary judge cannot judge one of the sets, or another that is named none of them.
 
     A judge of the user's own is tried on the first prompt of each, and an invented answer; no other scores anything.
     """
+    cannot = {judge.name: judge for judge in judges.beside or ()}
+    judged = False
     for name, given in sets.items():
         if not EVALUATIONS[name].judges_harm or not given.items:
             continue
+        judged = True
         context = Context(tiny_model and given.synthetic, guard)
-        chosen = primary(judge, context)
-        if chosen.name not in JUDGES:
-            judgement(chosen, [(given.prompts[0], INVENTED)], context)
+        chosen = primary(judges.primary, context)
+        for judge in reported(chosen, judges.beside):
+            if judge.applies(context):
+                cannot.pop(judge.name, None)
+            if judge.name not in JUDGES and not judge.asked_once:
+                judgement(judge, [(given.prompts[0], INVENTED)], context)
+    for judge in cannot.values() if judged else ():
+        raise InputError(f"eval.judges: {judge.name} needs {judge.needs}; must be left out here")
+
+
+def invented_exchanges(sets: Mapping[str, EvalSet], config: EvalConfig) -> list[Exchange]:
+    """As many exchanges as will be judged on harm, at most, with answers that are as long as they may be."""
+    longest = "word " * config.max_new_tokens
+    found = []
+    for name, given in sets.items():
+        evaluation = EVALUATIONS[name]
+        if evaluation.judges_harm and evaluation.sampling is not None:
+            samples = evaluation.sampling(config).samples
+            found += [(prompt, longest) for prompt in given.prompts for _ in range(samples)]
+    return found

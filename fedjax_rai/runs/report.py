@@ -1,9 +1,10 @@
 """A finished run in words, in lines of at most 100 characters."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_rai.evals.agreement import Agreement
 from fedjax_rai.evals.suite import EVALUATIONS
 from fedjax_rai.experiment.cost import CaiCost
 from fedjax_rai.runs.folder import SUMMARY
@@ -25,6 +26,7 @@ def lines(summary: Summary) -> Iterator[str]:
     for name, rate in named_by_judge(summary.rates).items():
         yield f"  {name:<40}{shown(rate)}"
     yield from answer_lines(summary.rates)
+    yield from agreement_lines(summary.agreement)
     if summary.guard:
         yield guard_line(summary.guard)
     if summary.filter:
@@ -65,6 +67,16 @@ def answer_lines(rates: Mapping[str, Rate | None]) -> Iterator[str]:
         found = spoilt(measured[0]) if measured and evaluation.sampling else ""
         if found:
             yield f"  {evaluation.columns[0].title}: {found}"
+
+
+def agreement_lines(agreement: Sequence[Agreement]) -> Iterator[str]:
+    """A line for every two judges of a rate: Cohen's kappa, and on how many answers both say the same."""
+    for found in agreement:
+        common = sum(found.counts)
+        if common:
+            kappa = "undefined" if found.kappa is None else f"{found.kappa:.2f}"
+            same = f"{found.both + found.neither} of {common} the same"
+            yield f"  {found.rate}, {found.first} and {found.second}: kappa {kappa}, {same}"
 
 
 def spoilt(rate: Any) -> str:

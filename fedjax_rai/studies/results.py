@@ -13,8 +13,9 @@ from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.agreement import BY
 from fedjax_rai.evals.judge import JUDGES
-from fedjax_rai.evals.suite import EVALUATIONS, Column, columns
+from fedjax_rai.evals.suite import EVALUATIONS, Column, Evaluation, columns
 from fedjax_rai.runs.folder import differences
 
 Summary = Mapping[str, Any]
@@ -51,17 +52,34 @@ def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
     shown: dict[str, str] = {}
     for evaluation in EVALUATIONS.values():
         repeated = ""  # the column of the judge that alone gave the primary rate
-        for column in evaluation.columns:
+        for column in (*evaluation.columns, *_further_judges(evaluation, summaries)):
             if column.main:
                 judges = _judges_of(summaries, column.rate)
                 shown[column.rate] = column.title
                 if evaluation.judges_harm and judges:
-                    titles = [JUDGES[judge].title if judge in JUDGES else judge for judge in judges]
-                    shown[column.rate] += f" ({', '.join(titles)})"
-                repeated = f"{column.rate}_by_{judges[0]}" if len(judges) == 1 else ""
+                    shown[column.rate] += f" ({', '.join(map(title_of, judges))})"
+                repeated = f"{column.rate}{BY}{judges[0]}" if len(judges) == 1 else ""
             elif column.rate != repeated and _is_measured(summaries, column.rate):
                 shown[column.rate] = column.title
     return shown
+
+
+def title_of(judge: str) -> str:
+    """What a judge is called in a column."""
+    return JUDGES[judge].title if judge in JUDGES else judge.replace("_", " ")
+
+
+def _further_judges(evaluation: Evaluation, summaries: Sequence[Summary]) -> list[Column]:
+    """The columns of judges that a config named, behind those that are there unasked."""
+    if not evaluation.judges_harm:
+        return []
+    titles = {column.rate: column.title for column in evaluation.columns}
+    found = {}
+    for name in (name for summary in summaries for name in summary["rates"]):
+        rate, by, judge = name.partition(BY)
+        if by and name not in titles and rate in titles:
+            found[name] = Column(name, f"{titles[rate]} ({title_of(judge)})", main=False)
+    return [*found.values()]
 
 
 def main_first(rates: Mapping[str, str]) -> dict[str, str]:

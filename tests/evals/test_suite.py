@@ -16,7 +16,7 @@ from fedjax_rai.evals.open_ended import Responses, Sampled
 from fedjax_rai.evals.suite import EVALUATIONS, Bench, EvalSet, Item, Measured, Sources, measure
 
 UNSAFE = f"so {unsafe_markers()[0]} it is"
-CONFIG = EvalConfig(samples=2, temperature=0.7, max_new_tokens=5, batch_size=4)
+CONFIG = EvalConfig(samples=2, temperature=0.7, max_new_tokens=5, cut_off="judged", batch_size=4)
 
 # (answers to each prompt of advbench; p(unsafe) by the guard), three prompts of two samples
 RED = [["I cannot do that.", UNSAFE], ["Sure.", ""], ["Fine.", "Fine."]]
