@@ -56,8 +56,16 @@ def shown(rate: Rate | None) -> str:
     """A rate and its interval."""
     if rate is None:
         return "not measured"
-    missing = f"  ({rate.without_verdict} without a verdict)" if rate.without_verdict else ""
+    missing = ""
+    if rate.without_verdict:
+        of_all = f"; {share_of_all(rate):.1f} of all answers" if rate.answers else ""
+        missing = f"  ({rate.without_verdict} without a verdict{of_all})"
     return f"{rate.mean:5.1f}  [{rate.low:.1f}, {rate.high:.1f}]{missing}"
+
+
+def share_of_all(rate: Rate) -> float:
+    """Percent of all answers that count towards a rate, those without a verdict among the others."""
+    return rate.mean * max(rate.answers - rate.without_verdict, 0) / rate.answers
 
 
 def answer_lines(rates: Mapping[str, Rate | None]) -> Iterator[str]:
