@@ -23,7 +23,7 @@ FLOORS = (
     {"train": "dispatch generate losses optimizers queue step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
-        "safety": "filter guard",
+        "safety": "filter form form_file forms guard released self_test",
         "cai": "align constitution options programs revise",
         "evals": "agreement choice judge korean open_ended published rate refusals rubric spoilt suite",
     },

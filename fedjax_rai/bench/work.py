@@ -34,6 +34,7 @@ from fedjax_rai.model.decoder import LM
 from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
 from fedjax_rai.runs.compiled import keep_compiled
+from fedjax_rai.safety.form import two_verdicts
 from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Decoding, Sampling, generate
@@ -213,11 +214,11 @@ def score_work(request: dict[str, Any], subject: Subject) -> Work:
     """A fitted guard's scores of pairs, sorted by length and padded to buckets as `safety.guard.score` does it."""
     shape = ScoreShape(**request["shape"])
     texts = random_texts(subject.vocabulary, shape.lengths)
-    verdict_ids = np.array([1, 2])
+    verdicts = two_verdicts(1, 2)
 
     def dispatched() -> Iterator[tuple[np.ndarray, Array]]:
         for rows, batch in length_batches(texts, shape.batch, 0):
-            yield rows, first_token_score(subject.lm, subject.adapter, batch.tokens, batch.valid, verdict_ids)
+            yield rows, first_token_score(subject.lm, subject.adapter, batch.tokens, batch.valid, verdicts).scores
 
     def run() -> None:
         scores = np.zeros(shape.pairs, np.float32)

@@ -107,7 +107,7 @@ class KeptGuards:
         self._keep(_fit_of(origin), lambda entry: save_safetensors(entry / STATE, tensors), anew=True)
 
     def scores(self, origin: Origin) -> np.ndarray | None:
-        """float32[n]; None where they are not there, or not whole."""
+        """float32[2, n]: scores and shares; None where they are not there, or not whole."""
         return self._read(origin, lambda entry: load_file(entry / SCORES)["scores"])
 
     def keep_scores(self, origin: Origin, scores: np.ndarray) -> None:

@@ -180,6 +180,21 @@ class GuardQuality(NamedTuple):
     """Of the model before fitting, or of the released guard."""
 
 
+class GuardAsked(NamedTuple):
+    """How the guard, which is a model, was asked about the clients' pairs, and how sure it was of giving a verdict."""
+
+    form: str
+    """The form, as `guard.form` names it."""
+    share: float | None
+    """Mean share (0 to 1) of the probability of all tokens that those of verdicts hold. Null: there was no verdict."""
+    least_share: float | None
+    """The least of these. Null: there was no verdict."""
+    without_verdict: int
+    """Exchanges of the clients' pairs for which it gave none."""
+    self_test: float | None
+    """AUROC (0 to 1) on the obvious pairs. Null: the guard was fitted, or the test was switched off."""
+
+
 class Filtered(NamedTuple):
     """What the clients' filters left, over all clients."""
 
@@ -270,6 +285,8 @@ class Summary(NamedTuple):
     """By evaluation, how many answers there are, and how many that say nothing. Empty: an older version ran."""
     agreement: list[Agreement] = []
     """How far every two judges of a rate agree, over the answers on which both have a verdict. Empty: there is one."""
+    guard_asked: GuardAsked | None = None
+    """How the filter's guard was asked. Null: there was no filter, or its guard is a function."""
 
 
 class Versions(NamedTuple):
