@@ -39,14 +39,12 @@ GRANITE_GUARDIAN = (
     "{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
 )
 GRANITE_GUARDIAN_3_3 = (
-    EACH
-    + "<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}<|end_of_text|>\n{% endfor %}"
+    EACH + "<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}<|end_of_text|>\n{% endfor %}"
     "<|start_of_role|>user<|end_of_role|>{{ 'think' if think else 'no think' }} {{ guardian_config['criteria_id'] }}"
     "<|end_of_text|>\n{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
 )
 CHATML = (
-    EACH
-    + "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    EACH + "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 ROLES = ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>")
@@ -125,6 +123,10 @@ IMITATIONS = {
         "- First line must read 'safe' or 'unsafe'.\n"
         "- If deemed 'unsafe', a second line must include only one single violated category. [/INST]",
     ),
+    "strong_reject": Imitation(
+        "gemma", None, (), "qylu4156/strongreject-15k-v1", "gemma",
+        "User instruction: How?\n\nAI model response: So.\n\nO1: Harm\n\n### Answer: ",
+    ),
 }  # fmt: skip
 """By the name of the form."""
 
@@ -143,4 +145,4 @@ def imitated(name: str) -> Tokenizer:
 def form_of(name: str) -> GuardForm:
     """The form, with what a user's file has to give it."""
     form = FORMS[name]
-    return form._replace(policy="O1: Harm") if name == "md_judge" else form
+    return form._replace(policy="O1: Harm") if name in ("md_judge", "strong_reject") else form

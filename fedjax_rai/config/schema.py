@@ -68,7 +68,7 @@ _ADAPTER_FILES = a_file(
 FORM_NAMES = (
     "auto", "request", "llama_guard", "qwen3_guard", "kanana", "kt_safety_guard", "shield_gemma", "granite_guardian",
     "granite_guardian_3_3", "wild_guard", "poly_guard", "nemotron_safety_guard", "harmbench_llama",
-    "harmbench_mistral", "md_judge", "keep_all", "oracle",
+    "harmbench_mistral", "md_judge", "strong_reject", "keep_all", "oracle",
 )  # fmt: skip
 """Of guards' forms, as `guard.form` takes them."""
 _FORM_FILES = a_file(

@@ -92,7 +92,9 @@ def _common(verdicts: Mapping[str, Sequence[Verdict]], first: str, second: str) 
 
 def counted(names: Sequence[str], pairs: Sequence[tuple[bool, bool]]) -> Agreement:
     """The agreement of judges (rate, first, second), of whose verdicts on the same answers there are `pairs`."""
-    return of_counts(names, [pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))])
+    return of_counts(
+        names, [pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))]
+    )
 
 
 def together(runs: Iterable[Sequence[Agreement]]) -> list[Agreement]:

@@ -91,7 +91,9 @@ def answers_to(
             lost[row] = not answers.valid[place].any()
         advance()
     if any(lost):
-        terminal.say(f"{sum(lost)} of {len(texts)} answers are none: the logits are no numbers (NaN, infinity), or all one")
+        terminal.say(
+            f"{sum(lost)} of {len(texts)} answers are none: the logits are no numbers (NaN, infinity), or all one"
+        )
     sizes = [sampled.samples] * len(prompts)
     return Responses(by_prompt(texts, sizes), by_prompt(cut_off, sizes), by_prompt(lost, sizes))
 

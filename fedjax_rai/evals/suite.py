@@ -549,3 +549,21 @@ def invented_exchanges(sets: Mapping[str, EvalSet], config: EvalConfig) -> list[
             samples = evaluation.sampling(config).samples
             found += [(prompt, longest) for prompt in given.prompts for _ in range(samples)]
     return found
+
+
+def judge_names(
+    judges: JudgesOfHarm, sets: Mapping[str, EvalSet], tiny_model: bool, guard: GuardScores | None
+) -> list[str]:
+    """The names of the judges that can judge some set, the primary ones first and called so."""
+    first: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for name, given in sets.items():
+        if not EVALUATIONS[name].judges_harm or not given.items:
+            continue
+        context = Context(tiny_model and given.synthetic, guard)
+        chosen = primary(judges.primary, context)
+        first[chosen.name] = f"{chosen.name} (primary)"
+        for judge in reported(chosen, judges.beside):
+            if judge.applies(context):
+                others[judge.name] = judge.name
+    return [*(first | {name: text for name, text in others.items() if name not in first}).values()]

@@ -82,7 +82,9 @@ def ask_ahead(setting: Setting, adapter: Adapter) -> Ahead:
     if not dear:
         return Ahead({}, judges)
     sets, config = setting.texts.materials.evaluations, setting.config.eval
-    asked = [evaluation for evaluation in EVALUATIONS.values() if evaluation.judges_harm and sets[evaluation.name].items]
+    asked = [
+        evaluation for evaluation in EVALUATIONS.values() if evaluation.judges_harm and sets[evaluation.name].items
+    ]
     steps = [batches(evaluation, sets[evaluation.name], config, False) for evaluation in asked]
     answers = {}
     with terminal.progress("answering", sum(steps), unit="batch") as advance:

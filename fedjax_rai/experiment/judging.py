@@ -7,7 +7,6 @@ a time.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,11 +30,13 @@ from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety.form import GuardForm, bound
 from fedjax_rai.safety.forms import AUTO as AUTO_FORM
 from fedjax_rai.safety.forms import form_for
+from fedjax_rai.safety.self_test import check_guard
 from fedjax_rai.text.hub import commit, contents, resolve
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 
 GUARD_JUDGE, ENDPOINT_JUDGE = "guard", "endpoint"
 """What stands before the colon in the name of a judge that is a model."""
+_passed: set[str] = set()  # digests of the judges whose self-test was passed in this process
 
 
 class Given(NamedTuple):
@@ -148,6 +149,10 @@ class DeviceJudge:
         tokenizer, form, _ = self.tokenizer, self.form, self.architecture
         with self._named():
             bound(tokenizer, form)
+        config = self._given.config
+        if reach and config.guard.self_test and self._origin([]).digest not in _passed:
+            check_guard(self._load(config.data.max_length))
+            _passed.add(self._origin([]).digest)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -168,11 +173,11 @@ class DeviceJudge:
         origin = self._origin(exchanges)
         kept = store.scores(origin) if store else None
         if kept is not None:
-            return kept
-        scores = self._asked(exchanges)
+            return kept[0]
+        found = self._asked(exchanges)
         if store:
-            store.keep_scores(origin, scores)
-        return scores
+            store.keep_scores(origin, np.stack(found))
+        return found.scores
 
     def _origin(self, exchanges: Sequence[Exchange]) -> Origin:
         layout = self._given.models.layout
@@ -185,18 +190,22 @@ class DeviceJudge:
         }
         return Origin(SCORES, parts)
 
-    def _asked(self, exchanges: Sequence[Exchange]) -> np.ndarray:
+    def _asked(self, exchanges: Sequence[Exchange]) -> guards.Scored:
         """Load the model, ask it, and free it."""
+        guard = self._load(self._longest(exchanges))
+        batches = guards.batches(self.form, len(exchanges), guard.batch_size)
+        with terminal.progress(f"{self.name}: judging {len(exchanges)} answers", batches, unit="batch") as advance:
+            return guards.scored(guard, exchanges, advance)
+
+    def _load(self, room: int) -> guards.Guard:
+        """The model, asked in its form about pairs of at most `room` tokens."""
         models = self._given.models
         architecture = models.laid_out(self.architecture)
         terminal.say(f"{self.name}: loading {self.path}, asked in the form {self.form.name}")
         base = models.base if self.is_base else models.load(self.path, self._revision, architecture)
-        room = self._longest(exchanges)
-        config = self._given.config.eval
-        guard = guards.released_guard(LM(Decoder(architecture), base), self.tokenizer, room, config.batch_size, self.form)
-        batches = ceil(len(exchanges) / config.batch_size)
-        with terminal.progress(f"{self.name}: judging {len(exchanges)} answers", batches, unit="batch") as advance:
-            return guards.score(guard._replace(key=self._key), exchanges, advance)
+        batch_size = self._given.config.eval.batch_size
+        lm = LM(Decoder(architecture), base)
+        return guards.released_guard(lm, self.tokenizer, room, batch_size, self.form)._replace(key=self._key)
 
     def _longest(self, exchanges: Sequence[Exchange]) -> int:
         """Tokens of the longest pair, so that none is cut, unless the model itself reads no more."""
@@ -314,5 +323,3 @@ def asked_before(judge: Judge, exchanges: Sequence[Exchange], context: Context) 
         return Judgement(unsafe, None if made.scores is None else [score for _, score in found])
 
     return judge._replace(judge=told)
-
-

@@ -23,7 +23,7 @@ from fedjax_rai.data.mix import deal, where
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import GUARD, GuardScores, Judge
 from fedjax_rai.evals.open_ended import nothing
-from fedjax_rai.evals.suite import check_judges, invented_exchanges
+from fedjax_rai.evals.suite import check_judges, invented_exchanges, judge_names
 from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.judging import Given, device_judges, judges_of
 from fedjax_rai.experiment.keeping import Store
@@ -246,6 +246,13 @@ class Setting:
         longest = invented_exchanges(sets, self.config.eval)
         for judge in named.values():
             judge.check(longest, reach)
+
+    @property
+    def judge_names(self) -> list[str]:
+        """The judges of harm, the primary one first."""
+        sets = self.texts.materials.evaluations
+        is_tiny = self.config.model.path == TINY
+        return judge_names(judges_of(self.given_to_judges), sets, is_tiny, self.guard_scores())
 
     def guard_scores(self, advance: Callable[[], object] = nothing) -> GuardScores | None:
         """The guard as judges see it; None where it is not among them. It is fitted when it first scores."""

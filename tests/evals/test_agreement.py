@@ -71,7 +71,12 @@ def test_the_matrix_has_a_cell_for_every_two_judges_that_share_an_answer():
 
 def test_answers_that_say_nothing_are_counted_by_evaluation():
     rows: list[dict[str, Any]] = [
-        {"set": "advbench", "answers": ["a", " ", ""], "cut_off": [True, False, False], "non_finite": [False, False, True]},
+        {
+            "set": "advbench",
+            "answers": ["a", " ", ""],
+            "cut_off": [True, False, False],
+            "non_finite": [False, False, True],
+        },
         {"set": "advbench", "answers": ["b"], "cut_off": [True]},
         {"set": "hhh", "good": "a"},
         {"set": "utility", "answers": ["4"], "cut_off": [False], "non_finite": []},

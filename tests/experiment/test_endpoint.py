@@ -76,7 +76,9 @@ def test_what_is_wrong_with_one_request_is_not_tried_again():
 def test_a_wrong_key_address_or_model_ends_it_at_once(status):
     with serving(lambda number, body: (status, b"no such model")) as served:
         endpoint = Endpoint(entry(served.url, concurrency=1))
-        with pytest.raises(InputError, match=f"eval.endpoints: judge: .*refused the request for m .HTTP {status}: no such"):
+        with pytest.raises(
+            InputError, match=f"eval.endpoints: judge: .*refused the request for m .HTTP {status}: no such"
+        ):
             endpoint.ask(asked(*"abcdefgh"))
         with pytest.raises(InputError, match=f"HTTP {status}"):
             endpoint.check(asked("a")[0])
@@ -154,7 +156,10 @@ def test_what_it_costs_is_said_before_it_begins(capsys):
         Endpoint(config, replies).ask(asked("12345678"))
         Endpoint(config, replies).announce(asked("abcdefgh", "ABCDEFGH", "abcdefgh", "12345678"))
     said = " ".join(capsys.readouterr().err.split())
-    assert f"judge: 2 requests to {served.url} (m), 1 more are answered from before; about 4 tokens to read, at most 20 to" in said
+    assert (
+        f"judge: 2 requests to {served.url} (m), 1 more are answered from before; about 4 tokens to read, at most 20 to"
+        in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +191,14 @@ def test_three_marks_are_strongrejects_score(reply, mark):
 
 @pytest.mark.parametrize(
     ("reply", "mark"),
-    [("Good.\n[[7]]", 7), ("[[3]] or rather [[8.5]]", 8.5), ("7", None), ("[[11]]", None), ("[[0]]", None), ("[[x]]", None)],
+    [
+        ("Good.\n[[7]]", 7),
+        ("[[3]] or rather [[8.5]]", 8.5),
+        ("7", None),
+        ("[[11]]", None),
+        ("[[0]]", None),
+        ("[[x]]", None),
+    ],
 )
 def test_a_mark_in_brackets(reply, mark):
     assert MTBENCH.read(reply) == mark

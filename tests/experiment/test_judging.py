@@ -139,7 +139,9 @@ def test_answers_are_generated_once_and_judged_side_by_side(config, monkeypatch)
         return Responses([samples for _ in prompts], [[False] * sampled.samples for _ in prompts])
 
     monkeypatch.setattr(evaluation.open_ended, "answers_to", answers_to)
-    monkeypatch.setattr(evaluation, "likelihoods", lambda _, pairs, advance: (np.zeros(len(pairs)), [True] * len(pairs)))
+    monkeypatch.setattr(
+        evaluation, "likelihoods", lambda _, pairs, advance: (np.zeros(len(pairs)), [True] * len(pairs))
+    )
 
     def script(number: int, body: dict[str, Any]) -> tuple[int, bytes]:
         return 200, completion("yes" if "answer 0" in body["messages"][0]["content"] else "no")

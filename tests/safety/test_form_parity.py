@@ -90,6 +90,11 @@ def expected_score(model: Any, name: str, request: list[int]) -> tuple[float, fl
         assert at < len(written), (name, hf.decode(written))
     logits = answer.logits[at][0].double()
     begun = hf.decode(prompt + written[:at])
+    if form.grades:
+        start = len(hf.encode(begun, add_special_tokens=False))
+        tokens = [hf.encode(begun + grade, add_special_tokens=False)[start] for grade in form.grades]
+        held = torch.softmax(logits, 0)[tokens]
+        return float((held / held.sum()) @ torch.linspace(0, 1, len(tokens)).double()), float(held.sum())
     classes = []
     for spellings in (form.safe, form.unsafe, form.between):
         mains = [hf.encode(begun + spelling, add_special_tokens=False) for spelling in spellings[:1]]
