@@ -660,8 +660,8 @@ class EndpointConfig(Section):
     model: Text
     """The model's name there."""
     template: Literal["harm", "strongreject", "mtbench"] = "harm"
-    """What it is asked: whether the answer is harmful, three marks like StrongREJECT's, or, which is no verdict on harm, a
-    mark from 1 to 10 like MT-Bench's (docs/judges.md).
+    """What it is asked: whether the answer is harmful, three marks like StrongREJECT's, or (no verdict on harm) one
+    from 1 to 10 like MT-Bench's (docs/judges.md).
     """
     request: Annotated[PathText | None, a_file("file of a request that holds {prompt} and {answer}")] = None
     """A text file in place of `template`: it holds `{prompt}` and `{answer}`, and asks for yes (harmful) or no."""
@@ -701,8 +701,8 @@ class EvalConfig(Section):
     function of the user's own: (prompt, answer) to whether the answer is unsafe, or None for no verdict.
     """
     judges: tuple[JudgeName, ...] | None = None
-    """The judges that are reported beside it, each in a column of its name; null: `rule`, `refusal_phrases` and `guard`,
-    those of them that can. `guard:PATH` is any guard or classifier on the device, `endpoint:NAME` an entry of
+    """The judges that are reported beside it, each in a column of its name; null: those of `rule`, `refusal_phrases`
+    and `guard` that can. `guard:PATH` is any guard or classifier on the device, `endpoint:NAME` an entry of
     `eval.endpoints` (docs/judges.md).
     """
     by_guard: Flag | None = None

@@ -64,7 +64,7 @@ class Judge(NamedTuple):
     asked_once: bool = False
     """Asking it is dear: it is asked once about the answers of all evaluations, and not tried before."""
     check: Callable[[Sequence[Exchange], bool], object] = lambda exchanges, reach: None
-    """(exchanges as long as those to come, whether it may be asked something) -> raises InputError where it cannot judge."""
+    """(exchanges like those to come, whether it may be asked something) -> raises InputError where it cannot judge."""
 
 
 def knows_templates() -> Callable[[str], bool]:
@@ -99,6 +99,17 @@ def _in_korean(prompt: str, answer: str) -> Verdict:
 def _by_phrases(name: str, title: str, function: Callable[[str, str], Verdict]) -> Judge:
     """A judge by other phrases than our first, which is measured where a config names it."""
     return Judge(name, title, partial(_by_function, function, name), lambda context: True, beside=False)
+
+
+def _by_function(function: Callable[..., Any], name: str, exchanges: Sequence[Exchange], context: Context) -> Judgement:
+    try:
+        found = _answered(function, exchanges)
+    except Exception as error:  # whatever the user's own raises
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"eval.judge = {name}: calling it failed ({reason}); must be {_FORM}") from error
+    if len(found) != len(exchanges):
+        raise InputError(f"eval.judge = {name}: gave {len(found)} verdicts on {len(exchanges)} answers")
+    return Judgement([_verdict(value, name) for value in found])
 
 
 _TINY = "model.path and the prompts to be tiny, whose forms it knows"
@@ -186,17 +197,6 @@ def imported_judge(function: Callable[..., Any], name: str) -> Judge:
         also = ", ".join(taken)
         raise InputError(f"eval.judge: a judge of the user's own is named {name}; name the function other than {also}")
     return Judge(name, name, partial(_by_function, function, name), lambda context: True)
-
-
-def _by_function(function: Callable[..., Any], name: str, exchanges: Sequence[Exchange], context: Context) -> Judgement:
-    try:
-        found = _answered(function, exchanges)
-    except Exception as error:  # whatever the user's own raises
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"eval.judge = {name}: calling it failed ({reason}); must be {_FORM}") from error
-    if len(found) != len(exchanges):
-        raise InputError(f"eval.judge = {name}: gave {len(found)} verdicts on {len(exchanges)} answers")
-    return Judgement([_verdict(value, name) for value in found])
 
 
 def _answered(function: Callable[..., Any], exchanges: Sequence[Exchange]) -> list[Any]:

@@ -175,16 +175,16 @@ class Endpoint:
                 return _content(response.read())
         except urllib.error.HTTPError as error:
             with error:
-                raise self._of_status(error.code, error.headers, error.read()) from None
+                raise self._of_status(error.code, error.headers.get("Retry-After"), error.read()) from None
         except (OSError, http.client.HTTPException) as error:  # no connection, a broken one, no answer in time
             raise Failed(f"{type(error).__name__}: {error}", again=True) from None
 
-    def _of_status(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
+    def _of_status(self, status: int, retry_after: str | None, body: bytes) -> Exception:
         """What an HTTP error means."""
         said = f"HTTP {status}: {_shortened(body)}"
         if status in REFUSED:
             return InputError(f"{self._where}: {self.config.url} refused the request for {self.config.model} ({said})")
-        return Failed(said, again=status in AGAIN or status >= 500, after=_seconds(headers.get("Retry-After")))
+        return Failed(said, again=status in AGAIN or status >= 500, after=_seconds(retry_after))
 
     def _body(self, messages: tuple) -> dict[str, Any]:
         turns = [dict(message) for message in messages]

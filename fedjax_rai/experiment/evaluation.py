@@ -54,7 +54,7 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
 
 
 class Ahead(NamedTuple):
-    """What was done before the evaluations are measured: judges that are dear have been asked, once about all answers."""
+    """What was done before the evaluations are measured: dear judges have been asked, once about all answers."""
 
     answers: dict[str, Responses]
     """By evaluation; none where no judge is dear."""

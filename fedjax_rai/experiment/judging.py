@@ -91,7 +91,7 @@ class DeviceJudge:
     """A released guard or classifier, asked in its own form."""
 
     def __init__(self, path: str, form: str, key: str, given: Given):
-        """`path`: a folder or `owner/name`; `form`: as `guard.form` takes it. Raises InputError for the filter's own."""
+        """`path`: a folder or `owner/name`; `form`: as `guard.form` takes it. Raises InputError for the filter's."""
         self.name = f"{GUARD_JUDGE}_{safe_name(path)}"
         self.path = str(Path(path).expanduser()) if path.startswith("~") else path
         self._chosen = form
@@ -294,8 +294,8 @@ def marks_of(endpoint: Endpoint, rubric: Rubric, exchanges: Sequence[Exchange]) 
     if unread:
         example = next(reply for mark, reply in zip(marks, replies, strict=True) if mark is None and reply is not None)
         terminal.say(
-            f"eval.endpoints: {endpoint.config.name}: {unread:,} of {len(replies):,} replies hold no verdict, as it was "
-            f"asked for; one begins {example[:80]!r}"
+            f"eval.endpoints: {endpoint.config.name}: {unread:,} of {len(replies):,} replies hold no verdict, as it "
+            f"was asked for; one begins {example[:80]!r}"
         )
     return marks
 

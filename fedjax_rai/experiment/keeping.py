@@ -42,6 +42,7 @@ def digest_of_texts(rows: Iterable[Any]) -> str:
     return found.hexdigest()
 
 
+@runtime_checkable
 class Replies(Protocol):
     """Keeps replies by the digest of what was asked, for the next time and for other processes."""
 

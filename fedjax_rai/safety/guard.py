@@ -148,9 +148,9 @@ def first_token_score(
     found = logits[:, verdicts.ids]
     weighed = jnp.where(verdicts.meanings == IS_NEITHER, -jnp.inf, found)
     marks = (verdicts.meanings == IS_UNSAFE).astype(jnp.float32) if verdicts.marks is None else verdicts.marks
-    among_verdicts = (jax.nn.softmax(weighed, axis=-1) * marks).sum(axis=-1)
+    among_verdicts = (jax.nn.softmax(weighed, axis=-1) * marks[None]).sum(axis=-1)
     total = jax.nn.logsumexp(logits, axis=-1)
-    among_all = jnp.exp(jax.nn.logsumexp(found + jnp.log(marks), axis=-1) - total)
+    among_all = jnp.exp(jax.nn.logsumexp(found + jnp.log(marks)[None], axis=-1) - total)
     scores = jnp.where(verdicts.whole, among_all, among_verdicts)
     shares = jnp.exp(jax.nn.logsumexp(found, axis=-1) - total)
     known = tell_apart(logits)

@@ -10,7 +10,7 @@ from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import EvalConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import published
-from fedjax_rai.evals.judge import AUTO, JUDGES, GuardScores, imported_judge, named, safe_name
+from fedjax_rai.evals.judge import AUTO, JUDGES, Context, GuardScores, imported_judge, named, safe_name
 from fedjax_rai.evals.korean import refuses_in_korean
 from fedjax_rai.evals.open_ended import Responses
 from fedjax_rai.evals.suite import EVALUATIONS, Bench, EvalSet, Item, JudgesOfHarm, check_judges, measure
@@ -90,7 +90,8 @@ def test_a_judge_that_is_named_must_be_able_to_judge_some_set():
 
 def test_a_published_list_named_by_its_function_is_the_same_judge():
     assert named("fedjax_rai.evals.published:gcg") is JUDGES["gcg"]
-    assert JUDGES["gcg"].judge([("p", "Sorry")], bench()).unsafe == [published.gcg("p", "Sorry")]  # pyright: ignore
+    context = Context(templated=False, guard=None)
+    assert JUDGES["gcg"].judge([("p", "Sorry")], context).unsafe == [published.gcg("p", "Sorry")] == [False]
 
 
 @pytest.mark.parametrize(

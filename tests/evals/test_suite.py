@@ -111,8 +111,8 @@ def test_prompts_that_are_not_the_tiny_worlds_are_not_the_rule_judges():
         "harmless": 20, "harmless_by_rule": None, "harmless_by_refusal_phrases": 20, "harmless_by_guard": None,
     }  # fmt: skip
     with pytest.raises(InputError, match="eval.judge = rule: needs"):
-        suite.check_judge("rule", {"advbench": real}, tiny_model=True, guard=None)
-    suite.check_judge("rule", SETS, tiny_model=True, guard=None)
+        suite.check_judges(suite.JudgesOfHarm("rule"), {"advbench": real}, tiny_model=True, guard=None)
+    suite.check_judges(suite.JudgesOfHarm("rule"), SETS, tiny_model=True, guard=None)
 
 
 def test_a_guard_without_a_score_has_no_rate():
@@ -166,6 +166,7 @@ def test_every_answer_stands_beside_every_verdict():
     rows = [row._asdict() for row in measured("advbench").rows]
     assert rows[1] == {
         "set": "advbench", "prompt": "q", "answers": ["Sure.", ""], "cut_off": [False, False], "right": None,
+        "non_finite": [],
         "verdicts": {
             "harmless": [True, None], "harmless_by_rule": [True, None],
             "harmless_by_refusal_phrases": [False, None], "harmless_by_guard": [True, None],

@@ -1,5 +1,6 @@
 """A judge behind an endpoint, against a small server on this machine: tries, resuming, replies that are none, costs."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -131,12 +132,9 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
 def test_the_server_says_how_long_to_wait(monkeypatch):
     waited: list[float] = []
 
-    class Stop:
-        def wait(self, seconds: float) -> bool:
-            waited.append(seconds)
-            return False
-
-        def is_set(self) -> bool:
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout or 0.0)
             return False
 
     script: Script = lambda number, body: (429, b"") if number < 2 else echo(number, body)  # noqa: E731
@@ -144,7 +142,7 @@ def test_the_server_says_how_long_to_wait(monkeypatch):
         endpoint = Endpoint(entry(served.url, backoff=2.0))
         (messages,) = asked("a")
         frozen = tuple(tuple(message.items()) for message in messages)
-        assert endpoint._reply(frozen, Stop(), 2) == "A"  # pyright: ignore[reportArgumentType]
+        assert endpoint._reply(frozen, Stop(), 2) == "A"
     assert waited == [3.0, 4.0]  # what is longer: 2 and 4 seconds, or the server's 3
 
 

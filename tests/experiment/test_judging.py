@@ -20,6 +20,7 @@ from fedjax_rai.experiment.evaluation import ask_ahead, evaluate, judged_exchang
 from fedjax_rai.experiment.judging import asked_before, judges_of
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs.guards import KeptGuards
+from fedjax_rai.safety.guard import Scored
 from tests.chat_server import completion, serving
 from tests.tiny_runs import vary
 
@@ -90,12 +91,12 @@ def test_a_judge_on_the_device_is_loaded_when_asked_and_freed_and_its_scores_are
         loaded.append(weakref.ref(weights))
         return weights
 
-    def score(guard: Any, exchanges: Sequence[Exchange], advance: Any) -> np.ndarray:
+    def scored(guard: Any, exchanges: Sequence[Exchange], advance: Any) -> Scored:
         assert isinstance(guard.lm.base, Weights)
-        return np.array([0.5, 0.25, np.nan], np.float32)
+        return Scored(np.array([0.5, 0.25, np.nan], np.float32), np.ones(3, np.float32))
 
     monkeypatch.setattr("fedjax_rai.experiment.models.Models.load", load)
-    monkeypatch.setattr(judging.guards, "score", score)
+    monkeypatch.setattr(judging.guards, "scored", scored)
     exchanges = [("p", "a"), ("p", "b"), ("q", "c")]
     for _ in range(2):
         (judge,) = judges_of(given(config, tmp_path, judges=[f"guard:{model}"])).beside or ()

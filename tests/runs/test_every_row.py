@@ -63,7 +63,7 @@ def test_every_row_goes_through_a_whole_run(config, arm, monkeypatch, key, name)
 @pytest.mark.slow
 @pytest.mark.parametrize("judge", [AUTO, "guard"])
 def test_every_judge_gives_a_rate_and_every_evaluation_is_measured(config, arm, judge, tmp_path):
-    """Every row of the table, a function of the user's own and a model on the device side by side; the headline by one."""
+    """Every row of the table, a function of the user's own and a model on the device, side by side."""
     model = tmp_path / "models" / "Another"
     shutil.copytree(TINY, model)
     others = [name for name in JUDGES if name != "guard"]
