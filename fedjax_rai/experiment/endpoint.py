@@ -181,10 +181,10 @@ class Endpoint:
 
     def _of_status(self, status: int, retry_after: str | None, body: bytes) -> Exception:
         """What an HTTP error means."""
-        said = f"HTTP {status}: {_shortened(body)}"
+        cause = f"HTTP {status}: {_shortened(body)}"
         if status in REFUSED:
-            return InputError(f"{self._where}: {self.config.url} refused the request for {self.config.model} ({said})")
-        return Failed(said, again=status in AGAIN or status >= 500, after=_seconds(retry_after))
+            return InputError(f"{self._where}: {self.config.url} refused the request for {self.config.model} ({cause})")
+        return Failed(cause, again=status in AGAIN or status >= 500, after=_seconds(retry_after))
 
     def _body(self, messages: tuple) -> dict[str, Any]:
         turns = [dict(message) for message in messages]

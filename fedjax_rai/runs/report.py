@@ -60,7 +60,7 @@ def shown(rate: Rate | None) -> str:
         return "not measured"
     missing = ""
     if rate.without_verdict:
-        of_all = f"; {share_of_all(rate):.1f} of all answers" if rate.answers else ""
+        of_all = f"; {share_of_all(rate):.1f} of all" if rate.answers else ""
         missing = f"  ({rate.without_verdict} without a verdict{of_all})"
     return f"{rate.mean:5.1f}  [{rate.low:.1f}, {rate.high:.1f}]{missing}"
 
