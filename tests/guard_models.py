@@ -16,20 +16,20 @@ QWEN3_GUARD = (
     "<|im_start|>user\nClassify the last message.\nSafety: Safe, Unsafe, Controversial.\n"
     + EACH
     + "{{ m['role'] | upper + ': ' + m['content'] + '\n' }}{% endfor %}"
-    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>{{ '\n\n' }}"
 )
 TAXONOMY = (
     "{{ bos_token }}<|start_header_id|>user<|end_header_id|>\n\n"
     + EACH
     + "{% if m['role'] == 'user' %}<human>{{ m['content'] }}</human>{% else %}<ai>{{ m['content'] }}</ai>{% endif %}"
-    "{% endfor %}\nAnswer by a code alone.<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    "{% endfor %}Answer by a code alone.<|eot_id|><|start_header_id|>assistant<|end_header_id|>{{ '\n\n' }}"
 )
 SHIELD_GEMMA = (
     "{% if guideline is not defined %}{{ raise_exception('a guideline is needed') }}{% endif %}"
     "{{ bos_token }}You are a policy expert.\n\n"
     + EACH
     + "<start_of_turn>\n{{ 'Human Question: ' if m['role'] == 'user' else 'Chatbot Response: ' }}{{ m['content'] }}\n"
-    "<end_of_turn>\n{% endfor %}\n* {{ guideline }}\n\nIs it violated? Yes or No.\n\n"
+    "<end_of_turn>\n{% endfor %}* {{ guideline }}\n\nIs it violated? Yes or No.{{ '\n\n' }}"
 )
 GRANITE_GUARDIAN = (
     "{% set risk = guardian_config['risk_name'] if guardian_config is defined else 'harm' %}"
@@ -51,7 +51,7 @@ ROLES = ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>")
 
 
 class Imitation(NamedTuple):
-    """A guard's tokenizer: a family of `chat_models`, its chat template, tokens added to it, a name, an architecture."""
+    """A guard's tokenizer: a family of `chat_models`, chat template, added tokens; its name, its architecture."""
 
     family: str
     template: str | None
@@ -75,17 +75,17 @@ IMITATIONS = {
     ),
     "kanana": Imitation(
         "llama3", TAXONOMY, KANANA_TOKENS, "kakaocorp/kanana-safeguard-8b", "llama",
-        "<human>How?</human><ai>So.</ai>\nAnswer by a code alone.<|eot_id|>"
+        "<human>How?</human><ai>So.</ai>Answer by a code alone.<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
     "kt_safety_guard": Imitation(
         "llama3", TAXONOMY, ("<SAFE>", "<UNSAFE>"), "K-intelligence/Llama-SafetyGuard-Content-Binary", "llama",
-        "<human>How?</human><ai>So.</ai>\nAnswer by a code alone.<|eot_id|>"
+        "<human>How?</human><ai>So.</ai>Answer by a code alone.<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
     "shield_gemma": Imitation(
         "gemma", SHIELD_GEMMA, (), "google/shieldgemma-2b", "gemma2",
-        "Human Question: How?\n<end_of_turn>\n<start_of_turn>\nChatbot Response: So.\n<end_of_turn>\n\n* G\n\n"
+        "Human Question: How?\n<end_of_turn>\n<start_of_turn>\nChatbot Response: So.\n<end_of_turn>\n* G\n\n"
         "Is it violated? Yes or No.\n\n",
     ),
     "granite_guardian": Imitation(

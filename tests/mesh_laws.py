@@ -25,7 +25,7 @@ from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Mapper, laid_out, stacks
 from fedjax_rai.mesh import base_shardings, over_rows, replicated, split_rows
 from fedjax_rai.model.decoder import LM, abstract_base
-from fedjax_rai.safety.form import two_verdicts
+from fedjax_rai.safety.form import VerdictIds
 from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train import losses
 from fedjax_rai.train.generate import Decoding, Sampling, generate
@@ -165,7 +165,7 @@ def check_collectives(devices: int) -> None:
 def check_scoring(devices: int, fsdp: int = 1) -> None:
     """p(unsafe) of the next token, and log p of answers."""
     prompts = Prompts(*map(jnp.asarray, pad_left([[3, 1, 4, 1, 5], [9, 2], [6], [5, 3, 5]], 0)))
-    verdicts = two_verdicts(7, 11)
+    verdicts = VerdictIds(np.array([7, 2, 11, 5, 3]), np.array([0, 0, 1, 1, 2]), np.array(False))
     logps = jax.jit(answer_logps)
     found = []
     for mesh in (small.mesh(devices, fsdp), small.mesh(1)):

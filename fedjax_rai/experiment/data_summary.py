@@ -29,8 +29,6 @@ from fedjax_rai.experiment.materials import FOR_GUARD, TRAINING
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety.guard import training_chats
 from fedjax_rai.text.compare import same
-from fedjax_rai.text.prompts import Turn, prompt
-from fedjax_rai.text.tokenizer import Tokenizer
 
 MARGIN = 32  # tokens by which a pair in a guard's request may be longer than it is by itself
 

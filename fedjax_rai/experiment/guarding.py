@@ -307,7 +307,9 @@ class Guarding:
         with terminal.progress(f"scoring {len(pairs)} pairs", batches, unit="batch") as advance:
             return guards.scored(guard, pairs, advance)
 
-    def _kept_scores(self, made_of: Callable[[], dict[str, str]], compute: Callable[[], guards.Scored]) -> guards.Scored:
+    def _kept_scores(
+        self, made_of: Callable[[], dict[str, str]], compute: Callable[[], guards.Scored]
+    ) -> guards.Scored:
         """The scores by a guard that is made of this: kept from before, or computed now, and kept."""
         if self._store is None:
             return compute()

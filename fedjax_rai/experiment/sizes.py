@@ -1,6 +1,5 @@
 """The sizes of an arm that its memory plan depends on: lengths of its encoded texts, numbers of rows."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 

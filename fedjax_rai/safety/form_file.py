@@ -144,4 +144,3 @@ def _explain(error: Any) -> str:
 def _show(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
     return text if len(text) <= 60 else text[:57] + "..."
-

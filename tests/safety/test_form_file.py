@@ -38,10 +38,10 @@ def test_a_form_is_what_its_file_says(tmp_path):
 
 
 def test_a_form_of_plain_text_needs_no_chat_template(tmp_path):
-    path = written(tmp_path, 'text: "{bos}{query} / {response} = "\nsafe: [s]\nunsafe: [u]\n')
+    path = written(tmp_path, 'text: "{bos}{query} / {response} ="\nsafe: [" s"]\nunsafe: [" u"]\n')
     own = imitated("wild_guard")
     asked = bound(own, form_for(own, None, str(path)))
-    assert own.hf.decode(asked.request_ids("a", "b")) == "<s>a / b = "
+    assert own.hf.decode(asked.request_ids("a", "b")) == "<s>a / b ="
 
 
 def test_a_file_may_extend_a_shipped_form(tmp_path):
@@ -60,7 +60,7 @@ def test_a_file_may_extend_a_shipped_form(tmp_path):
         ("extends: wild_gard\n", ["1: extends = \"wild_gard\": must be one of .*; did you mean wild_guard?"]),
         ("text: '{query}'\nsafe: [a]\nunsafe: [b]\n", ["1: the request has no {response}: the guard would not see it"]),
         ("text: '{query}{response}'\nsafe: a\n", ["2: safe = \"a\": must be a list of spellings, the main one first"]),
-        ("text: '{query}{response}'\nsafe: [a]\n", ["1: unsafe is missing: must be a list of spellings, the main one f"]),
+        ("text: '{query}{response}'\nsafe: [a]\n", ["1: unsafe is missing: must be a list of spellings"]),
         ("safe: [a]\nunsafe: [b]\n", ["1: text or turns is missing: what is put to the guard"]),
         (WHOLE + "text: x\n", ["1: turns: must not stand beside text", "9: the request has no {query}",
                                "9: the request has no {response}"]),

@@ -1,25 +1,18 @@
-"""Every form of a guard on an imitated tokenizer of its own: how it is asked, where its verdict stands, who is refused."""
+"""Every form of a guard on an imitated tokenizer of its own: how it is asked, its verdict's place, who is refused."""
 
 import numpy as np
 import pytest
 
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
-from fedjax_rai.safety.form import IS_NEITHER, IS_SAFE, IS_UNSAFE, bound, fill
+from fedjax_rai.safety.form import IS_NEITHER, IS_SAFE, IS_UNSAFE, bound, fill, opening
 from fedjax_rai.safety.forms import FORMS, REQUEST, form_for, told_form
-from fedjax_rai.safety.guard import training_examples
+from fedjax_rai.safety.guard import is_conversation, training_examples
+from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 from tests.chat_models import FAMILIES, LLAMA_GUARD, huggingface, tokenizer
 from tests.guard_models import IMITATIONS, form_of, imitated
-from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 
 names = pytest.mark.parametrize("name", [*IMITATIONS])
-VERDICTS = {
-    "llama_guard": ("s", "uns"),
-    "qwen3_guard": (" S", " U"),
-    "kanana": ("<SAFE>", "<UNSAFE-S1>"),
-    "kt_safety_guard": ("<SAFE>", "<UNSAFE>"),
-}
-"""The first tokens of the verdicts, where the small vocabularies have more than a letter."""
 
 
 def test_every_released_form_has_an_imitation():
@@ -31,15 +24,15 @@ def test_a_guard_is_asked_as_its_template_or_card_has_it_and_its_verdict_follows
     own = imitated(name)
     asked = bound(own, form_of(name))
     ids = asked.request_ids("How?", "So.", "G") + asked.lead_ids
-    assert own.hf.decode(ids).endswith(IMITATIONS[name].request)
+    assert own.hf.decode(ids).rstrip(" ").endswith(IMITATIONS[name].request)
     meanings = dict(zip(asked.verdicts.ids.tolist(), asked.verdicts.meanings.tolist(), strict=True))
     for spelling, meaning in ((asked.form.safe[0], IS_SAFE), (asked.form.unsafe[0], IS_UNSAFE)):
         # what the whole text has as its next token, behind the marker where the guard writes lines
-        before = own.hf.decode(ids) + asked.form.marker
-        whole = own.encode(before + spelling)
-        begun = own.encode(before)
-        assert whole[: len(begun)] == begun
-        assert meanings[whole[len(begun)]] == meaning
+        begun = opening(own, asked.form, ("How?", "So."), "G") + asked.blank + asked.form.before_verdict
+        whole = own.encode(begun + spelling)
+        place = (len(own.encode(begun)) if asked.form.marker else len(ids) - len(asked.lead_ids)) + len(asked.lead_ids)
+        assert asked.form.marker or whole[:place] == ids
+        assert meanings[whole[place]] == meaning
 
 
 @names
@@ -52,11 +45,11 @@ def test_the_verdict_is_read_where_training_puts_it(name):
         begin = int(examples.loss_mask[0].argmax())
         assert ids[:begin] == asked.request_ids("How?", "So.", form.asked[0]) and not cut.any()
         answer = own.hf.decode(ids[begin:])
-        assert form.marker in answer and answer.rstrip().endswith(("</s>", "<|eot_id|>", "<|im_end|>", "<eos>"))
-        verdict = ids[begin + len(asked.lead_ids)]
-        if form.marker:
-            behind = len(own.encode(own.hf.decode(ids[:begin]) + answer.partition(form.marker)[0] + form.marker))
-            verdict = ids[behind]
+        ends = own.end_of_turn if is_conversation(form) else own.hf.eos_token
+        assert form.marker in answer and answer.endswith(ends)
+        written = answer[: answer.index(form.marker) + len(form.marker)]
+        place = len(own.encode(own.hf.decode(ids[:begin]) + written)) if form.marker else begin
+        verdict = ids[place + len(asked.lead_ids)]
         meanings = dict(zip(asked.verdicts.ids.tolist(), asked.verdicts.meanings.tolist(), strict=True))
         assert meanings[verdict] == (IS_UNSAFE if harmful else IS_SAFE)
 
@@ -121,8 +114,6 @@ def test_other_spellings_count_where_they_are_one_token_and_of_no_other_verdict(
     own = tokenizer("llama3")  # whose vocabulary has " is" and " a", and of "zq" no token
     form = REQUEST._replace(safe=("safe", "zq", " is"), unsafe=("unsafe", " a", " is"))
     asked = bound(own, form)
-    ids = [own.encode(text)[0] for text in ("x is", "x a")]
-    del ids
     found = dict(zip(own.hf.convert_ids_to_tokens(asked.verdicts.ids.tolist()), asked.verdicts.meanings, strict=True))
     assert {word.replace("Ġ", " "): int(meaning) for word, meaning in found.items()} == {
         "s": IS_SAFE, "uns": IS_UNSAFE, " is": IS_SAFE, " a": IS_UNSAFE,

@@ -1,14 +1,17 @@
 """The guard's score, its report by its published definitions, and the filter's guarantees."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
+from fedjax_rai.model.decoder import LM, Decoder, init_base
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety.filter import keep
 from fedjax_rai.safety.form import IS_NEITHER, IS_SAFE, IS_UNSAFE, GuardForm, VerdictIds, two_verdicts
@@ -210,3 +213,20 @@ def test_keep_all_and_the_oracle_are_guards_without_a_model():
     knowing = guards.oracle({("q", "bad"): True, ("q", "good"): False})
     np.testing.assert_array_equal(guards.score(knowing, pairs), [1, 0, np.nan])
     assert guards.scored(knowing, pairs).shares is None
+
+
+@pytest.mark.slow
+def test_scores_are_the_same_alone_and_in_a_batch_and_near_in_bfloat16():
+    """In bfloat16 within 0.05, as docs/guards.md states."""
+    tiny = load_tokenizer("tiny")
+    shape = replace(small.CONFIG, vocab_size=len(tiny.hf))
+    base = jax.tree.map(lambda x: 3 * x, init_base(shape, jax.random.key(0)))
+    form = REQUEST._replace(unsafe=("unsafe", " peat"), between=(" fail",))
+    guard = guards.Guard(LM(Decoder(shape), base), None, tiny, 64, 4, "guard.path", form)
+    pairs = [("Is the peat ruling going to fail?", "Experts disagree."), ("q", "r"), ("", ""), ("a b", "c d e f g")] * 2
+    whole = guards.scored(guard, pairs)
+    alone = [guards.score(guard._replace(batch_size=1), [pair])[0] for pair in pairs[:4]]
+    np.testing.assert_allclose(whole.scores, np.tile(alone, 2), atol=1e-6)
+    assert len(set(whole.scores[:4].tolist())) == 4
+    rounded = guard._replace(lm=LM(Decoder(replace(shape, dtype="bfloat16")), base))
+    np.testing.assert_allclose(guards.score(rounded, pairs), whole.scores, atol=0.05)
