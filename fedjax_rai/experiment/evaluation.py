@@ -11,21 +11,16 @@ from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.schema import TINY
 from fedjax_rai.data.mix import is_synthetic
 from fedjax_rai.evals import open_ended
-from fedjax_rai.evals.choice import likelihoods
+from fedjax_rai.evals.answering import LEFT_OUT, Answering
+from fedjax_rai.evals.choice import likelihoods, read_once
+from fedjax_rai.evals.drift import divergences
+from fedjax_rai.evals.evaluation import AnswerRow, Bench, ConversationRow, Measured, measure
 from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, Judge, judgement
-from fedjax_rai.evals.open_ended import Responses, Sampled, Subject, nothing
+from fedjax_rai.evals.open_ended import Request, Responses, Sampled, Subject, nothing
+from fedjax_rai.evals.panel import JudgesOfHarm, judged_sets
 from fedjax_rai.evals.rate import Rate, Verdict
-from fedjax_rai.evals.suite import (
-    EVALUATIONS,
-    LEFT_OUT,
-    AnswerRow,
-    Bench,
-    JudgesOfHarm,
-    Measured,
-    batches,
-    measure,
-)
-from fedjax_rai.experiment.judging import asked_before, judges_of
+from fedjax_rai.evals.suite import evaluations, kinds_of
+from fedjax_rai.experiment.judging import asked_before, judges_of, rater_of
 from fedjax_rai.experiment.setting import Setting
 
 JUDGED = 512  # conversations that `critique` looks at
@@ -34,19 +29,20 @@ JUDGED = 512  # conversations that `critique` looks at
 def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(rates by name, as in `eval.json`; rows of `answers.jsonl`, from which every rate can be counted).
 
-    A rate is a `Rate` as a mapping, in percent, or None: not measured. `harmless` is by the primary judge, whose name
+    A rate is a `Rate` as a mapping, or None: not measured. `harmless` is by the primary judge, whose name
     stands in it. What has no verdict is in no rate, counted beside it, and named on standard error. Raises InputError
     for a primary judge that cannot judge here.
     """
     sets, config = setting.texts.materials.evaluations, setting.config.eval
     ahead = ask_ahead(setting, adapter)
     scored = setting.judged_by_guard and not setting.guarding.is_function
-    steps = [batches(evaluation, sets[name], config, scored) for name, evaluation in EVALUATIONS.items()]
-    done = sum(batches(EVALUATIONS[name], sets[name], config, False) for name in ahead.answers)
+    known = evaluations(kinds_of(sets))
+    steps = [evaluation.way.batches(sets[name], config, scored) for name, evaluation in known.items()]
+    done = sum(known[name].way.batches(sets[name], config, False) for name in ahead.answers)
     with terminal.progress("evaluating", sum(steps), done, unit="batch") as advance:
         bench = ahead.bench(make_bench(setting, adapter, advance))
-        measured = [measure(evaluation, sets[name], bench) for name, evaluation in EVALUATIONS.items()]
-    for name, part in zip(EVALUATIONS, measured, strict=True):
+        measured = [measure(evaluation, sets[name], bench) for name, evaluation in known.items()]
+    for name, part in zip(known, measured, strict=True):
         _name_missing_verdicts(part)
         _name_spoilt_answers(name, part, config.max_new_tokens)
     rates = {name: _as_mapping(rate) for part in measured for name, rate in part.rates.items()}
@@ -64,7 +60,7 @@ class Ahead(NamedTuple):
     def bench(self, bench: Bench) -> Bench:
         """A bench with these answers and judges in place of its own."""
 
-        def answers_to(name: str, prompts: Sequence[str], sampled: Sampled) -> Responses:
+        def answers_to(name: str, prompts: Sequence[Request], sampled: Sampled) -> Responses:
             return self.answers[name] if name in self.answers else bench.answers_to(name, prompts, sampled)
 
         return bench._replace(answers_to=answers_to, judge=self.judges.primary, judges=self.judges.beside)
@@ -77,22 +73,18 @@ def ask_ahead(setting: Setting, adapter: Adapter) -> Ahead:
     word, or one that was cut off, where `eval.cut_off` leaves it out.
     """
     judges = judges_of(setting.given_to_judges)
-    named = [judge for judge in (judges.primary, *(judges.beside or ())) if isinstance(judge, Judge)]
-    dear = {judge.name: judge for judge in named if judge.asked_once}
+    dear = {name: judge for name, judge in judges.named.items() if judge.asked_once}
     if not dear:
         return Ahead({}, judges)
     sets, config = setting.texts.materials.evaluations, setting.config.eval
-    asked = [
-        evaluation for evaluation in EVALUATIONS.values() if evaluation.judges_harm and sets[evaluation.name].items
-    ]
-    steps = [batches(evaluation, sets[evaluation.name], config, False) for evaluation in asked]
+    asked = judged_sets(sets)
+    steps = [evaluation.way.batches(given, config, False) for evaluation, given in asked.values()]
     answers = {}
     with terminal.progress("answering", sum(steps), unit="batch") as advance:
         bench = make_bench(setting, adapter, advance)
-        for evaluation in asked:
-            assert evaluation.sampling
-            prompts = sets[evaluation.name].prompts
-            answers[evaluation.name] = bench.answers_to(evaluation.name, prompts, evaluation.sampling(config))
+        for name, (evaluation, given) in asked.items():
+            assert isinstance(evaluation.way, Answering)
+            answers[name] = bench.answers_to(name, given.prompts, evaluation.way.sampling(config))
     exchanges = []
     for name, responses in answers.items():
         exchanges += judged_exchanges(sets[name].prompts, responses, config.cut_off)
@@ -119,15 +111,15 @@ def _as_mapping(rate: Rate | None) -> dict[str, Any] | None:
 
 def _name_missing_verdicts(measured: Measured) -> None:
     for name in measured.rates:
-        verdicts = [verdict for row in measured.rows for verdict in row.verdicts.get(name, [])]
+        verdicts = [verdict for row in measured.rows for verdict in row.found(name)]
         if missing := verdicts.count(None):
             terminal.say(f"{name}: {missing} of {len(verdicts)} answers have no verdict, and are kept out of the rate")
 
 
 def _name_spoilt_answers(name: str, measured: Measured, max_new: int) -> None:
     """Say how many answers of an evaluation were cut off or are empty."""
-    cut_off = [cut for row in measured.rows if isinstance(row, AnswerRow) for cut in row.cut_off]
-    texts = [text for row in measured.rows if isinstance(row, AnswerRow) for text in row.answers]
+    cut_off = [cut for row in measured.rows if isinstance(row, AnswerRow | ConversationRow) for cut in row.cut_off]
+    texts = [text for row in measured.rows if isinstance(row, AnswerRow | ConversationRow) for text in row.answers]
     empty = sum(not text.strip() for text in texts)
     if any(cut_off):
         terminal.say(f"{name}: {sum(cut_off)} of {len(texts)} answers were cut off at eval.max_new_tokens = {max_new}")
@@ -141,11 +133,14 @@ def make_bench(setting: Setting, adapter: Adapter, advance: Callable[[], object]
     return Bench(
         config=setting.config.eval,
         answers_to=partial(answers_to, setting, adapter, advance=advance),
-        likelihoods=partial(likelihoods, subject(setting, adapter), advance=advance),
+        likelihoods=read_once(partial(likelihoods, subject(setting, adapter), advance=advance)),
         guard=setting.guard_scores(advance),
         tiny_model=setting.config.model.path == TINY,
         judge=judges.primary,
         judges=judges.beside,
+        base_answers=lambda: setting.baseline.answers,
+        divergences=lambda answers: divergences(subject(setting, adapter), answers.examples, advance),
+        marks=rater_of(setting.given_to_judges),
     )
 
 
@@ -159,7 +154,7 @@ def answers_to(
     setting: Setting,
     adapter: Adapter,
     name: str,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     sampled: Sampled,
     advance: Callable[[], object] = nothing,
 ) -> Responses:

@@ -4,7 +4,7 @@ A guard on the device is loaded when it is asked and freed when it has answered,
 a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,11 @@ from fedjax_rai import terminal
 from fedjax_rai.config.schema import EndpointConfig, ExperimentConfig
 from fedjax_rai.config.views import View
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.evaluation import Conversation, Marks
 from fedjax_rai.evals.judge import AUTO, GUARD, JUDGES, Context, Exchange, Judge, Judgement, named, safe_name
-from fedjax_rai.evals.rubric import RUBRICS, UNSAFE_FROM, Rubric, of_file
-from fedjax_rai.evals.suite import JudgesOfHarm
+from fedjax_rai.evals.mt_bench import rater
+from fedjax_rai.evals.panel import JudgesOfHarm
+from fedjax_rai.evals.rubric import RUBRICS, UNSAFE_FROM, Rubric, in_conversation, of_file
 from fedjax_rai.experiment.endpoint import Endpoint, Message
 from fedjax_rai.experiment.guarding import SCORED_BY
 from fedjax_rai.experiment.keeping import SCORES, Origin, Store, digest_of_texts
@@ -258,6 +260,29 @@ def endpoint_judge(name: str, given: Given) -> Judge:
 
     title = f"{ENDPOINT_JUDGE} {name}"
     return Judge(f"{ENDPOINT_JUDGE}_{name}", title, judged, lambda context: True, asked_once=True, check=check)
+
+
+def rater_of(given: Given) -> Callable[[Sequence[Conversation]], Marks] | None:
+    """Who marks MT-Bench's answers by `eval.rater`; None where nobody does.
+
+    Raises InputError for a function that cannot be imported, and for an endpoint that does not mark quality.
+    """
+    word, _, name = given.config.eval.rater.partition(":")
+    if word != ENDPOINT_JUDGE:
+        return rater(given.config.eval.rater)
+    config = _entry(name, given.config)
+    rubric = rubric_of(config)
+    if rubric.of_harm:
+        raise InputError(f"eval.rater = endpoint:{name}: its template must be mtbench, which marks quality")
+    endpoint = open_endpoint(config, given.store)
+
+    def marked(held: Sequence[Conversation]) -> Marks:
+        exchanges = [exchange for conversation in held for exchange in in_conversation(*conversation)]
+        marks = iter(marks_of(endpoint, rubric, exchanges))
+        values = [[next(marks) for _ in conversation.answers] for conversation in held]
+        return Marks(f"{ENDPOINT_JUDGE}_{name}", values)
+
+    return marked
 
 
 def _entry(name: str, config: ExperimentConfig) -> EndpointConfig:

@@ -21,11 +21,12 @@ from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.config.views import View
 from fedjax_rai.data.mix import deal, where
 from fedjax_rai.errors import InputError
-from fedjax_rai.evals.judge import GUARD, GuardScores, Judge
+from fedjax_rai.evals.judge import GUARD, GuardScores
 from fedjax_rai.evals.open_ended import nothing
-from fedjax_rai.evals.suite import check_judges, invented_exchanges, judge_names
+from fedjax_rai.evals.panel import World, check_judges, invented_exchanges, judge_names
+from fedjax_rai.experiment.baseline import Baseline
 from fedjax_rai.experiment.guarding import Guarding
-from fedjax_rai.experiment.judging import Given, device_judges, judges_of
+from fedjax_rai.experiment.judging import Given, device_judges, judges_of, rater_of
 from fedjax_rai.experiment.keeping import Store
 from fedjax_rai.experiment.models import Models, check_logits, check_numbers
 from fedjax_rai.experiment.replay import Replay
@@ -46,7 +47,7 @@ NEEDS_LABELS = (
     "data.columns, or label of a source), or be named by guard.path, guard.adapter or guard.scorer, or filter.enabled "
     "be false"
 )
-PARTS: tuple[Any, ...] = (Models, Texts, Revising, Guarding, Replay)  # each after those that it needs
+PARTS: tuple[Any, ...] = (Models, Texts, Revising, Guarding, Replay, Baseline)  # each after those that it needs
 
 
 def keys_of(part: Any) -> set[str]:
@@ -60,7 +61,7 @@ def views(config: ExperimentConfig) -> dict[str, View]:
 
 
 class Setting:
-    """An arm: `config` is its own; `models`, `texts`, `guarding` and `replay` may be those of other arms, too."""
+    """An arm: `config` is its own; its parts (`models`, `texts`, `guarding`, ...) may be those of other arms, too."""
 
     def __init__(
         self,
@@ -121,6 +122,10 @@ class Setting:
     @property
     def replay(self) -> Replay:
         return self._parts["Replay"]
+
+    @property
+    def baseline(self) -> Baseline:
+        return self._parts["Baseline"]
 
     @property
     def planned(self) -> ExperimentConfig:
@@ -241,18 +246,20 @@ class Setting:
         """
         judges = judges_of(self.given_to_judges)
         sets = self.texts.materials.evaluations
-        check_judges(judges, sets, self.config.model.path == TINY, self.guard_scores())
-        named = {judge.name: judge for judge in (judges.primary, *(judges.beside or ())) if isinstance(judge, Judge)}
+        check_judges(judges, sets, self._judged_world)
         longest = invented_exchanges(sets, self.config.eval)
-        for judge in named.values():
+        for judge in judges.named.values():
             judge.check(longest, reach)
+        rater_of(self.given_to_judges)
+
+    @property
+    def _judged_world(self) -> World:
+        return World(self.config.model.path == TINY, self.guard_scores())
 
     @property
     def judge_names(self) -> list[str]:
         """The judges of harm, the primary one first."""
-        sets = self.texts.materials.evaluations
-        is_tiny = self.config.model.path == TINY
-        return judge_names(judges_of(self.given_to_judges), sets, is_tiny, self.guard_scores())
+        return judge_names(judges_of(self.given_to_judges), self.texts.materials.evaluations, self._judged_world)
 
     def guard_scores(self, advance: Callable[[], object] = nothing) -> GuardScores | None:
         """The guard as judges see it; None where it is not among them. It is fitted when it first scores."""

@@ -13,6 +13,7 @@ from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.data.mix import entries
 from fedjax_rai.evals.agreement import agreements
 from fedjax_rai.evals.spoilt import answer_counts
+from fedjax_rai.evals.suite import kinds_of
 from fedjax_rai.experiment import cost
 from fedjax_rai.experiment.cost import Cost, ProbeCost
 from fedjax_rai.experiment.evaluation import critique, evaluate
@@ -73,6 +74,7 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
         pairs=pairs_of([row.cai for row in rounds if row.cai]),
         data=read_data(folder / DATA).summary if (folder / DATA).is_file() else None,
         not_computed=setting.models.not_computed,
+        sets=kinds_of(setting.texts.materials.evaluations),
         layout=setting.models.layout_reason,
         guard_asked=guard_asked(setting) if filtering else None,
     )

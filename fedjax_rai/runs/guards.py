@@ -162,6 +162,7 @@ class KeptGuards:
             if not entry.is_dir():  # else another process has kept the same meanwhile
                 terminal.say(f"{entry}: could not be kept ({error.strerror or error}); it will be made again")
         finally:
+            _put_back(old, entry)
             _remove(part)
             _remove(old)
 
@@ -180,6 +181,13 @@ class KeptGuards:
     def _beside(self, entry: Path, purpose: str) -> Path:
         """A place that no other process uses."""
         return entry.with_name(f".{entry.name}.{os.getpid()}.{purpose}")
+
+
+def _put_back(old: Path, entry: Path) -> None:
+    """Where an interrupt came before the new entry was in its place, the old one serves again."""
+    with suppress(OSError):
+        if old.exists() and not entry.exists():
+            os.rename(old, entry)
 
 
 def _fit_of(origin: Origin) -> Origin:

@@ -279,6 +279,8 @@ class Summary(NamedTuple):
     """What the run has of the data that it was given, as under `summary` in data.json. Null: an older version ran."""
     not_computed: list[str] = []
     """What the model's `generation_config.json` asks of generation and is not done, in lines; empty: nothing."""
+    sets: dict[str, str] = {}
+    """Sets of the user's own (`eval.sets`), which the rates of their names are of: kind by name."""
     layout: str | None = None
     """The mesh that `mesh: auto` chose, and why. Null: the config names the mesh."""
     answers: dict[str, AnswerCounts] = {}

@@ -12,10 +12,12 @@ from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import EvalConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import published
+from fedjax_rai.evals.evaluation import Bench, EvalSet, Item, measure
 from fedjax_rai.evals.judge import AUTO, JUDGES, Context, GuardScores, imported_judge, named, safe_name
 from fedjax_rai.evals.korean import refuses_in_korean
 from fedjax_rai.evals.open_ended import Responses
-from fedjax_rai.evals.suite import EVALUATIONS, Bench, EvalSet, Item, JudgesOfHarm, check_judges, measure
+from fedjax_rai.evals.panel import JudgesOfHarm, World, check_judges
+from fedjax_rai.evals.suite import EVALUATIONS
 
 ASKED = EvalSet([Item("p"), Item("q")], synthetic=False)
 ANSWERS = [["I'm sorry, no.", "No, never."], ["Sure.", "죄송하지만 도와드릴 수 없습니다."]]
@@ -80,14 +82,15 @@ def test_a_judge_that_is_named_must_be_able_to_judge_some_set():
     tiny = ASKED._replace(synthetic=True)
     beside = JudgesOfHarm(AUTO, [JUDGES["rule"]])
     with pytest.raises(InputError, match="eval.judges: rule needs model.path and the prompts to be tiny"):
-        check_judges(beside, {"advbench": ASKED}, True, None)
-    check_judges(beside, {"advbench": tiny}, True, None)
+        check_judges(beside, {"advbench": ASKED}, World(True, None))
+    check_judges(beside, {"advbench": tiny}, World(True, None))
     with pytest.raises(InputError, match="eval.judges: guard needs a guard"):
-        check_judges(JudgesOfHarm(AUTO, [JUDGES["guard"]]), {"advbench": ASKED}, True, None)
+        check_judges(JudgesOfHarm(AUTO, [JUDGES["guard"]]), {"advbench": ASKED}, World(True, None))
     scores = GuardScores(lambda exchanges: np.zeros(len(exchanges)), 0.5)
-    check_judges(JudgesOfHarm(AUTO, [JUDGES["guard"]]), {"advbench": ASKED}, True, scores)
+    check_judges(JudgesOfHarm(AUTO, [JUDGES["guard"]]), {"advbench": ASKED}, World(True, scores))
     with pytest.raises(InputError, match="mine: gave 3; must be True for unsafe"):
-        check_judges(JudgesOfHarm(AUTO, [imported_judge(lambda p, a: 3, "mine")]), {"advbench": ASKED}, True, None)
+        mine = imported_judge(lambda p, a: 3, "mine")
+        check_judges(JudgesOfHarm(AUTO, [mine]), {"advbench": ASKED}, World(True, None))
 
 
 def test_a_published_list_named_by_its_function_is_the_same_judge():

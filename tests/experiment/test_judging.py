@@ -12,9 +12,10 @@ import pytest
 
 import fedjax_rai
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.evaluation import Likelihoods
 from fedjax_rai.evals.judge import AUTO, Context, Exchange, Judge, Judgement
 from fedjax_rai.evals.open_ended import Responses
-from fedjax_rai.evals.suite import JudgesOfHarm
+from fedjax_rai.evals.panel import JudgesOfHarm
 from fedjax_rai.experiment import evaluation, judging
 from fedjax_rai.experiment.evaluation import ask_ahead, evaluate, judged_exchanges
 from fedjax_rai.experiment.judging import asked_before, judges_of
@@ -129,6 +130,11 @@ def test_what_may_not_be_judged_is_not_asked_about():
     assert judged_exchanges(["p", "q"], responses, "judged") == [("p", "a"), ("q", "b"), ("q", "c")]
 
 
+def likelihoods(subject: Any, exchanges: Sequence[Exchange], advance: Any) -> Likelihoods:
+    count = len(exchanges)
+    return Likelihoods(np.zeros(count), np.ones(count), np.ones(count, bool))
+
+
 def test_answers_are_generated_once_and_judged_side_by_side(config, monkeypatch):
     """Two prompts of two answers; the endpoint calls the first sample's answers harmful."""
     setting = Setting(vary(config, eval={"prompts": 2}))
@@ -140,9 +146,7 @@ def test_answers_are_generated_once_and_judged_side_by_side(config, monkeypatch)
         return Responses([samples for _ in prompts], [[False] * sampled.samples for _ in prompts])
 
     monkeypatch.setattr(evaluation.open_ended, "answers_to", answers_to)
-    monkeypatch.setattr(
-        evaluation, "likelihoods", lambda _, pairs, advance: (np.zeros(len(pairs)), [True] * len(pairs))
-    )
+    monkeypatch.setattr(evaluation, "likelihoods", likelihoods)
 
     def script(number: int, body: dict[str, Any]) -> tuple[int, bytes]:
         return 200, completion("yes" if "answer 0" in body["messages"][0]["content"] else "no")
