@@ -93,7 +93,7 @@ class Run:
         rounds = f"{len(self.metrics)} rounds"
         if not self.finished:
             return f"Run('{self.folder}': {rounds}, unfinished)"
-        rates = [f"{name} {rate['mean']:.1f}" for name, rate in self.summary["rates"].items() if rate and name in SHOWN]
+        rates = [_shown(name, rate) for name, rate in self.summary["rates"].items() if rate and name in SHOWN]
         return f"Run('{self.folder}': {', '.join([rounds, *rates])})"
 
     def _must_be_finished(self) -> None:
@@ -102,6 +102,12 @@ class Run:
 
 
 SHOWN = ("harmless", "utility")
+
+
+def _shown(name: str, rate: Mapping[str, Any]) -> str:
+    """A rate in short; the harmless one with its judge."""
+    judge = f" (by {rate['judge']})" if name == "harmless" and rate.get("judge") else ""
+    return f"{name}{judge} {rate['mean']:.1f}"
 
 
 @dataclass(frozen=True)

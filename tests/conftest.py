@@ -92,7 +92,14 @@ def small_config(output: Path):
             "guard": {"pairs": 8, "steps": 2, "batch_size": 4},
             "filter": {"enabled": False},
             "cai": {"iterations": 2, "prompts": 4, "replay": 4, "batch_size": 4, "max_new_tokens": 24},
-            "eval": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "batch_size": 8, "drift_prompts": 0},
+            "eval": {
+                "prompts": 4,
+                "samples": 2,
+                "max_new_tokens": 8,
+                "cut_off": "judged",
+                "batch_size": 8,
+                "drift_prompts": 0,
+            },
         }
     )
 

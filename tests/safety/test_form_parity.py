@@ -105,7 +105,13 @@ def expected_score(model: Any, name: str, request: list[int], form: GuardForm) -
     while form.marker and form.marker not in hf.decode(written[:at]):
         at += 1
         assert at < len(written), (name, hf.decode(written))
-    shared, classes = verdict_ids(hf, form, hf.decode(request) + lead + hf.decode(written[:at]))
+    begun = hf.decode(request) + lead + hf.decode(written[:at])
+    if form.grades:
+        start = len(hf.encode(begun, add_special_tokens=False))
+        tokens = [hf.encode(begun + grade, add_special_tokens=False)[start] for grade in form.grades]
+        held = torch.softmax(answer.logits[at][0].double(), 0)[tokens]
+        return float((held / held.sum()) @ torch.linspace(0, 1, len(tokens)).double()), float(held.sum())
+    shared, classes = verdict_ids(hf, form, begun)
     if form.marker:
         assert written[at : at + len(shared)] == shared
         at += len(shared)
