@@ -33,7 +33,8 @@ def evaluate(
     overrides: Overrides = None,
     config: ConfigFile = None,
     tasks: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME,...", help="Tasks of lm-evaluation-harness instead of our own sets.")
+        str | None,
+        typer.Option(metavar="NAME,NAME,...", help="Tasks of lm-evaluation-harness instead of our own sets."),
     ] = None,
     include: Annotated[
         Path | None, typer.Option(metavar="DIR", help="With --tasks: a folder of tasks in YAML, besides its own.")
@@ -44,9 +45,10 @@ def evaluate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="With --tasks: prompts in the chat template.")] = False,
 ) -> None:
-    """Evaluate a run, an adapter or a model: on other sets, by other judges, or once more.
+    """Evaluate a run, an adapter or a model.
 
-    Results lie beside each other in RUN/evals; nothing is written over, and the same request is found again.
+    On other sets, by other judges, or once more. Results lie beside each other in
+    RUN/evals; nothing is written over, and the same request is found again.
 
     \b
     fedjax-rai eval runs/mine eval.advbench=harmful.csv eval.samples=1
@@ -145,7 +147,9 @@ def serve(
     ] = 4096,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Answers computed at once, at most.")] = 16,
 ) -> None:
-    """Serve a run, an adapter or a model at an OpenAI-compatible endpoint, until Ctrl-C.
+    """Serve a run or a model at an OpenAI-compatible endpoint.
+
+    Until Ctrl-C; TARGET may be an adapter, too.
 
     \b
     fedjax-rai serve runs/mine
@@ -156,6 +160,4 @@ def serve(
         terminal.quiet_libraries()
         from fedjax_rai.tools import serve as serving
 
-        serving.serve(
-            target, serving.Options(host, port, computed, revision, merged, max_new, max_length, batch_size)
-        )
+        serving.serve(target, serving.Options(host, port, computed, revision, merged, max_new, max_length, batch_size))

@@ -67,7 +67,7 @@ def _of_adapter(name: str, folder: Path, model: str | None, revision: str | None
     raw = read_object(folder / peft.CONFIG)
     base = raw.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise InputError(f"{name}: this adapter names no base; must be given: model.path=FOLDER or model.path=owner/name")
+        raise InputError(f"{name}: this adapter names no base; must be given: model.path=FOLDER, or =owner/name")
     return Target(name, base, revision or raw.get("revision"), folder)
 
 

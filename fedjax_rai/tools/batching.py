@@ -106,7 +106,9 @@ class Batcher:
             found = score(self._model, together, max(each.tops for each in asked))
             for each in asked:
                 scored = [next(found) for _ in each.texts]
-                each.found.set_result([[token._replace(top=token.top[: each.tops]) for token in text] for text in scored])
+                each.found.set_result(
+                    [[token._replace(top=token.top[: each.tops]) for token in text] for text in scored]
+                )
         except Exception as error:
             terminal.say(f"a text was not scored: {one_line(error)}")
             for each in asked:

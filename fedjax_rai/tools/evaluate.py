@@ -31,6 +31,7 @@ from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.texts import Texts
+from fedjax_rai.model.lora import NO_LORA
 from fedjax_rai.model.peft import files_of, load_adapter
 from fedjax_rai.runs import compiled, files
 from fedjax_rai.runs.conclude import synthetic_parts
@@ -38,7 +39,7 @@ from fedjax_rai.runs.folder import ANSWERS, CONFIG, EVALUATION, SUMMARY, began_w
 from fedjax_rai.runs.guards import KeptGuards, study_of
 from fedjax_rai.runs.inputs import check_inputs, check_unchanged
 from fedjax_rai.runs.report import shown
-from fedjax_rai.runs.rows import Rate, read_summary
+from fedjax_rai.runs.rows import Rate, Versions, read_summary
 from fedjax_rai.runs.target import Target, read_target
 from fedjax_rai.text.compare import same
 from fedjax_rai.text.hub import contents, resolve
@@ -49,7 +50,9 @@ ELSEWHERE = Path("runs") / EVALS  # of what is no run
 DIGITS = 12  # of a digest, in a folder's name
 # What an evaluation reads, by section or key. What a run was trained on is not to be changed after the fact; a model or
 # an adapter that no run made may take its held-out questions of any data.
-READ = ("eval", "guard", "mesh", "model.dtype", "model.attention", "model.quantize", "model.kv_cache", "data.max_length")
+READ = (
+    "eval", "guard", "mesh", "model.dtype", "model.attention", "model.quantize", "model.kv_cache", "data.max_length",
+)  # fmt: skip
 READ_OF_OTHERS = (*READ, "data", "seed")
 NO_RUN = {"federated": {"rounds": 0}, "filter": {"enabled": False}, "cai": {"enabled": False}}
 """Of a model or an adapter without a config: no part of it asks for a guard that would have to be fitted."""
@@ -81,7 +84,7 @@ class Record(NamedTuple):
     """What the model's files ask of generation and is not done."""
     seconds: float
     """How long it took, without reading the model."""
-    versions: dict[str, Any]
+    versions: Versions
     """As an entry of `versions.json`."""
 
 
@@ -176,22 +179,23 @@ def evaluate(asked: Request) -> Path:
             trained_on=trained_on,
             not_computed=setting.models.not_computed,
             seconds=seconds,
-            versions={**versions(), **setting.commits, "files": digests(config)},
+            versions=Versions(**{**versions(), **setting.commits, "files": digests(config)}),
         )
         files.write_json(part / RECORD, record)
     return out
 
 
 def _prepared(target: Target, config: ExperimentConfig) -> tuple[Setting, Adapter | None]:
-    """The setting of an evaluation with its model read, and the adapter; raises InputError for what gives no numbers."""
+    """The setting of an evaluation with its model read, and the adapter. Raises InputError where it gives none."""
     pins = pins_of(began_with(target.run)) if target.run else {}
     store = KeptGuards(study_of(target.run)) if target.run else None
     setting = Setting(config, pins=pins, store=store)
     choose_mesh([setting])
-    adapter = None
+    architecture = setting.models.architecture
+    lora, adapter = NO_LORA, None
     if target.adapter is not None:
-        lora, adapter = load_adapter(target.adapter, setting.models.architecture)
-        setting.shapes = (setting.models.laid_out(setting.models.architecture), lora)
+        lora, adapter = load_adapter(target.adapter, architecture)
+    setting.shapes = (setting.models.laid_out(architecture), lora)  # not those of the config
     _ = setting.models.not_computed  # said before anything is computed
     setting.check_logits(adapter)
     setting.check_judge()
@@ -207,7 +211,7 @@ def place(target: Target) -> Path:
 
 
 def digest_of(asked: Request) -> str:
-    """The digest of all that the numbers of an evaluation depend on: keys, files, weights and this package's version."""
+    """The digest of all that the numbers depend on: keys, files, weights, and the version of this package."""
     target, config = asked.target, asked.config
     parts = {
         "version": __version__,
@@ -349,9 +353,7 @@ def lines(found: Evaluated) -> Iterator[str]:
 ABSENT = "-"
 
 
-def side_by_side(
-    had: Mapping[str, Rate | None], now: Mapping[str, Rate | None]
-) -> Iterator[tuple[str, str, str]]:
+def side_by_side(had: Mapping[str, Rate | None], now: Mapping[str, Rate | None]) -> Iterator[tuple[str, str, str]]:
     """(name, what the run had, what this measured) of every rate of either.
 
     A rate whose judge is another than it was has a line for each judge: they are not to be compared.
@@ -362,5 +364,8 @@ def side_by_side(
             yield f"{name} ({before.judge})", shown(before), ABSENT
             yield f"{name} ({after.judge})", ABSENT, shown(after)
             continue
-        cells = [shown(rates[name]) if name in rates else ABSENT for rates in (had, now)]
-        yield name, *cells
+        yield name, _cell(had, name), _cell(now, name)
+
+
+def _cell(rates: Mapping[str, Rate | None], name: str) -> str:
+    return shown(rates[name]) if name in rates else ABSENT

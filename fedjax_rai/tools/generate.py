@@ -128,7 +128,12 @@ def of_target(target: Target, dtype: str | None = None, merged: bool = False) ->
     if merged and model.quantize != "none":
         raise InputError(f"--merged: the base of {target.name} is in {model.quantize}; must be left out")
     return Request(
-        target.model, target.revision, target.adapter, dtype=dtype or model.dtype, merged=merged, quantize=model.quantize
+        target.model,
+        target.revision,
+        target.adapter,
+        dtype=dtype or model.dtype,
+        merged=merged,
+        quantize=model.quantize,
     )
 
 

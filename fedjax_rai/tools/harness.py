@@ -18,6 +18,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.model.peft import files_of
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import versions
+from fedjax_rai.runs.rows import Versions
 from fedjax_rai.runs.target import Target
 from fedjax_rai.text.hub import contents, resolve
 from fedjax_rai.text.prompts import Turn
@@ -55,7 +56,7 @@ class Request(NamedTuple):
 def imported() -> Any:
     """The package `lm_eval`; raises InputError where it is absent."""
     try:
-        import lm_eval
+        import lm_eval  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(f"--tasks: {NEEDED}") from None
     return lm_eval
@@ -96,7 +97,7 @@ def evaluate(asked: Request) -> Path:
         rows = [{"task": task, **row} for task, of_task in samples.items() for row in of_task]
         files.write_rows(part / SAMPLES, map(_plain, rows))
         changed = {name: str(value) for name, value in asked._asdict().items() if name not in ("target", "output")}
-        record = Record(asked.target.name, wanted, changed, [], {}, [], seconds, versions())
+        record = Record(asked.target.name, wanted, changed, [], {}, [], seconds, Versions(**versions()))
         files.write_json(part / RECORD, record)
     return out
 
@@ -116,7 +117,7 @@ def digest_of(asked: Request, version: str) -> str:
 
 def _manager(asked: Request) -> Any:
     """What knows the tasks; raises InputError for those that there are not."""
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     if asked.include is not None:
         if not asked.include.is_dir():
@@ -149,7 +150,7 @@ def load(asked: Request) -> tuple[Model, tuple[int, ...]]:
 
 def language_model(model: Model, ends: Sequence[int], asked: Request) -> Any:
     """The model as an `LM` of lm-eval."""
-    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 
     class FedjaxRai(TemplateLM):
         """A model of fedjax_rai."""
@@ -192,7 +193,7 @@ def language_model(model: Model, ends: Sequence[int], asked: Request) -> Any:
             return list(likelihoods(model, [(context, text) for _, context, text in requests], self.max_length))
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-            from lm_eval import utils
+            from lm_eval import utils  # pyright: ignore[reportMissingImports]
 
             windows: list[tuple[list[int], list[int]]] = []
             owners = []
@@ -290,7 +291,7 @@ def texts(model: Model, wanted: Sequence[tuple[Sequence[int], Settings]], batch_
 
         def give(piece: Any, number: int = number) -> None:
             if piece.finish == "lost":
-                raise InputError("no answer: the logits of the model are no numbers (NaN or infinity), or all one number")
+                raise InputError("no answer: the logits of the model are no numbers, or all one number")
             found[number] += piece.text
 
         rows.append(Row(ids, settings._replace(row=number), give))
@@ -310,6 +311,6 @@ def _plain(value: Any) -> Any:
 
 def report(folder: Path) -> str:
     """The table of results, as lm-eval prints it."""
-    from lm_eval.utils import make_table
+    from lm_eval.utils import make_table  # pyright: ignore[reportMissingImports]
 
     return f"{make_table(files.read_object(folder / RESULTS))}\n{folder}"

@@ -153,7 +153,7 @@ def _asked(fields: Mapping[str, Any], **of_kind: Any) -> Asked:
     return Asked(
         model=_text(fields, "model"),
         choices=_integer(fields, "n", 1, MOST_CHOICES) or 1,
-        temperature=_number(fields, "temperature", 0, math.inf, 1.0),
+        temperature=_number(fields, "temperature", 1.0),
         top_p=_share(fields, "top_p", above_zero=True),
         top_k=top_k if top_k and top_k > 0 else None,  # 0 and -1: no bound
         min_p=_share(fields, "min_p", above_zero=False),
@@ -189,8 +189,8 @@ def _check_neutral(name: str, value: Any, fields: Mapping[str, Any]) -> None:
         return
     if name == "best_of" and value == fields.get("n"):
         return
-    words = " or ".join(repr(each) for each in allowed)
-    raise BadRequest(f"{name} = {_shown(value)}: is not computed here; must be left out{words and ', or ' + words}", name)
+    words = "".join(f", or {each!r}" for each in allowed)
+    raise BadRequest(f"{name} = {_shown(value)}: is not computed here; must be left out{words}", name)
 
 
 def _shown(value: Any) -> str:
@@ -222,19 +222,19 @@ def _integer(fields: Mapping[str, Any], name: str, low: int, high: int | None = 
     return value
 
 
-def _number(fields: Mapping[str, Any], name: str, low: float, high: float, default: float) -> float:
+def _number(fields: Mapping[str, Any], name: str, default: float, high: float = math.inf) -> float:
     value = fields.get(name, default)
-    if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
-        words = f">= {low}" if high == math.inf else f"from {low} to {high}"
+    if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= high:
+        words = ">= 0" if high == math.inf else f"from 0 to {high:g}"
         raise BadRequest(f"{name} = {_shown(value)}: must be a number {words}", name)
     return float(value)
 
 
 def _share(fields: Mapping[str, Any], name: str, above_zero: bool) -> float | None:
-    """A probability that bounds sampling: above 0 and at most 1, or at least 0 and below 1; None where it bounds none."""
+    """A probability that bounds sampling, above 0 and at most 1 or at least 0 and below 1; None: it bounds none."""
     if name not in fields:
         return None
-    value = _number(fields, name, 0, 1, 0)
+    value = _number(fields, name, 0.0, 1.0)
     if above_zero and value == 0:
         raise BadRequest(f"{name} = 0: must be greater than 0, at most 1", name)
     if not above_zero and value == 1:

@@ -1,5 +1,6 @@
 """Answers as an OpenAI-compatible endpoint gives them: whole, in chunks of a stream, and errors."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -56,7 +57,8 @@ class Usage(NamedTuple):
 
 def whole(head: Head, choices: Sequence[Choice], usage: Usage, tops: int | None, decode: Decode) -> dict[str, Any]:
     """A response that is not streamed."""
-    shaped = [_chat_choice(choice, tops, decode) if head.chat else _text_choice(choice, tops, decode) for choice in choices]
+    shape = _chat_choice if head.chat else _text_choice
+    shaped = [shape(choice, tops, decode) for choice in choices]
     return {**head.of(), "choices": shaped, "usage": usage.as_object()}
 
 
@@ -86,7 +88,10 @@ def _with_end(choice: Choice) -> list[Token]:
 def opening(head: Head, index: int) -> dict[str, Any]:
     """The first chunk of an answer in a chat, which says who speaks."""
     delta = {"role": "assistant", "content": ""}
-    return {**head.of(stream=True), "choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]}
+    return {
+        **head.of(stream=True),
+        "choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}],
+    }
 
 
 def chunk(head: Head, choice: Choice, tops: int | None, decode: Decode, offset: int = 0) -> dict[str, Any]:
@@ -118,7 +123,7 @@ def _chat_logprobs(tokens: Sequence[Token], tops: int | None, decode: Decode) ->
 
 def _chat_token(id: int, logp: float | None, decode: Decode) -> dict[str, Any]:
     text = decode(id)
-    return {"token": text, "logprob": logp, "bytes": None if "\ufffd" in text else list(text.encode())}
+    return {"token": text, "logprob": finite(logp), "bytes": None if "\ufffd" in text else list(text.encode())}
 
 
 def _text_logprobs(tokens: Sequence[Token], tops: int, decode: Decode, offset: int = 0) -> dict[str, Any]:
@@ -131,10 +136,19 @@ def _text_logprobs(tokens: Sequence[Token], tops: int, decode: Decode, offset: i
     top = [_by_text(token, tops, decode) for token in tokens]
     return {
         "tokens": texts,
-        "token_logprobs": [token.logp for token in tokens],
+        "token_logprobs": [finite(token.logp) for token in tokens],
         "top_logprobs": top if tops else None,
         "text_offset": offsets,
     }
+
+
+LEAST = -9999.0
+"""What stands for log 0, as JSON has no word for it and OpenAI has this."""
+
+
+def finite(logp: float | None) -> Any:
+    """A log p as JSON can hold it."""
+    return logp if logp is None or math.isfinite(logp) else LEAST
 
 
 def _by_text(token: Token, tops: int, decode: Decode) -> dict[str, float] | None:
@@ -143,7 +157,7 @@ def _by_text(token: Token, tops: int, decode: Decode) -> dict[str, float] | None
         return None
     found: dict[str, float] = {}
     for id, logp in token.top[:tops]:
-        found.setdefault(decode(id), logp)
+        found.setdefault(decode(id), finite(logp))
     return found
 
 

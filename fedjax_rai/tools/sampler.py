@@ -97,8 +97,8 @@ class _Made(NamedTuple):
     valid: Bool[Array, "b t"]
     lost: Bool[Array, "b"]
     logps: Float[Array, "b t"]
-    top_ids: Int[Array, "b t k"]
-    top_logps: Float[Array, "b t k"]
+    top_ids: Int[Array, "b t tops"]
+    top_logps: Float[Array, "b t tops"]
 
 
 def draw(logits: Float[Array, "b v"], keys: Key[Array, "b"], sampling: Sampling) -> Int[Array, "b"]:
@@ -194,8 +194,8 @@ class Scores(NamedTuple):
     """Log p of what follows each token, float32, and the likeliest tokens there."""
 
     logps: Float[Array, "b l"]
-    top_ids: Int[Array, "b l k"]
-    top_logps: Float[Array, "b l k"]
+    top_ids: Int[Array, "b l tops"]
+    top_logps: Float[Array, "b l tops"]
 
 
 @partial(jax.jit, static_argnames="tops")
@@ -284,7 +284,7 @@ def answer(model: Model, rows: Sequence[Row]) -> None:
         slots = min(slots, max(model.longest, prompts.tokens.shape[1] + limit))
     settings = _as_arrays([row.settings for row in filled], len(rows), model.vocabulary)
     tops = min(TOPS, model.vocabulary) if any(row.settings.logprobs for row in rows) else None
-    answers = [_Answer(row, model) for row in rows]
+    answers = [_Answer(row, model.tokenizer.decode) for row in rows]
     with model.precision:
         state = begin(model.lm, model.adapter, prompts, slots)
         while True:
@@ -308,7 +308,8 @@ def _as_arrays(each: Sequence[Settings], count: int, vocabulary: int) -> _Rows:
     numbers = np.array([settings.row for settings in each], np.int32)
     top_k = [min(settings.top_k or vocabulary, vocabulary) for settings in each]
     bounded = any(settings[2:5] != (None, None, None) for settings in each)
-    sampling = Sampling(np.array([settings.temperature for settings in each], np.float32))
+    temperature = np.array([settings.temperature for settings in each], np.float32)
+    sampling = Sampling(jnp.asarray(temperature))
     if bounded:
         sampling = sampling._replace(
             top_p=np.array([1.0 if settings.top_p is None else settings.top_p for settings in each], np.float32),
@@ -316,14 +317,14 @@ def _as_arrays(each: Sequence[Settings], count: int, vocabulary: int) -> _Rows:
             min_p=np.array([settings.min_p or 0.0 for settings in each], np.float32),
         )
     rows = _Rows(
-        keys=_keys(jnp.asarray(seeds), jnp.asarray(numbers)),
+        keys=(),  # pyright: ignore[reportArgumentType]
         length=np.zeros(len(each), np.int32),  # pyright: ignore[reportArgumentType]
         limit=np.array([settings.limit for settings in each], np.int32),  # pyright: ignore[reportArgumentType]
         active=np.arange(len(each)) < count,  # pyright: ignore[reportArgumentType]
         end_ids=end_ids,  # pyright: ignore[reportArgumentType]
         sampling=sampling,
     )
-    return jax.tree.map(jnp.asarray, rows)
+    return jax.tree.map(jnp.asarray, rows)._replace(keys=_keys(jnp.asarray(seeds), jnp.asarray(numbers)))
 
 
 @jax.jit
@@ -335,9 +336,9 @@ def _keys(seeds: Array, numbers: Array) -> Array:
 class _Answer:
     """An answer under way, on the host."""
 
-    def __init__(self, row: Row, model: Model):
+    def __init__(self, row: Row, decode: Callable[[Sequence[int]], str]):
         self._row = row
-        self._written = Written(model.tokenizer.decode, row.settings.stop)
+        self._written = Written(decode, row.settings.stop)
         self._count = 0
 
     def take(self, made: _Made, place: int) -> bool:
@@ -350,7 +351,7 @@ class _Answer:
         tokens = []
         finish = None
         end = None
-        for step in np.flatnonzero(made.valid[place]):
+        for step in np.flatnonzero(made.valid[place]).tolist():
             token = int(made.tokens[place, step])
             self._count += 1
             if token in settings.end_ids:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from fedjax_rai import __version__, terminal
 from fedjax_rai.errors import InputError
+from fedjax_rai.reading import one_line
 from fedjax_rai.runs.target import read_target
 from fedjax_rai.text.prompts import prompt
 from fedjax_rai.text.tokenizer import stop_ids
@@ -76,7 +77,7 @@ class Service:
         return UnderWay(self, asked, prompts, limits)
 
     def rows(self, under_way: "UnderWay") -> list[Row]:
-        """The answers that a request asks for; `row` of their settings is that of `generate` for each prompt n times."""
+        """The answers that a request asks for; their random keys are those of `generate` for each prompt n times."""
         asked = under_way.asked
         seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
         rows = []
@@ -119,9 +120,7 @@ class Service:
 
     def decode_all(self, ids: Sequence[int]) -> str:
         """The text of tokens, special ones included."""
-        return self.model.tokenizer.hf.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        return self.model.tokenizer.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _ends(self, asked: Asked) -> tuple[int, ...]:
         return tuple(self.model.tokenizer.end_ids) if asked.conversation is not None else self._text_ends
@@ -174,7 +173,8 @@ class UnderWay:
         self.limits = limits
         self.gone = threading.Event()
         kind = "chatcmpl" if asked.conversation is not None else "cmpl"
-        self.head = Head(f"{kind}-{secrets.token_hex(12)}", int(time.time()), service.name, asked.conversation is not None)
+        name = f"{kind}-{secrets.token_hex(12)}"
+        self.head = Head(name, int(time.time()), service.name, asked.conversation is not None)
         self._service = service
         self._came: queue.SimpleQueue[tuple[int, Piece]] = queue.SimpleQueue()
 
@@ -275,6 +275,10 @@ class Handler(BaseHTTPRequestHandler):
             self._send(wrong.status, responses.error(wrong))
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
             self.close_connection = True
+        except Exception as error:  # a fault of ours: who asked is told, and others are still served
+            self.close_connection = True
+            terminal.say(f"{self.path}: {one_line(error)}")
+            self._send(500, responses.error(BadRequest(one_line(error), status=500)))
 
     def _get(self) -> None:
         service = self.server.service

@@ -1,6 +1,5 @@
 """`fedjax-rai eval`: a run's own numbers where nothing is changed, beside each other where something is."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -138,20 +137,15 @@ def test_rates_by_other_judges_are_not_put_side_by_side():
 
 @pytest.mark.slow
 def test_where_nothing_is_changed_the_numbers_are_the_runs_own(finished_run, tmp_path):
-    """Of a run whose adapter does something: as a run, as an adapter, and with more of the same as a part of it."""
+    """Of a run whose adapter does something: as a run, and as an adapter by the config of that run."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     shape = read_config(resolve("tiny"))
     lora, _ = load_adapter(run / "adapter", shape)
     save_adapter(run / "adapter", shape, lora, random_adapter(shape, lora, 0), "tiny")
     evaluate_run(run)
-    base = files.read_rows(finished_run / "answers.jsonl")
-    trained = files.read_rows(run / "answers.jsonl")
-    assert trained != base
+    assert files.read_rows(run / "answers.jsonl") != files.read_rows(finished_run / "answers.jsonl")
     for asked in (evaluate.request(str(run)), evaluate.request(str(run / "adapter"), config=run / "config.yaml")):
         folder = evaluate.evaluate(asked._replace(output=tmp_path / f"of {asked.target.run}".replace("/", "-")))
         assert (folder / "eval.json").read_text() == (run / "eval.json").read_text()
         assert (folder / "answers.jsonl").read_text() == (run / "answers.jsonl").read_text()
-    folder = evaluate.evaluate(evaluate.request("tiny", [f"output={tmp_path / 'tiny'}"], run / "config.yaml"))
-    assert files.read_rows(folder / "answers.jsonl") == base  # a fresh adapter changes nothing
-    assert json.loads((folder / "evaluation.json").read_text())["target"] == "tiny"

@@ -96,7 +96,7 @@ def test_our_numbers_are_those_of_its_own_model():
     """Likelihoods, rolling likelihoods of texts longer than the model takes, and greedy answers, in float32."""
     pytest.importorskip("torch")
     pytest.importorskip("lm_eval")
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
     theirs = HFLM(pretrained=str(resolve("tiny")), dtype="float32", device="cpu", batch_size=2, max_length=64)
     asked = harness.Request(read_target("tiny"), (), dtype="float32", max_length=64, batch_size=3)
@@ -141,4 +141,6 @@ def test_a_task_of_ones_own_needs_no_network(tmp_path, monkeypatch):
     assert results["acc,none"] == pytest.approx(right / 3)
     assert len((out / "samples.jsonl").read_text().splitlines()) == 3
     assert "already evaluated" in CliRunner().invoke(app, command).stderr
-    assert "no such task" in CliRunner().invoke(app, ["eval", "tiny", "--tasks", "sumz", "--include", str(tasks)]).stderr
+    assert (
+        "no such task" in CliRunner().invoke(app, ["eval", "tiny", "--tasks", "sumz", "--include", str(tasks)]).stderr
+    )

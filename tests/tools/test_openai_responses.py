@@ -90,3 +90,8 @@ def test_errors():
         "error": {"message": "n = 0: must be more", "type": "invalid_request_error", "param": "n", "code": None}
     }
     assert responses.error(BadRequest("failed", status=500))["error"]["type"] == "server_error"
+
+
+def test_log_0_is_a_number_of_json():
+    assert responses.finite(float("-inf")) == -9999.0 and responses.finite(-1.5) == -1.5
+    assert responses.finite(None) is None

@@ -1,7 +1,5 @@
 """What is put into one batch, and what of a batch becomes whose answer; by hand, without a model."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -44,8 +42,8 @@ def made(tokens, valid=None, lost=False) -> sampler._Made:
 def taken(settings: Settings, *chunks, gone=False) -> tuple[list[Piece], bool]:
     """(what an answer was given, whether it goes on after the last chunk)."""
     given: list[Piece] = []
-    model = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: "".join("abcdefgh"[i] for i in ids)))
-    answer = sampler._Answer(Row([1], settings, given.append, lambda: gone), model)  # pyright: ignore
+    row = Row([1], settings, given.append, lambda: gone)
+    answer = sampler._Answer(row, lambda ids: "".join("abcdefgh"[i] for i in ids))
     goes_on = True
     for chunk in chunks:
         goes_on = answer.take(chunk, 0)

@@ -105,9 +105,7 @@ def test_the_endpoint_answers_as_our_own_sampler_does(server):
     echoed = complete(server, prompt=ids, max_tokens=0, echo=True, logprobs=1)["choices"][0]["logprobs"]
     answer = len(tokens) + 1  # with its end
     np.testing.assert_allclose(sum(echoed["token_logprobs"][-answer:]), own, atol=1e-4)
-    np.testing.assert_allclose(
-        echoed["token_logprobs"][-answer:-1], [token["logprob"] for token in tokens], atol=1e-4
-    )
+    np.testing.assert_allclose(echoed["token_logprobs"][-answer:-1], [token["logprob"] for token in tokens], atol=1e-4)
     assert echoed["token_logprobs"][0] is None and len(echoed["tokens"]) == len(ids)
 
     whole = complete(server, prompt=ids[:8], max_tokens=TOKENS, logprobs=1, stop=["e"])["choices"][0]
