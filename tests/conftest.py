@@ -1,8 +1,11 @@
 """What all tests share: strict shapes and types, and the real data where they are at hand."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -77,10 +80,26 @@ def small_config(output: Path):
     )
 
 
+FEW_ITEMS = {"CHOICES": 12, "UTILITY": 20, "OVER_REFUSAL": 6}
+"""Items of the tiny world's evaluations; all of them would take several times as long as the small experiment."""
+
+
+@contextmanager
+def few_items() -> Iterator[None]:
+    """The tiny world's evaluations ask less; those that ask for more answers than a batch has rows still do."""
+    from fedjax_rai.evals import suite
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in FEW_ITEMS.items():
+            patch.setattr(suite, name, count)
+        yield
+
+
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path) -> Iterator[Any]:
     """The small experiment, its folder still to be made."""
-    return small_config(tmp_path / "run")
+    with few_items():
+        yield small_config(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +109,22 @@ def finished_run(tmp_path_factory) -> Path:
 
     fields = small_config(tmp_path_factory.mktemp("finished") / "run").model_dump()
     fields["federated"]["rounds"] = 0
-    return run(small_config(Path(fields["output"])).model_validate(fields))
+    with few_items():
+        return run(small_config(Path(fields["output"])).model_validate(fields))
+
+
+def nothing_measured(*_: Any) -> tuple[dict[str, None], list[Any]]:
+    """In place of `evaluate`."""
+    return {"harmless": None}, []
+
+
+@pytest.fixture
+def unevaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without an evaluation, which takes longer than they do."""
+    from fedjax_rai.runs import conclude
+
+    monkeypatch.setattr(conclude, "evaluate", nothing_measured)
+    monkeypatch.setattr(conclude, "critique_of", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

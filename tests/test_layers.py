@@ -23,7 +23,7 @@ FLOORS = (
     {"train": "dispatch generate losses optimizers queue step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
-        "safety": "filter guard",
+        "safety": "filter form form_file forms guard released self_test",
         "cai": "align constitution options programs revise",
         "evals": "choice judge open_ended published rate refusals suite",
     },
@@ -38,8 +38,8 @@ FLOORS = (
     },
     {
         "studies": "dry_run plots results sweep table",
-        "bench": "__main__ cli floors flower_peer host loading machine measure peers protocol random_inputs report "
-        "requests shapes summary sweeping torch_peer trl_peer work",
+        "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
+        "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
         "tools": "batching config_reference detokenize evaluate generate harness import_gguf openai_requests "
         "openai_responses prepare_corpus real_preparation run_folder_reference sampler serve show_data tiny_base",
     },

@@ -21,6 +21,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from fedjax_rai.config.client_names import Clients
 from fedjax_rai.config.column_names import PROMPT_COLUMNS, PROMPT_HOLDS, ColumnNames, checked_prompt_columns
@@ -64,6 +65,23 @@ _ROWS = "file or folder of rows, or data set"
 _ADAPTER_FILES = a_file(
     "folder of an adapter in PEFT's format", inside=["adapter_config.json", "adapter_model.safetensors"]
 )
+FORM_NAMES = (
+    "auto", "request", "llama_guard", "qwen3_guard", "kanana", "kt_safety_guard", "shield_gemma", "granite_guardian",
+    "granite_guardian_3_3", "wild_guard", "poly_guard", "nemotron_safety_guard", "harmbench_llama",
+    "harmbench_mistral", "md_judge", "keep_all", "oracle",
+)  # fmt: skip
+"""Of guards' forms, as `guard.form` takes them."""
+_FORM_FILES = a_file(
+    "YAML file of a guard's form", enum=list(FORM_NAMES), **TAKES_ATTRIBUTE, **{"else": "a YAML file of a form"}
+)
+
+
+def _a_form(value: str) -> str:
+    if value in FORM_NAMES or is_attribute(value) or value.lower().endswith((".yaml", ".yml")):
+        return value
+    raise PydanticCustomError("name", "no such name")
+
+
 Target = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     "qkv_proj", "gate_up_proj",  # Phi-3's, in place of q, k, v and of gate, up
@@ -496,6 +514,12 @@ class GuardConfig(Section):
     """Branch, tag or commit of a guard on the hub; null: its main branch."""
     scorer: Annotated[str, Name("model")] = "model"
     """`model` for these; a function of the user's own, (query, response) pairs to p(unsafe), takes their place."""
+    form: Annotated[PathText, AfterValidator(_a_form), _FORM_FILES] = "auto"
+    """How the guard is asked: `auto`, as its name, template or tokens tell; a form's name, or a YAML file of one."""
+    between: Literal["unsafe", "safe", "none"] = "unsafe"
+    """What a verdict between safe and unsafe (Qwen3Guard's) counts as; `none`: as neither, in no probability."""
+    self_test: Flag = True
+    """Whether a released guard is tried on twelve obvious pairs, and refused where it cannot tell them apart."""
     adapter: Annotated[PathText | None, _ADAPTER_FILES] = None
     """A guard that was fitted before: an adapter on the base, a folder in PEFT's format; null: one is fitted."""
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400

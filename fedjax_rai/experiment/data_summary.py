@@ -27,10 +27,8 @@ from fedjax_rai.data.summary import (
 from fedjax_rai.evals.suite import EvalSet, both_ways
 from fedjax_rai.experiment.materials import FOR_GUARD, TRAINING
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.safety.guard import guard_form, training_chats
+from fedjax_rai.safety.guard import training_chats
 from fedjax_rai.text.compare import same
-from fedjax_rai.text.prompts import Turn, prompt
-from fedjax_rai.text.tokenizer import Tokenizer
 
 MARGIN = 32  # tokens by which a pair in a guard's request may be longer than it is by itself
 
@@ -229,19 +227,14 @@ def guard_requests(setting: Setting) -> Cut:
 
     A request is measured where its pair and the guard's own words come near the limit; with another tokenizer, always.
     """
-    tokenizer = setting.guarding.tokenizer
-    form = guard_form(tokenizer)
-    words = _length(tokenizer, form.conversation("", ""))
+    asked = setting.guarding.asked
+    question = asked.form.asked[0]
+    words = len(asked.request_ids("", "", question))
     released = setting.config.guard.path is not None
-    room = setting.config.data.max_length + (words if released else 0) - len(form.lead_ids)
+    room = setting.config.data.max_length + (words if released else 0) - len(asked.lead_ids)
     pairs = setting.texts.materials.pairs
     rows = np.concatenate(setting.client_rows)
     near = rows if released else rows[setting.texts.lengths[rows] + words + MARGIN > room]
     exchanges = [exchange for row in near for exchange in pairs[row].exchanges]
-    lengths = [_length(tokenizer, form.conversation(*exchange)) for exchange in exchanges]
+    lengths = [len(asked.request_ids(*exchange, question)) for exchange in exchanges]
     return summary.cut(lengths, room, sum(len(pairs[row].exchanges) for row in rows))
-
-
-def _length(tokenizer: Tokenizer, turns: Sequence[Turn]) -> int:
-    """Tokens of a request, uncut."""
-    return len(tokenizer.encode(prompt(tokenizer, turns)))

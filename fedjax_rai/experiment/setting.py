@@ -26,7 +26,7 @@ from fedjax_rai.evals.open_ended import nothing
 from fedjax_rai.evals.suite import check_judge
 from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.keeping import Store
-from fedjax_rai.experiment.models import Models, check_logits
+from fedjax_rai.experiment.models import Models, check_logits, check_numbers
 from fedjax_rai.experiment.replay import Replay
 from fedjax_rai.experiment.revising import Revising
 from fedjax_rai.experiment.texts import Texts
@@ -34,7 +34,7 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
-from fedjax_rai.safety.guard import guard_form, score
+from fedjax_rai.safety.guard import score
 from fedjax_rai.text.hub import commit
 from fedjax_rai.text.prompts import question
 from fedjax_rai.text.tokenizer import LATIN
@@ -237,12 +237,14 @@ class Setting:
         return GuardScores(lambda pairs: score(self.guarding.guard, pairs, advance), self.config.guard.threshold)
 
     def _check_released_guard(self) -> None:
-        """Raises InputError where a released guard cannot be loaded, or gives no numbers."""
+        """Raises InputError where a released guard cannot be loaded, gives no numbers, or fails its self-test."""
         if self.guarding.folder is None or self.guarding.is_function:
             return
         guard = self.guarding.untuned
-        turns = guard_form(guard.tokenizer).conversation(LATIN, LATIN)
-        check_logits(guard.lm, None, guard.tokenizer, turns, f"guard.path = {self.config.guard.path}")
+        asked = self.guarding.asked
+        ids = asked.request_ids(LATIN, LATIN, asked.form.asked[0])
+        check_numbers(guard.lm, None, guard.tokenizer, ids, f"guard.path = {self.config.guard.path}")
+        _ = self.guarding.self_test
 
     def _check_language(self) -> None:
         if self.config.data.language == "ko" and not self.models.tokenizer.has_hangul:

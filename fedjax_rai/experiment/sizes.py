@@ -1,6 +1,5 @@
 """The sizes of an arm that its memory plan depends on: lengths of its encoded texts, numbers of rows."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory.plan import Lengths, Sizes, has_cai
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.lora import lora_shape
-from fedjax_rai.safety.guard import guard_form
+from fedjax_rai.safety.guard import request_length
 from fedjax_rai.text.prompts import answered, prompt, question
 
 
@@ -91,7 +90,5 @@ def _lengths(setting: Setting) -> Lengths:
 
 
 def _guard_request(setting: Setting) -> int:
-    """Tokens of the guard's own words around an empty pair."""
-    tokenizer = setting.guarding.tokenizer
-    (ids,) = encode_questions(tokenizer, [guard_form(tokenizer).conversation("", "")], sys.maxsize)
-    return len(ids)
+    """Tokens of the guard's own words around an empty pair, and of the lines that it writes."""
+    return request_length(setting.guarding.tokenizer, setting.guarding.form)

@@ -23,6 +23,7 @@ from fedjax_rai.runs.record import METRICS, REVISIONS
 from fedjax_rai.runs.rows import (
     Critique,
     Filtered,
+    GuardAsked,
     GuardQuality,
     PairCounts,
     Phase,
@@ -69,6 +70,7 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
         data=read_data(folder / DATA).summary if (folder / DATA).is_file() else None,
         not_computed=setting.models.not_computed,
         layout=setting.models.layout_reason,
+        guard_asked=guard_asked(setting) if filtering else None,
     )
 
 
@@ -81,6 +83,23 @@ def guard_quality(setting: Setting) -> GuardQuality | None:
     if released is None:
         return None
     return GuardQuality(Quality(**fitted) if fitted else None, Quality(**released))
+
+
+def guard_asked(setting: Setting) -> GuardAsked | None:
+    """The form in which the guard was asked about the clients' pairs, and its verdicts' share; None: no model was."""
+    guarding = setting.guarding
+    if guarding.is_function:
+        return None
+    shares = np.asarray(guarding.scored.shares)
+    known = shares[~np.isnan(shares)]
+    tried = guarding.self_test
+    return GuardAsked(
+        form=guarding.form.name,
+        share=float(known.mean()) if len(known) else None,
+        least_share=float(known.min()) if len(known) else None,
+        without_verdict=int(len(shares) - len(known)),
+        self_test=None if tried is None else tried.auroc,
+    )
 
 
 def filtered(setting: Setting) -> Filtered:

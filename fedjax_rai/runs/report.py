@@ -7,7 +7,7 @@ from typing import Any
 from fedjax_rai.evals.suite import EVALUATIONS
 from fedjax_rai.experiment.cost import CaiCost
 from fedjax_rai.runs.folder import SUMMARY
-from fedjax_rai.runs.rows import Critique, Filtered, GuardQuality, PairCounts, Rate, Summary, read_summary
+from fedjax_rai.runs.rows import Critique, Filtered, GuardAsked, GuardQuality, PairCounts, Rate, Summary, read_summary
 from fedjax_rai.terminal import plural
 
 
@@ -27,6 +27,8 @@ def lines(summary: Summary) -> Iterator[str]:
     yield from answer_lines(summary.rates)
     if summary.guard:
         yield guard_line(summary.guard)
+    if summary.guard_asked:
+        yield asked_line(summary.guard_asked)
     if summary.filter:
         yield filter_line(summary.filter)
     if summary.diverged_clients:
@@ -79,6 +81,16 @@ def guard_line(guard: GuardQuality) -> str:
     quality = guard.fitted or guard.released
     numbers = ", ".join(f"{name} {value:.1f}" for name, value in quality._asdict().items())
     return f"guard on the clients' pairs: {numbers}"
+
+
+def asked_line(asked: GuardAsked) -> str:
+    """How the guard was asked, and how sure it was of giving a verdict at all."""
+    line = f"guard asked in the form {asked.form}"
+    if asked.share is not None and asked.least_share is not None:
+        line += f": its verdicts hold {asked.share:.3f} of the probability (mean; least {asked.least_share:.3f})"
+    if asked.without_verdict:
+        line += f"; {asked.without_verdict} without a verdict"
+    return line if asked.self_test is None else f"{line}; self-test AUROC {asked.self_test:.2f}"
 
 
 def filter_line(left: Filtered) -> str:

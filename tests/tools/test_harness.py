@@ -120,7 +120,7 @@ def test_a_task_of_ones_own_needs_no_network(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     rows = []
     for a, b in ((3, 4), (2, 2), (5, 1)):
-        rows.append({"question": f"{a} plus {b} is", "choices": [f" {a + b}", f" {a + b + 1}"], "right": 0})
+        rows.append({"question": f"{a} plus {b} is", "choices": [f"{a + b}", f"{a + b + 1}"], "right": 0})
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     data = tmp_path / "sums.jsonl"
@@ -134,7 +134,7 @@ def test_a_task_of_ones_own_needs_no_network(tmp_path, monkeypatch):
     ours = harness.language_model(*harness.load(asked), asked)
     right = 0
     for row in rows:
-        pairs = [(row["question"], choice) for choice in row["choices"]]
+        pairs = [(row["question"], f" {choice}") for choice in row["choices"]]
         (first, _), (second, _) = ours.loglikelihood(instances(pairs), disable_tqdm=True)
         right += first > second
     results = json.loads((out / "results.json").read_text())["results"]["sums"]
