@@ -36,16 +36,16 @@ FLOORS = (
     },
     {
         "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs judges "
-        "lockstep loop picture prepare record report rows run trackers"
+        "lockstep loop picture prepare record report rows run target trackers"
     },
     {
         "studies": "dry_run judged plots results sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
         "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
-        "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "
-        "tiny_base",
+        "tools": "batching config_reference detokenize evaluate generate harness import_gguf openai_requests "
+        "openai_responses prepare_corpus real_preparation run_folder_reference sampler serve show_data tiny_base",
     },
-    {"": "api cli cli_data __main__"},
+    {"": "api cli cli_data cli_eval __main__"},
 )
 # What may know the whole config; everything else is handed the section, or the numbers, that it needs.
 WHOLE_CONFIG = ("config", "memory", "experiment", "runs", "studies", "bench", "tools", "api", "cli", "__main__")
