@@ -210,13 +210,17 @@ class Setting:
             self._check_probe(cai.probe)
         config = self.config
         if self.guarded:
-            self.guarding.check()
-            self._check_released_guard()
+            self.check_guard()
         if not self.guarding.possible and config.filter.enabled:
             raise InputError(f"{where(config.data)}: the filter's guard {NEEDS_LABELS}")
         if not self.guarding.possible and config.eval.by_guard:
             raise InputError(f"eval.by_guard = true: needs a guard, which {NEEDS_LABELS}")
         self.check_judge()
+
+    def check_guard(self) -> None:
+        """Raises InputError for a guard that cannot be asked: one that gives no numbers, or fails its self-test."""
+        self.guarding.check()
+        self._check_released_guard()
 
     def check_values(self) -> None:
         """Try the functions of the user's own, as `check` does, and read no weights.
