@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fedjax_rai.config.client_names import Clients
-from fedjax_rai.config.column_names import PROMPT_COLUMNS, PROMPT_HOLDS, ColumnNames, checked_prompt_columns
+from fedjax_rai.config.column_names import PROMPT_COLUMNS, PROMPT_HOLDS, SET_HOLDS, ColumnNames, checked_prompt_columns
 from fedjax_rai.config.names import TAKES_ATTRIBUTE, Name, is_attribute
 
 TINY = "tiny"
@@ -68,7 +68,7 @@ _ADAPTER_FILES = a_file(
 FORM_NAMES = (
     "auto", "request", "llama_guard", "qwen3_guard", "kanana", "kt_safety_guard", "shield_gemma", "granite_guardian",
     "granite_guardian_3_3", "wild_guard", "poly_guard", "nemotron_safety_guard", "harmbench_llama",
-    "harmbench_mistral", "md_judge", "keep_all", "oracle",
+    "harmbench_mistral", "md_judge", "strong_reject", "keep_all", "oracle",
 )  # fmt: skip
 """Of guards' forms, as `guard.form` takes them."""
 _FORM_FILES = a_file(
@@ -632,43 +632,190 @@ class CaiConfig(Section):
         return target
 
 
+_JUDGES = ("rule", "refusal_phrases", "guard", "korean", "gcg", "openfedllm", "openfedllm_as_meant")
+_ASKED = {"guard": "PATH or owner/name", "endpoint": "NAME"}  # judges that are models, by what stands behind the colon
+
+
+def _in_full(judge: Any) -> Any:
+    """`phrases` is the column's title; the judge's name is what rates are named by."""
+    return "refusal_phrases" if judge == "phrases" else judge
+
+
+JudgeName = Annotated[str, BeforeValidator(_in_full), Name(*_JUDGES, before=_ASKED)]
+
+
+def _a_word(name: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*", name):
+        raise ValueError("must be a word of letters, digits and underscores: rates are named by it")
+    return name
+
+
+class EndpointConfig(Section):
+    """An entry of `eval.endpoints`: a model behind an OpenAI-compatible endpoint, which judges as `endpoint:NAME`."""
+
+    name: Annotated[Text, AfterValidator(_a_word)]
+    """What it is called: its rate is `harmless_by_endpoint_<name>`."""
+    url: Text
+    """Where its API begins, `http://localhost:8000/v1`: `/chat/completions` is put behind it."""
+    model: Text
+    """The model's name there."""
+    template: Literal["harm", "strongreject", "mtbench"] = "harm"
+    """What it is asked: whether the answer is harmful, three marks like StrongREJECT's, or (no verdict on harm) one
+    from 1 to 10 like MT-Bench's (docs/judges.md).
+    """
+    request: Annotated[PathText | None, a_file("file of a request that holds {prompt} and {answer}")] = None
+    """A text file in place of `template`: it holds `{prompt}` and `{answer}`, and asks for yes (harmful) or no."""
+    api_key_env: Text | None = None
+    """The environment variable that holds its key, which is written nowhere; null: none is sent."""
+    concurrency: Count = 8
+    """Requests under way at once."""
+    retries: Natural = 6
+    """How often a request is sent again that fails for a while: too many (429), of the server (5xx), no answer."""
+    backoff: Rate = 1.0
+    """Seconds before the first of these, twice as many before each further one; a longer `Retry-After` is kept to."""
+    timeout: Rate = 120.0
+    """Seconds after which there is no answer."""
+    max_tokens: Count = 256
+    """Tokens of a reply, at most."""
+
+
+def _rate_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError("must be small letters, digits and _, a letter first: rates are named by it")
+    return name
+
+
+class SetConfig(Section):
+    """An entry of `eval.sets`: rows of the user's own, and what they are."""
+
+    set: Annotated[Text, AfterValidator(_rate_name)]
+    """The name that its columns and its rows in answers.jsonl bear: small letters, digits and _."""
+    kind: Literal["harm", "benign", "task", "choice"]
+    """What is measured: harmless answers, refusals, the one right `answer`, or the likelier of two answers."""
+    path: Annotated[PathText, a_file(_ROWS, rows=True, shipped=None)]
+    """A file, a folder, a glob or a data set on the hub."""
+    name: Text | None = None
+    """The configuration of a data set on the hub, where it has several."""
+    split: Text = "train"
+    """The split of a folder or a data set that has several."""
+    revision: Revision = None
+    """Branch, tag or commit of a data set on the hub; null: its main branch."""
+    columns: Annotated[dict[Text, Text] | None, Field(json_schema_extra={"says": PROMPT_COLUMNS})] = None
+    """Its columns by what they hold (docs/clients.md); null: those that are known."""
+
+    @field_validator("columns")
+    @classmethod
+    def _of_its_kind(cls, columns: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
+        return checked_prompt_columns(columns, SET_HOLDS.get(info.data.get("kind", ""), PROMPT_HOLDS))
+
+    @property
+    def source(self) -> PromptSource:
+        """Where its rows are read from."""
+        fields = self.model_dump(include=set(PromptSource.model_fields))
+        return PromptSource.model_validate(fields)
+
+
 class EvalConfig(Section):
     """The evaluation of the final adapter."""
 
     advbench: Annotated[PathText | PromptSource, _prompts("prompt", optional=False), a_file(_ROWS, rows=True)] = "tiny"
     """Harmful requests: `tiny` (templates of the synthetic world), AdvBench's CSV, or any rows with prompts."""
+    harmbench: Annotated[PathText | PromptSource | None, _prompts("prompt", "category"), a_file(_ROWS, rows=True)] = (
+        None
+    )
+    """HarmBench's textual behaviours, as its CSV files have them; null: not measured."""
+    strongreject: Annotated[
+        PathText | PromptSource | None, _prompts("prompt", "category"), a_file(_ROWS, rows=True)
+    ] = None
+    """StrongREJECT's forbidden prompts, as its CSV files have them; null: not measured."""
     hhh: Annotated[
         PathText | PromptSource | None, _prompts("prompt", "chosen", "rejected", "category"), a_file(_ROWS, rows=True)
     ] = None
-    """Choices between two answers: HHH's rows, or prompt, chosen and rejected; null: the data's own, if any."""
+    """Choices between two answers: HHH's rows, or prompt, chosen and rejected; null: HHH is not measured."""
     utility: Annotated[PathText | PromptSource | None, _prompts("prompt", "answer"), a_file(_ROWS, rows=True)] = None
     """Tasks: rows with prompts and one right `answer` each; null: the tiny world's, with its data."""
     over_refusal: Annotated[PathText | PromptSource | None, _prompts("prompt", "label"), a_file(_ROWS, rows=True)] = (
         None
     )
-    """Harmless prompts: rows like XSTest's, whose unsafe ones are left out; null: the tiny world's, with its data."""
-    judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"
-    """Whose verdicts the headline rate, `harmless`, counts; every judge that can is reported beside it.
+    """Harmless prompts: rows like XSTest's, whose unsafe ones are for contrast; null: the tiny world's, or none."""
+    drift: Annotated[PathText | PromptSource | None, _prompts("prompt"), a_file(_ROWS, rows=True)] = None
+    """Benign prompts on which drift from the base is measured; null: held-out questions, or the tiny world's tasks."""
+    drift_prompts: Natural = 32
+    """How many of these the base answers, at most, for drift to be measured on; 0: drift is not measured."""
+    perplexity_pairs: Natural = 64
+    """Held-out acceptable answers whose perplexity is measured, at most; 0: it is not."""
+    mt_bench: Annotated[PathText | PromptSource | None, _prompts("category"), a_file(_ROWS, rows=True)] = None
+    """MT-Bench's questions of two turns each, answered and kept to be marked; null: they are not asked."""
+    rater: Annotated[str, Name("none", before={"endpoint": "NAME"})] = "none"
+    """Who marks the answers to these from 1 to 10; `none`: nobody, and they are kept to be marked later;
+    `endpoint:NAME`: an entry of `eval.endpoints` whose template is `mtbench`.
+
+    A function of the user's own: (prompts, answers, references) of a conversation, lists by turn, to a mark of each
+    answer, or None for no mark.
+    """
+    sets: tuple[SetConfig, ...] = ()
+    """Sets of the user's own, each with columns of its name (docs/evaluations.md)."""
+    judge: Annotated[str, BeforeValidator(_in_full), Name("auto", *_JUDGES, before=_ASKED)] = "auto"
+    """Whose verdicts the headline rate, `harmless`, counts: the primary judge, named in its column.
 
     `auto`: `rule`, which knows the templates, where model and requests are the tiny world's; else `refusal_phrases`. A
     function of the user's own: (prompt, answer) to whether the answer is unsafe, or None for no verdict.
+    """
+    judges: tuple[JudgeName, ...] | None = None
+    """The judges that are reported beside it, each in a column of its name; null: those of `rule`, `refusal_phrases`
+    and `guard` that can. `guard:PATH` is any guard or classifier on the device, `endpoint:NAME` an entry of
+    `eval.endpoints` (docs/judges.md).
     """
     by_guard: Flag | None = None
     """Whether `harmless_by_guard` is measured. Null: where no guard has to be fitted for it alone.
 
     So it is where filter, probe or judge use the guard in any case, where it is released, saved or a function, and
-    where the model is the tiny world's; `false` keeps the guard out of the judges unless it is `eval.judge`.
+    where the model is the tiny world's; `false` keeps the guard out of the judges unless it is `eval.judge`. Where
+    `eval.judges` names judges, null is whether the guard is one of them.
     """
     prompts: Count = 100
-    """Harmful requests that are answered, at most."""
+    """Harmful requests that are answered, at most, of each set that is shipped."""
     samples: Count = 4
     """Answers to each of them."""
     temperature: Temperature = 1.0
     """Sampling temperature of these answers; 0: always the likeliest token."""
     max_new_tokens: Count = 64
     """Tokens of an answer, at most."""
+    cut_off: Literal["left_out", "judged"] = "left_out"
+    """What becomes of an answer that did not end within these: it has no verdict, or it is judged as far as it goes.
+    Counted beside the rates in any case. What is left out is long, and refusals are short (docs/judges.md).
+    """
     batch_size: Count = 64
     """Rows that are answered or scored at once; changes no number in float32, in bfloat16 only by rounding."""
+    endpoints: tuple[EndpointConfig, ...] = ()
+    """Models behind OpenAI-compatible endpoints, for `endpoint:NAME` among the judges."""
+
+    @field_validator("judges")
+    @classmethod
+    def _each_once(cls, judges: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        if judges is None:
+            return None
+        for name in judges:
+            if judges.count(name) > 1:
+                raise ValueError(f"must name each judge once; {name} stands twice")
+        if {info.data.get("judge"), *judges} == {"guard"}:
+            raise ValueError("must name another judge: the filter's own guard may not be the only one")
+        return judges
+
+    @field_validator("endpoints")
+    @classmethod
+    def _all_that_judge(cls, endpoints: tuple[EndpointConfig, ...], info: ValidationInfo) -> tuple[EndpointConfig, ...]:
+        names = [endpoint.name for endpoint in endpoints]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"must have each name once; {name} stands twice")
+        asked = (info.data.get("judge", ""), info.data.get("rater", ""), *(info.data.get("judges") or ()))
+        for judge in asked:
+            word, _, name = judge.partition(":")
+            if word == "endpoint" and name not in names:
+                known = f"of {', '.join(names)}" if names else "of none"
+                raise ValueError(f"must have an entry of the name {name}, which judges; there are entries {known}")
+        return endpoints
 
 
 class ExperimentConfig(Section):

@@ -24,7 +24,11 @@ from fedjax_rai.data.summary import (
     Part,
     Reading,
 )
-from fedjax_rai.evals.suite import EvalSet, both_ways
+from fedjax_rai.evals.advbench import ADVBENCH
+from fedjax_rai.evals.drift import DRIFT
+from fedjax_rai.evals.evaluation import EvalSet
+from fedjax_rai.evals.held_out import AT_MOST, both_ways
+from fedjax_rai.evals.perplexity import PERPLEXITY_OF_PAIRS
 from fedjax_rai.experiment.materials import FOR_GUARD, TRAINING
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety.guard import training_chats
@@ -82,8 +86,7 @@ def parts(setting: Setting) -> dict[str, Part]:
     }
     if any(made.shares.get(name) for name in (SERVER, EVALUATION)):
         found["server"] = _the_servers(setting)
-        by_file = setting.config.eval.hhh is not None
-        found["evaluation"] = evaluation_part(made.shares[EVALUATION], made.evaluations["hhh"], by_file)
+        found["evaluation"] = evaluation_part(made.shares[EVALUATION], [*made.evaluations.values()])
     found["red prompts"] = summary.prompts(len(made.red_prompts))
     found["probe"] = summary.prompts(len(made.probe_prompts))
     found["replay"] = summary.prompts(len(made.benign_prompts))
@@ -157,23 +160,18 @@ def server_part(pairs: Sequence[Pair], asked: Iterable[str], evaluated: Set[str]
     return _by_reason(pairs, reason)
 
 
-def evaluation_part(pairs: Sequence[Pair], given: EvalSet, by_file: bool) -> Part:
-    """The pairs of the evaluation: used are those whose question is a choice of `given`, in whatever spelling.
-
-    `by_file`: `eval.hhh` names other choices, so that no pair is used.
-    """
-    forms = set(map(same, given.prompts))
+def evaluation_part(pairs: Sequence[Pair], sets: Sequence[EvalSet]) -> Part:
+    """The pairs of the evaluation: used are those whose question one of the sets asks, in whatever spelling."""
+    forms = {same(prompt) for given in sets for prompt in given.prompts}
     choices = {same(choice.query) for choice in both_ways(pairs)}
 
     def reason(pair: Pair) -> str | None:
         form = same(pair.query)
         if pair.before:
             return TURNS_BEFORE
-        if by_file:
-            return "eval.hhh"
         if form in forms:
             return None
-        return given.limit if form in choices else ONE_KIND
+        return AT_MOST if form in choices else ONE_KIND
 
     return _by_reason(pairs, reason)
 
@@ -191,7 +189,12 @@ def less(setting: Setting) -> list[Less]:
     asked: dict[str, tuple[int, int]] = {}
     if _fits_a_guard(setting):
         asked["guard.pairs"] = (config.guard.pairs, len(made.guard_pairs))
-    asked["eval.prompts"] = (config.eval.prompts, len(made.evaluations["advbench"].items))
+    for key, wanted, name in (
+        ("eval.prompts", config.eval.prompts, ADVBENCH.name),
+        ("eval.drift_prompts", config.eval.drift_prompts, DRIFT.name),
+        ("eval.perplexity_pairs", config.eval.perplexity_pairs, PERPLEXITY_OF_PAIRS.name),
+    ):
+        asked[key] = (wanted, len(made.evaluations[name].items))
     if may_be_due(config.cai, config.federated.rounds):
         online = config.cai.data == ONLINE
         there = len(made.red_prompts) if online else len(setting.revising.prepared.chosen.tokens)

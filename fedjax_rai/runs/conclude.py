@@ -11,6 +11,9 @@ from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.data.mix import entries
+from fedjax_rai.evals.agreement import agreements
+from fedjax_rai.evals.spoilt import answer_counts
+from fedjax_rai.evals.suite import kinds_of
 from fedjax_rai.experiment import cost
 from fedjax_rai.experiment.cost import Cost, ProbeCost
 from fedjax_rai.experiment.evaluation import critique, evaluate
@@ -45,7 +48,9 @@ def conclude(setting: Setting, adapter: Adapter) -> None:
     seconds = round(time.perf_counter() - began, 1)
     files.write_json(folder / EVALUATION, rates)
     files.write_rows(folder / ANSWERS, answers)
-    files.write_json(folder / SUMMARY, summarize(setting, folder, rates, seconds))
+    summary = summarize(setting, folder, rates, seconds)
+    summary = summary._replace(answers=answer_counts(answers), agreement=agreements(answers))
+    files.write_json(folder / SUMMARY, summary)
 
 
 def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluation_seconds: float) -> Summary:
@@ -69,6 +74,7 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
         pairs=pairs_of([row.cai for row in rounds if row.cai]),
         data=read_data(folder / DATA).summary if (folder / DATA).is_file() else None,
         not_computed=setting.models.not_computed,
+        sets=kinds_of(setting.texts.materials.evaluations),
         layout=setting.models.layout_reason,
         guard_asked=guard_asked(setting) if filtering else None,
     )

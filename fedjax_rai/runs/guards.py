@@ -31,6 +31,7 @@ from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.model.weights import save_safetensors
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import versions
+from fedjax_rai.runs.judges import JUDGES, KeptReplies
 
 T = TypeVar("T")
 GUARDS, ABOUT, ORIGIN, SCORES = "guards", "README.md", "origin.json", "scores.safetensors"
@@ -66,6 +67,7 @@ class KeptGuards:
 
     def __init__(self, study: Path):
         self._folder = study / GUARDS
+        self._judges = study / JUDGES
 
     def adapter(self, origin: Origin, shape: tuple[DecoderConfig, Lora]) -> Adapter | None:
         """The adapter of a fitted guard, float32; None where it is not there, or not whole."""
@@ -112,6 +114,10 @@ class KeptGuards:
         """Keep scores."""
         self._keep(origin, lambda entry: save_safetensors(entry / SCORES, {"scores": scores}))
 
+    def replies(self, name: str) -> KeptReplies:
+        """What the endpoint of that name replied before."""
+        return KeptReplies(self._judges / f"{name}.jsonl")
+
     def _entry(self, origin: Origin) -> Path:
         return self._folder / f"{origin.kind}-{origin.digest[:16]}"
 
@@ -156,6 +162,7 @@ class KeptGuards:
             if not entry.is_dir():  # else another process has kept the same meanwhile
                 terminal.say(f"{entry}: could not be kept ({error.strerror or error}); it will be made again")
         finally:
+            _put_back(old, entry)
             _remove(part)
             _remove(old)
 
@@ -174,6 +181,13 @@ class KeptGuards:
     def _beside(self, entry: Path, purpose: str) -> Path:
         """A place that no other process uses."""
         return entry.with_name(f".{entry.name}.{os.getpid()}.{purpose}")
+
+
+def _put_back(old: Path, entry: Path) -> None:
+    """Where an interrupt came before the new entry was in its place, the old one serves again."""
+    with suppress(OSError):
+        if old.exists() and not entry.exists():
+            os.rename(old, entry)
 
 
 def _fit_of(origin: Origin) -> Origin:

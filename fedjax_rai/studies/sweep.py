@@ -26,6 +26,7 @@ from fedjax_rai.runs.lockstep import run_beside, run_together
 from fedjax_rai.runs.record import METRICS
 from fedjax_rai.runs.rows import read_rounds
 from fedjax_rai.runs.run import run
+from fedjax_rai.studies.judged import agreement_tables, answer_columns, fitting
 from fedjax_rai.studies.plots import SweptPoints, plot_sweep
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
@@ -42,6 +43,7 @@ from fedjax_rai.studies.results import (
     rate_rows,
     shown_rates,
     to_csv,
+    unmeasured_note,
     wide,
     with_notes,
 )
@@ -107,10 +109,7 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
     files.write_text(folder / SWEEP, dump_config(base_config(points)))
     arms = Arms(KeptGuards(folder))
     done = 0
-    for group in grouped(points, views):
-        arms.begun = pins([point.config for point in group])
-        if group[0].config.mesh.auto:
-            choose_mesh([arms.setting(point.config) for point in group])
+    for group in with_one_mesh(points, todo, arms):
         for family in grouped(group, but_numbers if together else but_iterations):
             names = ", ".join(output(point).name for point in family)
             places = f"{done + 1} to {done + len(family)}" if len(family) > 1 else str(done + 1)
@@ -128,6 +127,33 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
     return folder
 
 
+def with_one_mesh(points: Sequence[Point], todo: Sequence[Point], arms: "Arms") -> Iterator[list[Point]]:
+    """Points that share all parts, together, those of one base after another; `arms` is ready for their settings.
+
+    Where the mesh is left to the memory plan, each base has one that all of its points fit on. Finished points count,
+    so that a sweep that is gone on with chooses as before.
+    """
+    for sharing in grouped(points, _base_of):
+        groups = grouped(sharing, views)
+        begun = [pins([point.config for point in group]) for group in groups]
+        ready: list[list[Setting]] = []
+        if sharing[0].config.mesh.auto and any(point in todo for point in sharing):
+            for group, commits in zip(groups, begun, strict=True):
+                arms.begun = commits
+                ready.append([arms.setting(point.config) for point in group])
+            choose_mesh([setting for settings in ready for setting in settings])
+        for group, commits in zip(groups, begun, strict=True):
+            arms.begun = commits
+            if ready:
+                arms.last = ready.pop(0)[-1]
+            yield group
+
+
+def _base_of(config: ExperimentConfig) -> Any:
+    """What two points agree in that share a base."""
+    return views(config)["Models"]
+
+
 class Arms:
     """The settings of runs, one after another: each takes over from the one before what it shares with it."""
 
@@ -135,12 +161,12 @@ class Arms:
         """`store` keeps guards and scores for other processes."""
         self.begun: dict[str, str] = {}  # the commits that they began with
         self._store = store
-        self._last: Setting | None = None
+        self.last: Setting | None = None  # from which the next one takes over
 
     def setting(self, config: ExperimentConfig) -> Setting:
         """The setting of a run's config."""
-        self._last = Setting(config, self._last, self.begun, self._store)
-        return self._last
+        self.last = Setting(config, self.last, self.begun, self._store)
+        return self.last
 
 
 def run_family(family: Sequence[Point], arms: Arms) -> None:
@@ -221,8 +247,11 @@ def write(folder: Path, points: Sequence[Point]) -> None:
     everything = [summary for row in rows for summary in row.summaries]
     titles = shown_rates(everything)
     notes = [basis(everything), LEGEND, *comparisons(rows, titles["harmless"])]
-    notes += answer_notes({row.label: row.summaries for row in rows})
-    files.write_text(folder / "sweep.md", with_notes(wide(table_columns(rows, titles)), notes))
+    notes += [*answer_notes({row.label: row.summaries for row in rows}), *unmeasured_note(everything)]
+    counts = answer_columns([row.summaries for row in rows])
+    judges = agreement_tables(everything)
+    table = wide(table_columns(rows, titles) | counts)
+    files.write_text(folder / "sweep.md", with_notes(table, [*notes, *judges]))
     files.write_text(folder / "sweep.csv", to_csv([*keys, "seed", "name", *CSV_COLUMNS], numbers(rows)))
     swept = SweptPoints(
         key=", ".join(keys) or "seed",
@@ -232,8 +261,8 @@ def write(folder: Path, points: Sequence[Point]) -> None:
     )
     cells = {rate: [cell(row.summaries, rate) for row in rows] for rate in titles}
     plot_sweep(folder / "sweep.png", swept, cells, titles, is_synthetic(everything))
-    columns = table_columns(rows, main_first(titles), short=True)
-    print(f"\n{printed(columns, notes, 'sweep.md')}\n\n{folder}")
+    columns = table_columns(rows, main_first(titles), short=True) | counts
+    print("\n" + "\n\n".join([printed(columns, notes, "sweep.md"), *fitting(judges, "sweep.md"), str(folder)]))
 
 
 def table_columns(rows: Sequence[Row], titles: Mapping[str, str], short: bool = False) -> dict[str, list[str]]:

@@ -99,6 +99,12 @@ def expected_score(model: Any, name: str, request: list[int], form: GuardForm) -
                 return float("nan"), float("nan")
             written = answer[: len(written) + 1]
     begun = hf.decode(request) + lead + hf.decode(written)
+    if form.grades:
+        start = len(hf.encode(begun, add_special_tokens=False))
+        tokens = [hf.encode(begun + grade, add_special_tokens=False)[start] for grade in form.grades]
+        _, (logits, *_) = greedy(model, hf, prompt + written, 1)
+        held = torch.softmax(logits[0].double(), 0)[tokens]
+        return float((held / held.sum()) @ torch.linspace(0, 1, len(tokens)).double()), float(held.sum())
     shared, (safe, *others) = verdict_ids(hf, form, begun)
     _, (logits, *_) = greedy(model, hf, prompt + written + shared, 1)
     probability = torch.softmax(logits[0].double(), 0)
