@@ -22,14 +22,14 @@ FLOORS = (
     },
     {"train": "dispatch generate losses optimizers queue step"},
     {
-        "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
-        "safety": "filter guard",
+        "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold weights",
+        "safety": "evasion filter guard hardening",
         "cai": "align constitution options programs revise",
         "evals": "choice judge open_ended published rate refusals suite",
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation guarding keeping layout materials models phase replay revising "
+        "experiment": "cost data_summary evaluation filtering guarding keeping layout materials models phase replay revising "
         "round setting sizes texts together"
     },
     {

@@ -61,6 +61,8 @@ def leaves(config: ExperimentConfig) -> Iterator[tuple[str, dict[str, Any], Any]
         for i, entry in enumerate(entries):
             if isinstance(entry, Section):
                 yield from _leaves_of(entry, f"{key}[{i}]", inner(schema))
+            elif isinstance(entry, str):
+                yield f"{key}[{i}]", inner(schema), entry
 
 
 def _leaves_of(section: Section, key: str, schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:

@@ -19,6 +19,7 @@ from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
 from fedjax_rai.mesh import mesh_of, split_rows, ways, whole
 from fedjax_rai.model.decoder import LM, forward, unembed
+from fedjax_rai.safety.hardening import normalised
 from fedjax_rai.text.prompts import ASSISTANT, SAFE, UNSAFE, Turn, answered, chat, guard_question, prompt
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.dispatch import read_late
@@ -90,6 +91,7 @@ class Scorer(NamedTuple):
 
     score: Callable[[Sequence[tuple[str, str]]], Any]
     name: str  # in `guard.scorer`
+    normalise: bool = False  # it reads the normal form of texts (`safety.hardening`)
 
 
 class Guard(NamedTuple):
@@ -101,6 +103,7 @@ class Guard(NamedTuple):
     max_length: int
     batch_size: int
     key: str = "model.path"  # of the config, which names the model
+    normalise: bool = False  # it reads the normal form of texts (`safety.hardening`)
 
 
 def released_guard(lm: LM, tokenizer: Tokenizer, max_length: int, batch_size: int) -> Guard:
@@ -131,6 +134,8 @@ def score(
     A function of the user's own may give none; a model gives none where its logits are no numbers. `advance` is called
     once a batch of a model's `batch_size`. Raises InputError for a model that gives none for a whole first batch.
     """
+    if guard.normalise:
+        pairs = normalised(pairs)
     if isinstance(guard, Scorer):
         return _scored(guard, pairs)
     form = guard_form(guard.tokenizer)

@@ -110,7 +110,7 @@ def test_what_a_filter_keeps(config, arm):
     assert filtered_rows(arm(vary(config, filter={"enabled": True}))) == [[0], [4]]
     later = {"filter": {"enabled": True}, "guard": {"threshold": 0.625}}
     assert filtered_rows(arm(vary(config, **later))) == [[0, 1], [3, 4]]
-    assert filtered_rows(arm(vary(config, filter={"enabled": True, "keep_all": True}))) == [[0, 1, 2], [3, 4]]
+    assert filtered_rows(arm(vary(config, filter={"enabled": True, "action": "keep"}))) == [[0, 1, 2], [3, 4]]
     assert filtered_rows(arm(vary(config, filter={"enabled": False}))) == [[0, 1, 2], [3, 4]]
 
 

@@ -94,7 +94,7 @@ def test_resumed_equals_uninterrupted_bitwise(config, arm, monkeypatch, algorith
 
 @pytest.mark.slow
 def test_a_filter_that_keeps_all_is_no_filter(config, arm):
-    keeps = vary(config, "keep", filter={"enabled": True, "keep_all": True})
+    keeps = vary(config, "keep", filter={"enabled": True, "action": "keep"})
     assert play(keeps, arm)[1] == play(config, arm)[1]
 
 
@@ -133,7 +133,7 @@ def test_arms_rounds_and_iteration_counts_share_their_programs(config, arm):
     before = [small.compilations(program) for program in compiled]
     other = {"cai": {"iterations": 5, "learning_rate": 1e-2, "temperature": 0.5}, "federated": {"learning_rate": 1e-3}}
     play(vary(config, "more", **other), arm)
-    play(vary(config, "control", filter={"enabled": True, "keep_all": True}), arm)
+    play(vary(config, "control", filter={"enabled": True, "action": "keep"}), arm)
     assert [small.compilations(program) for program in compiled] == before
 
 
