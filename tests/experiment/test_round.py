@@ -60,9 +60,9 @@ def test_a_cohort_is_drawn_anew_in_every_round_nobody_twice(config, arm):
     assert len({frozenset(clients) for clients in cohorts}) == 4
 
 
-def test_a_clients_weight_is_the_number_of_examples_that_it_kept(config, arm):
+def test_a_client_reports_the_number_of_examples_that_it_kept(config, arm):
     """Of a round of four rows, whatever the weight: clients who kept 3, 0, 7 and 1."""
-    made = federation(arm(vary(config, federated={"cohort": 4})), [[1, 2, 3], [], range(7), [9]])
+    made = federation(arm(vary(config, federated={"cohort": 4, "weight": "examples"})), [[1, 2, 3], [], range(7), [9]])
     cohort, _ = made.cohort(0)
     weights = dict(zip(np.asarray(cohort.client).tolist(), np.asarray(cohort.weight).tolist(), strict=True))
     assert weights == {0: 3, 1: 0, 2: 7, 3: 1}
@@ -70,7 +70,7 @@ def test_a_clients_weight_is_the_number_of_examples_that_it_kept(config, arm):
 
 def test_a_client_without_an_answer_token_has_nothing_to_train_on(config, arm):
     """Answers of rows 1 and 2 were cut off: clients with 1 and 2, with none, with 2 and 3, with 0."""
-    setting = arm(vary(config, federated={"cohort": 4}, cai={"enabled": False}))
+    setting = arm(vary(config, federated={"cohort": 4, "weight": "examples"}, cai={"enabled": False}))
     made = federation(setting, [[1, 2], [], [2, 3], [0]])
     vars(made.setting.texts)["answer_tokens"] = np.array([5, 0, 0, 4])
     cohort, _ = made.cohort(0)
@@ -101,7 +101,7 @@ def test_tokens_of_the_local_steps_are_those_of_all_batches_packed_or_not(config
 def filtered_rows(setting: Setting) -> list[list[int]]:
     """What two clients keep of rows 0, 1, 2 and 3, 4 with scores 0.2, 0.6, none, 0.5 and 0.49."""
     setting.client_rows = [np.array([0, 1, 2]), np.array([3, 4])]
-    vars(setting.guarding)["scores"] = np.array([0.2, 0.6, np.nan, 0.5, 0.49], np.float32)
+    vars(setting.guarding)["exchange_scores"] = np.array([0.2, 0.6, np.nan, 0.5, 0.49], np.float32)
     return [rows.tolist() for rows in Federation(setting).kept]
 
 

@@ -105,7 +105,7 @@ def test_zero_iterations_of_cai_are_no_cai(config, arm):
 
 
 def test_the_filter_decides_what_clients_train_on(config, arm):
-    filtering = vary(config, filter={"enabled": True})
+    filtering = vary(config, filter={"enabled": True}, federated={"weight": "examples"})
     setting = arm(config)
     kept = Federation(arm(filtering)).kept
     for client, part in enumerate(setting.client_rows):
