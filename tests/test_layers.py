@@ -40,7 +40,7 @@ FLOORS = (
         "studies": "dry_run plots results sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers protocol random_inputs report "
         "requests shapes summary sweeping torch_peer trl_peer work",
-        "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "
+        "tools": "config_reference generate guard_attack import_gguf prepare_corpus real_preparation run_folder_reference show_data "
         "tiny_base",
     },
     {"": "api cli cli_data __main__"},

@@ -1,6 +1,5 @@
 """What the clients of an arm train on: their pairs after each one's filter, with refusals where it puts them."""
 
-from collections.abc import Sequence
 from functools import cached_property
 
 import jax
@@ -63,12 +62,6 @@ class ClientPairs:
     def pair(self, row: int) -> Pair:
         """The pair that is trained on in a row."""
         return self.replaced.get(row, self._setting.texts.materials.pairs[row])
-
-    @property
-    def pairs(self) -> Sequence[Pair]:
-        """The pair that is trained on in every row of the corpus."""
-        made = self._setting.texts.materials.pairs
-        return [self.pair(row) for row in range(len(made))] if self.replaced else made
 
     @property
     def corpus(self) -> Examples:
