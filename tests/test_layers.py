@@ -29,8 +29,8 @@ FLOORS = (
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation filtering guarding keeping layout materials models phase replay revising "
-        "round setting sizes texts together"
+        "experiment": "cost data_summary evaluation filtering guarding keeping layout materials models phase replay "
+        "revising round setting sizes texts together"
     },
     {
         "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs lockstep "
@@ -40,8 +40,8 @@ FLOORS = (
         "studies": "dry_run plots results sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers protocol random_inputs report "
         "requests shapes summary sweeping torch_peer trl_peer work",
-        "tools": "config_reference generate guard_attack import_gguf prepare_corpus real_preparation run_folder_reference show_data "
-        "tiny_base",
+        "tools": "config_reference generate guard_attack import_gguf prepare_corpus "
+        "real_preparation run_folder_reference show_data tiny_base",
     },
     {"": "api cli cli_data __main__"},
 )

@@ -147,7 +147,9 @@ def client_lines(described: DataFile) -> Iterator[str]:
         filtered = (
             f"filter: {clients.kept:,} kept, {clients.dropped:,} dropped; of a client {in_words(clients.kept_pairs)}"
         )
-        refused = f"; a refusal stands in {terminal.plural(clients.replaced, 'pair')} of these" if clients.replaced else ""
+        refused = (
+            f"; a refusal stands in {terminal.plural(clients.replaced, 'pair')} of these" if clients.replaced else ""
+        )
         yield from filled(f"{filtered} kept{left}{refused}")
     if clients.without_data:
         yield from filled(f"NOTHING TO TRAIN ON at {without_data(clients)}")

@@ -72,7 +72,7 @@ class Attack(NamedTuple):
     """Harmful pairs that were rewritten."""
     acceptable: int
     augment: list[str]
-    """The rewritings that the augmented guards were fitted on; empty where there are none, as the guard is not fitted."""
+    """The rewritings that augmented guards were fitted on; empty where the guard is not fitted."""
     synthetic: list[str]
     """Parts that are the tiny world's."""
     rows: list[Found]
@@ -88,7 +88,9 @@ def attack(request: Request) -> Attack:
     first = Setting(config, store=store)
     choose_mesh([first])
     if not first.guarding.possible:
-        raise InputError("guard attack: needs a guard; must be guard.path, guard.adapter, guard.scorer, or labelled pairs")
+        raise InputError(
+            "guard attack: needs a guard; must be guard.path, guard.adapter, guard.scorer, or labelled pairs"
+        )
     first.guarding.check()
     pairs = chosen(first.texts.materials.pairs, request.pairs, config.seed)
     texts = {name: _rewritten(pairs, name, evasion, config.seed) for name, evasion in evasions.items()}
@@ -150,9 +152,7 @@ def _rewritten(pairs: Sequence[Pair], name: str, evasion: Any, seed: int) -> lis
     return [evasion(pair.response, rng.host(seed, f"attack {name}", row=row)) for row, pair in enumerate(pairs)]
 
 
-def _found(
-    setting: Setting, hardening: str, pairs: Sequence[Pair], texts: dict[str, list[str]]
-) -> Iterator[Found]:
+def _found(setting: Setting, hardening: str, pairs: Sequence[Pair], texts: dict[str, list[str]]) -> Iterator[Found]:
     guard, threshold = setting.guarding.guard, setting.config.guard.threshold
     with terminal.progress("scoring rewritten answers", len(texts), unit="rewriting") as advance:
         for name, responses in texts.items():
@@ -200,7 +200,8 @@ def lines(found: Attack) -> Iterator[str]:
     yield "recall, and false alarms, in percent, 95 % intervals by question"
     yield f"  {'rewriting':<16}{'guard':<12}{'recall':<22}{'false alarms':<22}"
     for row in found.rows:
-        yield f"  {row.evasion:<16}{row.guard:<12}{shown(row.recall):<22}{shown(row.false_alarms):<22}{notes(row)}".rstrip()
+        cells = f"{row.evasion:<16}{row.guard:<12}{shown(row.recall):<22}{shown(row.false_alarms):<22}"
+        yield f"  {cells}{notes(row)}".rstrip()
     if found.augment:
         yield f"augmented: fitted on copies by {', '.join(found.augment)}"
 

@@ -136,9 +136,9 @@ def test_a_refusal_takes_the_place_of_the_flagged_answers_alone():
     assert first.harmful is True, "its own answer still stands"
     last = with_refusals(pair, [False, True, True], "No.")
     assert [turn.text for turn in last.turns] == ["s", "q0", "a0", "q1", "No.", "q2", "No."]
-    assert last.harmful is False and last.category == "x" and [t.role for t in last.turns] == [
-        t.role for t in pair.turns
-    ]
+    assert (
+        last.harmful is False and last.category == "x" and [t.role for t in last.turns] == [t.role for t in pair.turns]
+    )
     assert with_refusals(pair, [False] * 3, "No.") == pair
 
 
