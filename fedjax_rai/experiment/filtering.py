@@ -32,10 +32,10 @@ class ClientPairs:
         filtering, clients = setting.config.filter, setting.config.federated.clients
         scores = setting.guarding.exchange_scores
         act, keep_unscored = ACTIONS[filtering.action], filtering.no_verdict == "keep"
-        for client, limit in enumerate(limits(filtering, setting.config.guard.threshold, clients)):
-            rows = setting.client_rows[client]
+        found = limits(filtering, setting.config.guard.threshold, clients)
+        for client, rows in enumerate(setting.client_rows):
             places, pair = self._answers(rows)
-            decision = act(flag(scores[places], pair, limit, keep_unscored))
+            decision = act(flag(scores[places], pair, found[client], keep_unscored))
             self.kept[client] = rows[decision.kept]
             self._replace(rows, pair, decision)
 
