@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from fedjax_rai.config.files import check_files
 from fedjax_rai.config.load import dump_config, load_config
-from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, LoraConfig
+from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, GuardConfig, LoraConfig
 from fedjax_rai.errors import InputError, did_you_mean_file
 from tests.processes import succeed
 
