@@ -35,6 +35,7 @@ from fedjax_rai.studies.results import (
     rate_rows,
     shown_rates,
     to_csv,
+    unmeasured_note,
     wide,
     with_notes,
 )
@@ -215,7 +216,7 @@ def write(
     everything = list(summaries.values())
     titles = shown_rates(everything)
     notes = [basis(everything), *comparisons(config, chosen, by_arm, titles), *_guard_notes(everything, seeds[0])]
-    notes += answer_notes(by_arm)
+    notes += [*answer_notes(by_arm), *unmeasured_note(everything)]
     by_row = list(by_arm.values())
     first = {"arm": list(chosen)}
     seconds = {"seconds": [_training_seconds(row_summaries) for row_summaries in by_row]}
