@@ -161,9 +161,10 @@ def imported_values(config: ExperimentConfig) -> dict[str, str]:
     """The values of the user's own that a config names as `package.module:attribute`, by key."""
     found = {}
     for key, schema, value in leaves(config):
-        takes = any("attribute" in option for option in schema.get("anyOf", [schema]))
-        if takes and isinstance(value, str) and is_attribute(value):
-            found[key] = value
+        for option in schema.get("anyOf", [schema]):
+            if "attribute" in option and isinstance(value, str) and is_attribute(value):
+                if value.partition(":")[0] not in option.get("before", ()):
+                    found[key] = value
     return found
 
 

@@ -68,7 +68,7 @@ _ADAPTER_FILES = a_file(
 FORM_NAMES = (
     "auto", "request", "llama_guard", "qwen3_guard", "kanana", "kt_safety_guard", "shield_gemma", "granite_guardian",
     "granite_guardian_3_3", "wild_guard", "poly_guard", "nemotron_safety_guard", "harmbench_llama",
-    "harmbench_mistral", "md_judge", "keep_all", "oracle",
+    "harmbench_mistral", "md_judge", "strong_reject", "keep_all", "oracle",
 )  # fmt: skip
 """Of guards' forms, as `guard.form` takes them."""
 _FORM_FILES = a_file(
@@ -692,6 +692,53 @@ class CaiConfig(Section):
         return target
 
 
+_JUDGES = ("rule", "refusal_phrases", "guard", "korean", "gcg", "openfedllm", "openfedllm_as_meant")
+_ASKED = {"guard": "PATH or owner/name", "endpoint": "NAME"}  # judges that are models, by what stands behind the colon
+
+
+def _in_full(judge: Any) -> Any:
+    """`phrases` is the column's title; the judge's name is what rates are named by."""
+    return "refusal_phrases" if judge == "phrases" else judge
+
+
+JudgeName = Annotated[str, BeforeValidator(_in_full), Name(*_JUDGES, before=_ASKED)]
+
+
+def _a_word(name: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*", name):
+        raise ValueError("must be a word of letters, digits and underscores: rates are named by it")
+    return name
+
+
+class EndpointConfig(Section):
+    """An entry of `eval.endpoints`: a model behind an OpenAI-compatible endpoint, which judges as `endpoint:NAME`."""
+
+    name: Annotated[Text, AfterValidator(_a_word)]
+    """What it is called: its rate is `harmless_by_endpoint_<name>`."""
+    url: Text
+    """Where its API begins, `http://localhost:8000/v1`: `/chat/completions` is put behind it."""
+    model: Text
+    """The model's name there."""
+    template: Literal["harm", "strongreject", "mtbench"] = "harm"
+    """What it is asked: whether the answer is harmful, three marks like StrongREJECT's, or (no verdict on harm) one
+    from 1 to 10 like MT-Bench's (docs/judges.md).
+    """
+    request: Annotated[PathText | None, a_file("file of a request that holds {prompt} and {answer}")] = None
+    """A text file in place of `template`: it holds `{prompt}` and `{answer}`, and asks for yes (harmful) or no."""
+    api_key_env: Text | None = None
+    """The environment variable that holds its key, which is written nowhere; null: none is sent."""
+    concurrency: Count = 8
+    """Requests under way at once."""
+    retries: Natural = 6
+    """How often a request is sent again that fails for a while: too many (429), of the server (5xx), no answer."""
+    backoff: Rate = 1.0
+    """Seconds before the first of these, twice as many before each further one; a longer `Retry-After` is kept to."""
+    timeout: Rate = 120.0
+    """Seconds after which there is no answer."""
+    max_tokens: Count = 256
+    """Tokens of a reply, at most."""
+
+
 def _rate_name(name: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError("must be small letters, digits and _, a letter first: rates are named by it")
@@ -759,25 +806,32 @@ class EvalConfig(Section):
     """Held-out acceptable answers whose perplexity is measured, at most; 0: it is not."""
     mt_bench: Annotated[PathText | PromptSource | None, _prompts("category"), a_file(_ROWS, rows=True)] = None
     """MT-Bench's questions of two turns each, answered and kept to be marked; null: they are not asked."""
-    rater: Annotated[str, Name("none")] = "none"
-    """Who marks the answers to these from 1 to 10; `none`: nobody, and they are kept to be marked later.
+    rater: Annotated[str, Name("none", before={"endpoint": "NAME"})] = "none"
+    """Who marks the answers to these from 1 to 10; `none`: nobody, and they are kept to be marked later;
+    `endpoint:NAME`: an entry of `eval.endpoints` whose template is `mtbench`.
 
     A function of the user's own: (prompts, answers, references) of a conversation, lists by turn, to a mark of each
     answer, or None for no mark.
     """
     sets: tuple[SetConfig, ...] = ()
     """Sets of the user's own, each with columns of its name (docs/evaluations.md)."""
-    judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"
-    """Whose verdicts the headline rate, `harmless`, counts; every judge that can is reported beside it.
+    judge: Annotated[str, BeforeValidator(_in_full), Name("auto", *_JUDGES, before=_ASKED)] = "auto"
+    """Whose verdicts the headline rate, `harmless`, counts: the primary judge, named in its column.
 
     `auto`: `rule`, which knows the templates, where model and requests are the tiny world's; else `refusal_phrases`. A
     function of the user's own: (prompt, answer) to whether the answer is unsafe, or None for no verdict.
+    """
+    judges: tuple[JudgeName, ...] | None = None
+    """The judges that are reported beside it, each in a column of its name; null: those of `rule`, `refusal_phrases`
+    and `guard` that can. `guard:PATH` is any guard or classifier on the device, `endpoint:NAME` an entry of
+    `eval.endpoints` (docs/judges.md).
     """
     by_guard: Flag | None = None
     """Whether `harmless_by_guard` is measured. Null: where no guard has to be fitted for it alone.
 
     So it is where filter, probe or judge use the guard in any case, where it is released, saved or a function, and
-    where the model is the tiny world's; `false` keeps the guard out of the judges unless it is `eval.judge`.
+    where the model is the tiny world's; `false` keeps the guard out of the judges unless it is `eval.judge`. Where
+    `eval.judges` names judges, null is whether the guard is one of them.
     """
     prompts: Count = 100
     """Harmful requests that are answered, at most, of each set that is shipped."""
@@ -787,8 +841,41 @@ class EvalConfig(Section):
     """Sampling temperature of these answers; 0: always the likeliest token."""
     max_new_tokens: Count = 64
     """Tokens of an answer, at most."""
+    cut_off: Literal["left_out", "judged"] = "left_out"
+    """What becomes of an answer that did not end within these: it has no verdict, or it is judged as far as it goes.
+    Counted beside the rates in any case. What is left out is long, and refusals are short (docs/judges.md).
+    """
     batch_size: Count = 64
     """Rows that are answered or scored at once; changes no number in float32, in bfloat16 only by rounding."""
+    endpoints: tuple[EndpointConfig, ...] = ()
+    """Models behind OpenAI-compatible endpoints, for `endpoint:NAME` among the judges."""
+
+    @field_validator("judges")
+    @classmethod
+    def _each_once(cls, judges: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        if judges is None:
+            return None
+        for name in judges:
+            if judges.count(name) > 1:
+                raise ValueError(f"must name each judge once; {name} stands twice")
+        if {info.data.get("judge"), *judges} == {"guard"}:
+            raise ValueError("must name another judge: the filter's own guard may not be the only one")
+        return judges
+
+    @field_validator("endpoints")
+    @classmethod
+    def _all_that_judge(cls, endpoints: tuple[EndpointConfig, ...], info: ValidationInfo) -> tuple[EndpointConfig, ...]:
+        names = [endpoint.name for endpoint in endpoints]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"must have each name once; {name} stands twice")
+        asked = (info.data.get("judge", ""), info.data.get("rater", ""), *(info.data.get("judges") or ()))
+        for judge in asked:
+            word, _, name = judge.partition(":")
+            if word == "endpoint" and name not in names:
+                known = f"of {', '.join(names)}" if names else "of none"
+                raise ValueError(f"must have an entry of the name {name}, which judges; there are entries {known}")
+        return endpoints
 
 
 class ExperimentConfig(Section):

@@ -12,6 +12,8 @@ from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.data.mix import entries
 from fedjax_rai.data.sources import Pair
+from fedjax_rai.evals.agreement import agreements
+from fedjax_rai.evals.spoilt import answer_counts
 from fedjax_rai.evals.suite import kinds_of
 from fedjax_rai.experiment import cost
 from fedjax_rai.experiment.cost import Cost, ProbeCost
@@ -48,7 +50,9 @@ def conclude(setting: Setting, adapter: Adapter) -> None:
     seconds = round(time.perf_counter() - began, 1)
     files.write_json(folder / EVALUATION, rates)
     files.write_rows(folder / ANSWERS, answers)
-    files.write_json(folder / SUMMARY, summarize(setting, folder, rates, seconds))
+    summary = summarize(setting, folder, rates, seconds)
+    summary = summary._replace(answers=answer_counts(answers), agreement=agreements(answers))
+    files.write_json(folder / SUMMARY, summary)
 
 
 def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluation_seconds: float) -> Summary:

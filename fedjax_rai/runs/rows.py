@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from fedjax_rai.data.summary import DataFile, DataSummary
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.agreement import Agreement
 from fedjax_rai.evals.rate import Rate
+from fedjax_rai.evals.spoilt import AnswerCounts
 from fedjax_rai.experiment.cost import Cost, Spent
 from fedjax_rai.experiment.evaluation import Critique
 from fedjax_rai.runs import files
@@ -287,6 +289,10 @@ class Summary(NamedTuple):
     """Sets of the user's own (`eval.sets`), which the rates of their names are of: kind by name."""
     layout: str | None = None
     """The mesh that `mesh: auto` chose, and why. Null: the config names the mesh."""
+    answers: dict[str, AnswerCounts] = {}
+    """By evaluation, how many answers there are, and how many that say nothing. Empty: an older version ran."""
+    agreement: list[Agreement] = []
+    """How far every two judges of a rate agree, over the answers on which both have a verdict. Empty: there is one."""
     guard_asked: GuardAsked | None = None
     """How the filter's guard was asked. Null: there was no filter, or its guard is a function."""
 
@@ -308,6 +314,8 @@ class Versions(NamedTuple):
     """Commit of the base on the hub. Absent: it is not from the hub."""
     guard_commit: str | None = None
     """Commit of the guard on the hub. Absent: there is none, or it is not from the hub."""
+    judge_commits: dict[str, str] | None = None
+    """Commits of judges on the hub, by their names. Absent: there is none."""
 
 
 PARTS = {"probe": Probe, "cai": Phase}  # of a round, whose keys stand among its own behind their name

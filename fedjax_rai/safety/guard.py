@@ -144,17 +144,17 @@ def first_token_score(
 ) -> Verdicts:
     """p(unsafe) / (p(safe) + p(unsafe)) of the token after each left-padded prompt; rows split over the devices.
 
-    In float32, over all spellings of the two; a `whole` verdict's is p(unsafe) among all tokens. A row whose logits are
-    no numbers, or all one number, has none.
+    In float32, over all spellings of the two, or the expectation of marks; `whole`: among all tokens. A row
+    whose logits are no numbers, or all one number, has none.
     """
     tokens, valid = split_rows((tokens, valid), lm.base)
     logits = unembed(lm, forward(lm, adapter, tokens, valid)[:, -1])
     found = logits[:, verdicts.ids]
     weighed = jnp.where(verdicts.meanings == IS_NEITHER, -jnp.inf, found)
-    is_unsafe = verdicts.meanings == IS_UNSAFE
-    among_verdicts = jnp.where(is_unsafe, jax.nn.softmax(weighed, axis=-1), 0.0).sum(axis=-1)
+    marks = (verdicts.meanings == IS_UNSAFE).astype(jnp.float32) if verdicts.marks is None else verdicts.marks
+    among_verdicts = (jax.nn.softmax(weighed, axis=-1) * marks[None]).sum(axis=-1)
     total = jax.nn.logsumexp(logits, axis=-1)
-    among_all = jnp.exp(jax.nn.logsumexp(jnp.where(is_unsafe, found, -jnp.inf), axis=-1) - total)
+    among_all = jnp.exp(jax.nn.logsumexp(found + jnp.log(marks)[None], axis=-1) - total)
     scores = jnp.where(verdicts.whole, among_all, among_verdicts)
     shares = jnp.exp(jax.nn.logsumexp(found, axis=-1) - total)
     known = tell_apart(logits)

@@ -20,6 +20,7 @@ from fedjax_rai.data.columns import COLUMNS
 from fedjax_rai.data.partition import PARTITIONS
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import AUTO, JUDGES
+from fedjax_rai.evals.mt_bench import NO_RATER
 from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS
 from fedjax_rai.fed.weights import WEIGHTS
@@ -50,6 +51,7 @@ TABLES = {
     "cai.method": METHODS,
     "cai.preference": PREFERENCES,
     "eval.judge": [AUTO, *JUDGES],
+    "eval.rater": [NO_RATER],
     "cai.constitution": None,  # a path is allowed, too
 }
 

@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_rai.model import families, weights
 from fedjax_rai.model.decoder import LM, Decoder
-from fedjax_rai.safety.form import IS_UNSAFE
+from fedjax_rai.safety.form import IS_UNSAFE, GuardForm
 from fedjax_rai.safety.guard import Guard, request_length, scored
 from fedjax_rai.text.prompts import answered
 from tests.chat_models import ids_of
@@ -59,7 +59,7 @@ def taught(model: Any, texts: list[tuple[list[int], list[int]]]) -> None:
 
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     rows = [torch.tensor([request + answer]) for request, answer in texts]
-    for _ in range(150):
+    for _ in range(200):
         loss = torch.zeros(())
         for row, (request, answer) in zip(rows, texts, strict=True):
             logits = model(row).logits[0, len(request) - 1 : -1]
@@ -67,17 +67,34 @@ def taught(model: Any, texts: list[tuple[list[int], list[int]]]) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if float(loss) < 0.05:
+        if loss.item() < 0.1:
             return
 
 
-def expected_score(model: Any, name: str, request: list[int]) -> tuple[float, float]:
+def verdict_ids(hf: Any, form: GuardForm, begun: str) -> tuple[list[int], list[set[int]]]:
+    """(tokens that all verdicts behind a text share, the first others of the safe, unsafe and third ones)."""
+    start = hf.encode(begun, add_special_tokens=False)
+    groups = [spellings for spellings in (form.safe, form.unsafe, form.between) if spellings]
+    behind = [[hf.encode(begun + word, add_special_tokens=False)[len(start) :] for word in words] for words in groups]
+    shared: list[int] = []
+    while len({words[0][len(shared)] for words in behind}) == 1:
+        shared.append(behind[0][0][len(shared)])
+    found = []
+    for words in behind:
+        others = {word[0] for word in words[1:] if len(word) == 1}
+        found.append({words[0][len(shared)]} | others)
+    return shared, found
+
+
+def expected_score(model: Any, name: str, request: list[int], form: GuardForm) -> tuple[float, float]:
     """(score, share) by transformers' greedy answer to one request, found in its text."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    hf, form = imitated(name).hf, form_of(name)
+    hf = imitated(name).hf
     lead = {"llama_guard": "\n\n", "qwen3_guard": "Safety:"}.get(name, "")
     prompt = request + hf.encode(lead, add_special_tokens=False)
+    if not form.marker:
+        prompt = prompt + verdict_ids(hf, form, hf.decode(prompt))[0]
     ids = torch.tensor([prompt])
     answer = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=max(form.lines, 1), do_sample=False, pad_token_id=0,
@@ -88,17 +105,19 @@ def expected_score(model: Any, name: str, request: list[int]) -> tuple[float, fl
     while form.marker and form.marker not in hf.decode(written[:at]):
         at += 1
         assert at < len(written), (name, hf.decode(written))
-    logits = answer.logits[at][0].double()
-    begun = hf.decode(prompt + written[:at])
-    classes = []
-    for spellings in (form.safe, form.unsafe, form.between):
-        mains = [hf.encode(begun + spelling, add_special_tokens=False) for spelling in spellings[:1]]
-        others = [hf.encode(begun + spelling, add_special_tokens=False) for spelling in spellings[1:]]
+    begun = hf.decode(request) + lead + hf.decode(written[:at])
+    if form.grades:
         start = len(hf.encode(begun, add_special_tokens=False))
-        classes.append({ids[start] for ids in mains} | {ids[start] for ids in others if len(ids) == start + 1})
-    safe, unsafe, between = classes
-    unsafe = (unsafe | between) - safe
-    probability = torch.softmax(logits, 0)
+        tokens = [hf.encode(begun + grade, add_special_tokens=False)[start] for grade in form.grades]
+        held = torch.softmax(answer.logits[at][0].double(), 0)[tokens]
+        return float((held / held.sum()) @ torch.linspace(0, 1, len(tokens)).double()), float(held.sum())
+    shared, classes = verdict_ids(hf, form, begun)
+    if form.marker:
+        assert written[at : at + len(shared)] == shared
+        at += len(shared)
+    probability = torch.softmax(answer.logits[at][0].double(), 0)
+    safe, *others = classes
+    unsafe = set().union(*others) - safe
     bad = float(probability[sorted(unsafe)].sum())
     all_verdicts = float(probability[sorted(safe | unsafe)].sum())
     return bad if form.whole else bad / all_verdicts, all_verdicts
@@ -109,7 +128,10 @@ def expected_score(model: Any, name: str, request: list[int]) -> tuple[float, fl
 def test_scores_are_those_of_transformers_greedy_answer(name, tmp_path):
     pytest.importorskip("torch", reason="the parity extra (torch) is not installed")
     make = runpy.run_path(str(FIXTURES / "make_models.py"))
-    own, form, kind = imitated(name), form_of(name), IMITATIONS[name].model_type
+    own, kind = imitated(name), IMITATIONS[name].model_type
+    form = form_of(name)
+    if form.lines:
+        form = form._replace(lines=len(own.encode(LINES[name])) + 8)  # a letter is a token of the small vocabularies
     kwargs = {**SIZES, "vocab_size": len(own.hf), "rope_parameters": make["PLAIN"]}
     if kind == "granite":
         kwargs |= make["GRANITE"] | {"attention_multiplier": 0.3, "logits_scaling": 1.0}
@@ -125,7 +147,7 @@ def test_scores_are_those_of_transformers_greedy_answer(name, tmp_path):
     guard = Guard(lm, None, own, request_length(own, form) + 64, 2, "guard.path", form)
     found = scored(guard, PAIRS)
     for i, asked in enumerate(requests):
-        numbers = np.array([expected_score(model, name, request) for request in asked])
+        numbers = np.array([expected_score(model, name, request, form) for request in asked])
         np.testing.assert_allclose(found.scores[i], numbers[:, 0].max(), atol=1e-4)
         assert found.shares is not None
         np.testing.assert_allclose(found.shares[i], numbers[:, 1].min(), atol=1e-4)
