@@ -31,8 +31,8 @@ FLOORS = (
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "baseline cost data_summary endpoint evaluation filtering guarding judging keeping layout materials "
-        "models phase replay revising round setting sizes texts together"
+        "experiment": "baseline cost data_summary endpoint evaluation filtering guarding judging keeping layout "
+        "materials models phase replay revising round setting sizes texts together"
     },
     {
         "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs judges "
