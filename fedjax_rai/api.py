@@ -273,8 +273,8 @@ def evaluate(
     """The evaluation of a run, an adapter or a model by overrides like `eval.samples=1`: made, or found in its folder.
 
     `target` is what the command takes; `config` a YAML file that a model or an adapter is evaluated by. Values are
-    those of `run` that an evaluation reads: `judge`, `rater`, `guard`, `guard_form`. Raises InputError for what is wrong with
-    any of them.
+    those of `run` that an evaluation reads: `judge`, `rater`, `guard`, `guard_form`. Raises InputError for what is
+    wrong with any of them.
     """
     from fedjax_rai.tools import evaluate as evaluations
 
