@@ -12,7 +12,8 @@ from jaxtyping import install_import_hook
 
 # Before their first import: every annotated shape and type is checked on every call of every test. Those left out hold
 # no arrays, or protocols that cannot be checked at run time.
-UNCHECKED = {"__init__", "__main__", "aliases", "api", "cli", "cli_data", "config", "errors", "terminal", "text"}
+UNCHECKED = {"__init__", "__main__", "aliases", "api", "cli", "cli_data", "cli_eval", "config", "errors", "terminal"}
+UNCHECKED |= {"text"}
 PACKAGE = Path(__file__).parents[1] / "fedjax_rai"
 CHECKED = sorted(
     {path.stem for path in (*PACKAGE.glob("*.py"), *PACKAGE.glob("*/"))} - {*UNCHECKED, "__pycache__", "assets"}
@@ -92,7 +93,14 @@ def small_config(output: Path):
             "guard": {"pairs": 8, "steps": 2, "batch_size": 4},
             "filter": {"enabled": False},
             "cai": {"iterations": 2, "prompts": 4, "replay": 4, "batch_size": 4, "max_new_tokens": 24},
-            "eval": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "batch_size": 8},
+            "eval": {
+                "prompts": 4,
+                "samples": 2,
+                "max_new_tokens": 8,
+                "cut_off": "judged",
+                "batch_size": 8,
+                "drift_prompts": 0,
+            },
         }
     )
 

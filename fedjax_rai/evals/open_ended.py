@@ -1,7 +1,7 @@
 """The answers of a model to prompts."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -10,11 +10,14 @@ from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, Array, Key
 from fedjax_rai.data.examples import encode_questions
 from fedjax_rai.model.decoder import LM
-from fedjax_rai.text.prompts import question
+from fedjax_rai.text.prompts import ASSISTANT, Turn, question
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Decoding, Sampling
 from fedjax_rai.train.queue import answer_all, read
+
+Request: TypeAlias = str | Sequence[Turn]
+"""A prompt, or a conversation whose last turn is the user's."""
 
 
 class Subject(NamedTuple):
@@ -37,6 +40,8 @@ class Responses(NamedTuple):
     """Without the end-of-turn token, and without white space at both ends."""
     cut_off: list[list[bool]]
     """Whether the answer had no end within `Sampled.max_new` tokens."""
+    non_finite: list[list[bool]] | None = None
+    """Whether there is no answer because the logits were no numbers, or all one; None: nobody looked."""
 
 
 class Sampled(NamedTuple):
@@ -55,7 +60,7 @@ def nothing() -> None:
 
 def answers_to(
     subject: Subject,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     key: Key[Array, ""],
     sampled: Sampled,
     advance: Callable[[], object] = nothing,
@@ -68,7 +73,10 @@ def answers_to(
     were given rows. Raises InputError for a prompt with a token that the model has no row for.
     """
     tokenizer = subject.tokenizer
-    encoded = encode_questions(tokenizer, [question(prompt) for prompt in prompts], subject.max_length)
+    encoded = []
+    for turns in map(turns_of, prompts):
+        answers = sum(turn.role == ASSISTANT for turn in turns)  # come on top of what the user may ask
+        encoded += encode_questions(tokenizer, [turns], subject.max_length + answers * sampled.max_new)
     for ids in encoded:
         tokenizer.check_ids(ids, subject.lm.model.config.vocab_size, "model.path")
     repeated = [ids for ids in encoded for _ in range(sampled.samples)]
@@ -79,19 +87,26 @@ def answers_to(
     programs = answer_all(subject.lm, subject.adapter, repeated, keys, decoding, subject.batch_size)
     texts = [""] * len(repeated)
     cut_off = [False] * len(repeated)
-    lost = 0
+    lost = [False] * len(repeated)
     for finished in read_late(programs):
         rows, answers = read(finished)
-        lost += int(np.sum(~answers.valid.any(axis=1)))
         shown = answers.valid & ~np.isin(answers.tokens, ends)  # not every end is a token that decoding skips
         for place, row in enumerate(rows):
             texts[row] = tokenizer.decode(answers.tokens[place][shown[place]]).strip()
             cut_off[row] = not answers.ended[place]
+            lost[row] = not answers.valid[place].any()
         advance()
-    if lost:
-        terminal.say(f"{lost} of {len(texts)} answers are none: the logits are no numbers (NaN, infinity), or all one")
+    if any(lost):
+        terminal.say(
+            f"{sum(lost)} of {len(texts)} answers are none: the logits are no numbers (NaN, infinity), or all one"
+        )
     sizes = [sampled.samples] * len(prompts)
-    return Responses(by_prompt(texts, sizes), by_prompt(cut_off, sizes))
+    return Responses(by_prompt(texts, sizes), by_prompt(cut_off, sizes), by_prompt(lost, sizes))
+
+
+def turns_of(request: Request) -> Sequence[Turn]:
+    """A request as a conversation."""
+    return question(request) if isinstance(request, str) else request
 
 
 def by_prompt(values: Sequence, sizes: Sequence[int]) -> list[list]:

@@ -24,7 +24,12 @@ from fedjax_rai.data.summary import (
     Part,
     Reading,
 )
-from fedjax_rai.evals.suite import EvalSet, both_ways
+from fedjax_rai.evals.advbench import ADVBENCH
+from fedjax_rai.evals.drift import DRIFT
+from fedjax_rai.evals.evaluation import EvalSet
+from fedjax_rai.evals.held_out import AT_MOST, both_ways
+from fedjax_rai.evals.perplexity import PERPLEXITY_OF_PAIRS
+from fedjax_rai.experiment.filtering import ClientPairs
 from fedjax_rai.experiment.materials import FOR_GUARD, TRAINING
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety.guard import training_chats
@@ -33,10 +38,16 @@ from fedjax_rai.text.compare import same
 MARGIN = 32  # tokens by which a pair in a guard's request may be longer than it is by itself
 
 
-def describe(setting: Setting, kept: Sequence[np.ndarray] | None = None) -> DataFile:
-    """What stands in `data.json`. `kept`: each client's rows after its filter; None where that is not known, or off."""
-    table = client_table(setting, kept)
+def describe(
+    setting: Setting, kept: Sequence[np.ndarray] | None = None, filtered: ClientPairs | None = None
+) -> DataFile:
+    """What stands in `data.json`. `kept`: each client's rows after its filter; None where that is not known, or off.
+
+    `filtered` says what stands in these rows where that is not what the clients hold.
+    """
+    table = client_table(setting, kept, filtered)
     texts = setting.texts
+    evaded = texts.materials.evaded
     dealt = np.concatenate(setting.client_rows)
     return DataFile(
         DataSummary(
@@ -47,6 +58,8 @@ def describe(setting: Setting, kept: Sequence[np.ndarray] | None = None) -> Data
             cut=cut(setting),
             without_answer=int((texts.answer_tokens[dealt] == 0).sum()),
             less=less(setting),
+            evaded=int(evaded.tried.sum()) or None,
+            not_evaded=int((evaded.tried & ~evaded.changed).sum()) or None,
         ),
         table,
     )
@@ -64,12 +77,17 @@ def readings(sources: Sequence[Mixed]) -> dict[str, Reading]:
     return found
 
 
-def client_table(setting: Setting, kept: Sequence[np.ndarray] | None) -> list[Client]:
+def client_table(
+    setting: Setting, kept: Sequence[np.ndarray] | None, filtered: ClientPairs | None = None
+) -> list[Client]:
     """Every client, in order."""
-    pairs, answers = setting.texts.materials.pairs, setting.texts.answer_tokens
-    filtered: Sequence[np.ndarray | None] = [None] * len(setting.client_rows) if kept is None else kept
-    held = zip(setting.client_rows, filtered, strict=True)
-    return [summary.client(pairs, rows, left, answers) for rows, left in held]
+    pairs = setting.texts.materials.pairs
+    answers, replaced = setting.texts.answer_tokens, summary.NOTHING
+    if filtered is not None:
+        answers, replaced = filtered.answer_tokens, filtered.replaced
+    left_over: Sequence[np.ndarray | None] = [None] * len(setting.client_rows) if kept is None else kept
+    held = zip(setting.client_rows, left_over, strict=True)
+    return [summary.client(pairs, rows, left, answers, replaced) for rows, left in held]
 
 
 def parts(setting: Setting) -> dict[str, Part]:
@@ -82,8 +100,7 @@ def parts(setting: Setting) -> dict[str, Part]:
     }
     if any(made.shares.get(name) for name in (SERVER, EVALUATION)):
         found["server"] = _the_servers(setting)
-        by_file = setting.config.eval.hhh is not None
-        found["evaluation"] = evaluation_part(made.shares[EVALUATION], made.evaluations["hhh"], by_file)
+        found["evaluation"] = evaluation_part(made.shares[EVALUATION], [*made.evaluations.values()])
     found["red prompts"] = summary.prompts(len(made.red_prompts))
     found["probe"] = summary.prompts(len(made.probe_prompts))
     found["replay"] = summary.prompts(len(made.benign_prompts))
@@ -157,23 +174,18 @@ def server_part(pairs: Sequence[Pair], asked: Iterable[str], evaluated: Set[str]
     return _by_reason(pairs, reason)
 
 
-def evaluation_part(pairs: Sequence[Pair], given: EvalSet, by_file: bool) -> Part:
-    """The pairs of the evaluation: used are those whose question is a choice of `given`, in whatever spelling.
-
-    `by_file`: `eval.hhh` names other choices, so that no pair is used.
-    """
-    forms = set(map(same, given.prompts))
+def evaluation_part(pairs: Sequence[Pair], sets: Sequence[EvalSet]) -> Part:
+    """The pairs of the evaluation: used are those whose question one of the sets asks, in whatever spelling."""
+    forms = {same(prompt) for given in sets for prompt in given.prompts}
     choices = {same(choice.query) for choice in both_ways(pairs)}
 
     def reason(pair: Pair) -> str | None:
         form = same(pair.query)
         if pair.before:
             return TURNS_BEFORE
-        if by_file:
-            return "eval.hhh"
         if form in forms:
             return None
-        return given.limit if form in choices else ONE_KIND
+        return AT_MOST if form in choices else ONE_KIND
 
     return _by_reason(pairs, reason)
 
@@ -191,7 +203,12 @@ def less(setting: Setting) -> list[Less]:
     asked: dict[str, tuple[int, int]] = {}
     if _fits_a_guard(setting):
         asked["guard.pairs"] = (config.guard.pairs, len(made.guard_pairs))
-    asked["eval.prompts"] = (config.eval.prompts, len(made.evaluations["advbench"].items))
+    for key, wanted, name in (
+        ("eval.prompts", config.eval.prompts, ADVBENCH.name),
+        ("eval.drift_prompts", config.eval.drift_prompts, DRIFT.name),
+        ("eval.perplexity_pairs", config.eval.perplexity_pairs, PERPLEXITY_OF_PAIRS.name),
+    ):
+        asked[key] = (wanted, len(made.evaluations[name].items))
     if may_be_due(config.cai, config.federated.rounds):
         online = config.cai.data == ONLINE
         there = len(made.red_prompts) if online else len(setting.revising.prepared.chosen.tokens)

@@ -7,13 +7,16 @@ import jax
 
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.data.examples import bucket, encode_chats, encode_questions
+from fedjax_rai.evals.drift import DRIFT
+from fedjax_rai.evals.open_ended import Request, turns_of
 from fedjax_rai.evals.suite import evaluation_texts
+from fedjax_rai.experiment.judging import device_judges
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.memory.plan import Lengths, Sizes, has_cai
+from fedjax_rai.memory.plan import JudgeSize, Lengths, Sizes, has_cai
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.lora import lora_shape
 from fedjax_rai.safety.guard import request_length
-from fedjax_rai.text.prompts import answered, prompt, question
+from fedjax_rai.text.prompts import ASSISTANT, answered, prompt
 
 
 def sizes(setting: Setting) -> Sizes:
@@ -29,6 +32,7 @@ def sizes(setting: Setting) -> Sizes:
         pairs=len(setting.texts.materials.pairs),
         red=len(setting.texts.materials.red_prompts) if online else 0,
         prepared=len(setting.revising.prepared.chosen.tokens) if has_cai(config) and not online else 0,
+        judges=_judges(setting),
         **_devices(setting),
     )
 
@@ -38,6 +42,14 @@ def preparing(setting: Setting) -> Sizes:
     lengths, red = Lengths(**_rollout_lengths(setting)), len(setting.texts.materials.red_prompts)
     known = {"guard": None, "guarded": False, "pairs": 0, "prepared": 0}
     return Sizes(model=_decoder(setting), lengths=lengths, red=red, preparing=True, **known, **_devices(setting))
+
+
+def _judges(setting: Setting) -> tuple[JudgeSize, ...]:
+    """The judges that are models on the device."""
+    return tuple(
+        JudgeSize(judge.name, judge.architecture, judge.request_length, judge.is_base)
+        for judge in device_judges(setting.given_to_judges)
+    )
 
 
 def _by_model(setting: Setting) -> bool:
@@ -71,9 +83,14 @@ def _lengths(setting: Setting) -> Lengths:
     made, tokenizer, most = setting.texts.materials, setting.models.tokenizer, config.data.max_length
     cai, online = has_cai(config), has_cai(config) and config.cai.data == ONLINE
 
-    def longest(queries: Sequence[str]) -> int:
-        encoded = encode_questions(tokenizer, [question(query) for query in queries], most)
-        return bucket(max(map(len, encoded))) if encoded else 0
+    def longest(requests: Sequence[Request]) -> int:
+        lengths = []
+        for request in requests:
+            turns = turns_of(request)
+            answers = sum(turn.role == ASSISTANT for turn in turns) * config.eval.max_new_tokens
+            (ids,) = encode_questions(tokenizer, [turns], most)
+            lengths.append(len(ids) + answers)
+        return bucket(max(lengths)) if lengths else 0
 
     asked, compared = evaluation_texts(made.evaluations)
     read = [answered(prompt, answer) for prompt, answer in compared]
@@ -85,6 +102,7 @@ def _lengths(setting: Setting) -> Lengths:
         asked=longest(asked),
         probe=longest(made.probe_prompts[: config.cai.probe]),
         choice=encode_chats(tokenizer, read, most)[0].tokens.shape[1] if read else 0,
+        drift=longest(made.evaluations[DRIFT.name].prompts),
         **(_rollout_lengths(setting) if online else {}),
     )
 

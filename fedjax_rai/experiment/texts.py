@@ -16,7 +16,8 @@ from fedjax_rai.data.sources import Choice
 from fedjax_rai.data.summary import Cut, cut
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.choice import both_answers
-from fedjax_rai.evals.suite import ITEM_KEYS, EvalSet
+from fedjax_rai.evals.evaluation import EvalSet
+from fedjax_rai.evals.suite import ITEM_KEYS
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.mesh import replicated
@@ -41,6 +42,8 @@ class Texts:
         "data.acceptable",
         "data.max_length",
         "data.split",
+        "data.evasion",
+        "data.evasion_share",
         "guard.pairs",
         "cai.probe",
         "cai.replay",
@@ -61,6 +64,11 @@ class Texts:
     def corpus(self) -> Examples:
         """Every client's examples, one row each, in the order of `materials.pairs`; on the device."""
         return jax.device_put(self._encoded[0], replicated(self._models.mesh))
+
+    @property
+    def encoded(self) -> Examples:
+        """The same on the host."""
+        return self._encoded[0]
 
     @property
     def padded_length(self) -> int:

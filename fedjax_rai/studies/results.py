@@ -13,8 +13,12 @@ from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.agreement import BY
+from fedjax_rai.evals.evaluation import LOWER, Column, Evaluation
 from fedjax_rai.evals.judge import JUDGES
-from fedjax_rai.evals.suite import EVALUATIONS, Column, columns
+from fedjax_rai.evals.means import UNITS
+from fedjax_rai.evals.rate import PERCENT, Unit
+from fedjax_rai.evals.suite import columns, evaluations
 from fedjax_rai.runs.folder import differences
 
 Summary = Mapping[str, Any]
@@ -23,45 +27,85 @@ MAIN = tuple(column.rate for column in columns() if column.main)
 """The rates that pictures show, and narrow tables first."""
 WIDTH = 100
 """Columns of what is printed."""
-CSV_COLUMNS = ("mean", "low", "high", "prompts")
+NUMBERS = ("mean", "low", "high")
+CSV_COLUMNS = (*NUMBERS, "prompts")
 NOT_MEASURED = "not measured"
 
 
 class Cell(NamedTuple):
-    """A mean and its 95 % interval, in percent. One seed: the interval over prompts; more: over seeds."""
+    """A mean and its 95 % interval. One seed: the interval over prompts; more: over seeds."""
 
     mean: float
     low: float
     high: float
+    unit: Unit = PERCENT
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return self._shown(self.unit.digits)
 
     @property
     def short(self) -> str:
-        """Mean, and its interval in whole percent."""
-        return f"{self.mean:.1f} [{self.low:.0f}, {self.high:.0f}]"
+        """Mean, and its interval with a digit less."""
+        return self._shown(self.unit.digits - 1)
+
+    def _shown(self, digits: int) -> str:
+        return f"{self.mean:.{self.unit.digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def _evaluations(summaries: Sequence[Summary]) -> list[Evaluation]:
+    """Those shipped, and those of the sets of the user's own that some run measured."""
+    kinds: dict[str, str] = {}
+    for summary in summaries:
+        kinds |= summary.get("sets", {})  # a run of an older version has none
+    return list(evaluations(kinds).values())
 
 
 def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
-    """What a table of these runs shows: rate -> title. The primary rate has its judge in brackets.
+    """What a table of these runs shows: rate -> title, of the rates that some run measured.
 
-    Of the rates by other judges, those that some run measured.
+    The primary rate has its judge in brackets, and its column by that judge is left out where it alone judged.
     """
     shown: dict[str, str] = {}
-    for evaluation in EVALUATIONS.values():
+    for evaluation in _evaluations(summaries):
         repeated = ""  # the column of the judge that alone gave the primary rate
-        for column in evaluation.columns:
-            if column.main:
+        for column in (*evaluation.columns, *_further_judges(evaluation, summaries)):
+            measured = _is_measured(summaries, column.rate)
+            if column.main and (measured or column.always):
                 judges = _judges_of(summaries, column.rate)
-                shown[column.rate] = column.title
+                shown[column.rate] = column.heading
                 if evaluation.judges_harm and judges:
-                    titles = [JUDGES[judge].title if judge in JUDGES else judge for judge in judges]
-                    shown[column.rate] += f" ({', '.join(titles)})"
-                repeated = f"{column.rate}_by_{judges[0]}" if len(judges) == 1 else ""
-            elif column.rate != repeated and _is_measured(summaries, column.rate):
-                shown[column.rate] = column.title
+                    shown[column.rate] += f" ({', '.join(map(title_of, judges))})"
+                repeated = f"{column.rate}{BY}{judges[0]}" if len(judges) == 1 else ""
+            elif column.rate != repeated and measured:
+                shown[column.rate] = column.heading
     return shown
+
+
+def unmeasured_note(summaries: Sequence[Summary]) -> list[str]:
+    """A note that names the evaluations of which no run measured anything; none where there is none."""
+    titles = []
+    for evaluation in _evaluations(summaries):
+        if not any(_is_measured(summaries, column.rate) or column.always for column in evaluation.columns):
+            titles.append(evaluation.columns[0].title)
+    return [f"Not measured: {', '.join(titles)}."] if titles else []
+
+
+def title_of(judge: str) -> str:
+    """What a judge is called in a column."""
+    return JUDGES[judge].title if judge in JUDGES else judge.replace("_", " ")
+
+
+def _further_judges(evaluation: Evaluation, summaries: Sequence[Summary]) -> list[Column]:
+    """The columns of judges that a config named, behind those that are there unasked."""
+    if not evaluation.judges_harm:
+        return []
+    titles = {column.rate: column.title for column in evaluation.columns}
+    found = {}
+    for name in (name for summary in summaries for name in summary["rates"]):
+        rate, by, judge = name.partition(BY)
+        if by and name not in titles and rate in titles:
+            found[name] = Column(name, f"{titles[rate]} ({title_of(judge)})", main=False)
+    return [*found.values()]
 
 
 def main_first(rates: Mapping[str, str]) -> dict[str, str]:
@@ -105,21 +149,23 @@ def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
     measured = [summary["rates"].get(rate) for summary in summaries]
     if None in measured:
         return None
+    unit = UNITS[measured[0].get("unit", PERCENT.name)]  # a run of an older version has percent alone
     if len(measured) == 1:
-        return Cell(*(measured[0][key] for key in Cell._fields))
+        mean, low, high = (measured[0][key] for key in NUMBERS)
+        return Cell(mean, low, high, unit)
     mean, low, high = interval([seed["mean"] for seed in measured])
-    return Cell(mean, max(low, 0.0), min(high, 100.0))
+    return Cell(mean, max(low, unit.least), min(high, unit.most), unit)
 
 
-def interval(values: Sequence[float]) -> Cell:
-    """Mean and 95 % interval of a few independent values, by Student's t."""
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high) of the 95 % interval of a few independent values, by Student's t."""
     from scipy.stats import t
 
     count = len(values)
     mean = np.mean(values)
     standard_error = np.std(values, ddof=1) / count**0.5
     margin = t.ppf(0.975, count - 1) * standard_error
-    return Cell(float(mean), float(mean - margin), float(mean + margin))
+    return float(mean), float(mean - margin), float(mean + margin)
 
 
 def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> str | None:
@@ -144,8 +190,9 @@ def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> str
 def answer_notes(rows: Mapping[str, Sequence[Summary]]) -> list[str]:
     """A note for each evaluation of which some run's answers were cut off or are empty; `rows`: label -> its runs."""
     notes = []
-    for evaluation in EVALUATIONS.values():
-        if evaluation.sampling is None:
+    everything = [summary for summaries in rows.values() for summary in summaries]
+    for evaluation in _evaluations(everything):
+        if not evaluation.generates:
             continue
         found = []
         for label, summaries in rows.items():
@@ -181,6 +228,7 @@ def basis(summaries: Sequence[Summary]) -> str:
     world = "SYNTHETIC tiny world. " if is_synthetic(summaries) else ""
     return (
         f"{world}Percent, 95 % intervals over {over}."
+        f" {LOWER}: lower is better."
         " Seconds: rounds x the median of all but the first, which compiles; guard and evaluation are not in it."
     )
 
@@ -238,7 +286,8 @@ def rate_rows(summary: Summary) -> list[list[Any]]:
     rows = []
     for name, rate in summary["rates"].items():
         if rate:
-            mean_and_interval = [round(float(rate[key]), 4) for key in Cell._fields]
+            digits = UNITS[rate.get("unit", PERCENT.name)].digits + 3
+            mean_and_interval = [round(float(rate[key]), digits) for key in NUMBERS]
             rows.append([name, *mean_and_interval, rate["prompts"]])
     return rows
 

@@ -26,6 +26,7 @@ from fedjax_rai.runs.lockstep import run_beside, run_together
 from fedjax_rai.runs.record import METRICS
 from fedjax_rai.runs.rows import read_rounds
 from fedjax_rai.runs.run import run
+from fedjax_rai.studies.judged import agreement_tables, answer_columns, fitting
 from fedjax_rai.studies.plots import SweptPoints, plot_sweep
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
@@ -42,6 +43,7 @@ from fedjax_rai.studies.results import (
     rate_rows,
     shown_rates,
     to_csv,
+    unmeasured_note,
     wide,
     with_notes,
 )
@@ -245,8 +247,11 @@ def write(folder: Path, points: Sequence[Point]) -> None:
     everything = [summary for row in rows for summary in row.summaries]
     titles = shown_rates(everything)
     notes = [basis(everything), LEGEND, *comparisons(rows, titles["harmless"])]
-    notes += answer_notes({row.label: row.summaries for row in rows})
-    files.write_text(folder / "sweep.md", with_notes(wide(table_columns(rows, titles)), notes))
+    notes += [*answer_notes({row.label: row.summaries for row in rows}), *unmeasured_note(everything)]
+    counts = answer_columns([row.summaries for row in rows])
+    judges = agreement_tables(everything)
+    table = wide(table_columns(rows, titles) | counts)
+    files.write_text(folder / "sweep.md", with_notes(table, [*notes, *judges]))
     files.write_text(folder / "sweep.csv", to_csv([*keys, "seed", "name", *CSV_COLUMNS], numbers(rows)))
     swept = SweptPoints(
         key=", ".join(keys) or "seed",
@@ -256,8 +261,8 @@ def write(folder: Path, points: Sequence[Point]) -> None:
     )
     cells = {rate: [cell(row.summaries, rate) for row in rows] for rate in titles}
     plot_sweep(folder / "sweep.png", swept, cells, titles, is_synthetic(everything))
-    columns = table_columns(rows, main_first(titles), short=True)
-    print(f"\n{printed(columns, notes, 'sweep.md')}\n\n{folder}")
+    columns = table_columns(rows, main_first(titles), short=True) | counts
+    print("\n" + "\n\n".join([printed(columns, notes, "sweep.md"), *fitting(judges, "sweep.md"), str(folder)]))
 
 
 def table_columns(rows: Sequence[Row], titles: Mapping[str, str], short: bool = False) -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
 from fedjax_rai.runs.guards import GUARDS, KeptGuards
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.run import run
+from fedjax_rai.studies.judged import agreement_tables, answer_columns, fitting
 from fedjax_rai.studies.plots import plot_arms
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
@@ -35,13 +36,14 @@ from fedjax_rai.studies.results import (
     rate_rows,
     shown_rates,
     to_csv,
+    unmeasured_note,
     wide,
     with_notes,
 )
 
 NO_FILTER = {"filter": {"enabled": False}}
 NO_CAI = {"cai": {"enabled": False}}
-FILTER = {"filter": {"enabled": True, "keep_all": False}}
+FILTER = {"filter": {"enabled": True}}
 CAI = {"cai": {"enabled": True, "target": "revision"}}
 
 
@@ -65,7 +67,7 @@ UNREVISED = {"enabled": True, "target": "response", "method": "sft", "data": "on
 CONTROLS: dict[str, Arm] = {
     "fl+keep_all": Arm(
         "control: the guard scores, and nothing is dropped; must equal fl",
-        {"filter": {"enabled": True, "keep_all": True}, **NO_CAI},
+        {"filter": {"enabled": True, "action": "keep"}, **NO_CAI},
     ),
     "fl+cai_0": Arm(
         "control: constitutional AI of 0 iterations; must equal fl",
@@ -215,12 +217,14 @@ def write(
     everything = list(summaries.values())
     titles = shown_rates(everything)
     notes = [basis(everything), *comparisons(config, chosen, by_arm, titles), *_guard_notes(everything, seeds[0])]
-    notes += answer_notes(by_arm)
+    notes += [*answer_notes(by_arm), *unmeasured_note(everything)]
     by_row = list(by_arm.values())
     first = {"arm": list(chosen)}
+    counts = answer_columns(by_row)
+    judges = agreement_tables(everything)
     seconds = {"seconds": [_training_seconds(row_summaries) for row_summaries in by_row]}
-    table = wide(first | rate_columns(titles, by_row) | seconds)
-    files.write_text(folder / "table.md", with_notes(table, notes))
+    table = wide(first | rate_columns(titles, by_row) | counts | seconds)
+    files.write_text(folder / "table.md", with_notes(table, [*notes, *judges]))
     numbers = []  # a row for each arm, seed and rate
     for arm in chosen:
         for summary in by_arm[arm]:
@@ -229,8 +233,8 @@ def write(
     files.write_text(folder / TABLE, dump_config(config))
     cells = {rate: [cell(by_arm[arm], rate) for arm in chosen] for rate in titles}
     plot_arms(folder / "table.png", chosen, cells, titles, is_synthetic(everything))
-    columns = first | rate_columns(main_first(titles), by_row, short=True) | seconds
-    print(f"\n{printed(columns, notes, 'table.md')}\n\n{folder}")
+    columns = first | rate_columns(main_first(titles), by_row, short=True) | seconds | counts
+    print("\n" + "\n\n".join([printed(columns, notes, "table.md"), *fitting(judges, "table.md"), str(folder)]))
 
 
 def _training_seconds(summaries: Sequence[Summary]) -> str:

@@ -26,6 +26,7 @@ def test_the_whole_loop_on_real_data(shared_data, tmp_path, language):
     rates = summary["rates"]
     assert summary["synthetic"] == ["model"]
     assert rates["harmless"]["prompts"] == 3 and rates["harmless_by_rule"] is None
-    assert rates["hhh"]["prompts"] >= 3 and rates["utility"] is None and rates["over_refusal"] is None
+    assert rates["square_choice"]["prompts"] >= 3 and rates["drift"]["prompts"] > 0 and rates["perplexity"]["mean"] > 1
+    assert all(rates[name] is None for name in ("hhh", "utility", "over_refusal", "contrast_refusal"))
     asked = [json.loads(line)["prompt"] for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
     assert asked[0] in (shared_data / "advbench/advbench_dev.csv").read_text()

@@ -267,7 +267,7 @@ def test_a_grid_with_seeds_has_a_row_for_every_other_combination(config, apart, 
     found = {(line["cai.method"], line["cai.iterations"], line["seed"]) for line in lines}
     assert found == {(m, i, s) for m in ("sft", "dpo") for i in "03" for s in "01"}
     names = {line["name"] for line in lines if line["cai.iterations"] == "3"}
-    assert {"harmless", "hhh", "seconds.training", "cost.cai.flops", "cost.cai.seconds"} <= names
+    assert {"harmless", "synthetic_choice", "seconds.training", "cost.cai.flops", "cost.cai.seconds"} <= names
     assert all(float(line["mean"]) >= 0 for line in lines if "share" not in line["name"])
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert [set(sweep.probed(row)) for row in rows] == [{1, 2}] * 4
