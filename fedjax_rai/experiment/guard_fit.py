@@ -29,6 +29,7 @@ from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety import measures
 from fedjax_rai.safety.calibration import Calibration, Notes, calibrate, parse_notes
 from fedjax_rai.safety.form import GuardForm
+from fedjax_rai.safety.hardening import augmented, normalised_pair
 from fedjax_rai.text.hub import contents
 from fedjax_rai.train.step import TrainState
 
@@ -60,6 +61,8 @@ FITTED_BY = (
     "guard.micro_batch",
     "guard.learning_rate",
     "guard.label_noise",
+    "guard.normalise",
+    "guard.augment",
     "guard.patience",
 )
 """The keys that a fit reads, besides the labelled pairs and the model, which count by what is in them."""
@@ -122,7 +125,7 @@ class GuardFit:
             "keys": plain_keys(self._config, FITTED_BY, self._models),
             "base": contents(self.subject.folder),
             "request": self.subject.request(),
-            "pairs": digest_of_texts(self._materials.guard_pairs),
+            "pairs": digest_of_texts(augmented(self._materials.guard_pairs, self._config.guard.augment, 0)),
         }
         if self._materials.guard_held_out:
             parts["held out"] = digest_of_texts(self._materials.guard_held_out)
@@ -172,13 +175,17 @@ class GuardFit:
         config = View(self._config, FITTED_BY).guard
         if config.epochs is None:
             return config.steps
-        return ceil(config.epochs * len(self._materials.guard_pairs) / config.batch_size)
+        pairs = augmented(self._materials.guard_pairs, config.augment, self._config.seed)
+        return ceil(config.epochs * len(pairs) / config.batch_size)
 
     def _fit(self) -> Fitted:
         read = View(self._config, FITTED_BY)  # what it is told apart by in a store
         config, seed = read.guard, read.seed
         self.check()
         pairs = guards.flip_labels(self._materials.guard_pairs, config.label_noise, rng.host(seed, "guard noise"))
+        pairs = augmented(pairs, config.augment, seed)
+        if config.normalise:
+            pairs = [normalised_pair(pair) for pair in pairs]
         guard = self.subject.guard()
         examples, cut = guards.training_examples(guard.tokenizer, self.subject.form(), pairs, guard.max_length)
         guard.tokenizer.check_ids(examples.tokens, guard.lm.model.config.vocab_size, guard.key)

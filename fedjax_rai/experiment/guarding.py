@@ -43,7 +43,7 @@ from fedjax_rai.safety.self_test import SelfTest, check_guard
 from fedjax_rai.text.hub import contents, resolve
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 
-SCORED_BY = (*COMPUTED, "eval.batch_size", "guard.between")
+SCORED_BY = (*COMPUTED, "eval.batch_size", "guard.between", "guard.normalise")
 """The keys that scores depend on, besides the pairs and the guard."""
 NO_HELD_OUT = "needs questions that were held out of the fit: guard.held_out > 0, or an adapter that was fitted with it"
 
@@ -125,11 +125,12 @@ class Guarding:
         max_length, batch_size = self._config.data.max_length, self._config.eval.batch_size
         if self.released_architecture is None:
             tokenizer = self._models.tokenizer
-            return guards.Guard(self._adapted_base, None, tokenizer, max_length, batch_size, form=self.form)
+            guard = guards.Guard(self._adapted_base, None, tokenizer, max_length, batch_size, form=self.form)
+            return guard._replace(normalise=self._config.guard.normalise)
         architecture = self._models.laid_out(self.released_architecture)
         lm = LM(Decoder(architecture), self._released_base(architecture))
         released = guards.released_guard(lm, self.tokenizer, max_length, batch_size, self.form)
-        return released._replace(between=self._config.guard.between)
+        return released._replace(between=self._config.guard.between, normalise=self._config.guard.normalise)
 
     def _released_base(self, architecture: DecoderConfig):
         if self.folder == self._models.folder:
@@ -159,7 +160,7 @@ class Guarding:
             return guards.oracle(self._labels)
         if self.is_function:
             scorer = self._config.guard.scorer
-            return guards.Scorer(attribute(scorer, "guard.scorer"), scorer)
+            return guards.Scorer(attribute(scorer, "guard.scorer"), scorer, self._config.guard.normalise)
         if not self.is_adapted:
             return self.untuned
         if self._config.guard.adapter is not None:
@@ -290,7 +291,12 @@ class Guarding:
     @cached_property
     def scores(self) -> np.ndarray:
         """float32[n]: p(unsafe) of every client's pairs; a conversation's is that of its most unsafe answer."""
-        return by_pair(self.scored.scores, self._pairs)
+        return by_pair(self.exchange_scores, self._pairs)
+
+    @cached_property
+    def exchange_scores(self) -> np.ndarray:
+        """float32[m]: p(unsafe) of every answer in the clients' pairs, in order."""
+        return self.scored.scores
 
     @cached_property
     def scored(self) -> guards.Scored:

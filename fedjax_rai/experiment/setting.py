@@ -37,6 +37,7 @@ from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
 from fedjax_rai.safety.calibration import THRESHOLD
+from fedjax_rai.safety.filter import limits
 from fedjax_rai.safety.guard import score
 from fedjax_rai.text.hub import commit
 from fedjax_rai.text.prompts import question
@@ -88,6 +89,8 @@ class Setting:
         made = self.texts.materials
         clients = config.federated.clients
         self.client_rows = deal(made.pairs, made.origins, config.data, clients, config.seed, dict(config))
+        if config.filter.enabled:
+            limits(config.filter, 0.5, clients)  # says at once where thresholds name clients that there are not
         left = len(made.pairs) - sum(map(len, self.client_rows))
         if left:
             terminal.say(f"{left:,} of {len(made.pairs):,} pairs are held by no client (data.partition)")
