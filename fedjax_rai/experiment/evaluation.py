@@ -26,7 +26,7 @@ from fedjax_rai.experiment.setting import Setting
 JUDGED = 512  # conversations that `critique` looks at
 
 
-def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def evaluate(setting: Setting, adapter: Adapter | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(rates by name, as in `eval.json`; rows of `answers.jsonl`, from which every rate can be counted).
 
     A rate is a `Rate` as a mapping, or None: not measured. `harmless` is by the primary judge, whose name
@@ -127,7 +127,7 @@ def _name_spoilt_answers(name: str, measured: Measured, max_new: int) -> None:
         terminal.say(f"{name}: {empty} of {len(texts)} answers are empty")
 
 
-def make_bench(setting: Setting, adapter: Adapter, advance: Callable[[], object] = nothing) -> Bench:
+def make_bench(setting: Setting, adapter: Adapter | None, advance: Callable[[], object] = nothing) -> Bench:
     """What measuring an adapter takes; `advance` is called once a batch."""
     judges = judges_of(setting.given_to_judges)
     return Bench(
@@ -152,7 +152,7 @@ def subject(setting: Setting, adapter: Adapter | None) -> Subject:
 
 def answers_to(
     setting: Setting,
-    adapter: Adapter,
+    adapter: Adapter | None,
     name: str,
     prompts: Sequence[Request],
     sampled: Sampled,
