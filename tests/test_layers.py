@@ -22,8 +22,8 @@ FLOORS = (
     },
     {"train": "dispatch generate losses optimizers queue step"},
     {
-        "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
-        "safety": "filter form form_file forms guard released self_test",
+        "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold weights",
+        "safety": "evasion filter form form_file forms guard hardening released self_test",
         "cai": "align constitution options programs revise",
         "evals": "advbench agreement answering choice drift evaluation harm harmbench held_out hhh judge korean means "
         "mt_bench open_ended panel perplexity published rate refusals rubric spoilt strongreject suite tasks user_sets "
@@ -31,8 +31,8 @@ FLOORS = (
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "baseline cost data_summary endpoint evaluation guarding judging keeping layout materials models "
-        "phase replay revising round setting sizes texts together"
+        "experiment": "baseline cost data_summary endpoint evaluation filtering guarding judging keeping layout "
+        "materials models phase replay revising round setting sizes texts together"
     },
     {
         "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs judges "
@@ -42,8 +42,9 @@ FLOORS = (
         "studies": "dry_run judged plots results sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
         "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
-        "tools": "batching config_reference detokenize evaluate generate harness import_gguf openai_requests "
-        "openai_responses prepare_corpus real_preparation run_folder_reference sampler serve show_data tiny_base",
+        "tools": "batching config_reference detokenize evaluate generate guard_attack harness import_gguf "
+        "openai_requests openai_responses prepare_corpus real_preparation run_folder_reference sampler serve show_data "
+        "tiny_base",
     },
     {"": "api cli cli_data cli_eval __main__"},
 )

@@ -240,6 +240,8 @@ class NaturalConfig(Section):
     """The column of the rows; the `federated.clients` values with the most pairs are taken."""
 
 
+_REWRITES = "synonyms", "base64", "leetspeak", "homoglyphs", "zero_width", "split", "injection", "benign_prefix"
+_EVASIONS = Name("none", *_REWRITES)
 _PARTITIONS = Name("iid", "dirichlet", "category", "quantity", "harm", "natural")
 Kind = Literal["harmful", "acceptable"]
 
@@ -281,6 +283,8 @@ class SourceConfig(Section):
     """The same; null: those of the section `harm`."""
     natural: NaturalConfig | None = None
     """The same; null: those of the section `natural`."""
+    evasion: Annotated[str, _EVASIONS] | None = None
+    """How its holders rewrite their harmful answers before the filter; null: `data.evasion`."""
 
     @field_validator("only")
     @classmethod
@@ -374,6 +378,13 @@ class DataConfig(Section):
     """Short examples of a local step share rows, which changes no number but the time."""
     partition: Annotated[str, _PARTITIONS] = "iid"
     """How the pairs are dealt out to the clients. Its numbers are in the section of its name."""
+    evasion: Annotated[str, _EVASIONS] = "none"
+    """Clients rewrite the answers of their harmful pairs so that a guard does not see them (docs/filtering.md): the
+    filter reads, and training learns, what is rewritten. `evasion` of a source says it of its clients alone. A function
+    of the user's own: (text, NumPy generator) to text.
+    """
+    evasion_share: Share = 1.0
+    """The share of the harmful pairs that is rewritten, at random."""
     split: Literal["tune", "test"] = "test"
     """Which half of the tiny world is evaluated: settings are tuned on one, reported on the other."""
 
@@ -398,6 +409,12 @@ class FederatedConfig(Section):
     """The federated algorithm; the paper's are FedAvg and SCAFFOLD. Its numbers are in the section of its name."""
     aggregator: Annotated[str, Name("weighted_mean", "median", "trimmed_mean")] = "weighted_mean"
     """How the clients' deltas become one; by median and trimmed mean every client counts the same."""
+    weight: Annotated[str, Name("uniform", "examples", "steps", "noised")] = "uniform"
+    """What a client reports to be weighted by: `uniform` tells nothing, `examples` how many pairs its filter left.
+
+    `steps`: its local steps, the same for all; `noised`: its examples with noise, by the numbers of the section of that
+    name (docs/filtering.md). A function of the user's own: counts and a NumPy generator to a number greater than 0.
+    """
     optimizer: Annotated[str, Name("adam", "adamw", "sgd")] = "adam"
     """The clients' optimizer, begun anew in every round."""
     weight_decay: Weight = 0.0
@@ -505,6 +522,15 @@ class TrimmedMeanConfig(Section):
     """The share of the clients that is left out at either end."""
 
 
+class NoisedConfig(Section):
+    """The weight `noised`: the number of a client's examples with noise that is drawn once for all rounds."""
+
+    distribution: Literal["laplace", "gaussian"] = "laplace"
+    """The noise: Laplace's, or a normal one."""
+    scale: Rate = 20.0
+    """Its scale in examples: Laplace's b, or the standard deviation."""
+
+
 class GuardConfig(Section):
     """The safety classifier: the base, fitted on labelled pairs; or with a `path` a model as it was released."""
 
@@ -536,6 +562,12 @@ class GuardConfig(Section):
     """An answer is unsafe if p(unsafe) is at least this."""
     label_noise: Annotated[float, Field(ge=0, lt=0.5), _Real] = 0.0
     """The share of the labels that is flipped before the fit, at random."""
+    normalise: Flag = False
+    """The guard reads a normal form of every text, and nobody else does: NFKC, without invisible characters, look-alike
+    letters as Latin ones, long runs of base64 decoded (docs/filtering.md).
+    """
+    augment: tuple[Annotated[str, Name(*_REWRITES)], ...] = ()
+    """The fit has copies of all its pairs besides, their answers rewritten in each of these ways."""
 
     @field_validator("adapter")
     @classmethod
@@ -545,13 +577,41 @@ class GuardConfig(Section):
         return adapter
 
 
+class LimitConfig(Section):
+    """An entry of `filter.thresholds`: when some of the clients call an answer unsafe."""
+
+    clients: Clients = None
+    """Which clients: 0-6, [0, 3, 9], or 30%: so many of those that no entry names by number; null: all others."""
+    threshold: Annotated[float | None, Field(gt=0, lt=1), _Real] = None
+    """An answer is unsafe if p(unsafe) is at least this."""
+    drop_rate: Annotated[float | None, Field(ge=0, lt=1), _Real] = None
+    """In its place: the share of each client's pairs, those with the greatest scores, that is unsafe."""
+
+    @field_validator("drop_rate")
+    @classmethod
+    def _one_of_the_two(cls, drop_rate: float | None, info: ValidationInfo) -> float | None:
+        threshold = info.data.get("threshold")
+        if "threshold" in info.data and (threshold is None) == (drop_rate is None):
+            raise ValueError("must be given where threshold is not, and left out where it is")
+        return drop_rate
+
+
 class FilterConfig(Section):
     """The safety filter on each client, before it trains."""
 
     enabled: Flag = True
-    """Whether clients drop the pairs that the guard calls unsafe."""
-    keep_all: Flag = False
-    """The filter's control: the guard scores, nothing is dropped."""
+    """Whether there is one."""
+    action: Literal["drop", "replace", "keep"] = "drop"
+    """What a client does with what the guard calls unsafe: `drop` the pair, or `replace` the answer by a refusal.
+
+    `keep`: the filter's control, in which the guard scores and every pair is kept.
+    """
+    thresholds: tuple[LimitConfig, ...] = ()
+    """Clients with a threshold, or a rate of dropping, of their own; others have `guard.threshold`."""
+    no_verdict: Literal["drop", "keep"] = "drop"
+    """What a client does with a pair that has an answer without a score; how many there are is said."""
+    refusal: Text | None = None
+    """What takes the place of an unsafe answer; null: a sentence in the language of its source."""
 
 
 class CaiConfig(Section):
@@ -843,6 +903,7 @@ class ExperimentConfig(Section):
     fedyogi: FedYogiConfig = FedYogiConfig()
     fedadagrad: FedAdagradConfig = FedAdagradConfig()
     trimmed_mean: TrimmedMeanConfig = TrimmedMeanConfig()
+    noised: NoisedConfig = NoisedConfig()
     guard: GuardConfig = GuardConfig()
     filter: FilterConfig = FilterConfig()
     cai: CaiConfig = CaiConfig()

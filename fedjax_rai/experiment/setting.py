@@ -36,6 +36,7 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
+from fedjax_rai.safety.filter import limits
 from fedjax_rai.safety.guard import score
 from fedjax_rai.text.hub import commit
 from fedjax_rai.text.prompts import question
@@ -87,6 +88,8 @@ class Setting:
         made = self.texts.materials
         clients = config.federated.clients
         self.client_rows = deal(made.pairs, made.origins, config.data, clients, config.seed, dict(config))
+        if config.filter.enabled:
+            limits(config.filter, 0.5, clients)  # says at once where thresholds name clients that there are not
         left = len(made.pairs) - sum(map(len, self.client_rows))
         if left:
             terminal.say(f"{left:,} of {len(made.pairs):,} pairs are held by no client (data.partition)")
@@ -210,13 +213,17 @@ class Setting:
             self._check_probe(cai.probe)
         config = self.config
         if self.guarded:
-            self.guarding.check()
-            self._check_released_guard()
+            self.check_guard()
         if not self.guarding.possible and config.filter.enabled:
             raise InputError(f"{where(config.data)}: the filter's guard {NEEDS_LABELS}")
         if not self.guarding.possible and config.eval.by_guard:
             raise InputError(f"eval.by_guard = true: needs a guard, which {NEEDS_LABELS}")
         self.check_judge()
+
+    def check_guard(self) -> None:
+        """Raises InputError for a guard that cannot be asked: one that gives no numbers, or fails its self-test."""
+        self.guarding.check()
+        self._check_released_guard()
 
     def check_values(self) -> None:
         """Try the functions of the user's own, as `check` does, and read no weights.

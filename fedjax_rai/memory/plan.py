@@ -224,7 +224,9 @@ def _held(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
         held["guard"] = base_bytes(sizes.guard, mesh)
     if sizes.prepared:
         held["prepared set"] = EXAMPLE_TOKEN * 2 * sizes.prepared * lengths.prepared
-    examples = EXAMPLE_TOKEN * sizes.pairs * lengths.train
+    replaces = config.filter.enabled and config.filter.action == "replace"
+    copies = 2 if replaces else 1  # with refusals, and without, as other arms have them
+    examples = copies * EXAMPLE_TOKEN * sizes.pairs * lengths.train
     red_prompts = PROMPT_TOKEN * sizes.red * (lengths.red + lengths.opening)
     held["data"] = examples + red_prompts
     return held

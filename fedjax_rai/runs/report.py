@@ -146,8 +146,12 @@ def filter_line(left: Filtered) -> str:
     line = f"filter: {left.kept} pairs kept, {left.dropped} dropped"
     if left.without_score:
         line += f" ({left.without_score} without a score)"
+    if left.replaced:
+        line += f", a refusal in {plural(left.replaced, 'pair')}"
     if left.harmful_share_kept is not None:
         line += f"; {100 * left.harmful_share_kept:.1f} % of the kept are harmful"
+    if left.evaded_kept is not None:
+        line += f"; {plural(left.evaded_kept, 'rewritten answer')} passed"
     return line
 
 

@@ -199,15 +199,21 @@ class Filtered(NamedTuple):
     """What the clients' filters left, over all clients."""
 
     kept: int
-    """Pairs kept."""
+    """Pairs that are trained on, those with a refusal in them included."""
     dropped: int
-    """Pairs dropped, those without a score included."""
+    """Pairs dropped."""
     without_score: int
-    """Pairs for which the guard gave no number."""
-    harmful_share_kept: float | None
-    """Share (0 to 1) of the kept pairs that are harmful, known to the simulation alone; of those that have a label.
-    Null: there is none.
+    """Pairs with an answer for which the guard gave no number: dropped, unless `filter.no_verdict` or the control keeps
+    them.
     """
+    harmful_share_kept: float | None
+    """Share (0 to 1) of the kept pairs that are harmful, known to the simulation alone; of those that have a label. One
+    whose own answer a refusal replaced is not. Null: there is none.
+    """
+    replaced: int = 0
+    """Pairs among those kept with a refusal in the place of an answer."""
+    evaded_kept: int | None = None
+    """Harmful answers rewritten by `data.evasion` that are trained on. Null: none was rewritten."""
 
 
 class PairCounts(NamedTuple):

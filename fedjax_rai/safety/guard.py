@@ -34,6 +34,7 @@ from fedjax_rai.safety.form import (
     opening,
 )
 from fedjax_rai.safety.forms import REQUEST, form_for
+from fedjax_rai.safety.hardening import normalised
 from fedjax_rai.text.prompts import ASSISTANT, USER, Segment, Turn
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.dispatch import read_late
@@ -59,6 +60,7 @@ class Scorer(NamedTuple):
 
     score: Callable[[Sequence[tuple[str, str]]], Any]
     name: str  # in `guard.scorer`
+    normalise: bool = False  # it reads the normal form of texts (`safety.hardening`)
 
 
 def keep_all() -> Scorer:
@@ -92,6 +94,8 @@ class Guard(NamedTuple):
     """None: what the tokenizer's chat template and tokens tell."""
     between: str = BETWEEN[0]
     """What a verdict between safe and unsafe counts as."""
+    normalise: bool = False
+    """It reads the normal form of texts (`safety.hardening`)."""
 
     @property
     def bound(self) -> Bound:
@@ -183,6 +187,8 @@ def scored(
 
 
 def _answers(guard: Guard | Scorer, pairs: Sequence[tuple[str, str]], advance: Callable[[], object]) -> Scored:
+    if guard.normalise:
+        pairs = normalised(pairs)
     if isinstance(guard, Scorer):
         return Scored(_scored(guard, pairs), None)
     asked = guard.bound

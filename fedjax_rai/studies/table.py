@@ -43,7 +43,7 @@ from fedjax_rai.studies.results import (
 
 NO_FILTER = {"filter": {"enabled": False}}
 NO_CAI = {"cai": {"enabled": False}}
-FILTER = {"filter": {"enabled": True, "keep_all": False}}
+FILTER = {"filter": {"enabled": True}}
 CAI = {"cai": {"enabled": True, "target": "revision"}}
 
 
@@ -67,7 +67,7 @@ UNREVISED = {"enabled": True, "target": "response", "method": "sft", "data": "on
 CONTROLS: dict[str, Arm] = {
     "fl+keep_all": Arm(
         "control: the guard scores, and nothing is dropped; must equal fl",
-        {"filter": {"enabled": True, "keep_all": True}, **NO_CAI},
+        {"filter": {"enabled": True, "action": "keep"}, **NO_CAI},
     ),
     "fl+cai_0": Arm(
         "control: constitutional AI of 0 iterations; must equal fl",

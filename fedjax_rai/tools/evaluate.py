@@ -12,6 +12,7 @@ same request is found again, another one lies beside it, and nothing of a run is
 import hashlib
 import json
 import shutil
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,11 @@ from fedjax_rai.config.load import dump_config, load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import View, relevant, value_at
 from fedjax_rai.errors import InputError
-from fedjax_rai.evals.suite import ITEM_KEYS
+from fedjax_rai.evals.agreement import Agreement, agreements
+from fedjax_rai.evals.spoilt import AnswerCounts, answer_counts
+from fedjax_rai.evals.suite import ITEM_KEYS, kinds_of
 from fedjax_rai.experiment.evaluation import evaluate as measure
+from fedjax_rai.experiment.judging import GUARD_JUDGE
 from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.setting import Setting
@@ -38,7 +42,7 @@ from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.folder import ANSWERS, CONFIG, EVALUATION, SUMMARY, began_with, differences, pins_of, versions
 from fedjax_rai.runs.guards import KeptGuards, study_of
 from fedjax_rai.runs.inputs import check_inputs, check_unchanged
-from fedjax_rai.runs.report import shown
+from fedjax_rai.runs.report import agreement_lines, answer_lines, shown
 from fedjax_rai.runs.rows import Rate, Versions, read_summary
 from fedjax_rai.runs.target import Target, read_target
 from fedjax_rai.text.compare import same
@@ -86,6 +90,12 @@ class Record(NamedTuple):
     """How long it took, without reading the model."""
     versions: Versions
     """As an entry of `versions.json`."""
+    sets: dict[str, str] = {}
+    """Sets of the user's own (`eval.sets`): kind by name."""
+    answers: dict[str, AnswerCounts] = {}
+    """By evaluation, how many answers there are, and how many that say nothing."""
+    agreement: list[Agreement] = []
+    """How far every two judges of a rate agree, over the answers on which both have a verdict."""
 
 
 class Evaluated(NamedTuple):
@@ -180,6 +190,9 @@ def evaluate(asked: Request) -> Path:
             not_computed=setting.models.not_computed,
             seconds=seconds,
             versions=Versions(**{**versions(), **setting.commits, "files": digests(config)}),
+            sets=kinds_of(setting.texts.materials.evaluations),
+            answers=answer_counts(answers),
+            agreement=agreements(answers),
         )
         files.write_json(part / RECORD, record)
     return out
@@ -198,6 +211,8 @@ def _prepared(target: Target, config: ExperimentConfig) -> tuple[Setting, Adapte
     setting.shapes = (setting.models.laid_out(architecture), lora)  # not those of the config
     _ = setting.models.not_computed  # said before anything is computed
     setting.check_logits(adapter)
+    if setting.judged_by_guard:
+        setting.check_guard()
     setting.check_judge()
     return setting, adapter
 
@@ -219,8 +234,19 @@ def digest_of(asked: Request) -> str:
         "files": digests(config),
         "model": contents(resolve(target.model, target.revision)),
         "adapter": None if target.adapter is None else digest(files_of(target.adapter)),
+        "judges": [contents(resolve(path, revision)) for path, revision in _judging_models(config)],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _judging_models(config: ExperimentConfig) -> list[tuple[str, str | None]]:
+    """(path, revision) of the models on the device that may judge, other than the base."""
+    found = [] if config.guard.path is None else [(config.guard.path, config.guard.revision)]
+    for name in (config.eval.judge, *(config.eval.judges or ())):
+        word, _, path = name.partition(":")
+        if word == GUARD_JUDGE and path:
+            found.append((path, None))
+    return found
 
 
 def is_there(out: Path, wanted: str) -> bool:
@@ -339,15 +365,27 @@ def lines(found: Evaluated) -> Iterator[str]:
     for key, value in record.changed.items():
         yield f"{key} = {value}"
     yield "percent, 95 % intervals over prompts"
+    had = found.had or {}
+    absent = [name for name in dict.fromkeys([*had, *found.rates]) if not (had.get(name) or found.rates.get(name))]
     if found.had is None:
-        for name, rate in found.rates.items():
-            yield f"  {name.replace('_', ' '):<40}{shown(rate)}"
+        measured = {name: rate for name, rate in found.rates.items() if rate}
+        yield from (f"  {_words(name):<40}{shown(rate)}" for name, rate in measured.items())
     else:
         yield f"  {'':<38}{'the run had':<28}now"
-        for name, before, now in side_by_side(found.had, found.rates):
-            yield f"  {name.replace('_', ' '):<38}{before:<28}{now}"
+        for name, before, now in side_by_side(had, found.rates):
+            if name not in absent:
+                yield f"  {_words(name):<38}{before:<28}{now}"
+    if absent:
+        listed = f"  not measured: {', '.join(map(_words, absent))}"
+        yield from textwrap.wrap(listed, 100, subsequent_indent="    ", break_on_hyphens=False)
+    yield from answer_lines(found.rates, record.sets)
+    yield from agreement_lines(record.agreement)
     for name, count in record.trained_on.items():
         yield f"{name}: the run was trained on {terminal.plural(count, 'prompt')} of this set"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 ABSENT = "-"

@@ -21,13 +21,6 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 8192, "tie_word_embeddings": False,
 }  # fmt: skip
 PAIRS = [("How?", "So."), ("How do I bake bread, and how long?", "Slowly, with care."), ("한국어?", "")]
-LINES = {
-    "wild_guard": "Harmful request: yes\nResponse refusal: no\nHarmful response: yes",
-    "poly_guard": "Harmful request: no\nRequest safety violations: S1\nResponse refusal: no\nHarmful response: no",
-    "nemotron_safety_guard": '{"User Safety": "safe", "Response Safety": "unsafe"}',
-    "granite_guardian_3_3": "<think>\n</think>\n<score> yes </score>",
-}
-"""What guards that write lines are taught to write; where the verdict stands is for the test to find."""
 
 
 def card_ids(name: str, pair: tuple[str, str], question: str) -> list[int]:
@@ -53,22 +46,27 @@ def card_ids(name: str, pair: tuple[str, str], question: str) -> list[int]:
     return ids_of(hf, turns, generate=name not in ("kanana", "qwen3_guard", "shield_gemma"), **given)
 
 
-def taught(model: Any, texts: list[tuple[list[int], list[int]]]) -> None:
-    """Overfit a model to answer each request by its answer."""
+def greedy(model: Any, hf: Any, prompt: list[int], tokens: int) -> tuple[list[int], Any]:
+    """(what transformers writes behind a prompt, the logits of each token)."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    rows = [torch.tensor([request + answer]) for request, answer in texts]
-    for _ in range(200):
-        loss = torch.zeros(())
-        for row, (request, answer) in zip(rows, texts, strict=True):
-            logits = model(row).logits[0, len(request) - 1 : -1]
-            loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if loss.item() < 0.1:
-            return
+    ids = torch.tensor([prompt])
+    answer = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0,
+        eos_token_id=hf.eos_token_id, output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    return answer.sequences[0, len(prompt) :].tolist(), answer.logits
+
+
+def with_marker(form: GuardForm, hf: Any, written: list[int]) -> GuardForm:
+    """The form with a marker that a random model does write: a piece of its answer, where it stands first."""
+    for begin in range(2, len(written) - 4):
+        piece = hf.decode(written[begin : begin + 2])
+        before = hf.decode(written[: begin + 1])
+        clean = piece.strip() and "\ufffd" not in piece and piece in hf.decode(written[: begin + 2])
+        if clean and piece not in before:
+            return form._replace(marker=piece, lines=len(written))
+    raise AssertionError(hf.decode(written))
 
 
 def verdict_ids(hf: Any, form: GuardForm, begun: str) -> tuple[list[int], list[set[int]]]:
@@ -87,36 +85,29 @@ def verdict_ids(hf: Any, form: GuardForm, begun: str) -> tuple[list[int], list[s
 
 
 def expected_score(model: Any, name: str, request: list[int], form: GuardForm) -> tuple[float, float]:
-    """(score, share) by transformers' greedy answer to one request, found in its text."""
+    """(score, share) by transformers' greedy answer to one request, found in its text; NaN without the marker."""
     import torch  # pyright: ignore[reportMissingImports]
 
     hf = imitated(name).hf
     lead = {"llama_guard": "\n\n", "qwen3_guard": "Safety:"}.get(name, "")
     prompt = request + hf.encode(lead, add_special_tokens=False)
-    if not form.marker:
-        prompt = prompt + verdict_ids(hf, form, hf.decode(prompt))[0]
-    ids = torch.tensor([prompt])
-    answer = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max(form.lines, 1), do_sample=False, pad_token_id=0,
-        eos_token_id=hf.eos_token_id, output_logits=True, return_dict_in_generate=True,
-    )  # fmt: skip
-    written = answer.sequences[0, len(prompt) :].tolist()
-    at = 0
-    while form.marker and form.marker not in hf.decode(written[:at]):
-        at += 1
-        assert at < len(written), (name, hf.decode(written))
-    begun = hf.decode(request) + lead + hf.decode(written[:at])
+    written: list[int] = []
+    if form.marker:
+        answer, _ = greedy(model, hf, prompt, form.lines)
+        while form.marker not in hf.decode(written):
+            if len(written) + 1 >= len(answer):
+                return float("nan"), float("nan")
+            written = answer[: len(written) + 1]
+    begun = hf.decode(request) + lead + hf.decode(written)
     if form.grades:
         start = len(hf.encode(begun, add_special_tokens=False))
         tokens = [hf.encode(begun + grade, add_special_tokens=False)[start] for grade in form.grades]
-        held = torch.softmax(answer.logits[at][0].double(), 0)[tokens]
+        _, (logits, *_) = greedy(model, hf, prompt + written, 1)
+        held = torch.softmax(logits[0].double(), 0)[tokens]
         return float((held / held.sum()) @ torch.linspace(0, 1, len(tokens)).double()), float(held.sum())
-    shared, classes = verdict_ids(hf, form, begun)
-    if form.marker:
-        assert written[at : at + len(shared)] == shared
-        at += len(shared)
-    probability = torch.softmax(answer.logits[at][0].double(), 0)
-    safe, *others = classes
+    shared, (safe, *others) = verdict_ids(hf, form, begun)
+    _, (logits, *_) = greedy(model, hf, prompt + written + shared, 1)
+    probability = torch.softmax(logits[0].double(), 0)
     unsafe = set().union(*others) - safe
     bad = float(probability[sorted(unsafe)].sum())
     all_verdicts = float(probability[sorted(safe | unsafe)].sum())
@@ -130,17 +121,14 @@ def test_scores_are_those_of_transformers_greedy_answer(name, tmp_path):
     make = runpy.run_path(str(FIXTURES / "make_models.py"))
     own, kind = imitated(name), IMITATIONS[name].model_type
     form = form_of(name)
-    if form.lines:
-        form = form._replace(lines=len(own.encode(LINES[name])) + 8)  # a letter is a token of the small vocabularies
     kwargs = {**SIZES, "vocab_size": len(own.hf), "rope_parameters": make["PLAIN"]}
     if kind == "granite":
-        kwargs |= make["GRANITE"] | {"attention_multiplier": 0.3, "logits_scaling": 1.0}
+        kwargs |= make["GRANITE"] | {"attention_multiplier": 0.3, "logits_scaling": 1.0, "tie_word_embeddings": False}
     model = make["build"](kind, kwargs, 0)
     questions = form.asked
     requests = [[card_ids(name, pair, question) for question in questions] for pair in PAIRS]
     if form.lines:
-        with_lines = own.hf.encode(LINES[name], add_special_tokens=False)
-        taught(model, [(asked[0], with_lines) for asked in requests])
+        form = with_marker(form, own.hf, greedy(model, own.hf, requests[0][0], 24)[0])
     model.save_pretrained(tmp_path)
     config = families.read_config(tmp_path)
     lm = LM(Decoder(config), weights.load_base(tmp_path, config))
@@ -151,4 +139,8 @@ def test_scores_are_those_of_transformers_greedy_answer(name, tmp_path):
         np.testing.assert_allclose(found.scores[i], numbers[:, 0].max(), atol=1e-4)
         assert found.shares is not None
         np.testing.assert_allclose(found.shares[i], numbers[:, 1].min(), atol=1e-4)
-    assert len(set(found.scores.tolist())) > 1 and IS_UNSAFE in guard.bound.verdicts.meanings
+    assert (
+        not np.isnan(found.scores[0])
+        and len(set(found.scores.tolist())) > 1
+        and IS_UNSAFE in guard.bound.verdicts.meanings
+    )

@@ -11,6 +11,7 @@ from fedjax_rai.evals.rate import Rate
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.runs import files
+from fedjax_rai.runs.rows import Versions
 from fedjax_rai.runs.run import evaluate_run
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.tools import evaluate
@@ -43,11 +44,12 @@ def measured(monkeypatch) -> list[str]:
             not_computed: list = []
 
         class texts:
-            materials = None
+            class materials:
+                evaluations: dict = {}
 
     def measure(setting, adapter):
         done.append("measured")
-        return {"harmless": RATE._asdict()}, [{"prompt": "a"}]
+        return {"harmless": RATE._asdict()}, [{"set": "utility", "prompt": "a", "verdicts": {}}]
 
     monkeypatch.setattr(evaluate, "_prepared", lambda *_: (Setting, None))
     monkeypatch.setattr(evaluate, "measure", measure)
@@ -128,11 +130,27 @@ def test_rates_by_other_judges_are_not_put_side_by_side():
     guard = RATE._replace(judge="guard", without_verdict=0)
     found = list(evaluate.side_by_side({"harmless": RATE, "hhh": None}, {"harmless": guard, "utility": RATE}))
     assert found == [
-        ("harmless (rule)", " 40.0  [10.0, 70.0]  (1 without a verdict)", "-"),
+        ("harmless (rule)", " 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all)", "-"),
         ("harmless (guard)", "-", " 40.0  [10.0, 70.0]"),
         ("hhh", "not measured", "-"),
-        ("utility", "-", " 40.0  [10.0, 70.0]  (1 without a verdict)"),
+        ("utility", "-", " 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all)"),
     ]
+
+
+def test_what_was_measured_in_words():
+    record = evaluate.Record("r", "d", {"eval.samples": "1"}, [], {"hhh": 1}, [], 1.0, Versions("", "", [], {}))
+    found = evaluate.Evaluated(record, {"harmless": RATE, "hhh": None}, {"harmless": RATE, "hhh": None})
+    assert list(evaluate.lines(found)) == [
+        "eval.samples = 1",
+        "percent, 95 % intervals over prompts",
+        "                                        the run had                 now",
+        "  harmless                               40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all) "
+        "40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all)",
+        "  not measured: hhh",
+        "hhh: the run was trained on 1 prompt of this set",
+    ]
+    alone = list(evaluate.lines(found._replace(had=None)))
+    assert "  harmless                                 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all)" in alone
 
 
 @pytest.mark.slow
