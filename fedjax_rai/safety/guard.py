@@ -410,16 +410,28 @@ def fit(
     micro_batch: int | None = None,
     advance: Callable[[Fitting], object] = lambda fitting: None,
 ) -> Adapter:
-    """The adapter fine-tuned on all rows of `data` from where `fitting` is, bit for bit the same wherever that is.
+    """The adapter fine-tuned on all rows of `data` from where `fitting` is, bit for bit the same wherever that is."""
+    return fit_to(lm, fitting, data, len(data.rows), micro_batch, advance).state.adapter
+
+
+def fit_to(
+    lm: LM,
+    fitting: Fitting,
+    data: FitData,
+    steps: int,
+    micro_batch: int | None,
+    advance: Callable[[Fitting], object],
+) -> Fitting:
+    """The fit after so many steps of `data`, from where `fitting` is.
 
     PIECE steps are one program, after which `advance` is told how far it has come; waits for the device.
     """
-    while fitting.steps < len(data.rows):
-        end = min(fitting.steps + PIECE, len(data.rows))
+    while fitting.steps < steps:
+        end = min(fitting.steps + PIECE, steps)
         state = fit_steps(lm, fitting.state, data, np.int32(fitting.steps), np.int32(end), micro_batch)
         fitting = Fitting(end, jax.block_until_ready(state))
         advance(fitting)
-    return fitting.state.adapter
+    return fitting
 
 
 def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> list[Pair]:
