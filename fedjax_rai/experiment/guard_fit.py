@@ -61,9 +61,9 @@ FITTED_BY = (
     "guard.micro_batch",
     "guard.learning_rate",
     "guard.label_noise",
-    "guard.patience",
     "guard.normalise",
     "guard.augment",
+    "guard.patience",
 )
 """The keys that a fit reads, besides the labelled pairs and the model, which count by what is in them."""
 SECONDS_BETWEEN_FITTINGS = 60.0
@@ -172,11 +172,10 @@ class GuardFit:
     @property
     def _steps(self) -> int:
         """Optimizer updates that the config asks for."""
-        read = View(self._config, FITTED_BY)
-        config = read.guard
+        config = View(self._config, FITTED_BY).guard
         if config.epochs is None:
             return config.steps
-        pairs = augmented(self._materials.guard_pairs, config.augment, read.seed)
+        pairs = augmented(self._materials.guard_pairs, config.augment, self._config.seed)
         return ceil(config.epochs * len(pairs) / config.batch_size)
 
     def _fit(self) -> Fitted:

@@ -57,6 +57,9 @@ class InMemory:
         self.kept[origin.digest] = scores
         self.origins.append(origin)
 
+    def replies(self, name: str) -> Any:
+        raise AssertionError(f"nobody asks an endpoint here, nor {name}")
+
 
 class Work:
     """Counts fits and scorings, in place of doing them: the adapter is a number, a score that of its pair."""
