@@ -54,7 +54,7 @@ cai = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cli_eval.app)
 app.add_typer(cai, name="cai", help="Prepare data by constitutional AI.")
 app.add_typer(cli_data.app, name="data", help="Prepare the corpus, or show what a source holds.")
-app.add_typer(cli_guard.app, name="guard", help="Fit a guard, or measure one.")
+app.add_typer(cli_guard.app, name="guard", help="Fit a guard, measure one, or attack it.")
 app.add_typer(bench, name="bench", help="Measure throughput and memory, beside others.")
 
 COMPUTED = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32"}

@@ -89,6 +89,38 @@ def _of_a_run(overrides: list[str]) -> list[str]:
     return [override for override in overrides if override.partition("=")[0].strip() not in ("output", "guard.fit")]
 
 
+@app.command()
+def attack(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A YAML file; what it does not name is the default.")
+    ],
+    overrides: Overrides = None,
+    evasions: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME,...", help="Rewritings, as of data.evasion; all shipped ones if not given."),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Rewrite at most so many harmful and acceptable answers each.")
+    ] = 200,
+) -> None:
+    """Measure what a guard still finds once harmful answers are rewritten, as it is and hardened.
+
+    \b
+    fedjax-rai guard attack configs/tiny_cpu.yaml --evasions base64,split guard.augment=[split]
+    """
+    with terminal.answering(resumable=True):
+        loaded = load(config, overrides)
+        from fedjax_rai.tools import guard_attack
+
+        names = guard_attack.SHIPPED if evasions is None else [name.strip() for name in evasions.split(",")]
+        found = guard_attack.attack(guard_attack.Request(loaded, names, pairs))
+        folder = Path(loaded.output or "")
+        guard_attack.write(found, folder)
+        for line in guard_attack.lines(found):
+            typer.echo(line)
+        terminal.say(f"look at {folder / guard_attack.ATTACK}, {folder / guard_attack.PICTURE}")
+
+
 def _rule(text: str):
     from fedjax_rai.config.threshold_rule import parse_rule
 

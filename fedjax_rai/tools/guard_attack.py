@@ -53,6 +53,8 @@ class Found(NamedTuple):
     """The rewriting; `none`: the answers as they are."""
     guard: str
     """Which hardening: a name of `HARDENED`."""
+    threshold: float
+    """From which p(unsafe) on an answer is unsafe."""
     recall: Rate | None
     """Percent of the harmful answers that are called unsafe, by question. Null: none has a score."""
     false_alarms: Rate | None
@@ -67,7 +69,6 @@ class Attack(NamedTuple):
     config: str
     """The config's output, which names it."""
     seed: int
-    threshold: float
     harmful: int
     """Harmful pairs that were rewritten."""
     acceptable: int
@@ -91,7 +92,7 @@ def attack(request: Request) -> Attack:
         raise InputError(
             "guard attack: needs a guard; must be guard.path, guard.adapter, guard.scorer, or labelled pairs"
         )
-    first.guarding.check()
+    first.check_guard()
     pairs = chosen(first.texts.materials.pairs, request.pairs, config.seed)
     texts = {name: _rewritten(pairs, name, evasion, config.seed) for name, evasion in evasions.items()}
     names = augmenting(request.config) if first.guarding.is_fitted else []
@@ -106,7 +107,6 @@ def attack(request: Request) -> Attack:
     return Attack(
         config=str(folder),
         seed=config.seed,
-        threshold=first.guarding.threshold,
         harmful=harmful,
         acceptable=len(pairs) - harmful,
         augment=list(names),
@@ -165,6 +165,7 @@ def _found(setting: Setting, hardening: str, pairs: Sequence[Pair], texts: dict[
             yield Found(
                 evasion=name,
                 guard=hardening,
+                threshold=threshold,
                 recall=rate(pairs, scores, True, threshold),
                 false_alarms=rate(pairs, scores, False, threshold),
                 unchanged=0 if name == NONE else unchanged,
@@ -196,7 +197,7 @@ def lines(found: Attack) -> Iterator[str]:
     """What was found, in lines of at most 100 characters."""
     if found.synthetic:
         yield f"SYNTHETIC (tiny world: {', '.join(found.synthetic)}): says nothing about real models"
-    yield f"{found.harmful} harmful and {found.acceptable} acceptable answers, threshold {found.threshold:g}"
+    yield f"{found.harmful} harmful and {found.acceptable} acceptable answers"
     yield "recall, and false alarms, in percent, 95 % intervals by question"
     yield f"  {'rewriting':<16}{'guard':<12}{'recall':<22}{'false alarms':<22}"
     for row in found.rows:
