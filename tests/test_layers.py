@@ -25,7 +25,7 @@ FLOORS = (
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
         "safety": "filter guard",
         "cai": "align constitution options programs revise",
-        "evals": "choice judge open_ended published rate refusals suite",
+        "evals": "choice intervals judge open_ended published rate refusals suite",
     },
     {"memory": "advice footprint layout plan"},
     {
@@ -34,10 +34,11 @@ FLOORS = (
     },
     {
         "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs lockstep "
-        "loop picture prepare record report rows run trackers"
+        "loop palette picture prepare record report rows run trackers"
     },
     {
-        "studies": "dry_run plots results sweep table",
+        "studies": "cells dry_run gathered panels plots report report_answers report_filter report_judges report_parts "
+        "report_pictures results svg sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers protocol random_inputs report "
         "requests shapes summary sweeping torch_peer trl_peer work",
         "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "

@@ -5,9 +5,7 @@ import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any, TypeAlias
 
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
@@ -16,31 +14,14 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import JUDGES
 from fedjax_rai.evals.suite import EVALUATIONS, Column, columns
 from fedjax_rai.runs.folder import differences
+from fedjax_rai.studies.cells import VERDICTS, Cell, Summary, cell, over
 
-Summary = Mapping[str, Any]
-"""A run's summary.json."""
 MAIN = tuple(column.rate for column in columns() if column.main)
 """The rates that pictures show, and narrow tables first."""
 WIDTH = 100
 """Columns of what is printed."""
 CSV_COLUMNS = ("mean", "low", "high", "prompts")
 NOT_MEASURED = "not measured"
-
-
-class Cell(NamedTuple):
-    """A mean and its 95 % interval, in percent. One seed: the interval over prompts; more: over seeds."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
-
-    @property
-    def short(self) -> str:
-        """Mean, and its interval in whole percent."""
-        return f"{self.mean:.1f} [{self.low:.0f}, {self.high:.0f}]"
 
 
 def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
@@ -84,13 +65,28 @@ def _is_measured(summaries: Sequence[Summary], rate: str) -> bool:
     return any(summary["rates"].get(rate) for summary in summaries)
 
 
-def rate_columns(rates: Mapping[str, str], by_row: Sequence[Sequence[Summary]], short: bool = False) -> dict[str, list]:
-    """Title -> a text for each row, of the rates in `rates` (rate -> title) over each row's runs."""
-    found: dict[str, list[str]] = {}
+Cells: TypeAlias = Mapping[str, Sequence[Cell | None]]
+"""Rate -> its cell in each row."""
+
+
+def cells_of(rates: Iterable[str], by_row: Sequence[Sequence[Summary]]) -> dict[str, list[Cell | None]]:
+    """The cells of these rates over each row's runs."""
+    return {rate: [cell(summaries, rate) for summaries in by_row] for rate in rates}
+
+
+def rate_columns(rates: Mapping[str, str], cells: Cells, short: bool = False) -> dict[str, list[str]]:
+    """Title -> a text for each row, of the rates in `rates` (rate -> title)."""
+    return {title: [_shown(rate_cell, short) for rate_cell in cells[rate]] for rate, title in rates.items()}
+
+
+def prompt_note(rates: Mapping[str, str], cells: Cells) -> list[str]:
+    """A note of how many distinct prompts each of `rates` (rate -> title) rests on; none where nobody knows."""
+    found = []
     for rate, title in rates.items():
-        cells = [cell(summaries, rate) for summaries in by_row]
-        found[title] = [_shown(rate_cell, short) for rate_cell in cells]
-    return found
+        known = sorted({rate_cell.prompts for rate_cell in cells[rate] if rate_cell and rate_cell.prompts})
+        if known:
+            found.append(f"{title} {known[0]:,}" + (f" to {known[-1]:,}" if len(known) > 1 else ""))
+    return [f"Distinct prompts: {'; '.join(found)}."] if found else []
 
 
 def _shown(rate_cell: Cell | None, short: bool) -> str:
@@ -99,46 +95,6 @@ def _shown(rate_cell: Cell | None, short: bool) -> str:
         return NOT_MEASURED
     return rate_cell.short if short else str(rate_cell)
 
-
-def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
-    """A rate over seeds, or None where it was not measured."""
-    measured = [summary["rates"].get(rate) for summary in summaries]
-    if None in measured:
-        return None
-    if len(measured) == 1:
-        return Cell(*(measured[0][key] for key in Cell._fields))
-    mean, low, high = interval([seed["mean"] for seed in measured])
-    return Cell(mean, max(low, 0.0), min(high, 100.0))
-
-
-def interval(values: Sequence[float]) -> Cell:
-    """Mean and 95 % interval of a few independent values, by Student's t."""
-    from scipy.stats import t
-
-    count = len(values)
-    mean = np.mean(values)
-    standard_error = np.std(values, ddof=1) / count**0.5
-    margin = t.ppf(0.975, count - 1) * standard_error
-    return Cell(float(mean), float(mean - margin), float(mean + margin))
-
-
-def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> str | None:
-    """A rate of some runs minus that of others, paired by seed (same data, same prompts): mean, interval, each seed.
-
-    None for a single pair, or where the rate of some run was not measured.
-    """
-    gaps = []
-    for run, other in zip(runs, others, strict=True):
-        measured = run["rates"].get(rate)
-        measured_other = other["rates"].get(rate)
-        if not measured or not measured_other:
-            return None
-        gaps.append(measured["mean"] - measured_other["mean"])
-    if len(gaps) < 2:
-        return None
-    mean, low, high = interval(gaps)
-    by_seed = ", ".join(f"{gap:+.1f}" for gap in gaps)
-    return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]; by seed {by_seed}"
 
 
 def answer_notes(rows: Mapping[str, Sequence[Summary]]) -> list[str]:
@@ -177,10 +133,10 @@ def is_synthetic(summaries: Iterable[Summary]) -> bool:
 def basis(summaries: Sequence[Summary]) -> str:
     """What the percentages of a table are of, and what its training seconds are."""
     seeds = sorted({summary["seed"] for summary in summaries})
-    over = f"{len(seeds)} seeds (Student's t)" if len(seeds) > 1 else f"prompts (one seed, {seeds[0]})"
     world = "SYNTHETIC tiny world. " if is_synthetic(summaries) else ""
+    with_answers = all(summary.get(VERDICTS) for summary in summaries)
     return (
-        f"{world}Percent, 95 % intervals over {over}."
+        f"{world}Percent, 95 % intervals over {over(seeds, with_answers)}."
         " Seconds: rounds x the median of all but the first, which compiles; guard and evaluation are not in it."
     )
 
@@ -238,7 +194,7 @@ def rate_rows(summary: Summary) -> list[list[Any]]:
     rows = []
     for name, rate in summary["rates"].items():
         if rate:
-            mean_and_interval = [round(float(rate[key]), 4) for key in Cell._fields]
+            mean_and_interval = [round(float(rate[key]), 4) for key in CSV_COLUMNS[:3]]
             rows.append([name, *mean_and_interval, rate["prompts"]])
     return rows
 
