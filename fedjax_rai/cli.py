@@ -117,9 +117,7 @@ def main(
 
 
 @app.command()
-def run(
-    config: ConfigFile, overrides: Overrides = None, tracker: Tracker = None, dry_run: DryRun = False
-) -> None:
+def run(config: ConfigFile, overrides: Overrides = None, tracker: Tracker = None, dry_run: DryRun = False) -> None:
     """Run one experiment, or go on with it."""
     with terminal.answering(resumable=True):
         loaded = _load(config, _tracked(overrides, tracker))

@@ -37,7 +37,7 @@ FLOORS = (
         "loop palette picture prepare record report rows run trackers"
     },
     {
-        "studies": "cells dry_run gathered panels plots report report_answers report_filter report_judges report_parts "
+        "studies": "cells dry_run gathered panels plots report report_answers report_judges report_parts "
         "report_pictures results svg sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers protocol random_inputs report "
         "requests shapes summary sweeping torch_peer trl_peer work",

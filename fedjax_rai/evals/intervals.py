@@ -84,7 +84,7 @@ class Difference(NamedTuple):
 
 
 def count(arms: Sequence[Sequence[Judged]]) -> list[Counts]:
-    """The verdicts of arms, each given seed by seed, on all prompts of any of them in the same order.
+    """The verdicts of arms, each given seed by seed, on all prompts that any of them has one of, in the same order.
 
     A prompt is its text: one that several seeds ask, or that stands twice in a set, is one.
     """
@@ -101,7 +101,8 @@ def count(arms: Sequence[Sequence[Judged]]) -> list[Counts]:
                 positive[row, place[prompt]] += sum(known)
                 verdicts[row, place[prompt]] += len(known)
         counted.append(Counts(positive, verdicts))
-    return counted
+    known = np.any([counts.verdicts.any(axis=0) for counts in counted], axis=0)
+    return [Counts(positive[:, known], verdicts[:, known]) for positive, verdicts in counted]
 
 
 def interval(judged: Sequence[Judged], level: float = LEVEL) -> Interval | None:
@@ -168,7 +169,6 @@ def _kept_draws(present: bytes, shape: tuple[int, int], blocks: int) -> tuple[Dr
         weights = of_prompts.standard_exponential((BLOCK, shape[1]), dtype=np.float32)
         drawn.append(Draw(weights, _extra(of_extra, asked), _seed_weights(of_seeds, shape[0])))
     return tuple(drawn)
-
 
 
 def _extra(random: np.random.Generator, present: Bool[np.ndarray, "seeds n"]) -> Float[np.ndarray, "2 b seeds"]:

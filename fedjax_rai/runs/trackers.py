@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeAlias
 
 from fedjax_rai import terminal
@@ -68,7 +67,7 @@ TRACKERS: dict[str, Callable[[Path], Sink]] = {"none": nowhere, "tensorboard": t
 FORM = "a function of the run folder that gives a function of a row"
 
 
-def _package(tracker: str) -> ModuleType:
+def _package(tracker: str) -> Any:
     """What a tracker of ours imports; raises InputError, with the extra that brings it."""
     name = PACKAGES[tracker]
     try:

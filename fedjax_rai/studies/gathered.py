@@ -143,12 +143,11 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
         while any(other.seed == run.seed for other in grouped.get((key, times), [])):
             times += 1
         grouped.setdefault((key, times), []).append(run)
-    labels = [_name(group[0]) for group in grouped.values()]
+    groups = [sorted(group, key=lambda run: run.seed) for group in grouped.values()]
+    labels = [_name(group[0]) for group in groups]
     arms = []
-    for label, group in zip(labels, grouped.values(), strict=True):
-        if labels.count(label) > 1:
-            label = str(group[0].folder)
-        arms.append(Arm(label, sorted(group, key=lambda run: run.seed)))
+    for label, group in zip(labels, groups, strict=True):
+        arms.append(Arm(label if labels.count(label) == 1 else str(group[0].folder), group))
     return arms
 
 

@@ -84,7 +84,9 @@ def step_of(span: float, most: int) -> float:
     return next(power * tick for tick in TICKS if power * tick >= least * (1 - 1e-9))
 
 
-def number_axis(label: str, values: Iterable[float], most: int = 6, least_span: float = 0.0, zero: bool = False) -> Axis:
+def number_axis(
+    label: str, values: Iterable[float], most: int = 6, least_span: float = 0.0, zero: bool = False
+) -> Axis:
     """An axis of round ticks that holds all values (ends of intervals among them), no narrower than `least_span`.
 
     `zero`: it begins at 0 at the latest. Without a value it goes from 0 to 1.

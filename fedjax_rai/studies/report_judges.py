@@ -56,13 +56,22 @@ def judges(report: Report) -> Section:
             grids.append(Grid(f"{name}: answers of all arms", header, rows))
             panels += _by_judge(report, name, list(verdicts))
     absent = [] if grids else ["No answers that two judges judged are kept."]
-    about = ["First, second alone: answers that only that judge counts towards the rate. What has no verdict is in no number."]
+    about = [
+        "First, second alone: answers that only that judge counts towards the rate. What has no verdict is in no "
+        "number."
+    ]
     return Section("Judges against each other", about, grids, panels, absent)
 
 
 def _fields(found: Agreement) -> list[str]:
     kappa = "none" if found.kappa is None else f"{found.kappa:.2f}"
-    return [f"{found.answers:,}", f"{100 * found.agree:.1f} %", kappa, f"{found.first_alone:,}", f"{found.second_alone:,}"]
+    return [
+        f"{found.answers:,}",
+        f"{100 * found.agree:.1f} %",
+        kappa,
+        f"{found.first_alone:,}",
+        f"{found.second_alone:,}",
+    ]
 
 
 def _title(report: Report, rate: str) -> str:

@@ -191,8 +191,10 @@ def rounds(report: Report) -> Section:
     found = {"the probe": pictures.probes(report.arms), "training loss": pictures.losses(report.arms)}
     why = {"the probe": "cai.probe is 0 in every run", "training loss": "no run has rounds"}
     absent = [f"{name}: {why[name]}" for name, panel in found.items() if panel is None]
-    about = ["Means over seeds. The probe is answered after aggregation and before any CAI phase of the round; lines are"
-             " Wilson's 95 % intervals over its prompts."]  # fmt: skip
+    about = [
+        "Means over seeds. The probe is answered after aggregation and before any CAI phase of the round; its lines "
+        "are Wilson's 95 % intervals over its prompts."
+    ]
     return Section("Over rounds", about, panels=[panel for panel in found.values() if panel], absent=absent)
 
 
@@ -235,8 +237,10 @@ def time(report: Report) -> Section:
         known = [start for start in starts if start is not None]
         start = f"{np.mean(known):.1f}" if known else ""
         rows.append([arm.label, *(f"{value:.1f}" for value in spent.values()), start])
-    about = ["Seconds over all rounds, compiling included; mean over seeds. Start: from the start of the process to the"
-             " first local step, where that is known."]  # fmt: skip
+    about = [
+        "Seconds over all rounds, compiling included; mean over seeds. Start: from the start of the process to the "
+        "first local step, where that is known."
+    ]
     return Section("Time by phase", about, [Grid("", header, rows)], [pictures.times(report.labels, by_arm)])
 
 
@@ -277,8 +281,10 @@ def cai(report: Report) -> Section:
             pictures.by_number("Safety by what CAI costs", "CAI seconds a run", costs, rate),
         ]
     header = ["arm", "iterations", "phases", "seconds", "generated", "trained", "saved", "made safe", "left alone"]
-    about = ["Seconds: phases x the median of all but the first, which compiles. Generated, trained: tokens. Saved: of the"
-             " FLOPs of a full epoch. Made safe: of the unsafe responses; left alone: of the safe ones."]  # fmt: skip
+    about = [
+        "Seconds: phases x the median of all but the first, which compiles. Generated, trained: tokens. Saved: of the "
+        "FLOPs of a full epoch. Made safe: of the unsafe responses; left alone: of the safe ones."
+    ]
     absent = [] if panels else ["Pictures: no arm with a CAI phase has a harmless rate."]
     return Section(title, about, [Grid("", header, rows)], panels, absent)
 
@@ -318,7 +324,9 @@ def data(report: Report) -> Section:
         panels.append(pictures.clients(f"Clients: {names}", held.clients))
         if len(held.clients) > pictures.MOST_CLIENTS:
             count = len(held.clients)
-            absent.append(f"{names}: clients from number {pictures.MOST_CLIENTS} on, of {count}; data.json has them all")
+            absent.append(
+                f"{names}: clients from number {pictures.MOST_CLIENTS} on, of {count}; data.json has them all"
+            )
         for part, of_part in held.summary.parts.items():
             left_out = "; ".join(f"{count:,} by {why}" for why, count in of_part.left_out.items())
             harmful = "" if of_part.harmful is None else f"{of_part.harmful:,}"

@@ -59,16 +59,16 @@ def differences(title: str, reference: str, found: Mapping[str, Difference]) -> 
 
 
 def probes(arms: Sequence[Arm]) -> Panel | None:
-    """Safe answers to the probe by round, mean over seeds, with Wilson's interval for as many prompts; None: no probe."""
+    """Safe answers to the probe by round, mean over seeds, with Wilson's interval; None: no probe."""
     series = []
     for i, arm in enumerate(arms):
         asked = arm.first.config.cai.probe
         points = []
         for t, shares in _by_round(arm, lambda done: done.probe and done.probe.harmless).items():
             mean = float(np.mean(shares))
-            low, high = wilson(mean, asked)
+            low, high = wilson(mean, asked) if asked else (mean, mean)
             note = f"{arm.label}, round {t}: {100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-            points.append(Point(t, 100 * mean, y_range=(100 * low, 100 * high), note=note))
+            points.append(Point(float(t), 100 * mean, y_range=(100 * low, 100 * high), note=note))
         if points:
             series.append(Series(arm.label, points, i, line=True))
     if not series:
@@ -82,7 +82,7 @@ def losses(arms: Sequence[Arm]) -> Panel | None:
     series = []
     for i, arm in enumerate(arms):
         means = {t: float(np.mean(values)) for t, values in _by_round(arm, lambda done: done.train_loss).items()}
-        points = [Point(t, mean, note=f"{arm.label}, round {t}: {mean:.3f}") for t, mean in means.items()]
+        points = [Point(float(t), mean, note=f"{arm.label}, round {t}: {mean:.3f}") for t, mean in means.items()]
         if points:
             series.append(Series(arm.label, points, i, line=True, dots=len(points) < 30))
     if not series:
@@ -128,7 +128,9 @@ def by_number(title: str, label: str, points: Sequence[tuple[str, float, Cell]],
     series = []
     for i, (arm, number, rate_cell) in enumerate(points):
         note = f"{arm}: {number:g}, {rate_cell}"
-        series.append(Series(arm, [Point(number, rate_cell.mean, y_range=(rate_cell.low, rate_cell.high), note=note)], i))
+        series.append(
+            Series(arm, [Point(number, rate_cell.mean, y_range=(rate_cell.low, rate_cell.high), note=note)], i)
+        )
     ends = [end for *_, rate_cell in points for end in (rate_cell.low, rate_cell.high)]
     x = number_axis(label, [number for _, number, _ in points], zero=True)
     legend = [(one.name, one.look) for one in series]
@@ -163,9 +165,9 @@ def clients(title: str, held: Sequence[Client]) -> Panel:
         start = 0
         for count, look in ((harmful, KEPT_HARMFUL), (kept - harmful, KEPT), (client.pairs - kept, DROPPED)):
             if count:
-                bars.append(Bar(row(i, names), start, start + count, look, note))
+                bars.append(Bar(row(i, names), float(start), float(start + count), look, note))
             start += count
-    x = number_axis("pairs", [client.pairs for client in shown], zero=True)
+    x = number_axis("pairs", [float(client.pairs) for client in shown], zero=True)
     legend = [("kept, harmful", KEPT_HARMFUL), ("kept, other", KEPT)]
     if any(client.kept is not None for client in shown):
         legend.append(("dropped by the filter", DROPPED))

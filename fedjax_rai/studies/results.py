@@ -96,7 +96,6 @@ def _shown(rate_cell: Cell | None, short: bool) -> str:
     return rate_cell.short if short else str(rate_cell)
 
 
-
 def answer_notes(rows: Mapping[str, Sequence[Summary]]) -> list[str]:
     """A note for each evaluation of which some run's answers were cut off or are empty; `rows`: label -> its runs."""
     notes = []

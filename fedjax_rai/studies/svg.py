@@ -7,8 +7,8 @@ from fedjax_rai.runs.palette import COLOURS, marker
 from fedjax_rai.studies.panels import Bar, Panel, Point, Series
 
 WIDTH = 380  # of a phone's page: text is as large as the page's there, and several stand beside each other elsewhere
-RIGHT, TOP, BELOW = 14, 8, 40
-ROW, HEIGHT = 26, 240
+RIGHT, TOP, BELOW = 14.0, 8.0, 40.0
+ROW, HEIGHT = 26.0, 240.0
 LETTER = 6.1  # the width of a letter of 11 pixels
 LONGEST = 22  # letters of a name on an axis; a longer one is cut, and whole in its note
 
@@ -116,7 +116,7 @@ def _mark(x: float, y: float, shape: str) -> str:
 
 def swatch(look: int, of_bars: bool = False) -> str:
     """The marker of a legend; of bars a square."""
-    mark = _mark(7, 7, "s" if of_bars else marker(look))
+    mark = _mark(7.0, 7.0, "s" if of_bars else marker(look))
     return (
         f'<svg class="swatch" width="14" height="14" aria-hidden="true"><g class="s{look % len(COLOURS)}">'
         f"{mark}</g></svg>"
@@ -134,5 +134,3 @@ def _text(place: tuple[float, float], text: str, anchor: str, inside: str = "") 
 
 def _cut(name: str) -> str:
     return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
-
-

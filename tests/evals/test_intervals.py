@@ -57,8 +57,8 @@ def test_a_mean_is_of_answers_within_a_seed_and_of_seeds() -> None:
 
 def test_with_prompts_without_end_it_is_students_over_seeds() -> None:
     """45, 50 and 55 %: 50 with a margin of 4.3027 x 5 / sqrt(3) = 12.42."""
-    seeds = [first(round(share * 4000), 4000, f"seed {share}") for share in (0.45, 0.5, 0.55)]
-    assert interval(seeds) == pytest.approx((50.0, 37.58, 62.42, 12_000, 3), abs=0.6)
+    seeds = [first(round(share * 600), 600, f"seed {share}") for share in (0.45, 0.5, 0.55)]
+    assert interval(seeds) == pytest.approx((50.0, 37.58, 62.42, 1_800, 3), abs=0.6)
 
 
 def test_seeds_that_are_all_equal_leave_the_prompts_interval() -> None:
@@ -96,7 +96,7 @@ def test_a_difference_of_one_answer_in_each_direction_by_hand() -> None:
 
 
 def test_arms_are_paired_by_seed_and_by_prompt() -> None:
-    """Seeds at 20, 50 and 80 %, the other arm always one prompt of 20 better: +5 points, however far seeds are apart."""
+    """Seeds at 20, 50 and 80 %, the other arm always one prompt of 20 better: +5 points, however far apart."""
     arm = [first(k + 1, 20) for k in (4, 10, 16)]
     other = [first(k, 20) for k in (4, 10, 16)]
     found = difference(arm, other)
@@ -137,7 +137,7 @@ def test_what_an_interval_of_95_percent_misses(monkeypatch) -> None:
     monkeypatch.setattr(intervals, "REPLICATES", 1000)
     random = np.random.default_rng(1)
     missed = {"seeds": 0, "plain": 0, "near 100": 0}
-    times = 100
+    times = 60
     for _ in range(times):
         levels = random.normal(0.6, 0.1, 3)
         seeds = [alone((random.random(40) < level).tolist(), f"{level}") for level in levels]
@@ -147,7 +147,7 @@ def test_what_an_interval_of_95_percent_misses(monkeypatch) -> None:
         missed["plain"] += not low <= 0.6 <= high
         found = interval([alone((random.random(40) < 0.97).tolist())])
         missed["near 100"] += not found.low <= 97 <= found.high
-    assert missed["seeds"] <= 10 and missed["near 100"] <= 10 and missed["plain"] >= 20, missed
+    assert missed["seeds"] <= 6 and missed["near 100"] <= 6 and missed["plain"] >= 12, missed
 
 
 def test_rows_of_answers_are_taken_by_rate() -> None:

@@ -62,7 +62,10 @@ def test_a_tracker_that_fails_is_named_once_and_left_out(mine, capsys):
 
 
 def test_a_name_of_no_tracker_is_refused():
-    with pytest.raises(InputError, match="tracker = 'nome': must be one of none, tensorboard, wandb, or package.module:attribute; did you"):
+    with pytest.raises(
+        InputError,
+        match="tracker = 'nome': must be one of none, tensorboard, wandb, or package.module:attribute; did you",
+    ):
         track("nome", Path("run"))
 
 
@@ -152,7 +155,6 @@ def test_tensorboards_own_writer_takes_them(tmp_path):
     assert written.stat().st_size > 0
 
 
-@pytest.mark.slow
 def test_wandbs_own_run_takes_them(tmp_path, monkeypatch, capsys):
     pytest.importorskip("wandb", reason="needs the extra track")
     monkeypatch.setenv("WANDB_MODE", "disabled")

@@ -7,6 +7,7 @@ import pytest
 from fedjax_rai.runs.palette import COLOURS, MARKERS, ON_DARK
 from fedjax_rai.studies import svg
 from fedjax_rai.studies.panels import Bar, Panel, Point, Series, named_axis, number_axis, percent_axis
+from fedjax_rai.studies.plots import draw_panel
 from fedjax_rai.studies.svg import HEIGHT, TOP
 
 
@@ -90,3 +91,11 @@ def test_a_name_that_is_too_long_is_cut_and_whole_in_its_note():
 def test_a_panels_name_is_one_for_files():
     axis = number_axis("x", [1.0])
     assert Panel("harmless (rule) against HHH", axis, axis).name == "harmless-rule-against-hhh"
+
+
+def test_a_panel_is_drawn_as_a_png_too(tmp_path):
+    point = Point(10.0, 25.0, (5.0, 15.0), (20.0, 40.0))
+    axes = number_axis("x", [0.0, 20.0]), percent_axis("y", [0.0, 100.0])
+    panel = Panel("p", *axes, [Series("s", [point], 0, line=True)], [Bar(50.0, 0.0, 10.0, 1)], [("s", 0)], 5.0, True)
+    draw_panel(tmp_path / "p.png", panel)
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

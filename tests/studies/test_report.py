@@ -1,6 +1,5 @@
 """The report: what is in the page, what is told of what is not, and that every text is text."""
 
-import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedjax_rai.errors import InputError
+from fedjax_rai.studies import report
 from fedjax_rai.studies.gathered import gather
 from fedjax_rai.studies.report import Wanted, write_report
 from fedjax_rai.studies.report_judges import agreement
@@ -57,11 +57,20 @@ def page_of(paths: list[Path], **wanted) -> str:
 def test_the_table_has_arms_rates_intervals_and_counts(table):
     page = Page(page_of([table]))
     header, fl, with_cai = page.rows[:3]
-    assert header == ["arm", "seeds", "harmless (rule)", "HHH", "over-refusal", "utility", "harmless (phrases)", "seconds"]
+    assert header == [
+        "arm",
+        "seeds",
+        "harmless (rule)",
+        "HHH",
+        "utility",
+        "over-refusal",
+        "harmless (phrases)",
+        "seconds",
+    ]
     assert fl[:2] == ["fl", "0, 1"] and with_cai[:2] == ["fl+cai", "0, 1"]
     assert re.fullmatch(r"40\.0 \[1\d\.\d, 6\d\.\d\] n=10", fl[2]) and with_cai[2].startswith("80.0 [")
-    assert fl[4].startswith("33.3 [") and fl[4].endswith(" n=3"), "the empty answer has no verdict"
-    assert fl[5] == "not measured" and "utility: not measured in any arm" in page.texts
+    assert fl[5].startswith("33.3 [") and fl[5].endswith(" n=3"), "the empty answer has no verdict"
+    assert fl[4] == "not measured" and "utility: not measured in any arm" in page.texts
 
 
 def test_no_text_is_markup_and_nothing_comes_from_elsewhere(table):
@@ -69,7 +78,7 @@ def test_no_text_is_markup_and_nothing_comes_from_elsewhere(table):
     page = Page(text)
     tags = {tag for tag, _ in page.tags}
     assert "script" not in tags and "img" not in tags and "iframe" not in tags
-    assert SCRIPT in page.texts and html.escape(SCRIPT, quote=False).split("&")[0] == ""
+    assert SCRIPT in page.texts
     assert "the <b>bad</b>" in page.texts and not any(name.startswith("on") for _, given in page.tags for name in given)
     links = [given[key] for _, given in page.tags for key in ("src", "href") if key in given]
     assert all(link.startswith("#") or link == "data:," for link in links)
@@ -168,7 +177,9 @@ def test_what_is_no_run_is_refused(tmp_path, wrong):
 
 
 def test_bad_wishes_are_refused_and_nothing_is_written(table, tmp_path):
-    with pytest.raises(InputError, match=r"^--reference fl\+cia: no such arm; did you mean fl\+cai\?; must be one of fl, "):
+    with pytest.raises(
+        InputError, match=r"^--reference fl\+cia: no such arm; did you mean fl\+cai\?; must be one of fl, "
+    ):
         write_report([table], Wanted(reference="fl+cia"))
     with pytest.raises(InputError, match="^--output .*: is a folder"):
         write_report([table], Wanted(output=tmp_path))
@@ -177,9 +188,9 @@ def test_bad_wishes_are_refused_and_nothing_is_written(table, tmp_path):
     assert not (table / "report.html").exists()
 
 
-def test_pictures_go_beside_the_page(table, tmp_path):
-    """Slow to draw, so of one evaluation."""
+def test_pictures_go_beside_the_page(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_panel", lambda path, panel: path.write_bytes(panel.title.encode()))
     page, *pictures = write_report([table], Wanted(output=tmp_path / "page.html", png=True, answers=0))
     assert page == tmp_path / "page.html" and len(pictures) == len({*pictures}) >= 10
     assert all(picture.parent == tmp_path / "page" for picture in pictures)
-    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    assert "rates-harmless-rule.png" in {picture.name for picture in pictures}

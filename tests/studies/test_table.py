@@ -216,7 +216,7 @@ def test_cells_of_kept_answers_hold_prompts_and_seeds() -> None:
     """All right in every seed: Student's over seeds would have no width."""
     found = cell([kept([True] * 50, seed) for seed in range(3)], "harmless")
     assert found is not None and (found.mean, found.high, found.prompts) == (100.0, 100.0, 50)
-    assert found.low == pytest.approx(96.2, abs=0.5) and str(found).endswith(", 100.0] n=50")
+    assert found.low == pytest.approx(95.1, abs=0.5) and str(found).endswith(", 100.0] n=50")
     assert "n=" not in found.short
     forgotten = [kept([True] * 50, 0), {**kept([True] * 50, 1), "verdicts": {}}]
     assert cell(forgotten, "harmless") == Cell(100.0, 100.0, 100.0), "without answers, Student's over seeds"
@@ -242,6 +242,10 @@ def test_what_intervals_hold_is_said() -> None:
 
 
 def test_distinct_prompts_are_told_by_rate() -> None:
-    cells = {"a": [Cell(1.0, 0.0, 2.0, 100)] * 2, "b": [Cell(1.0, 0.0, 2.0, 90), Cell(1.0, 0.0, 2.0, 1000)], "c": [None]}
+    cells = {
+        "a": [Cell(1.0, 0.0, 2.0, 100)] * 2,
+        "b": [Cell(1.0, 0.0, 2.0, 90), Cell(1.0, 0.0, 2.0, 1000)],
+        "c": [None],
+    }
     titles = {"a": "harmless", "b": "HHH", "c": "utility"}
     assert results.prompt_note(titles, cells) == ["Distinct prompts: harmless 100; HHH 90 to 1,000."]
