@@ -319,7 +319,7 @@ def report(
         int, typer.Option(metavar="N", min=0, help="The most prompts of each evaluation whose answers are shown.")
     ] = 20,
 ) -> None:
-    """Write one page of runs, tables and sweeps, that needs no network.
+    """Write one page of runs, tables and sweeps.
 
     \b
     fedjax-rai report runs/tiny_cpu-table

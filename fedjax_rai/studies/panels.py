@@ -85,11 +85,11 @@ def step_of(span: float, most: int) -> float:
 
 
 def number_axis(
-    label: str, values: Iterable[float], most: int = 6, least_span: float = 0.0, zero: bool = False
+    label: str, values: Iterable[float], most: int = 6, least_span: float = 0.0, zero: bool = False, whole: bool = False
 ) -> Axis:
     """An axis of round ticks that holds all values (ends of intervals among them), no narrower than `least_span`.
 
-    `zero`: it begins at 0 at the latest. Without a value it goes from 0 to 1.
+    `zero`: it begins at 0 at the latest; `whole`: its ticks are whole numbers. Without a value it goes from 0 to 1.
     """
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     if zero:
@@ -98,6 +98,7 @@ def number_axis(
     span = max(high - low, least_span) or abs(high) or 1.0
     missing = (span - (high - low)) / 2
     step = step_of(span, most)
+    step = max(step, 1.0) if whole else step
     begin = math.floor((low - missing) / step + 1e-9)
     end = math.ceil((high + missing) / step - 1e-9)
     if zero and low == 0.0:

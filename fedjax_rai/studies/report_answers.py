@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from fedjax_rai.evals.rate import Verdict
 from fedjax_rai.evals.suite import EVALUATIONS
+from fedjax_rai.studies.gathered import Arm
+from fedjax_rai.studies.report_judges import verdicts_by_set
 from fedjax_rai.studies.report_parts import Report
 
 MARKS = {True: "✓", False: "✗", None: "–"}
@@ -59,6 +61,7 @@ class AnswerSet(NamedTuple):
 
 def answer_sets(report: Report, most: int) -> list[AnswerSet]:
     """At most so many prompts of every evaluation, spread evenly over it, with the answers of each arm's first seed."""
+    distinct = verdicts_by_set(report.arms)
     rows_of_arms = [_by_set(arm.first.answers) for arm in report.arms]
     names = dict.fromkeys(name for by_set in rows_of_arms for name in by_set)
     found = []
@@ -68,7 +71,14 @@ def answer_sets(report: Report, most: int) -> list[AnswerSet]:
         chosen = [i * len(prompts) // min(most, len(prompts)) for i in range(min(most, len(prompts)))]
         evaluation = EVALUATIONS.get(name)
         is_harmless = evaluation is not None and evaluation.sampling is not None and not evaluation.judges_harm
-        asked = [_asked(i + 1, prompts[i], by_arm, report, not is_harmless) for i in chosen]
+        titles = {rate: report.titles.get(rate, rate) for rate in (*report.titles, *distinct.get(name, ()))}
+        asked = []
+        for i in chosen:
+            arms = [
+                _by_arm(arm, rows.get(prompts[i]), titles, not is_harmless)
+                for arm, rows in zip(report.arms, by_arm, strict=True)
+            ]
+            asked.append(Asked(i + 1, prompts[i], arms))
         found.append(AnswerSet(name, not is_harmless, asked, len(prompts)))
     return found
 
@@ -81,16 +91,12 @@ def _by_set(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[st
     return found
 
 
-def _asked(number: int, prompt: str, by_arm: Sequence[Mapping], report: Report, may_harm: bool) -> Asked:
-    arms = []
-    for arm, rows in zip(report.arms, by_arm, strict=True):
-        row = rows.get(prompt)
-        if row is None:
-            absent = "not asked this with its first seed" if arm.first.answers else "its answers are not kept"
-            arms.append(ByArm(arm.label, [], absent))
-        else:
-            arms.append(ByArm(arm.label, _answers(row, report.titles, may_harm), ""))
-    return Asked(number, prompt, arms)
+def _by_arm(arm: Arm, row: Mapping[str, Any] | None, titles: Mapping[str, str], may_harm: bool) -> ByArm:
+    """What an arm's first seed answered to a prompt: `row`, None where it was not asked."""
+    if row is not None:
+        return ByArm(arm.label, _answers(row, titles, may_harm), "")
+    absent = "not asked this with its first seed" if arm.first.answers else "its answers are not kept"
+    return ByArm(arm.label, [], absent)
 
 
 def _answers(row: Mapping[str, Any], titles: Mapping[str, str], may_harm: bool) -> list[Answer]:
@@ -122,5 +128,5 @@ def _at(values: Sequence[Any], i: int) -> Any:
 
 
 def _marks(verdicts: Mapping[str, Verdict], titles: Mapping[str, str]) -> list[Mark]:
-    """A mark for each rate that the verdict is of, called as the table calls it."""
-    return [Mark(titles.get(rate, rate), MARKS[verdict]) for rate, verdict in verdicts.items()]
+    """A mark for each of the rates that have a title: those of the table, and of judges that no other agrees with."""
+    return [Mark(titles[rate], MARKS[verdict]) for rate, verdict in verdicts.items() if rate in titles]

@@ -1,7 +1,7 @@
 """The sections of a report: what each shows, and why it is absent where it is."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from fedjax_rai.studies.results import (
     prompt_note,
     shown_rates,
 )
+
+Value = TypeVar("Value")
 
 
 class Grid(NamedTuple):
@@ -52,7 +54,9 @@ class Section(NamedTuple):
 
     @property
     def anchor(self) -> str:
-        return "-".join(self.title.lower().split())
+        """What a link names, and a file's name begins with."""
+        words = "".join(letter if letter.isalnum() else " " for letter in self.title.lower().replace("'", ""))
+        return "-".join(words.split())
 
 
 class Report(NamedTuple):
@@ -270,9 +274,9 @@ def cai(report: Report) -> Section:
         rows.append([arm.label, *_cai_fields(arm)])
         harmless = report.cells[safety[0]][i] if safety else None
         if harmless:
-            iterations.append((arm.label, float(arm.first.config.cai.iterations), harmless))
+            iterations.append((arm.label, i, float(arm.first.config.cai.iterations), harmless))
             seconds = float(np.mean([summary["cost"]["cai"]["seconds"] for summary in arm.summaries]))
-            costs.append((arm.label, seconds, harmless))
+            costs.append((arm.label, i, seconds, harmless))
     panels = []
     if iterations:
         rate = report.titles[safety[0]]
@@ -311,29 +315,31 @@ def _cai_fields(arm: Arm) -> list[str]:
 
 def data(report: Report) -> Section:
     """Clients and parts of the data, of each arm's first seed; arms with the same stand together."""
-    grouped: dict[str, list[Arm]] = {}
-    for arm in report.arms:
-        grouped.setdefault(repr(arm.first.data), []).append(arm)
-    panels, rows, absent = [], [], []
-    for arms in grouped.values():
-        names = ", ".join(arm.label for arm in arms)
-        held = arms[0].first.data
-        if held is None:
-            absent.append(f"{names}: data.json is not there; an older version ran")
-            continue
-        panels.append(pictures.clients(f"Clients: {names}", held.clients))
-        if len(held.clients) > pictures.MOST_CLIENTS:
-            count = len(held.clients)
+    held = {arm.label: arm.first.data for arm in report.arms}
+    absent = [f"{label}: data.json is not there; an older version ran" for label, of in held.items() if of is None]
+    known = {label: of for label, of in held.items() if of is not None}
+    panels, rows = [], []
+    for names, clients in _alike({label: of.clients for label, of in known.items()}):
+        panels.append(pictures.clients(f"Clients: {names}", clients))
+        if len(clients) > pictures.MOST_CLIENTS:
             absent.append(
-                f"{names}: clients from number {pictures.MOST_CLIENTS} on, of {count}; data.json has them all"
+                f"{names}: clients from number {pictures.MOST_CLIENTS} on, of {len(clients)}; data.json has all"
             )
-        for part, of_part in held.summary.parts.items():
+    for names, parts in _alike({label: of.summary.parts for label, of in known.items()}):
+        for part, of_part in parts.items():
             left_out = "; ".join(f"{count:,} by {why}" for why, count in of_part.left_out.items())
             harmful = "" if of_part.harmful is None else f"{of_part.harmful:,}"
             rows.append([names, part, f"{of_part.used:,}", harmful, left_out])
-    header = ["arms", "part", "used", "harmful", "left out"]
-    about = ["Of each arm's first seed."]
-    return Section("Data and clients", about, [Grid("Parts of the data", header, rows, folded=True)], panels, absent)
+    grid = Grid("Parts of the data", ["arms", "part", "used", "harmful", "left out"], rows, folded=True)
+    return Section("Data and clients", ["Of each arm's first seed."], [grid] if rows else [], panels, absent)
+
+
+def _alike(by_label: Mapping[str, Value]) -> list[tuple[str, Value]]:
+    """(labels, value) of arms with the same value."""
+    grouped: dict[str, list[str]] = {}
+    for label, value in by_label.items():
+        grouped.setdefault(repr(value), []).append(label)
+    return [(", ".join(labels), by_label[labels[0]]) for labels in grouped.values()]
 
 
 def config(report: Report) -> Section:

@@ -105,7 +105,7 @@ def _by_round(arm: Arm, read) -> dict[int, list[float]]:
 def _over_rounds(title: str, series: Sequence[Series], y) -> Panel:
     rounds = [point.x for one in series for point in one.points]
     legend = [(one.name, one.look) for one in series]
-    return Panel(title, number_axis("round", rounds, zero=True, least_span=2.0), y, series, legend=legend)
+    return Panel(title, number_axis("round", rounds, zero=True, least_span=2.0, whole=True), y, series, legend=legend)
 
 
 def against(labels: Sequence[str], x: tuple[str, Sequence[Cell | None]], y: tuple[str, Sequence[Cell | None]]) -> Panel:
@@ -123,16 +123,15 @@ def against(labels: Sequence[str], x: tuple[str, Sequence[Cell | None]], y: tupl
     return Panel(f"{x[0]} against {y[0]}", *axes, series, legend=legend)
 
 
-def by_number(title: str, label: str, points: Sequence[tuple[str, float, Cell]], rate: str) -> Panel:
-    """A rate by what an arm has or costs; `points`: (arm, number, cell)."""
+def by_number(title: str, label: str, points: Sequence[tuple[str, int, float, Cell]], rate: str) -> Panel:
+    """A rate by what an arm has or costs; `points`: (arm, look, number, cell)."""
     series = []
-    for i, (arm, number, rate_cell) in enumerate(points):
+    for arm, look, number, rate_cell in points:
         note = f"{arm}: {number:g}, {rate_cell}"
-        series.append(
-            Series(arm, [Point(number, rate_cell.mean, y_range=(rate_cell.low, rate_cell.high), note=note)], i)
-        )
+        point = Point(number, rate_cell.mean, y_range=(rate_cell.low, rate_cell.high), note=note)
+        series.append(Series(arm, [point], look))
     ends = [end for *_, rate_cell in points for end in (rate_cell.low, rate_cell.high)]
-    x = number_axis(label, [number for _, number, _ in points], zero=True)
+    x = number_axis(label, [number for _, _, number, _ in points], zero=True)
     legend = [(one.name, one.look) for one in series]
     return Panel(title, x, percent_axis(rate, ends), series, legend=legend)
 

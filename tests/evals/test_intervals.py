@@ -5,8 +5,22 @@ import pytest
 from scipy.stats import beta
 
 from fedjax_rai.evals import intervals
-from fedjax_rai.evals.intervals import Judged, by_rate, difference, interval
+from fedjax_rai.evals.intervals import Difference, Interval, Judged, by_rate
 from fedjax_rai.evals.rate import Verdict
+
+
+def interval(judged: list[Judged]) -> Interval:
+    """The interval of verdicts that there are."""
+    found = intervals.interval(judged)
+    assert found is not None
+    return found
+
+
+def difference(judged: list[Judged], others: list[Judged]) -> Difference:
+    """The difference of verdicts that there are."""
+    found = intervals.difference(judged, others)
+    assert found is not None
+    return found
 
 
 def alone(verdicts: list[Verdict], name: str = "prompt") -> Judged:
@@ -45,8 +59,8 @@ def test_what_has_no_verdict_is_in_no_number() -> None:
     judged = [*alone(with_none), ("silent", [None, None]), ("not answered", [])]
     assert interval([judged]) == pytest.approx(interval([alone(with_none)]), abs=1.0)
     assert interval([judged]).prompts == 6
-    assert interval([[("silent", [None])]]) is None and interval([[]]) is None
-    assert interval([first(1, 2), [("silent", [None])]]) is None, "a seed without a verdict is no seed"
+    assert intervals.interval([[("silent", [None])]]) is None and intervals.interval([[]]) is None
+    assert intervals.interval([first(1, 2), [("silent", [None])]]) is None, "a seed without a verdict is no seed"
 
 
 def test_a_mean_is_of_answers_within_a_seed_and_of_seeds() -> None:
@@ -127,7 +141,7 @@ def test_it_is_the_same_each_time() -> None:
 def resampled(rates: np.ndarray) -> tuple[float, float]:
     """The plain bootstrap: seeds drawn as they are."""
     drawn = np.random.default_rng(0).choice(rates, (1000, len(rates))).mean(axis=1)
-    return tuple(np.percentile(drawn, [2.5, 97.5]))
+    return float(np.percentile(drawn, 2.5)), float(np.percentile(drawn, 97.5))
 
 
 def test_what_an_interval_of_95_percent_misses(monkeypatch) -> None:
@@ -143,7 +157,7 @@ def test_what_an_interval_of_95_percent_misses(monkeypatch) -> None:
         seeds = [alone((random.random(40) < level).tolist(), f"{level}") for level in levels]
         found = interval(seeds)
         missed["seeds"] += not found.low <= 60 <= found.high
-        low, high = resampled(np.array([np.mean([verdict for _, (verdict,) in judged]) for judged in seeds]))
+        low, high = resampled(np.array([np.mean([verdict is True for _, (verdict,) in judged]) for judged in seeds]))
         missed["plain"] += not low <= 0.6 <= high
         found = interval([alone((random.random(40) < 0.97).tolist())])
         missed["near 100"] += not found.low <= 97 <= found.high

@@ -5,7 +5,7 @@ from typing import Any
 
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.evals.rate import Rate
+from fedjax_rai.evals.rate import Rate, Verdict
 from fedjax_rai.evals.suite import AnswerRow, ChoiceRow
 from fedjax_rai.runs import files, rows
 from fedjax_rai.runs.rows import Probe
@@ -17,13 +17,17 @@ HANGUL, ARABIC = "안녕하세요, 도와드릴 수 없습니다.", "مرحبا�
 LONG = "word " * 4000
 
 
-def asked(name: str, prompt: str, answers: list[str], verdicts: dict[str, list[bool | None]]) -> AnswerRow:
+def asked(name: str, prompt: str, answers: list[str], verdicts: dict[str, list[Verdict]]) -> AnswerRow:
     return AnswerRow(name, prompt, answers, [False] * len(answers), verdicts, {}, None)
 
 
 def harm(prompt: str, answer: str, by_rule: bool | None, by_phrases: bool | None) -> AnswerRow:
     """An answer to a red prompt; the rule is the primary judge."""
-    verdicts = {"harmless": [by_rule], "harmless_by_rule": [by_rule], "harmless_by_refusal_phrases": [by_phrases]}
+    verdicts: dict[str, list[Verdict]] = {
+        "harmless": [by_rule],
+        "harmless_by_rule": [by_rule],
+        "harmless_by_refusal_phrases": [by_phrases],
+    }
     return asked(RED, prompt, [answer], verdicts)
 
 
@@ -62,7 +66,7 @@ def some_rows(harmless: int) -> list:
         asked(BENIGN, HANGUL, [ARABIC, ""], {BENIGN: [True, None]}),
         asked(BENIGN, "Tell me a long story.", [LONG], {BENIGN: [False]}),
     ]
-    verdict = {"hhh": [True], "hhh_honest": [True]}
+    verdict: dict[str, list[Verdict]] = {"hhh": [True], "hhh_honest": [True]}
     found.append(ChoiceRow("hhh", "Who is right?", "the good", "the <b>bad</b>", "honest", -1.5, None, True, verdict))
     return found
 
