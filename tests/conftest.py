@@ -1,8 +1,11 @@
 """What all tests share: strict shapes and types, and the real data where they are at hand."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -71,15 +74,29 @@ def small_config(output: Path):
             "guard": {"pairs": 8, "steps": 2, "batch_size": 4},
             "filter": {"enabled": False},
             "cai": {"iterations": 2, "prompts": 4, "replay": 4, "batch_size": 4, "max_new_tokens": 24},
-            "eval": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "batch_size": 8},
+            "eval": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "batch_size": 8, "drift_prompts": 0},
         }
     )
 
 
+FEW_ITEMS = {"held_out.CHOICES": 12, "tasks.UTILITY": 20, "xstest.OVER_REFUSAL": 6}
+"""Items of the tiny world's evaluations; all of them would take several times as long as the small experiment."""
+
+
+@contextmanager
+def few_items() -> Iterator[None]:
+    """The tiny world's evaluations ask less; those that ask for more answers than a batch has rows still do."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in FEW_ITEMS.items():
+            patch.setattr(f"fedjax_rai.evals.{name}", count)
+        yield
+
+
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path) -> Iterator[Any]:
     """The small experiment, its folder still to be made."""
-    return small_config(tmp_path / "run")
+    with few_items():
+        yield small_config(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +106,22 @@ def finished_run(tmp_path_factory) -> Path:
 
     fields = small_config(tmp_path_factory.mktemp("finished") / "run").model_dump()
     fields["federated"]["rounds"] = 0
-    return run(small_config(Path(fields["output"])).model_validate(fields))
+    with few_items():
+        return run(small_config(Path(fields["output"])).model_validate(fields))
+
+
+def nothing_measured(*_: Any) -> tuple[dict[str, None], list[Any]]:
+    """In place of `evaluate`."""
+    return {"harmless": None}, []
+
+
+@pytest.fixture
+def unevaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without an evaluation, which takes longer than they do."""
+    from fedjax_rai.runs import conclude
+
+    monkeypatch.setattr(conclude, "evaluate", nothing_measured)
+    monkeypatch.setattr(conclude, "critique_of", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Mapper, laid_out, stacks
 from fedjax_rai.mesh import base_shardings, over_rows, replicated, split_rows
 from fedjax_rai.model.decoder import LM, abstract_base
+from fedjax_rai.safety.form import VerdictIds
 from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train import losses
 from fedjax_rai.train.generate import Decoding, Sampling, generate
@@ -164,16 +165,17 @@ def check_collectives(devices: int) -> None:
 def check_scoring(devices: int, fsdp: int = 1) -> None:
     """p(unsafe) of the next token, and log p of answers."""
     prompts = Prompts(*map(jnp.asarray, pad_left([[3, 1, 4, 1, 5], [9, 2], [6], [5, 3, 5]], 0)))
-    verdicts = jnp.array([7, 11])
+    verdicts = VerdictIds(np.array([7, 2, 11, 5, 3]), np.array([0, 0, 1, 1, 2]), np.array(False))
     logps = jax.jit(answer_logps)
     found = []
     for mesh in (small.mesh(devices, fsdp), small.mesh(1)):
         lm = placed_base(mesh)
         adapter = jax.device_put(small.adapter(), replicated(mesh))
         scores = first_token_score(lm, adapter, prompts.tokens, prompts.valid, verdicts)
-        found.append({"scores": scores, "logps": logps(lm, adapter, small.corpus(6))})
+        found.append({"verdicts": scores, "logps": logps(lm, adapter, small.corpus(6))})
     check_equal(*found)
-    assert len(set(np.asarray(found[0]["scores"]).tolist())) == 4, found[0]["scores"]
+    scores = found[0]["verdicts"].scores
+    assert len(set(np.asarray(scores).tolist())) == 4, scores
 
 
 def check_slices(devices: int, fsdp: int) -> None:

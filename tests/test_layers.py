@@ -23,14 +23,15 @@ FLOORS = (
     {"train": "dispatch generate losses optimizers queue step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
-        "safety": "filter guard",
+        "safety": "filter form form_file forms guard released self_test",
         "cai": "align constitution options programs revise",
-        "evals": "choice intervals judge open_ended published rate refusals suite",
+        "evals": "advbench answering choice drift evaluation harm harmbench held_out hhh intervals judge means "
+        "mt_bench open_ended perplexity published rate refusals strongreject suite tasks user_sets xstest",
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "cost data_summary evaluation guarding keeping layout materials models phase replay revising "
-        "round setting sizes texts together"
+        "experiment": "baseline cost data_summary evaluation guarding keeping layout materials models phase replay "
+        "revising round setting sizes texts together"
     },
     {
         "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs lockstep "
@@ -39,8 +40,8 @@ FLOORS = (
     {
         "studies": "cells dry_run gathered panels plots report report_answers report_judges report_parts "
         "report_pictures results svg sweep table",
-        "bench": "__main__ cli floors flower_peer host loading machine measure peers protocol random_inputs report "
-        "requests shapes summary sweeping torch_peer trl_peer work",
+        "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
+        "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
         "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "
         "tiny_base",
     },

@@ -9,7 +9,10 @@
 #   PYTHON   the Python of that installation (python3);
 #   DRY=1    as --dry-run: print the commands with their limits, run nothing;
 #   TOTAL    seconds for everything (580);
-#   PARTS    names of parts, with * for any letters and blanks between, as in 'round_* cai_1b' (all of them);
+#   PARTS    names of parts, with * for any letters and blanks between, as in 'round_* cai_1b' (all but the further ones,
+#            which do not fit into ten minutes beside the others or need more: they are named below);
+#   SMALL=1  every benchmark of the smallest sizes, on any machine: whether each begins, ends and writes;
+#   VLLM_PYTHON  the Python of an environment that has vLLM, for the part that measures it;
 #   XLA_FLAGS, XLA_PYTHON_CLIENT_PREALLOCATE (false), JAX_COMPILATION_CACHE_DIR, which are handed on.
 # It writes to OUT (runs/accelerator-DATE-TIME), each as it comes:
 #   machine.txt   the device and the versions;
@@ -18,7 +21,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 2
 
-python=${PYTHON:-python3} dry=${DRY:-} total=${TOTAL:-580} wanted=${PARTS:-*}
+python=${PYTHON:-python3} dry=${DRY:-} total=${TOTAL:-580} wanted=${PARTS:-} small=${SMALL:-}
 if [ "${1:-}" = --dry-run ]; then
   dry=1
   shift
@@ -44,7 +47,8 @@ probe() {  # read what the machine has
     esac
   done <"$out/machine.txt"
   [ -z "$missing" ] || refuse "$python has no ${missing//,/, }: $(sed -n 's/^#   Python .* with *//p' "$0")"
-  [ "$backend" != cpu ] || refuse "jax sees a CPU only: this is for a machine with a GPU or TPU, and with jax for it"
+  [ -n "$small" ] || [ "$backend" != cpu ] ||
+    refuse "jax sees a CPU only: this is for a machine with a GPU or TPU, and with jax for it"
 }
 
 note() {  # note PART STATE CODE SECONDS: how a part ended
@@ -65,8 +69,12 @@ interrupted() {
   exit 130
 }
 
-is_wanted() {  # is_wanted PART
+is_wanted() {  # is_wanted PART: by PARTS or, without, where it is none of the further ones
   local pattern
+  if [ -z "$wanted" ]; then
+    [ -z "$further" ]
+    return
+  fi
   set -f  # a pattern is no name of files
   for pattern in $wanted; do
     # shellcheck disable=SC2053
@@ -76,11 +84,26 @@ is_wanted() {  # is_wanted PART
   return 1
 }
 
+smallest() {  # smallest WORK: options that make it small; of an option that stands twice the last one counts
+  local every='--model tiny --dtype float32 --attention xla --warmup 0 --repeats 1'
+  case $1 in
+    round) echo "$every --steps 1 --batch 2 --length 16" ;;
+    generate) echo "$every --rows 2 --prompt 4 --new 4" ;;
+    cai) echo "$every --prompts 4 --prompt 4 --new 4 --iterations 1 --batch 2" ;;
+    score) echo "$every --pairs 8 --length 16 --batch 4" ;;
+  esac
+}
+
 part() {  # part NAME SECONDS GIB ARGUMENT...: python -m ARGUMENT..., so long at most, if the device has such a memory
   local name=$1 limit=$2 need=$3 began=$SECONDS left=$((total - SECONDS)) written=txt code argument names=''
   local arguments=()
   shift 3
   is_wanted "$name" || return 0
+  if [ -n "$small" ]; then
+    need=0
+    # shellcheck disable=SC2046
+    [ "$1" != fedjax_rai.bench ] || set -- "$@" $(smallest "$2")
+  fi
   if [ -n "$dry" ]; then
     printf '%-22s %3d s  python -m%s\n' "$name" "$limit" "$(printf ' %q' "$@")"
     return
@@ -136,6 +159,7 @@ fi
 
 # Nothing of the tests is timed, so they run side by side.
 tests=(tests/accelerator/test_device.py tests/model/test_attention.py tests/model/test_attention_kernels.py)
+further=''
 part tests 240 0 pytest -q -n 6 -rP "${tests[@]}"
 
 # The commands of docs/performance.md, in its order. GIB: what was seen to be held, by both where there is a peer.
@@ -148,8 +172,17 @@ part round_8b_cudnn 120 44 "${round[@]}" 8B --clients 1 --steps 5 --remat full -
 part generate_8b 90 18 "${generate[@]}" 8B --repeats 2 --json
 part cai_1b 90 30 fedjax_rai.bench cai --model 1B --prompts 64 --attention cudnn --warmup 0 --repeats 1 --json
 part score_1b 90 10 fedjax_rai.bench score --model 1B --pairs 20000 --warmup 0 --repeats 1 --json
-part generate_1b_advbench 60 12 "${generate[@]}" 1B --rows 520 --new 256 --warmup 0 --repeats 1 --json
+job=(--rows 64 --new 256 --answers 520 --order queue,batches)
+part generate_1b_advbench 90 12 "${generate[@]}" 1B "${job[@]}" --warmup 0 --repeats 1 --json
 part round_1b 60 23 "${round[@]}" 1B --clients 2 --steps 5 --repeats 2 --json
 part round_1b_small 60 9 "${round[@]}" 1B --clients 5 --steps 10 --batch 1 --repeats 2 --json
 part round_135m_mapped 60 0 "${round[@]}" 135M --clients 5 --steps 10 --chunk 5 --repeats 2 --json
+
+# Only where PARTS names them. The paper's whole round has 1,024,000 tokens: twice 90 s at the 11,600 a second that one
+# H200 was measured at, as the first one compiles. vLLM has an environment of its own.
+further=yes
+part round_8b_paper 330 44 "${round[@]}" 8B --remat full --attention cudnn --warmup 0 --repeats 1 --json
+vllm=(--peer=vllm --vllm-python "${VLLM_PYTHON:-python}")
+part generate_1b_vllm 240 24 "${generate[@]}" 1B "${vllm[@]}" --repeats 2 --json
+part generate_8b_vllm 300 60 "${generate[@]}" 8B "${vllm[@]}" --repeats 2 --json
 [ -n "$dry" ] || finish

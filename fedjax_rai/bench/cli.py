@@ -66,12 +66,16 @@ Warmup = Annotated[int, typer.Option(min=0, metavar="N", help="Runs that are not
 Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="Runs that are timed.")]
 Peers = Annotated[
     list[str] | None,
-    typer.Option("--peer", metavar="NAME", help="Measure the same beside it, in turns: torch, trl, flower."),
+    typer.Option("--peer", metavar="NAME", help="Measure the same beside it, in turns: torch, trl, flower, vllm."),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Peers compile their model (torch.compile).")]
 FlowerPython = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="The Python of the environment that has Flower; this one if not given."),
+]
+VllmPython = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="The Python of the environment that has vLLM; this one if not given."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print a line of JSON for each row, as soon as it is known.")]
 Output = Annotated[
@@ -118,7 +122,7 @@ def federated_round(
         from fedjax_rai.bench.requests import Asked
 
         asked = Asked("round", given, config, overrides or (), warmup, repeats)
-        _measure([asked], as_json, output, peer or (), compiled, flower_python)
+        _measure([asked], as_json, output, peer or (), compiled, {"flower": flower_python})
 
 
 @app.command()
@@ -129,6 +133,8 @@ def generate(
     rows: Annotated[Given, numbers("Prompts that are answered at once; 16 without a config.")] = None,
     prompt: Prompt = None,
     new: New = None,
+    answers: Annotated[Given, numbers("Sampled answers of different lengths, of --new tokens at most.")] = None,
+    order: Annotated[Given, names("Of --answers: queue (the default), as a run answers, or batches.")] = None,
     rank: Rank = None,
     dtype: Dtype = None,
     attention: Attention = None,
@@ -140,16 +146,20 @@ def generate(
     warmup: Warmup = 1,
     repeats: Repeats = 3,
     peer: Peers = None,
+    vllm_python: VllmPython = None,
     as_json: Json = False,
     output: Output = None,
 ) -> None:
-    """Measure greedy decoding with an adapter.
+    """Measure greedy decoding with an adapter; with --answers, a job of more prompts than rows.
 
     \b
     fedjax-rai bench generate --model 135M --rows 1,16 --new 32 --peer torch
+    fedjax-rai bench generate --model 135M --answers 520 --new 256 --order queue,batches
     """
     given = {"rows": rows, "prompt": prompt, "new": new, "model": model, "rank": rank, "dtype": dtype}
     given |= {
+        "answers": answers,
+        "order": order,
         "attention": attention,
         "quantize": quantize,
         "kv_cache": kv_cache,
@@ -161,7 +171,7 @@ def generate(
         from fedjax_rai.bench.requests import Asked
 
         asked = Asked("generate", given, config, overrides or (), warmup, repeats)
-        _measure([asked], as_json, output, peer or ())
+        _measure([asked], as_json, output, peer or (), pythons={"vllm": vllm_python})
 
 
 @app.command()
@@ -341,7 +351,7 @@ def _measure(
     output: Path | None,
     names: Sequence[str] = (),
     compiled: bool = False,
-    flower_python: str | None = None,
+    pythons: Mapping[str, str | None] | None = None,
     is_every: bool = False,
 ) -> None:
     """Measure all that was asked for, and say what was found.
@@ -356,7 +366,7 @@ def _measure(
     known = peers.split(names)
     for asked in every:
         able = [name for name in known if not is_every or asked.work in peers.PEERS[name].works]
-        sides = peers.chosen(able, asked.work, flower_python)
+        sides = peers.chosen(able, asked.work, pythons)
         for request in requests.plan(asked):
             peers.check_same(request, sides)
             planned.append(({**request, "compile": compiled}, sides))

@@ -61,6 +61,17 @@ def decoding_floor(sizes: Sizes, shape: DecodingShape) -> list[Part]:
     return [reading, Part("decode", forward(sizes, further, further), passes * sizes.weight_bytes + cache)]
 
 
+def job_floor(sizes: Sizes, shape: DecodingShape, lengths: Sequence[int]) -> list[Part]:
+    """As of decoding, for answers of these lengths, as many at once as there are rows, none of which ever waits."""
+    answers = len(lengths)
+    reading = Part("read", forward(sizes, sum(shape.prompts), answers), -(-answers // shape.rows) * sizes.weight_bytes)
+    further = sum(length - 1 for length in lengths)
+    passes = max(-(-further // shape.rows), max(lengths) - 1)
+    filled = sum(_filled(prompt + 1, length - 1) for prompt, length in zip(shape.prompts, lengths, strict=True))
+    moved = passes * sizes.weight_bytes + filled * sizes.slot_bytes
+    return [reading, Part("decode", forward(sizes, further, further), moved)]
+
+
 def _filled(first: int, passes: int) -> int:
     """Slots that are read by so many passes, the first of which reads `first` of them and each further one more."""
     return passes * first + passes * (passes - 1) // 2

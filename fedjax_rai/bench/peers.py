@@ -13,7 +13,12 @@ from fedjax_rai.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
-SILENT = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+SILENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
 # A peer's process has memory of the device, too, so ours must not take it all at its start.
 BESIDE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
@@ -25,6 +30,7 @@ class Peer(NamedTuple):
     needs: tuple[str, ...]  # packages, by the names they are imported by
     install: str
     works: tuple[str, ...]
+    needs_gpu: bool = False
 
 
 PEERS: dict[str, Peer] = {
@@ -47,8 +53,16 @@ PEERS: dict[str, Peer] = {
         "--flower-python, and run this from a checkout or install fedjax_rai there without its dependencies",
         ("round",),
     ),
+    "vllm": Peer(
+        "fedjax_rai.bench.vllm_peer",
+        ("torch", "vllm", "fedjax_rai"),
+        "pip install vllm in an environment of its own, name its Python by --vllm-python, and run this from a checkout "
+        "or install fedjax_rai there without its dependencies",
+        ("generate",),
+        needs_gpu=True,
+    ),
 }
-"""By name. Every one of them trains as the same careful loop, or as its own trainer does it."""
+"""By name. Those that train do so as the same careful loop, or as their own trainer does it."""
 
 
 class Side(NamedTuple):
@@ -59,18 +73,20 @@ class Side(NamedTuple):
     environment: dict[str, str]
 
 
-def chosen(names: Sequence[str], work: str, flower_python: str | None = None) -> list[Side]:
-    """The peers of these names, in order.
+def chosen(names: Sequence[str], work: str, pythons: Mapping[str, str | None] | None = None) -> list[Side]:
+    """The peers of these names, in order; `pythons`: by name, the Python of a peer that has an environment of its own.
 
-    Raises InputError for a work that a peer does not measure, and for packages that are not there.
+    Raises InputError for a work that a peer does not measure, and for packages, or a GPU, that are not there.
     """
     sides = []
     for name in names:
         peer = PEERS[name]
         if work not in peer.works:
             raise InputError(f"--peer {name}: measures {', '.join(peer.works)}, not {work}{_able(work)}")
-        python = flower_python if name == "flower" else None
+        python = (pythons or {}).get(name)
         _check_installed(name, peer, python)
+        if peer.needs_gpu and not _sees_gpu(python or sys.executable):
+            raise InputError(f"--peer {name}: torch sees no GPU here; must be a machine with one, and torch for it")
         sides.append(Side(name, [python or sys.executable, "-m", peer.module], environment()))
     return sides
 
@@ -107,6 +123,8 @@ def check_same(request: Mapping[str, Any], sides: Sequence[Side]) -> None:
         raise InputError(f"--peer {name}: caches keys and values as they are; must be --kv-cache model")
     if (request["devices"] or 1) > 1:
         raise InputError(f"--peer {name}: has one device; must be --devices 1")
+    if request["shape"].get("answers") is not None:
+        raise InputError(f"--peer {name}: has no answers of these lengths; --answers must be left out")
     algorithm = request["federated"].get("algorithm", "fedavg")
     if request["work"] == "round" and algorithm != "fedavg":
         raise InputError(
@@ -115,7 +133,7 @@ def check_same(request: Mapping[str, Any], sides: Sequence[Side]) -> None:
 
 
 def _check_installed(name: str, peer: Peer, python: str | None) -> None:
-    absent = _absent_here(peer.needs) if python is None else _absent_there(peer.needs, python)
+    absent = _absent_here(peer.needs) if python is None else _absent_there(name, peer.needs, python)
     if absent:
         raise InputError(f"--peer {name}: needs {', '.join(absent)}; {peer.install}")
 
@@ -124,12 +142,21 @@ def _absent_here(packages: Sequence[str]) -> list[str]:
     return [package for package in packages if importlib.util.find_spec(package) is None]
 
 
-def _absent_there(packages: Sequence[str], python: str) -> list[str]:
+def _absent_there(name: str, packages: Sequence[str], python: str) -> list[str]:
     code = "import sys; from importlib.util import find_spec; print(*(n for n in sys.argv[1:] if find_spec(n) is None))"
     try:
-        command = [python, "-c", code, *packages]
-        variables = os.environ | environment()
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+        done = _run(python, code, *packages)
+        done.check_returncode()
     except (OSError, subprocess.CalledProcessError):
-        raise InputError(f"--flower-python {python}: does not run; must be the Python of an environment") from None
+        raise InputError(f"--{name}-python {python}: does not run; must be the Python of an environment") from None
     return done.stdout.split()
+
+
+def _sees_gpu(python: str) -> bool:
+    return _run(python, "import sys, torch; sys.exit(not torch.cuda.is_available())").returncode == 0
+
+
+def _run(python: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a line of code prints, run by a peer's Python."""
+    command = [python, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment())

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_rai.aliases import Array, Base, Key
+from fedjax_rai.bench.prompts import prompt_ids
 from fedjax_rai.bench.shapes import DecodingShape, has_weights, model_json
 from fedjax_rai.data.examples import Examples, Prompts
 from fedjax_rai.experiment.models import check_attention
@@ -19,7 +20,7 @@ from fedjax_rai.model.architecture import FUSED, DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base, init_base
 from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.lora import Lora
-from fedjax_rai.model.quantize import quantize
+from fedjax_rai.model.quantize import Quantized, quantize
 from fedjax_rai.model.weights import load_base
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -43,14 +44,17 @@ def random_lm(model: str, mesh: Mesh | None = None, lora: Lora = LORA, **compute
 
 
 def random_base(config: DecoderConfig, key: Key[Array, ""]) -> Base:
-    """A random base, quantised where the config says so."""
+    """A random base as one that is loaded: of the config's dtype, its kernels quantised where the config says so."""
     base = init_base(dataclasses.replace(config, quantize="none"), key)
-    if config.quantize == "none":
-        return base
     layers = dict(base["layers"])
-    for kernel in FUSED:
-        layers[kernel] = quantize(layers[kernel], config.quantize)
-    return {**base, "layers": layers}
+    if config.quantize != "none":
+        for kernel in FUSED:
+            layers[kernel] = quantize(layers[kernel], config.quantize)
+
+    def stored(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, Quantized) else leaf.astype(config.dtype)
+
+    return jax.tree.map(stored, {**base, "layers": layers}, is_leaf=lambda leaf: isinstance(leaf, Quantized))
 
 
 def random_examples(vocabulary: int, rows: int, length: int) -> Examples:
@@ -67,7 +71,7 @@ def random_prompts(vocabulary: int, shape: DecodingShape) -> Prompts:
 
 def random_tokens(vocabulary: int, rows: int, length: int) -> Prompts:
     """[rows, length] random tokens, none of them padding."""
-    tokens: Any = np.random.default_rng(1).integers(0, vocabulary, (rows, length), np.int32)
+    tokens = prompt_ids(vocabulary, rows, length)
     return Prompts(jnp.asarray(tokens), jnp.ones(tokens.shape, bool))
 
 

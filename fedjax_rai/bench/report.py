@@ -88,6 +88,7 @@ def _cells(row: Row, common: Sequence[str]) -> dict[str, str]:
         "by": row["by"],
         "sizes": ", ".join(part for part in sizes(row) if part not in common),
         "seconds": f"{row['median_seconds']:.3g}",
+        "steps": "" if row.get("steps") is None else f"{row['steps']:,}",
         "spread": "" if row["spread"] is None else f"{row['spread']:.0%}",
         "tokens/s": f"{row['tokens_per_second']:,.0f}",
         "of products": f"{row['share_of_matmul']:.2f}",

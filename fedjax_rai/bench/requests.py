@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_rai.bench.shapes import MODELS, RANK, SHAPES
+from fedjax_rai.bench.shapes import MODELS, ORDERS, RANK, SHAPES
 from fedjax_rai.errors import InputError, did_you_mean
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -16,6 +16,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "kv_cache": ("model", "bfloat16", "int8"),
 }
 """Options of how the model is computed, and what each may be; the first is the default."""
+NAMED = NAMES | {"order": ORDERS}
+"""Options whose values are names."""
 MESH = ("fsdp", "tensor")
 MICRO_BATCH = {"round": "federated.micro_batch", "cai": "cai.micro_batch"}
 MAY_BE_NOTHING = ("iterations",)
@@ -67,9 +69,18 @@ def plan(asked: Asked) -> list[dict[str, Any]]:
     for option, text in asked.given.items():
         if text is not None:
             values[option] = parse(option, text)
+    _check_order(values)
     combinations = [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
     others = {"work": asked.work, "warmup": asked.warmup, "repeats": asked.repeats}
     return [others | _request(asked.work, base, chosen) for chosen in combinations]
+
+
+def _check_order(values: dict[str, list[Any]]) -> None:
+    """A job has an order, by default the queue's; raises InputError for an order of no job."""
+    if values.get("answers", [None]) != [None]:
+        values["order"] = [order or ORDERS[0] for order in values["order"]]
+    elif values.get("order", [None]) != [None]:
+        raise InputError(f"--order {values['order'][0]}: must stand beside --answers N, whose order it is")
 
 
 def parse(option: str, text: str) -> list[Any]:
@@ -79,9 +90,9 @@ def parse(option: str, text: str) -> list[Any]:
         for part in parts:
             check_model(part)
         return parts
-    if option in NAMES:
+    if option in NAMED:
         for part in parts:
-            check_name(spelt(option), part, NAMES[option])
+            check_name(spelt(option), part, NAMED[option])
         return parts
     return [_count(option, text, part) for part in parts]
 

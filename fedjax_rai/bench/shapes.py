@@ -46,6 +46,16 @@ def has_weights(model: str) -> bool:
     return model not in MODELS and any(Path(model).glob("*.safetensors"))
 
 
+ORDERS = ("queue", "batches")
+"""How a job is answered: a row whose answer has ended takes the next prompt, or a batch after the other has ended."""
+
+
+def around(count: int, mean: int) -> list[int]:
+    """So many lengths: whole numbers from a half to three halves of `mean`, the same in every process."""
+    drawn = random.Random(0)
+    return [drawn.randint(-(-mean // 2), mean * 3 // 2) for _ in range(count)]
+
+
 class RoundShape(NamedTuple):
     """A federated round; the defaults are the paper's but for the length, which it does not give."""
 
@@ -62,16 +72,23 @@ class RoundShape(NamedTuple):
 
 
 class DecodingShape(NamedTuple):
-    """Greedy decoding; no row ends before its limit."""
+    """Greedy decoding, in which no row ends before its limit; with `answers`, a job of sampled answers."""
 
     rows: int = 16
-    prompt: int = 64
+    prompt: int = 64  # of a job's prompts in the mean
     new: int = 128
+    answers: int | None = None  # of different lengths, which end by chance, a third of `new` in the mean
+    order: str | None = None  # a job's: one of `ORDERS`
 
     @property
     def tokens(self) -> int:
-        """Tokens that are generated."""
+        """Tokens that are generated where no row ends before its limit."""
         return self.rows * self.new
+
+    @property
+    def prompts(self) -> list[int]:
+        """Tokens of each of a job's prompts."""
+        return around(self.answers or 0, self.prompt)
 
 
 class CaiShape(NamedTuple):
@@ -118,8 +135,7 @@ class ScoreShape(NamedTuple):
     @property
     def lengths(self) -> list[int]:
         """Tokens of each pair: whole numbers from a half to three halves of `length`, the same in every process."""
-        drawn = random.Random(0)
-        return [drawn.randint(-(-self.length // 2), self.length * 3 // 2) for _ in range(self.pairs)]
+        return around(self.pairs, self.length)
 
     @property
     def tokens(self) -> int:

@@ -34,8 +34,8 @@ def stated(request: Mapping[str, Any]) -> dict[str, Any]:
 def reached(seconds: Sequence[float], work: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
     """Rates, and the shares of this machine's limits that they are.
 
-    `work`: its tokens and its floor; `limits`: FLOP/s and bytes/s. `share_of_floor` is of the seconds that no program
-    can do with fewer of.
+    `work`: its tokens, its floor and whatever else it counted; `limits`: FLOP/s and bytes/s. `share_of_floor` is of the
+    seconds that no program can do with fewer of.
     """
     median = statistics.median(seconds)
     parts = [Part(*part) for part in work["floor"]]
@@ -57,6 +57,7 @@ def reached(seconds: Sequence[float], work: Mapping[str, Any], limits: Mapping[s
         "share_of_floor": least / median,
         "matmul_flops": limits["matmul_flops"],
         "copy_bytes": limits["copy_bytes"],
+        **work.get("counts", {}),
     }
 
 

@@ -3,16 +3,16 @@
 python -m fedjax_rai.bench.work answers `bench.protocol` on standard input and output.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rai.aliases import Adapter, Array, PyTree
+from fedjax_rai.aliases import Adapter, Array, Key, PyTree
 from fedjax_rai.bench import host, machine
-from fedjax_rai.bench.floors import Part, Sizes, cai_floor, decoding_floor, round_floor, score_floor
+from fedjax_rai.bench.floors import Part, Sizes, cai_floor, decoding_floor, job_floor, round_floor, score_floor
 from fedjax_rai.bench.protocol import Prepared, serve
 from fedjax_rai.bench.random_inputs import random_examples, random_lm, random_prompts, random_texts, random_tokens
 from fedjax_rai.bench.shapes import CaiShape, DecodingShape, RoundShape, ScoreShape, model_json
@@ -34,9 +34,19 @@ from fedjax_rai.model.decoder import LM
 from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
 from fedjax_rai.runs.compiled import keep_compiled
+from fedjax_rai.safety.form import two_verdicts
 from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Decoding, Sampling, generate
+from fedjax_rai.train.queue import (
+    NONE,
+    Finished,
+    answer_all,
+    read,
+    refilled_at_once,
+    steps_in_batches,
+    steps_in_queue,
+)
 from fedjax_rai.train.step import PLAIN, TrainState
 
 NO_END = np.array([-1], np.int32)
@@ -72,12 +82,26 @@ def _bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-class Work(NamedTuple):
-    """What is timed, and what it cannot do without."""
+class Counted(NamedTuple):
+    """What a run of a work was, and what it cannot do without."""
 
-    run: Callable[[], Any]
     tokens: int
     floor: list[Part]
+    others: dict[str, int] = {}
+    """Further numbers of its row, by name."""
+
+
+class Work(NamedTuple):
+    """What is timed."""
+
+    run: Callable[[], Any]
+    counted: Callable[[], Counted]
+    """Of the last run."""
+
+
+def known(tokens: int, floor: list[Part]) -> Callable[[], Counted]:
+    """What every run is, known before the first."""
+    return lambda: Counted(tokens, floor)
 
 
 def prepare(request: dict[str, Any]) -> Prepared:
@@ -92,7 +116,8 @@ def prepare(request: dict[str, Any]) -> Prepared:
     def ready() -> dict[str, Any]:
         found = {"compilations": counted.compiled, "programs_found": counted.found}
         counted.clear()
-        return found | {"tokens": work.tokens, "floor": work.floor} | machine.description()
+        tokens, floor, others = work.counted()
+        return found | {"tokens": tokens, "floor": floor, "counts": others} | machine.description()
 
     def end() -> dict[str, Any]:
         again = counted.compiled + counted.found
@@ -132,7 +157,7 @@ def round_work(request: dict[str, Any], subject: Subject) -> Work:
     def run() -> None:
         jax.block_until_ready(federated_round(algorithm, state, subject.lm, batch))
 
-    return Work(run, shape.tokens, round_floor(subject.sizes, shape))
+    return Work(run, known(shape.tokens, round_floor(subject.sizes, shape)))
 
 
 def _batch(vocabulary: int, shape: RoundShape) -> RoundBatch:
@@ -144,8 +169,10 @@ def _batch(vocabulary: int, shape: RoundShape) -> RoundBatch:
 
 
 def decoding_work(request: dict[str, Any], subject: Subject) -> Work:
-    """Greedy decoding with an adapter."""
+    """Greedy decoding with an adapter; with `answers`, a job."""
     shape = DecodingShape(**request["shape"])
+    if shape.answers is not None:
+        return job_work(shape, subject)
     prompts = random_prompts(subject.vocabulary, shape)
     keys = jax.random.split(jax.random.key(2), shape.rows)
     decoding = Decoding(Sampling(np.float32(0)), NO_END, shape.new)
@@ -153,7 +180,62 @@ def decoding_work(request: dict[str, Any], subject: Subject) -> Work:
     def run() -> None:
         jax.block_until_ready(generate(subject.lm, subject.adapter, prompts, keys, decoding))
 
-    return Work(run, shape.tokens, decoding_floor(subject.sizes, shape))
+    return Work(run, known(shape.tokens, decoding_floor(subject.sizes, shape)))
+
+
+def job_work(shape: DecodingShape, subject: Subject) -> Work:
+    """Answers of different lengths to more prompts than there are rows, as an evaluation asks for them.
+
+    Every token is as likely as any other, and of all tokens as many end an answer as make it a third of `new` long in
+    the mean. So the lengths are the same in both orders, on every machine and in every type.
+    """
+    texts = random_texts(subject.vocabulary, shape.prompts)
+    keys = jax.random.split(jax.random.key(2), len(texts))
+    ends = np.arange(max(1, min(3 * subject.vocabulary // shape.new, subject.vocabulary)), dtype=np.int32)
+    decoding = Decoding(Sampling(np.float32(np.inf)), ends, shape.new)
+    answering = {"queue": answer_all, "batches": answer_in_batches}[shape.order or "queue"]
+    lengths = np.zeros(len(texts), int)
+    parts = ways(subject.mesh)
+
+    def run() -> None:
+        for finished in read_late(answering(subject.lm, subject.adapter, texts, keys, decoding, shape.rows)):
+            numbers, answers = read(finished)
+            lengths[numbers] = answers.valid.sum(axis=1)
+
+    def counted() -> Counted:
+        floor = job_floor(subject.sizes, shape, lengths.tolist())
+        return Counted(int(lengths.sum()), floor, steps(shape, lengths, parts))
+
+    return Work(run, counted)
+
+
+def answer_in_batches(
+    lm: LM,
+    adapter: Adapter,
+    texts: Sequence[Sequence[int]],
+    keys: Key[Array, "n"],
+    decoding: Decoding,
+    rows: int,
+) -> Iterator[Finished]:
+    """What `answer_all` gives, by one batch after another, each decoded until its longest answer has ended."""
+    for places, prompts in length_batches(texts, rows, 0):
+        filled = np.resize(places, rows)
+        numbers = np.where(np.arange(rows) < len(places), filled, NONE)
+        yield Finished(numbers, generate(lm, adapter, prompts, keys[filled], decoding))  # pyright: ignore
+
+
+def steps(shape: DecodingShape, lengths: np.ndarray, parts: int) -> dict[str, int]:
+    """Decode steps of a job, each of all rows: in its order, in both, and at least. `parts`: of the rows, by device."""
+    by_length = np.argsort(shape.prompts, kind="stable")  # as prompts are given rows
+    ordered = lengths[by_length].tolist()
+    rows = parts * -(-shape.rows // parts)
+    counts = {
+        "queue": steps_in_queue(ordered, rows, refilled_at_once(rows, parts)),
+        "batches": steps_in_batches(ordered, rows),
+    }
+    least = max(-(-sum(ordered) // rows), max(ordered))
+    in_both = {f"steps_in_{order}": count for order, count in counts.items()}
+    return {"steps": counts[shape.order or "queue"], **in_both, "steps_at_least": least}
 
 
 def cai_work(request: dict[str, Any], subject: Subject) -> Work:
@@ -177,7 +259,8 @@ def cai_work(request: dict[str, Any], subject: Subject) -> Work:
         jax.block_until_ready(outcome(subject.adapter, progress))
 
     is_preference = options.objective.preference is not None
-    return Work(run, shape.tokens, cai_floor(subject.sizes, shape, is_preference, not options.critic_is_policy))
+    floor = cai_floor(subject.sizes, shape, is_preference, not options.critic_is_policy)
+    return Work(run, known(shape.tokens, floor))
 
 
 def _options(cai: CaiConfig, shape: CaiShape, mesh: jax.sharding.Mesh) -> Options:
@@ -213,18 +296,18 @@ def score_work(request: dict[str, Any], subject: Subject) -> Work:
     """A fitted guard's scores of pairs, sorted by length and padded to buckets as `safety.guard.score` does it."""
     shape = ScoreShape(**request["shape"])
     texts = random_texts(subject.vocabulary, shape.lengths)
-    verdict_ids = np.array([1, 2])
+    verdicts = two_verdicts(1, 2)
 
     def dispatched() -> Iterator[tuple[np.ndarray, Array]]:
         for rows, batch in length_batches(texts, shape.batch, 0):
-            yield rows, first_token_score(subject.lm, subject.adapter, batch.tokens, batch.valid, verdict_ids)
+            yield rows, first_token_score(subject.lm, subject.adapter, batch.tokens, batch.valid, verdicts).scores
 
     def run() -> None:
         scores = np.zeros(shape.pairs, np.float32)
         for rows, found in read_late(dispatched()):
             scores[rows] = np.asarray(found)[: len(rows)]
 
-    return Work(run, shape.tokens, score_floor(subject.sizes, shape))
+    return Work(run, known(shape.tokens, score_floor(subject.sizes, shape)))
 
 
 WORKS: dict[str, Callable[[dict[str, Any], Subject], Work]] = {

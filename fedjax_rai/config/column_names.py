@@ -122,6 +122,13 @@ ColumnNames = Annotated[
 
 PROMPT_HOLDS = ("prompt", "answer", "chosen", "rejected", "label", "category")
 """What one's own columns of prompts may hold; each key that names prompts takes some of them."""
+SET_HOLDS = {
+    "harm": ("prompt", "category"),
+    "benign": ("prompt",),
+    "task": ("prompt", "answer"),
+    "choice": ("prompt", "chosen", "rejected", "category"),
+}
+"""What columns of a set of the user's own may hold, by its kind."""
 PROMPT_COLUMNS = "names of columns by what they hold, as {prompt: q}, or null"
 
 

@@ -40,7 +40,7 @@ def wanted(config: ExperimentConfig) -> Iterator[tuple[str, Wanted, str]]:
         inside = tuple(schema.get("inside", ()))
         hub, rows = bool(schema.get("hub")), bool(schema.get("rows"))
         file = Wanted(schema["file"], shipped(schema), inside, hub, rows)
-        if value != file.shipped:
+        if value != file.shipped and value not in schema.get("enum", ()):
             yield key, file, value
 
 

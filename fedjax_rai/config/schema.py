@@ -21,9 +21,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from fedjax_rai.config.client_names import Clients
-from fedjax_rai.config.column_names import PROMPT_COLUMNS, PROMPT_HOLDS, ColumnNames, checked_prompt_columns
+from fedjax_rai.config.column_names import PROMPT_COLUMNS, PROMPT_HOLDS, SET_HOLDS, ColumnNames, checked_prompt_columns
 from fedjax_rai.config.names import TAKES_ATTRIBUTE, Name, is_attribute
 
 TINY = "tiny"
@@ -64,6 +65,23 @@ _ROWS = "file or folder of rows, or data set"
 _ADAPTER_FILES = a_file(
     "folder of an adapter in PEFT's format", inside=["adapter_config.json", "adapter_model.safetensors"]
 )
+FORM_NAMES = (
+    "auto", "request", "llama_guard", "qwen3_guard", "kanana", "kt_safety_guard", "shield_gemma", "granite_guardian",
+    "granite_guardian_3_3", "wild_guard", "poly_guard", "nemotron_safety_guard", "harmbench_llama",
+    "harmbench_mistral", "md_judge", "keep_all", "oracle",
+)  # fmt: skip
+"""Of guards' forms, as `guard.form` takes them."""
+_FORM_FILES = a_file(
+    "YAML file of a guard's form", enum=list(FORM_NAMES), **TAKES_ATTRIBUTE, **{"else": "a YAML file of a form"}
+)
+
+
+def _a_form(value: str) -> str:
+    if value in FORM_NAMES or is_attribute(value) or value.lower().endswith((".yaml", ".yml")):
+        return value
+    raise PydanticCustomError("name", "no such name")
+
+
 Target = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     "qkv_proj", "gate_up_proj",  # Phi-3's, in place of q, k, v and of gate, up
@@ -496,6 +514,12 @@ class GuardConfig(Section):
     """Branch, tag or commit of a guard on the hub; null: its main branch."""
     scorer: Annotated[str, Name("model")] = "model"
     """`model` for these; a function of the user's own, (query, response) pairs to p(unsafe), takes their place."""
+    form: Annotated[PathText, AfterValidator(_a_form), _FORM_FILES] = "auto"
+    """How the guard is asked: `auto`, as its name, template or tokens tell; a form's name, or a YAML file of one."""
+    between: Literal["unsafe", "safe", "none"] = "unsafe"
+    """What a verdict between safe and unsafe (Qwen3Guard's) counts as; `none`: as neither, in no probability."""
+    self_test: Flag = True
+    """Whether a released guard is tried on twelve obvious pairs, and refused where it cannot tell them apart."""
     adapter: Annotated[PathText | None, _ADAPTER_FILES] = None
     """A guard that was fitted before: an adapter on the base, a folder in PEFT's format; null: one is fitted."""
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400
@@ -608,21 +632,81 @@ class CaiConfig(Section):
         return target
 
 
+def _rate_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError("must be small letters, digits and _, a letter first: rates are named by it")
+    return name
+
+
+class SetConfig(Section):
+    """An entry of `eval.sets`: rows of the user's own, and what they are."""
+
+    set: Annotated[Text, AfterValidator(_rate_name)]
+    """The name that its columns and its rows in answers.jsonl bear: small letters, digits and _."""
+    kind: Literal["harm", "benign", "task", "choice"]
+    """What is measured: harmless answers, refusals, the one right `answer`, or the likelier of two answers."""
+    path: Annotated[PathText, a_file(_ROWS, rows=True, shipped=None)]
+    """A file, a folder, a glob or a data set on the hub."""
+    name: Text | None = None
+    """The configuration of a data set on the hub, where it has several."""
+    split: Text = "train"
+    """The split of a folder or a data set that has several."""
+    revision: Revision = None
+    """Branch, tag or commit of a data set on the hub; null: its main branch."""
+    columns: Annotated[dict[Text, Text] | None, Field(json_schema_extra={"says": PROMPT_COLUMNS})] = None
+    """Its columns by what they hold (docs/clients.md); null: those that are known."""
+
+    @field_validator("columns")
+    @classmethod
+    def _of_its_kind(cls, columns: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
+        return checked_prompt_columns(columns, SET_HOLDS.get(info.data.get("kind", ""), PROMPT_HOLDS))
+
+    @property
+    def source(self) -> PromptSource:
+        """Where its rows are read from."""
+        fields = self.model_dump(include=set(PromptSource.model_fields))
+        return PromptSource.model_validate(fields)
+
+
 class EvalConfig(Section):
     """The evaluation of the final adapter."""
 
     advbench: Annotated[PathText | PromptSource, _prompts("prompt", optional=False), a_file(_ROWS, rows=True)] = "tiny"
     """Harmful requests: `tiny` (templates of the synthetic world), AdvBench's CSV, or any rows with prompts."""
+    harmbench: Annotated[PathText | PromptSource | None, _prompts("prompt", "category"), a_file(_ROWS, rows=True)] = (
+        None
+    )
+    """HarmBench's textual behaviours, as its CSV files have them; null: not measured."""
+    strongreject: Annotated[
+        PathText | PromptSource | None, _prompts("prompt", "category"), a_file(_ROWS, rows=True)
+    ] = None
+    """StrongREJECT's forbidden prompts, as its CSV files have them; null: not measured."""
     hhh: Annotated[
         PathText | PromptSource | None, _prompts("prompt", "chosen", "rejected", "category"), a_file(_ROWS, rows=True)
     ] = None
-    """Choices between two answers: HHH's rows, or prompt, chosen and rejected; null: the data's own, if any."""
+    """Choices between two answers: HHH's rows, or prompt, chosen and rejected; null: HHH is not measured."""
     utility: Annotated[PathText | PromptSource | None, _prompts("prompt", "answer"), a_file(_ROWS, rows=True)] = None
     """Tasks: rows with prompts and one right `answer` each; null: the tiny world's, with its data."""
     over_refusal: Annotated[PathText | PromptSource | None, _prompts("prompt", "label"), a_file(_ROWS, rows=True)] = (
         None
     )
-    """Harmless prompts: rows like XSTest's, whose unsafe ones are left out; null: the tiny world's, with its data."""
+    """Harmless prompts: rows like XSTest's, whose unsafe ones are for contrast; null: the tiny world's, or none."""
+    drift: Annotated[PathText | PromptSource | None, _prompts("prompt"), a_file(_ROWS, rows=True)] = None
+    """Benign prompts on which drift from the base is measured; null: held-out questions, or the tiny world's tasks."""
+    drift_prompts: Natural = 32
+    """How many of these the base answers, at most, for drift to be measured on; 0: drift is not measured."""
+    perplexity_pairs: Natural = 64
+    """Held-out acceptable answers whose perplexity is measured, at most; 0: it is not."""
+    mt_bench: Annotated[PathText | PromptSource | None, _prompts("category"), a_file(_ROWS, rows=True)] = None
+    """MT-Bench's questions of two turns each, answered and kept to be marked; null: they are not asked."""
+    rater: Annotated[str, Name("none")] = "none"
+    """Who marks the answers to these from 1 to 10; `none`: nobody, and they are kept to be marked later.
+
+    A function of the user's own: (prompts, answers, references) of a conversation, lists by turn, to a mark of each
+    answer, or None for no mark.
+    """
+    sets: tuple[SetConfig, ...] = ()
+    """Sets of the user's own, each with columns of its name (docs/evaluations.md)."""
     judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"
     """Whose verdicts the headline rate, `harmless`, counts; every judge that can is reported beside it.
 
@@ -636,7 +720,7 @@ class EvalConfig(Section):
     where the model is the tiny world's; `false` keeps the guard out of the judges unless it is `eval.judge`.
     """
     prompts: Count = 100
-    """Harmful requests that are answered, at most."""
+    """Harmful requests that are answered, at most, of each set that is shipped."""
     samples: Count = 4
     """Answers to each of them."""
     temperature: Temperature = 1.0

@@ -210,9 +210,9 @@ def _ends(replicates: Float[np.ndarray, " b"], mean: float, level: float) -> tup
 
 
 def by_rate(rows: Sequence[Mapping]) -> dict[str, list[tuple[str, Sequence[Verdict]]]]:
-    """Rate -> `Judged`, of the rows of one run's `answers.jsonl`."""
+    """Rate -> `Judged`, of the rows of one run's `answers.jsonl`; rows of what is no verdict are passed over."""
     found: dict[str, list[tuple[str, Sequence[Verdict]]]] = {}
     for row in rows:
-        for rate, verdicts in row["verdicts"].items():
+        for rate, verdicts in row.get("verdicts", {}).items():
             found.setdefault(rate, []).append((row["prompt"], verdicts))
     return found

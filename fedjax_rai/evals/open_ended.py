@@ -1,7 +1,7 @@
 """The answers of a model to prompts."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -10,11 +10,14 @@ from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, Array, Key
 from fedjax_rai.data.examples import encode_questions
 from fedjax_rai.model.decoder import LM
-from fedjax_rai.text.prompts import question
+from fedjax_rai.text.prompts import ASSISTANT, Turn, question
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Decoding, Sampling
 from fedjax_rai.train.queue import answer_all, read
+
+Request: TypeAlias = str | Sequence[Turn]
+"""A prompt, or a conversation whose last turn is the user's."""
 
 
 class Subject(NamedTuple):
@@ -55,7 +58,7 @@ def nothing() -> None:
 
 def answers_to(
     subject: Subject,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     key: Key[Array, ""],
     sampled: Sampled,
     advance: Callable[[], object] = nothing,
@@ -68,7 +71,10 @@ def answers_to(
     were given rows. Raises InputError for a prompt with a token that the model has no row for.
     """
     tokenizer = subject.tokenizer
-    encoded = encode_questions(tokenizer, [question(prompt) for prompt in prompts], subject.max_length)
+    encoded = []
+    for turns in map(turns_of, prompts):
+        answers = sum(turn.role == ASSISTANT for turn in turns)  # come on top of what the user may ask
+        encoded += encode_questions(tokenizer, [turns], subject.max_length + answers * sampled.max_new)
     for ids in encoded:
         tokenizer.check_ids(ids, subject.lm.model.config.vocab_size, "model.path")
     repeated = [ids for ids in encoded for _ in range(sampled.samples)]
@@ -92,6 +98,11 @@ def answers_to(
         terminal.say(f"{lost} of {len(texts)} answers are none: the logits are no numbers (NaN, infinity), or all one")
     sizes = [sampled.samples] * len(prompts)
     return Responses(by_prompt(texts, sizes), by_prompt(cut_off, sizes))
+
+
+def turns_of(request: Request) -> Sequence[Turn]:
+    """A request as a conversation."""
+    return question(request) if isinstance(request, str) else request
 
 
 def by_prompt(values: Sequence, sizes: Sequence[int]) -> list[list]:

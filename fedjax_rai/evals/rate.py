@@ -9,15 +9,28 @@ Verdict: TypeAlias = bool | None
 Z = 1.96  # of the normal distribution, for 95 %
 
 
+class Unit(NamedTuple):
+    """What a column counts in, and how it is shown."""
+
+    name: str
+    least: float = 0.0
+    most: float = float("inf")
+    digits: int = 1
+    """Behind the point."""
+
+
+PERCENT = Unit("percent", most=100.0)
+
+
 class Rate(NamedTuple):
     """The share of answers that a judge counts, as it stands in `eval.json`."""
 
     mean: float
-    """Percent of the verdicts."""
+    """Percent of the verdicts, or a mean in another `unit`."""
     low: float
-    """Percent; lower end of the 95 % interval over prompts."""
+    """In the same unit; lower end of the 95 % interval over prompts."""
     high: float
-    """Percent; upper end of the 95 % interval over prompts."""
+    """In the same unit; upper end of the 95 % interval over prompts."""
     prompts: int
     """Prompts with at least one verdict."""
     without_verdict: int = 0
@@ -32,6 +45,8 @@ class Rate(NamedTuple):
     """Answers without an end within `eval.max_new_tokens`, judged as they are; of `likelihood`, choices with an answer
     longer than `data.max_length`, which have no verdict.
     """
+    unit: str = PERCENT.name
+    """Of mean, low and high: `percent`, `nats a token`, `perplexity`, `mark of 10`."""
 
     @classmethod
     def of(cls, verdicts: Sequence[Sequence[Verdict]], judge: str = "") -> "Rate | None":

@@ -24,13 +24,15 @@ from fedjax_rai.data.summary import (
     Part,
     Reading,
 )
-from fedjax_rai.evals.suite import EvalSet, both_ways
+from fedjax_rai.evals.advbench import ADVBENCH
+from fedjax_rai.evals.drift import DRIFT
+from fedjax_rai.evals.evaluation import EvalSet
+from fedjax_rai.evals.held_out import AT_MOST, both_ways
+from fedjax_rai.evals.perplexity import PERPLEXITY_OF_PAIRS
 from fedjax_rai.experiment.materials import FOR_GUARD, TRAINING
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.safety.guard import guard_form, training_chats
+from fedjax_rai.safety.guard import training_chats
 from fedjax_rai.text.compare import same
-from fedjax_rai.text.prompts import Turn, prompt
-from fedjax_rai.text.tokenizer import Tokenizer
 
 MARGIN = 32  # tokens by which a pair in a guard's request may be longer than it is by itself
 
@@ -84,8 +86,7 @@ def parts(setting: Setting) -> dict[str, Part]:
     }
     if any(made.shares.get(name) for name in (SERVER, EVALUATION)):
         found["server"] = _the_servers(setting)
-        by_file = setting.config.eval.hhh is not None
-        found["evaluation"] = evaluation_part(made.shares[EVALUATION], made.evaluations["hhh"], by_file)
+        found["evaluation"] = evaluation_part(made.shares[EVALUATION], [*made.evaluations.values()])
     found["red prompts"] = summary.prompts(len(made.red_prompts))
     found["probe"] = summary.prompts(len(made.probe_prompts))
     found["replay"] = summary.prompts(len(made.benign_prompts))
@@ -159,23 +160,18 @@ def server_part(pairs: Sequence[Pair], asked: Iterable[str], evaluated: Set[str]
     return _by_reason(pairs, reason)
 
 
-def evaluation_part(pairs: Sequence[Pair], given: EvalSet, by_file: bool) -> Part:
-    """The pairs of the evaluation: used are those whose question is a choice of `given`, in whatever spelling.
-
-    `by_file`: `eval.hhh` names other choices, so that no pair is used.
-    """
-    forms = set(map(same, given.prompts))
+def evaluation_part(pairs: Sequence[Pair], sets: Sequence[EvalSet]) -> Part:
+    """The pairs of the evaluation: used are those whose question one of the sets asks, in whatever spelling."""
+    forms = {same(prompt) for given in sets for prompt in given.prompts}
     choices = {same(choice.query) for choice in both_ways(pairs)}
 
     def reason(pair: Pair) -> str | None:
         form = same(pair.query)
         if pair.before:
             return TURNS_BEFORE
-        if by_file:
-            return "eval.hhh"
         if form in forms:
             return None
-        return given.limit if form in choices else ONE_KIND
+        return AT_MOST if form in choices else ONE_KIND
 
     return _by_reason(pairs, reason)
 
@@ -193,7 +189,12 @@ def less(setting: Setting) -> list[Less]:
     asked: dict[str, tuple[int, int]] = {}
     if _fits_a_guard(setting):
         asked["guard.pairs"] = (config.guard.pairs, len(made.guard_pairs))
-    asked["eval.prompts"] = (config.eval.prompts, len(made.evaluations["advbench"].items))
+    for key, wanted, name in (
+        ("eval.prompts", config.eval.prompts, ADVBENCH.name),
+        ("eval.drift_prompts", config.eval.drift_prompts, DRIFT.name),
+        ("eval.perplexity_pairs", config.eval.perplexity_pairs, PERPLEXITY_OF_PAIRS.name),
+    ):
+        asked[key] = (wanted, len(made.evaluations[name].items))
     if may_be_due(config.cai, config.federated.rounds):
         online = config.cai.data == ONLINE
         there = len(made.red_prompts) if online else len(setting.revising.prepared.chosen.tokens)
@@ -229,19 +230,14 @@ def guard_requests(setting: Setting) -> Cut:
 
     A request is measured where its pair and the guard's own words come near the limit; with another tokenizer, always.
     """
-    tokenizer = setting.guarding.tokenizer
-    form = guard_form(tokenizer)
-    words = _length(tokenizer, form.conversation("", ""))
+    asked = setting.guarding.asked
+    question = asked.form.asked[0]
+    words = len(asked.request_ids("", "", question))
     released = setting.config.guard.path is not None
-    room = setting.config.data.max_length + (words if released else 0) - len(form.lead_ids)
+    room = setting.config.data.max_length + (words if released else 0) - len(asked.lead_ids)
     pairs = setting.texts.materials.pairs
     rows = np.concatenate(setting.client_rows)
     near = rows if released else rows[setting.texts.lengths[rows] + words + MARGIN > room]
     exchanges = [exchange for row in near for exchange in pairs[row].exchanges]
-    lengths = [_length(tokenizer, form.conversation(*exchange)) for exchange in exchanges]
+    lengths = [len(asked.request_ids(*exchange, question)) for exchange in exchanges]
     return summary.cut(lengths, room, sum(len(pairs[row].exchanges) for row in rows))
-
-
-def _length(tokenizer: Tokenizer, turns: Sequence[Turn]) -> int:
-    """Tokens of a request, uncut."""
-    return len(tokenizer.encode(prompt(tokenizer, turns)))

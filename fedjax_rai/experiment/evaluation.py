@@ -11,11 +11,14 @@ from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.schema import TINY
 from fedjax_rai.data.mix import is_synthetic
 from fedjax_rai.evals import open_ended
-from fedjax_rai.evals.choice import likelihoods
+from fedjax_rai.evals.choice import likelihoods, read_once
+from fedjax_rai.evals.drift import divergences
+from fedjax_rai.evals.evaluation import AnswerRow, Bench, ConversationRow, Measured, measure
 from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, Judge, judgement, named
-from fedjax_rai.evals.open_ended import Responses, Sampled, Subject, nothing
+from fedjax_rai.evals.mt_bench import rater
+from fedjax_rai.evals.open_ended import Request, Responses, Sampled, Subject, nothing
 from fedjax_rai.evals.rate import Rate, Verdict
-from fedjax_rai.evals.suite import EVALUATIONS, AnswerRow, Bench, Measured, batches, measure
+from fedjax_rai.evals.suite import evaluations, kinds_of
 from fedjax_rai.experiment.setting import Setting
 
 JUDGED = 512  # conversations that `critique` looks at
@@ -24,17 +27,18 @@ JUDGED = 512  # conversations that `critique` looks at
 def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(rates by name, as in `eval.json`; rows of `answers.jsonl`, from which every rate can be counted).
 
-    A rate is a `Rate` as a mapping, in percent, or None: not measured. `harmless` is by the primary judge, whose name
+    A rate is a `Rate` as a mapping, or None: not measured. `harmless` is by the primary judge, whose name
     stands in it. What has no verdict is in no rate, counted beside it, and named on standard error. Raises InputError
     for a primary judge that cannot judge here.
     """
     sets, config = setting.texts.materials.evaluations, setting.config.eval
     scored = setting.judged_by_guard and not setting.guarding.is_function
-    steps = [batches(evaluation, sets[name], config, scored) for name, evaluation in EVALUATIONS.items()]
+    known = evaluations(kinds_of(sets))
+    steps = [evaluation.way.batches(sets[name], config, scored) for name, evaluation in known.items()]
     with terminal.progress("evaluating", sum(steps), unit="batch") as advance:
         bench = make_bench(setting, adapter, advance)
-        measured = [measure(evaluation, sets[name], bench) for name, evaluation in EVALUATIONS.items()]
-    for name, part in zip(EVALUATIONS, measured, strict=True):
+        measured = [measure(evaluation, sets[name], bench) for name, evaluation in known.items()]
+    for name, part in zip(known, measured, strict=True):
         _name_missing_verdicts(part)
         _name_spoilt_answers(name, part, config.max_new_tokens)
     rates = {name: _as_mapping(rate) for part in measured for name, rate in part.rates.items()}
@@ -47,15 +51,15 @@ def _as_mapping(rate: Rate | None) -> dict[str, Any] | None:
 
 def _name_missing_verdicts(measured: Measured) -> None:
     for name in measured.rates:
-        verdicts = [verdict for row in measured.rows for verdict in row.verdicts.get(name, [])]
+        verdicts = [verdict for row in measured.rows for verdict in row.found(name)]
         if missing := verdicts.count(None):
             terminal.say(f"{name}: {missing} of {len(verdicts)} answers have no verdict, and are kept out of the rate")
 
 
 def _name_spoilt_answers(name: str, measured: Measured, max_new: int) -> None:
     """Say how many answers of an evaluation were cut off or are empty."""
-    cut_off = [cut for row in measured.rows if isinstance(row, AnswerRow) for cut in row.cut_off]
-    texts = [text for row in measured.rows if isinstance(row, AnswerRow) for text in row.answers]
+    cut_off = [cut for row in measured.rows if isinstance(row, AnswerRow | ConversationRow) for cut in row.cut_off]
+    texts = [text for row in measured.rows if isinstance(row, AnswerRow | ConversationRow) for text in row.answers]
     empty = sum(not text.strip() for text in texts)
     if any(cut_off):
         terminal.say(f"{name}: {sum(cut_off)} of {len(texts)} answers were cut off at eval.max_new_tokens = {max_new}")
@@ -68,10 +72,13 @@ def make_bench(setting: Setting, adapter: Adapter, advance: Callable[[], object]
     return Bench(
         config=setting.config.eval,
         answers_to=partial(answers_to, setting, adapter, advance=advance),
-        likelihoods=partial(likelihoods, subject(setting, adapter), advance=advance),
+        likelihoods=read_once(partial(likelihoods, subject(setting, adapter), advance=advance)),
         guard=setting.guard_scores(advance),
         tiny_model=setting.config.model.path == TINY,
         judge=named(setting.config.eval.judge),
+        base_answers=lambda: setting.baseline.answers,
+        divergences=lambda answers: divergences(subject(setting, adapter), answers.examples, advance),
+        marks=rater(setting.config.eval.rater),
     )
 
 
@@ -85,7 +92,7 @@ def answers_to(
     setting: Setting,
     adapter: Adapter,
     name: str,
-    prompts: Sequence[str],
+    prompts: Sequence[Request],
     sampled: Sampled,
     advance: Callable[[], object] = nothing,
 ) -> Responses:

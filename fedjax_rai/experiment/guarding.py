@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from functools import cached_property
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, PyTree
 from fedjax_rai.config.files import digest
 from fedjax_rai.config.names import attribute
+from fedjax_rai.config.schema import TINY
 from fedjax_rai.config.views import View
 from fedjax_rai.data.order import cycle
 from fedjax_rai.experiment.keeping import FITTED, SCORES, Origin, Store, digest_of_texts
@@ -26,6 +26,9 @@ from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
 from fedjax_rai.model.peft import files_of, load_adapter, name_other_base
 from fedjax_rai.safety import guard as guards
+from fedjax_rai.safety.form import Bound, GuardForm, bound
+from fedjax_rai.safety.forms import REQUEST, form_for
+from fedjax_rai.safety.self_test import SelfTest, check_guard
 from fedjax_rai.text.hub import contents, resolve
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -60,7 +63,7 @@ FITTED_BY = (
 """The keys that a fit reads, besides the labelled pairs and the base, which count by what is in them."""
 SECONDS_BETWEEN_FITTINGS = 60.0
 """How often a fit that is under way is kept: a kill costs no more than that, and a short fit writes nothing."""
-SCORED_BY = (*COMPUTED, "eval.batch_size")
+SCORED_BY = (*COMPUTED, "eval.batch_size", "guard.between")
 """The keys that scores depend on, besides the pairs and the guard."""
 
 
@@ -88,8 +91,8 @@ class Guarding:
 
     @property
     def is_function(self) -> bool:
-        """Whether the guard is a function of the user's own, not a model."""
-        return self._config.guard.scorer != guards.MODEL
+        """Whether the guard is a function, the user's own or one of those that `guard.form` names, not a model."""
+        return self._config.guard.scorer != guards.MODEL or self._config.guard.form in guards.FUNCTIONS
 
     @property
     def is_fitted(self) -> bool:
@@ -109,6 +112,17 @@ class Guarding:
         return self._models.tokenizer if path is None else load_tokenizer(path, self._revision)
 
     @cached_property
+    def form(self) -> GuardForm:
+        """How the guard is asked, which is a model; raises InputError where nothing tells, or where two tell two."""
+        config = self._config.guard
+        return form_for(self.tokenizer, config.path, config.form)
+
+    @cached_property
+    def asked(self) -> Bound:
+        """The form in the tokens of the guard's tokenizer."""
+        return bound(self.tokenizer, self.form, self._config.guard.between)
+
+    @cached_property
     def released_architecture(self) -> DecoderConfig | None:
         """The shape of a released guard; None for one that is fitted, which is the base's."""
         return None if self.folder is None else self._models.read_architecture(self.folder)
@@ -118,10 +132,12 @@ class Guarding:
         """The guard as released: the model of `guard.path`, or the base, asked in our own form."""
         max_length, batch_size = self._config.data.max_length, self._config.eval.batch_size
         if self.released_architecture is None:
-            return guards.Guard(self._adapted_base, None, self._models.tokenizer, max_length, batch_size)
+            tokenizer = self._models.tokenizer
+            return guards.Guard(self._adapted_base, None, tokenizer, max_length, batch_size, form=self.form)
         architecture = self._models.laid_out(self.released_architecture)
         lm = LM(Decoder(architecture), self._released_base(architecture))
-        return guards.released_guard(lm, self.tokenizer, max_length, batch_size)
+        released = guards.released_guard(lm, self.tokenizer, max_length, batch_size, self.form)
+        return released._replace(between=self._config.guard.between)
 
     def _released_base(self, architecture: DecoderConfig):
         if self.folder == self._models.folder:
@@ -140,6 +156,10 @@ class Guarding:
 
         With a `guard.path` that model as it is; with a `guard.scorer` of the user's own, that function.
         """
+        if self._config.guard.form == "keep_all":
+            return guards.keep_all()
+        if self._config.guard.form == "oracle":
+            return guards.oracle(self._labels)
         if self.is_function:
             scorer = self._config.guard.scorer
             return guards.Scorer(attribute(scorer, "guard.scorer"), scorer)
@@ -150,6 +170,17 @@ class Guarding:
             lm = LM(Decoder(self._models.laid_out(self._models.architecture), lora), self._models.base)
             return self.untuned._replace(lm=lm, adapter=jax.device_put(adapter, replicated(self._models.mesh)))
         return self.untuned._replace(adapter=self._fitted)
+
+    @property
+    def _labels(self) -> dict[tuple[str, str], bool]:
+        """(query, response) of the clients -> is it harmful; of one that stands there twice, once is enough."""
+        known: dict[tuple[str, str], bool] = {}
+        for pair in self._texts.materials.pairs:
+            if pair.harmful is None:
+                continue
+            for exchange in pair.exchanges:
+                known[exchange] = known.get(exchange, False) or pair.harmful
+        return known
 
     @cached_property
     def _saved(self) -> tuple[Lora, Adapter]:
@@ -174,7 +205,7 @@ class Guarding:
         read = View(self._config, FITTED_BY)  # what it is told apart by in a store
         config, seed = read.guard, read.seed
         pairs = guards.flip_labels(self._texts.materials.guard_pairs, config.label_noise, rng.host(seed, "guard noise"))
-        examples, cut = guards.training_examples(self._models.tokenizer, pairs, read.data.max_length)
+        examples, cut = guards.training_examples(self._models.tokenizer, self.form, pairs, read.data.max_length)
         self._models.check_ids(examples.tokens)
         shortened = f", {cut.sum()} of them cut" if cut.any() else ""
         order = cycle(np.arange(len(pairs)), config.steps * config.batch_size, rng.host(seed, "guard batches"))
@@ -223,17 +254,23 @@ class Guarding:
         parts = {
             "keys": self._keys(FITTED_BY),
             "base": contents(self._models.folder),
-            "request": guards.request(self._models.tokenizer, guards.guard_question),
+            "request": self._request,
             "pairs": digest_of_texts(self._texts.materials.guard_pairs),
         }
         return Origin(FITTED, parts, self._config.model.path)
+
+    @property
+    def _request(self) -> Any:
+        """The words that the guard is asked in, and of another form than our own all that makes it."""
+        words = guards.request(self.tokenizer, self.form)
+        return words if self.form == REQUEST else [words, *map(str, self.form[1:])]
 
     def _origin_of_scores(self, guard: dict[str, str]) -> Origin:
         """Of the scores that the guard, told by what it is made of, gives the clients' pairs."""
         parts = {
             "keys": self._keys(SCORED_BY),
             "guard": guard,
-            "request": guards.request(self.tokenizer, guards.guard_form(self.tokenizer).conversation),
+            "request": self._request,
             "pairs": digest_of_texts(self._client_texts),
         }
         return Origin(SCORES, parts)
@@ -255,27 +292,34 @@ class Guarding:
     @cached_property
     def scores(self) -> np.ndarray:
         """float32[n]: p(unsafe) of every client's pairs; a conversation's is that of its most unsafe answer."""
+        return self._by_pair(self.scored.scores)
+
+    @cached_property
+    def scored(self) -> guards.Scored:
+        """What the guard says of every exchange of the clients' pairs."""
         if self.is_function:
-            return self._by_pair(self._score_pairs())
-        return self._by_pair(self._kept_scores(lambda: self._made_of, self._score_pairs))
+            return self._score_pairs()
+        return self._kept_scores(lambda: self._made_of, self._score_pairs)
 
-    def _score_pairs(self) -> np.ndarray:
+    def _score_pairs(self) -> guards.Scored:
         guard, pairs = self.guard, self._client_texts  # fitted before its progress is shown
-        batches = ceil(len(pairs) / self._config.eval.batch_size)
+        batches = 1 if self.is_function else guards.batches(self.form, len(pairs), self._config.eval.batch_size)
         with terminal.progress(f"scoring {len(pairs)} pairs", batches, unit="batch") as advance:
-            return guards.score(guard, pairs, advance)
+            return guards.scored(guard, pairs, advance)
 
-    def _kept_scores(self, made_of: Callable[[], dict[str, str]], compute: Callable[[], np.ndarray]) -> np.ndarray:
+    def _kept_scores(
+        self, made_of: Callable[[], dict[str, str]], compute: Callable[[], guards.Scored]
+    ) -> guards.Scored:
         """The scores by a guard that is made of this: kept from before, or computed now, and kept."""
         if self._store is None:
             return compute()
         origin = self._origin_of_scores(made_of())
         kept = self._store.scores(origin)
         if kept is not None:
-            return kept
-        scores = compute()
-        self._store.keep_scores(origin, scores)
-        return scores
+            return guards.Scored(*kept)
+        found = compute()
+        self._store.keep_scores(origin, np.stack(found))
+        return found
 
     @property
     def _client_texts(self) -> list[tuple[str, str]]:
@@ -299,9 +343,20 @@ class Guarding:
         if self._config.guard.path is not None or self.is_function:
             return {"fitted": None, "released": used}
         released = self._kept_scores(
-            lambda: self._untuned_made_of, lambda: guards.score(self.untuned, self._client_texts)
+            lambda: self._untuned_made_of, lambda: guards.scored(self.untuned, self._client_texts)
         )
-        return {"fitted": used, "released": guards.quality(self._by_pair(released), harmful, threshold)}
+        return {"fitted": used, "released": guards.quality(self._by_pair(released.scores), harmful, threshold)}
+
+    @cached_property
+    def self_test(self) -> SelfTest | None:
+        """The self-test of a released guard; None where there is none, or it is switched off.
+
+        Raises InputError, with the numbers, for a guard that fails it.
+        """
+        config = self._config.guard
+        if self.is_function or config.path in (None, TINY) or not config.self_test:
+            return None
+        return check_guard(self.untuned)
 
     def check(self) -> None:
         """Raises InputError where the guard can be asked in no known form; names a saved one of another base.
@@ -311,7 +366,7 @@ class Guarding:
         if self.is_function:
             guards.score(self.guard, self._client_texts[:1] or [guards.TRIED])
             return
-        guards.guard_form(self.untuned.tokenizer)
+        _ = self.asked
         if self._config.guard.path is None and self._config.guard.adapter is not None:
             _ = self._saved
             name_other_base(Path(self._config.guard.adapter), self._config.model.path, self._config.model.revision)

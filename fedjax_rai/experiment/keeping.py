@@ -11,7 +11,7 @@ from fedjax_rai.aliases import Adapter, PyTree
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.lora import Lora
 
-VERSION = 2
+VERSION = 3
 """Of the computations: to be raised where the same keys, texts and weights give another guard, or other scores."""
 FITTED, FITTING, SCORES = "fitted", "fitting", "scores"
 
@@ -63,7 +63,7 @@ class Store(Protocol):
         ...
 
     def scores(self, origin: Origin) -> np.ndarray | None:
-        """float32[n]."""
+        """float32[2, n]: scores, and what their verdicts hold of the probability."""
         ...
 
     def keep_scores(self, origin: Origin, scores: np.ndarray) -> None:

@@ -13,7 +13,8 @@ from fedjax_rai.data.mix import Mixed, client_part, is_synthetic, read_sources, 
 from fedjax_rai.data.prompts import Given, Prompt, read_prompts
 from fedjax_rai.data.roles import CLIENTS, EVALUATION, GUARD, SERVER, share_out
 from fedjax_rai.data.sources import Pair, RedPrompt, notes
-from fedjax_rai.evals.suite import EvalSet, Sources, load_sets
+from fedjax_rai.evals.evaluation import EvalSet, Sources
+from fedjax_rai.evals.suite import load_sets
 from fedjax_rai.text.compare import same
 
 Asked = TypeVar("Asked", Pair, RedPrompt)
@@ -120,7 +121,7 @@ def gather(config: Readable) -> Materials:
     parts = share_out(sources, seed)
     given_red = _read(config.cai.red_prompts, config, "cai.red_prompts")
     given_benign = _read(config.cai.replay_data, config, "cai.replay_data")
-    evaluations = load_sets(Sources(config.eval, data, seed, _together(parts[EVALUATION])))
+    evaluations = load_sets(_for_evaluation(config, sources, parts[EVALUATION]))
     held = _HeldOut([*_tied_pairs(sources), *_tied_prompts(given_red), *_tied_prompts(given_benign)])
     held.ask(prompt for given in evaluations.values() for prompt in given.asked)
     red, acceptable = _by_label(sources, parts[SERVER])
@@ -150,6 +151,12 @@ def gather(config: Readable) -> Materials:
         shares={part: _together(by_source) for part, by_source in parts.items()},
         offered=offered,
     )
+
+
+def _for_evaluation(config: Readable, sources: Sequence[Mixed], by_source: Sequence[Sequence[Pair]]) -> Sources:
+    """What evaluations may make their items of; `by_source`: the pairs of the evaluation, by source."""
+    layouts = {mixed.read.columns for mixed, pairs in zip(sources, by_source, strict=True) if pairs}
+    return Sources(config.eval, config.data, config.seed, _together(by_source), frozenset(layouts))
 
 
 def _read(given: Given | None, config: Readable, key: str) -> list[Prompt]:

@@ -104,7 +104,12 @@ def check_logits(lm: LM, adapter: Adapter | None, tokenizer: Tokenizer, turns: S
 
     Numbers that are finite in the files may overflow when they are multiplied. Of a long conversation the end is read.
     """
-    ids = tokenizer.encode(prompt(tokenizer, turns))[-CHECKED:]
+    check_numbers(lm, adapter, tokenizer, tokenizer.encode(prompt(tokenizer, turns)), key)
+
+
+def check_numbers(lm: LM, adapter: Adapter | None, tokenizer: Tokenizer, ids: Sequence[int], key: str) -> None:
+    """Raises InputError for a model whose logits behind a text are no numbers; see `check_logits`."""
+    ids = ids[-CHECKED:]
     if lm.model.config.longest is not None:
         ids = ids[-lm.model.config.longest :]
     tokenizer.check_ids(ids, lm.model.config.vocab_size, key)

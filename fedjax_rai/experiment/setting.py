@@ -24,9 +24,10 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import GUARD, GuardScores, named
 from fedjax_rai.evals.open_ended import nothing
 from fedjax_rai.evals.suite import check_judge
+from fedjax_rai.experiment.baseline import Baseline
 from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.keeping import Store
-from fedjax_rai.experiment.models import Models, check_logits
+from fedjax_rai.experiment.models import Models, check_logits, check_numbers
 from fedjax_rai.experiment.replay import Replay
 from fedjax_rai.experiment.revising import Revising
 from fedjax_rai.experiment.texts import Texts
@@ -34,7 +35,7 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
-from fedjax_rai.safety.guard import guard_form, score
+from fedjax_rai.safety.guard import score
 from fedjax_rai.text.hub import commit
 from fedjax_rai.text.prompts import question
 from fedjax_rai.text.tokenizer import LATIN
@@ -45,7 +46,7 @@ NEEDS_LABELS = (
     "data.columns, or label of a source), or be named by guard.path, guard.adapter or guard.scorer, or filter.enabled "
     "be false"
 )
-PARTS: tuple[Any, ...] = (Models, Texts, Revising, Guarding, Replay)  # each after those that it needs
+PARTS: tuple[Any, ...] = (Models, Texts, Revising, Guarding, Replay, Baseline)  # each after those that it needs
 
 
 def keys_of(part: Any) -> set[str]:
@@ -59,7 +60,7 @@ def views(config: ExperimentConfig) -> dict[str, View]:
 
 
 class Setting:
-    """An arm: `config` is its own; `models`, `texts`, `guarding` and `replay` may be those of other arms, too."""
+    """An arm: `config` is its own; its parts (`models`, `texts`, `guarding`, ...) may be those of other arms, too."""
 
     def __init__(
         self,
@@ -120,6 +121,10 @@ class Setting:
     @property
     def replay(self) -> Replay:
         return self._parts["Replay"]
+
+    @property
+    def baseline(self) -> Baseline:
+        return self._parts["Baseline"]
 
     @property
     def planned(self) -> ExperimentConfig:
@@ -237,12 +242,14 @@ class Setting:
         return GuardScores(lambda pairs: score(self.guarding.guard, pairs, advance), self.config.guard.threshold)
 
     def _check_released_guard(self) -> None:
-        """Raises InputError where a released guard cannot be loaded, or gives no numbers."""
+        """Raises InputError where a released guard cannot be loaded, gives no numbers, or fails its self-test."""
         if self.guarding.folder is None or self.guarding.is_function:
             return
         guard = self.guarding.untuned
-        turns = guard_form(guard.tokenizer).conversation(LATIN, LATIN)
-        check_logits(guard.lm, None, guard.tokenizer, turns, f"guard.path = {self.config.guard.path}")
+        asked = self.guarding.asked
+        ids = asked.request_ids(LATIN, LATIN, asked.form.asked[0])
+        check_numbers(guard.lm, None, guard.tokenizer, ids, f"guard.path = {self.config.guard.path}")
+        _ = self.guarding.self_test
 
     def _check_language(self) -> None:
         if self.config.data.language == "ko" and not self.models.tokenizer.has_hangul:

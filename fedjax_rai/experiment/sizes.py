@@ -1,6 +1,5 @@
 """The sizes of an arm that its memory plan depends on: lengths of its encoded texts, numbers of rows."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,13 +7,15 @@ import jax
 
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.data.examples import bucket, encode_chats, encode_questions
+from fedjax_rai.evals.drift import DRIFT
+from fedjax_rai.evals.open_ended import Request, turns_of
 from fedjax_rai.evals.suite import evaluation_texts
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory.plan import Lengths, Sizes, has_cai
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.lora import lora_shape
-from fedjax_rai.safety.guard import guard_form
-from fedjax_rai.text.prompts import answered, prompt, question
+from fedjax_rai.safety.guard import request_length
+from fedjax_rai.text.prompts import ASSISTANT, answered, prompt
 
 
 def sizes(setting: Setting) -> Sizes:
@@ -72,9 +73,14 @@ def _lengths(setting: Setting) -> Lengths:
     made, tokenizer, most = setting.texts.materials, setting.models.tokenizer, config.data.max_length
     cai, online = has_cai(config), has_cai(config) and config.cai.data == ONLINE
 
-    def longest(queries: Sequence[str]) -> int:
-        encoded = encode_questions(tokenizer, [question(query) for query in queries], most)
-        return bucket(max(map(len, encoded))) if encoded else 0
+    def longest(requests: Sequence[Request]) -> int:
+        lengths = []
+        for request in requests:
+            turns = turns_of(request)
+            answers = sum(turn.role == ASSISTANT for turn in turns) * config.eval.max_new_tokens
+            (ids,) = encode_questions(tokenizer, [turns], most)
+            lengths.append(len(ids) + answers)
+        return bucket(max(lengths)) if lengths else 0
 
     asked, compared = evaluation_texts(made.evaluations)
     read = [answered(prompt, answer) for prompt, answer in compared]
@@ -86,12 +92,11 @@ def _lengths(setting: Setting) -> Lengths:
         asked=longest(asked),
         probe=longest(made.probe_prompts[: config.cai.probe]),
         choice=encode_chats(tokenizer, read, most)[0].tokens.shape[1] if read else 0,
+        drift=longest(made.evaluations[DRIFT.name].prompts),
         **(_rollout_lengths(setting) if online else {}),
     )
 
 
 def _guard_request(setting: Setting) -> int:
-    """Tokens of the guard's own words around an empty pair."""
-    tokenizer = setting.guarding.tokenizer
-    (ids,) = encode_questions(tokenizer, [guard_form(tokenizer).conversation("", "")], sys.maxsize)
-    return len(ids)
+    """Tokens of the guard's own words around an empty pair, and of the lines that it writes."""
+    return request_length(setting.guarding.tokenizer, setting.guarding.form)

@@ -16,7 +16,8 @@ from fedjax_rai.data.sources import Choice
 from fedjax_rai.data.summary import Cut, cut
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.choice import both_answers
-from fedjax_rai.evals.suite import ITEM_KEYS, EvalSet
+from fedjax_rai.evals.evaluation import EvalSet
+from fedjax_rai.evals.suite import ITEM_KEYS
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.mesh import replicated

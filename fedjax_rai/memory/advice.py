@@ -163,6 +163,7 @@ LOWERED_BY: dict[str, tuple[str, ...]] = {
     "probe": _ANSWERING,
     "evaluation, answering": _ANSWERING,
     "evaluation, choices": _READING,
+    "evaluation, drift": (*_READING, "eval.max_new_tokens"),
     "answering replay": ("mesh.tensor", "model.kv_cache", "cai.replay", "cai.max_new_tokens"),
     "CAI, generating": (
         "cai.prompts_per_chunk",

@@ -56,11 +56,12 @@ class Lengths(NamedTuple):
     asked: int = 0  # prompts of the evaluation
     probe: int = 0
     choice: int = 0
+    drift: int = 0  # benign prompts that the base answers
 
     def cut(self, max_length: int) -> "Lengths":
         """The lengths with a smaller `data.max_length`."""
         longest = bucket(max_length)
-        names = ("train", "red", "prepared", "replay", "asked", "probe", "choice")
+        names = ("train", "red", "prepared", "replay", "asked", "probe", "choice", "drift")
         texts = {name: min(getattr(self, name), longest) for name in names}
         opening = min(self.opening, bucket(max_length + self.few_shot))
         return self._replace(**texts, opening=opening)
@@ -277,6 +278,18 @@ def _phases(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[
     if length:
         rows = _part(config, sizes, config.eval.batch_size)
         yield "evaluation, choices", whole_sequences(sizes.model.config, rows, length, length, _computation(config))
+    if sizes.lengths.drift:
+        yield "evaluation, drift", _drifting(config, sizes)
+
+
+def _drifting(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
+    """Reading the base's answers with and without the adapter: hidden states of one pass are kept over the other."""
+    model = sizes.model.config
+    rows = _part(config, sizes, config.eval.batch_size)
+    length = bucket(sizes.lengths.drift + config.eval.max_new_tokens)
+    parts = whole_sequences(model, rows, length, length, _computation(config))
+    hidden = rows * length * model.hidden_size * FLOAT
+    return parts | {"hidden states of the base": hidden}
 
 
 def _guarding(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:

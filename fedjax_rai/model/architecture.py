@@ -69,6 +69,8 @@ class DecoderConfig:
     unit_offset: bool = False  # a norm's weight is 1 + what is stored
     embed_scale: float = 1.0
     query_scale: float | None = None  # of attention's logits; None: head_dim ** -0.5
+    residual_scale: float = 1.0  # of what attention and MLP add
+    logit_divisor: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     # how it is computed

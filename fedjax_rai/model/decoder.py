@@ -144,12 +144,17 @@ class Block(nn.Module):
         y, cache = self.attention(self.norm("input_layernorm", x), cache, layer, context)
         if config.post_norms:
             y = self.norm("post_attention_layernorm", y)
-        x = x + y
+        x = x + self.scaled(y)
 
         y = self.mlp(self.norm(before_mlp, x), layer)
         if config.post_norms:
             y = self.norm("post_feedforward_layernorm", y)
-        return (x + y, cache), None
+        return (x + self.scaled(y), cache), None
+
+    def scaled(self, y: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """What a half adds to the residual stream."""
+        scale = self.config.residual_scale
+        return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)
 
     def attention(
         self, x: Float[Array, "b t d"], cache: KVCache | None, layer: Layer, context: Context
@@ -401,6 +406,8 @@ class Decoder(nn.Module):
         """Logits, float32."""
         head = self.embed_tokens.T if self.config.tie_word_embeddings else self.lm_head
         logits = _in_float32(hidden, head.astype(hidden.dtype))
+        if self.config.logit_divisor != 1.0:
+            logits = logits / self.config.logit_divisor
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

@@ -68,6 +68,17 @@ def _gemma(c: Any) -> dict[str, Any]:
     }
 
 
+def _granite(c: Any) -> dict[str, Any]:
+    """Granite 3: a Llama with four multipliers, of embeddings, attention's logits, residuals and logits."""
+    return {
+        **_biases(c),
+        "embed_scale": float(c.embedding_multiplier),
+        "query_scale": float(c.attention_multiplier),
+        "residual_scale": float(c.residual_multiplier),
+        "logit_divisor": float(c.logits_scaling),
+    }
+
+
 def _by_type(c: Any, i: int) -> bool:
     return c.layer_types[i] == "sliding_attention"
 
@@ -86,6 +97,7 @@ FAMILIES = {
     "gemma3_text": Family(lambda c: {**_gemma(c), "qk_norm": True}, _by_type, CAUSAL),
     "phi3": Family(lambda c: {"modules_fused": True}, _everywhere, partial=True),
     "smollm3": Family(_biases, _by_type),
+    "granite": Family(_granite),
 }
 """By the model_type of `config.json`."""
 
@@ -187,6 +199,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "mlp_bias": (_is_flag, "true or false"),
     "sliding_window": (_is_count, "a whole number > 0, or null"),
     "query_pre_attn_scalar": (_is_positive, "a number > 0"),
+    "embedding_multiplier": (_is_positive, "a number > 0"),
+    "attention_multiplier": (_is_positive, "a number > 0"),
+    "residual_multiplier": (_is_positive, "a number > 0"),
+    "logits_scaling": (_is_positive, "a number > 0"),
     "attn_logit_softcapping": (_is_positive, "a number > 0, or null"),
     "final_logit_softcapping": (_is_positive, "a number > 0, or null"),
     "layer_types": (_are_layer_types, "a list of names, one a layer"),

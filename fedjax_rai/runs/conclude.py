@@ -11,6 +11,7 @@ from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.data.mix import entries
+from fedjax_rai.evals.suite import kinds_of
 from fedjax_rai.experiment import cost
 from fedjax_rai.experiment.cost import Cost, ProbeCost
 from fedjax_rai.experiment.evaluation import critique, evaluate
@@ -23,6 +24,7 @@ from fedjax_rai.runs.record import METRICS, REVISIONS
 from fedjax_rai.runs.rows import (
     Critique,
     Filtered,
+    GuardAsked,
     GuardQuality,
     PairCounts,
     Phase,
@@ -68,7 +70,9 @@ def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluati
         pairs=pairs_of([row.cai for row in rounds if row.cai]),
         data=read_data(folder / DATA).summary if (folder / DATA).is_file() else None,
         not_computed=setting.models.not_computed,
+        sets=kinds_of(setting.texts.materials.evaluations),
         layout=setting.models.layout_reason,
+        guard_asked=guard_asked(setting) if filtering else None,
     )
 
 
@@ -81,6 +85,23 @@ def guard_quality(setting: Setting) -> GuardQuality | None:
     if released is None:
         return None
     return GuardQuality(Quality(**fitted) if fitted else None, Quality(**released))
+
+
+def guard_asked(setting: Setting) -> GuardAsked | None:
+    """The form in which the guard was asked about the clients' pairs, and its verdicts' share; None: no model was."""
+    guarding = setting.guarding
+    if guarding.is_function:
+        return None
+    shares = np.asarray(guarding.scored.shares)
+    known = shares[~np.isnan(shares)]
+    tried = guarding.self_test
+    return GuardAsked(
+        form=guarding.form.name,
+        share=float(known.mean()) if len(known) else None,
+        least_share=float(known.min()) if len(known) else None,
+        without_verdict=int(len(shares) - len(known)),
+        self_test=None if tried is None else tried.auroc,
+    )
 
 
 def filtered(setting: Setting) -> Filtered:

@@ -12,6 +12,8 @@ from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, is_hub_name
 from fedjax_rai.data.mix import entries
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.means import UNITS
+from fedjax_rai.evals.rate import PERCENT
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.model.weights import save_merged
@@ -157,4 +159,7 @@ def cells(rate: Rate | None) -> str:
     """Mean and interval, as two cells of a table."""
     if rate is None:
         return "not measured | "
-    return f"{rate.mean:.1f} | [{rate.low:.1f}, {rate.high:.1f}]"
+    unit = UNITS[rate.unit]
+    digits = unit.digits
+    named = "" if unit == PERCENT else f" {unit.name}"
+    return f"{rate.mean:.{digits}f}{named} | [{rate.low:.{digits}f}, {rate.high:.{digits}f}]"

@@ -105,7 +105,7 @@ class KeptGuards:
         self._keep(_fit_of(origin), lambda entry: save_safetensors(entry / STATE, tensors), anew=True)
 
     def scores(self, origin: Origin) -> np.ndarray | None:
-        """float32[n]; None where they are not there, or not whole."""
+        """float32[2, n]: scores and shares; None where they are not there, or not whole."""
         return self._read(origin, lambda entry: load_file(entry / SCORES)["scores"])
 
     def keep_scores(self, origin: Origin, scores: np.ndarray) -> None:
@@ -156,6 +156,7 @@ class KeptGuards:
             if not entry.is_dir():  # else another process has kept the same meanwhile
                 terminal.say(f"{entry}: could not be kept ({error.strerror or error}); it will be made again")
         finally:
+            _put_back(old, entry)
             _remove(part)
             _remove(old)
 
@@ -174,6 +175,13 @@ class KeptGuards:
     def _beside(self, entry: Path, purpose: str) -> Path:
         """A place that no other process uses."""
         return entry.with_name(f".{entry.name}.{os.getpid()}.{purpose}")
+
+
+def _put_back(old: Path, entry: Path) -> None:
+    """Where an interrupt came before the new entry was in its place, the old one serves again."""
+    with suppress(OSError):
+        if old.exists() and not entry.exists():
+            os.rename(old, entry)
 
 
 def _fit_of(origin: Origin) -> Origin:

@@ -1,13 +1,16 @@
 """A finished run in words, in lines of at most 100 characters."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedjax_rai.evals.suite import EVALUATIONS
+from fedjax_rai.evals.means import UNITS
+from fedjax_rai.evals.rate import PERCENT
+from fedjax_rai.evals.suite import evaluations
 from fedjax_rai.experiment.cost import CaiCost
 from fedjax_rai.runs.folder import SUMMARY
-from fedjax_rai.runs.rows import Critique, Filtered, GuardQuality, PairCounts, Rate, Summary, read_summary
+from fedjax_rai.runs.rows import Critique, Filtered, GuardAsked, GuardQuality, PairCounts, Rate, Summary, read_summary
 from fedjax_rai.terminal import plural
 
 
@@ -22,11 +25,18 @@ def lines(summary: Summary) -> Iterator[str]:
     if summary.synthetic:
         yield f"SYNTHETIC (tiny world: {', '.join(summary.synthetic)}): says nothing about real models"
     yield "percent, 95 % intervals over prompts"
-    for name, rate in named_by_judge(summary.rates).items():
+    absent = unmeasured(summary)
+    rates = {name: rate for name, rate in summary.rates.items() if name not in absent}
+    for name, rate in named_by_judge(rates, summary.sets).items():
         yield f"  {name:<40}{shown(rate)}"
-    yield from answer_lines(summary.rates)
+    if absent:
+        titles = ", ".join(dict.fromkeys(absent.values()))
+        yield from textwrap.wrap(f"  not measured: {titles}", 100, subsequent_indent="    ", break_on_hyphens=False)
+    yield from answer_lines(summary.rates, summary.sets)
     if summary.guard:
         yield guard_line(summary.guard)
+    if summary.guard_asked:
+        yield asked_line(summary.guard_asked)
     if summary.filter:
         yield filter_line(summary.filter)
     if summary.diverged_clients:
@@ -37,17 +47,33 @@ def lines(summary: Summary) -> Iterator[str]:
         yield from cai_lines(summary.cost.cai, summary.pairs)
 
 
-def named_by_judge(rates: dict[str, Rate | None]) -> dict[str, Rate | None]:
-    """Rates by what they are called here: the harmless rate with its judge, and which one is the primary."""
-    harmless = rates.get("harmless")
-    by_judge = [name for name, rate in rates.items() if name.startswith("harmless_by_") and rate]
-    primary = next((name for name in by_judge if rates[name] == harmless), None)
+def unmeasured(summary: Summary) -> dict[str, str]:
+    """Rate -> title of its evaluation, of the evaluations of which nothing was measured."""
+    found = {}
+    rates = summary.rates
+    for evaluation in evaluations(summary.sets).values():
+        names = [column.rate for column in evaluation.columns if column.rate in rates]
+        if not any(rates[name] for name in names):
+            found |= dict.fromkeys(names, evaluation.columns[0].title)
+    return found
+
+
+def named_by_judge(rates: Mapping[str, Rate | None], sets: Mapping[str, str]) -> dict[str, Rate | None]:
+    """Rates by what they are called here: the rates of harm with their judges, and which one is the primary."""
+    headlines = [evaluation.columns[0].rate for evaluation in evaluations(sets).values() if evaluation.judges_harm]
+    primary = {headline: _by_primary(headline, rates) for headline in headlines}
     named = {}
     for name, rate in rates.items():
-        if name == "harmless" and primary:
+        if primary.get(name):
             continue
-        named[name.replace("_", " ") + (" (primary)" if name == primary else "")] = rate
+        named[name.replace("_", " ") + (" (primary)" if name in primary.values() else "")] = rate
     return named
+
+
+def _by_primary(headline: str, rates: Mapping[str, Rate | None]) -> str | None:
+    """The rate by the judge that gave the headline rate, under that judge's name."""
+    by_judge = [name for name, rate in rates.items() if name.startswith(f"{headline}_by_") and rate]
+    return next((name for name in by_judge if rates[name] == rates.get(headline)), None)
 
 
 def shown(rate: Rate | None) -> str:
@@ -55,14 +81,17 @@ def shown(rate: Rate | None) -> str:
     if rate is None:
         return "not measured"
     missing = f"  ({rate.without_verdict} without a verdict)" if rate.without_verdict else ""
-    return f"{rate.mean:5.1f}  [{rate.low:.1f}, {rate.high:.1f}]{missing}"
+    unit = UNITS[rate.unit]
+    digits = unit.digits
+    named = "" if unit == PERCENT else f" {unit.name}"
+    return f"{rate.mean:5.{digits}f}  [{rate.low:.{digits}f}, {rate.high:.{digits}f}]{named}{missing}"
 
 
-def answer_lines(rates: Mapping[str, Rate | None]) -> Iterator[str]:
+def answer_lines(rates: Mapping[str, Rate | None], sets: Mapping[str, str]) -> Iterator[str]:
     """A line for each evaluation whose answers were cut off or are empty, whoever judged them."""
-    for evaluation in EVALUATIONS.values():
+    for evaluation in evaluations(sets).values():
         measured = [rates[column.rate] for column in evaluation.columns if rates.get(column.rate)]
-        found = spoilt(measured[0]) if measured and evaluation.sampling else ""
+        found = spoilt(measured[0]) if measured and evaluation.generates else ""
         if found:
             yield f"  {evaluation.columns[0].title}: {found}"
 
@@ -79,6 +108,16 @@ def guard_line(guard: GuardQuality) -> str:
     quality = guard.fitted or guard.released
     numbers = ", ".join(f"{name} {value:.1f}" for name, value in quality._asdict().items())
     return f"guard on the clients' pairs: {numbers}"
+
+
+def asked_line(asked: GuardAsked) -> str:
+    """How the guard was asked, and how sure it was of giving a verdict at all."""
+    line = f"guard asked in the form {asked.form}"
+    if asked.share is not None and asked.least_share is not None:
+        line += f": its verdicts hold {asked.share:.3f} of the probability (mean; least {asked.least_share:.3f})"
+    if asked.without_verdict:
+        line += f"; {asked.without_verdict} without a verdict"
+    return line if asked.self_test is None else f"{line}; self-test AUROC {asked.self_test:.2f}"
 
 
 def filter_line(left: Filtered) -> str:

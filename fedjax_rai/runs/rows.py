@@ -178,6 +178,21 @@ class GuardQuality(NamedTuple):
     """Of the model before fitting, or of the released guard."""
 
 
+class GuardAsked(NamedTuple):
+    """How the guard, which is a model, was asked about the clients' pairs, and how sure it was of giving a verdict."""
+
+    form: str
+    """The form, as `guard.form` names it."""
+    share: float | None
+    """Mean share (0 to 1) of the probability of all tokens that those of verdicts hold. Null: there was no verdict."""
+    least_share: float | None
+    """The least of these. Null: there was no verdict."""
+    without_verdict: int
+    """Exchanges of the clients' pairs for which it gave none."""
+    self_test: float | None
+    """AUROC (0 to 1) on the obvious pairs. Null: the guard was fitted, or the test was switched off."""
+
+
 class Filtered(NamedTuple):
     """What the clients' filters left, over all clients."""
 
@@ -262,8 +277,12 @@ class Summary(NamedTuple):
     """What the run has of the data that it was given, as under `summary` in data.json. Null: an older version ran."""
     not_computed: list[str] = []
     """What the model's `generation_config.json` asks of generation and is not done, in lines; empty: nothing."""
+    sets: dict[str, str] = {}
+    """Sets of the user's own (`eval.sets`), which the rates of their names are of: kind by name."""
     layout: str | None = None
     """The mesh that `mesh: auto` chose, and why. Null: the config names the mesh."""
+    guard_asked: GuardAsked | None = None
+    """How the filter's guard was asked. Null: there was no filter, or its guard is a function."""
 
 
 class Versions(NamedTuple):

@@ -8,6 +8,8 @@ import numpy as np
 
 from fedjax_rai.evals import intervals
 from fedjax_rai.evals.intervals import Difference, Judged
+from fedjax_rai.evals.means import UNITS
+from fedjax_rai.evals.rate import PERCENT, Unit
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import ANSWERS, SUMMARY
 
@@ -17,22 +19,26 @@ VERDICTS = "verdicts"
 
 
 class Cell(NamedTuple):
-    """A mean and its 95 % interval, in percent, over prompts and seeds; of one seed over prompts alone."""
+    """A mean and its 95 % interval over prompts and seeds; of one seed over prompts alone."""
 
     mean: float
     low: float
     high: float
     prompts: int = 0
     """Distinct prompts that it rests on; 0: not known, as the answers of several seeds are not kept."""
+    unit: Unit = PERCENT
 
     def __str__(self) -> str:
         counted = f" n={self.prompts}" if self.prompts else ""
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]{counted}"
+        return self._shown(self.unit.digits) + counted
 
     @property
     def short(self) -> str:
-        """Mean, and its interval in whole percent."""
-        return f"{self.mean:.1f} [{self.low:.0f}, {self.high:.0f}]"
+        """Mean, and its interval with a digit less."""
+        return self._shown(self.unit.digits - 1)
+
+    def _shown(self, digits: int) -> str:
+        return f"{self.mean:.{self.unit.digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
 def read_run(folder: Path) -> Summary:
@@ -50,21 +56,27 @@ def judged(summaries: Sequence[Summary], rate: str) -> list[Judged]:
 def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
     """A rate over prompts and seeds, or None where it was not measured.
 
-    Without the answers it is what the summaries have: of one seed Wilson's interval over prompts, of several Student's
-    over seeds.
+    Of what is no verdict, and without the answers, it is what the summaries have: of one seed its interval over
+    prompts, of several Student's over seeds.
     """
     measured = [summary["rates"].get(rate) for summary in summaries]
     if not all(measured):
         return None
+    unit = unit_of(measured[0])
     by_seed = judged(summaries, rate)
     found = intervals.interval(by_seed) if by_seed else None
     if found:
-        return Cell(found.mean, found.low, found.high, found.prompts)
+        return Cell(found.mean, found.low, found.high, found.prompts, unit)
     if len(measured) == 1:
         (alone,) = measured
-        return Cell(alone["mean"], alone["low"], alone["high"], alone.get("prompts", 0))
+        return Cell(alone["mean"], alone["low"], alone["high"], alone.get("prompts", 0), unit)
     mean, low, high = students([seed["mean"] for seed in measured])
-    return Cell(mean, max(low, 0.0), min(high, 100.0))
+    return Cell(mean, max(low, unit.least), min(high, unit.most), unit=unit)
+
+
+def unit_of(measured: Mapping[str, Any]) -> Unit:
+    """What a rate of a summary is counted in; a run of an older version has percent alone."""
+    return UNITS[measured.get("unit", PERCENT.name)]
 
 
 def students(values: Sequence[float], level: float = 95.0) -> tuple[float, float, float]:
@@ -81,12 +93,12 @@ def students(values: Sequence[float], level: float = 95.0) -> tuple[float, float
 def difference(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> Difference | None:
     """A rate of some runs minus that of others, paired by seed and, where answers are kept, by prompt, in points.
 
-    None where the rate of some run was not measured, and of one seed whose answers are not kept.
+    None where the rate of some run was not measured or is no percentage, and of one seed whose answers are not kept.
     """
     pairs = []
     for run, other in zip(runs, others, strict=True):
         pairs.append((run["rates"].get(rate), other["rates"].get(rate)))
-    if not all(measured and other for measured, other in pairs):
+    if not all(measured and other and unit_of(measured) == PERCENT for measured, other in pairs):
         return None
     by_seed = judged(runs, rate)
     other_by_seed = judged(others, rate)

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from fedjax_rai.evals.rate import PERCENT, Unit
+
 LEAST_SPAN = 20.0
 """The least number of percentage points that an axis shows: a difference of one is not to look like an effect."""
 TICKS = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -121,6 +123,12 @@ def percent_axis(label: str, values: Iterable[float]) -> Axis:
     ticks = [(float(value), str(value)) for value in range(int(low), int(high) + 1, step)]
     cut = "" if (low, high) == (0, 100) else f" (from {low:g} to {high:g})"
     return Axis(label + cut, float(low), float(high), ticks)
+
+
+def axis_of(label: str, unit: Unit, values: Iterable[float]) -> Axis:
+    """The axis of a rate in its unit, which stands behind the label."""
+    named = f"{label}, {unit.name}" if label else unit.name
+    return percent_axis(named, values) if unit == PERCENT else number_axis(named, values)
 
 
 def named_axis(names: Sequence[str]) -> Axis:

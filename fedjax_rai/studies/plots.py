@@ -13,7 +13,7 @@ from fedjax_rai.studies.results import MAIN, Cells
 
 
 def plot_arms(path: Path, arms: Sequence[str], cells: Cells, names: Mapping[str, str], synthetic: bool) -> None:
-    """Harmless rate, HHH, utility and over-refusal of each arm, with their intervals, as a PNG."""
+    """The main rates of each arm, with their intervals, as a PNG."""
     shown = measured(cells)
     figure = new_figure(1.6 * len(arms) + 2.5, 4.2)
     axes = figure.subplots()

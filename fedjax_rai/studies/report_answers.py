@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedjax_rai.evals.evaluation import Evaluation
 from fedjax_rai.evals.rate import Verdict
-from fedjax_rai.evals.suite import EVALUATIONS
+from fedjax_rai.evals.tasks import TASKS
 from fedjax_rai.studies.gathered import Arm
 from fedjax_rai.studies.report_judges import verdicts_by_set
 from fedjax_rai.studies.report_parts import Report
+from fedjax_rai.studies.results import evaluations_of
 
 MARKS = {True: "✓", False: "✗", None: "–"}
 NO_WORD = "(no word)"
@@ -62,6 +64,7 @@ class AnswerSet(NamedTuple):
 def answer_sets(report: Report, most: int) -> list[AnswerSet]:
     """At most so many prompts of every evaluation, spread evenly over it, with the answers of each arm's first seed."""
     distinct = verdicts_by_set(report.arms)
+    benign = {evaluation.name for evaluation in evaluations_of(report.summaries) if _is_benign(evaluation)}
     rows_of_arms = [_by_set(arm.first.answers) for arm in report.arms]
     names = dict.fromkeys(name for by_set in rows_of_arms for name in by_set)
     found = []
@@ -69,25 +72,31 @@ def answer_sets(report: Report, most: int) -> list[AnswerSet]:
         by_arm = [by_set.get(name, {}) for by_set in rows_of_arms]
         prompts = list(dict.fromkeys(prompt for rows in by_arm for prompt in rows))
         chosen = [i * len(prompts) // min(most, len(prompts)) for i in range(min(most, len(prompts)))]
-        evaluation = EVALUATIONS.get(name)
-        is_harmless = evaluation is not None and evaluation.sampling is not None and not evaluation.judges_harm
+        may_harm = name not in benign
         titles = {rate: report.titles.get(rate, rate) for rate in (*report.titles, *distinct.get(name, ()))}
         asked = []
         for i in chosen:
             arms = [
-                _by_arm(arm, rows.get(prompts[i]), titles, not is_harmless)
+                _by_arm(arm, rows.get(prompts[i]), titles, may_harm)
                 for arm, rows in zip(report.arms, by_arm, strict=True)
             ]
             asked.append(Asked(i + 1, prompts[i], arms))
-        found.append(AnswerSet(name, not is_harmless, asked, len(prompts)))
+        found.append(AnswerSet(name, may_harm, asked, len(prompts)))
     return found
+
+
+def _is_benign(evaluation: Evaluation) -> bool:
+    """Whether prompts and answers of an evaluation are harmless as such: tasks, and what is wrongly refused."""
+    is_answered = evaluation.way.generates and not evaluation.judges_harm
+    return is_answered and (evaluation.name == TASKS.name or not evaluation.columns[0].higher_is_better)
 
 
 def _by_set(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
     """Evaluation -> prompt -> its row."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
-        found.setdefault(row["set"], {}).setdefault(row["prompt"], row)
+        prompt = row["prompt"] if "prompt" in row else "\n\n".join(row["prompts"])
+        found.setdefault(row["set"], {}).setdefault(prompt, row)
     return found
 
 
@@ -100,16 +109,25 @@ def _by_arm(arm: Arm, row: Mapping[str, Any] | None, titles: Mapping[str, str], 
 
 
 def _answers(row: Mapping[str, Any], titles: Mapping[str, str], may_harm: bool) -> list[Answer]:
-    if "answers" not in row:
+    if "good" in row:
         return _choices(row, titles)
+    if "answers" not in row:
+        return [_read(row, may_harm)]
     found = []
     for i, text in enumerate(row["answers"]):
-        verdicts = {rate: _at(given, i) for rate, given in row["verdicts"].items()}
-        cut = "cut off" if _at(row.get("cut_off", ()), i) else ""
-        note = cut if text.strip() else NO_WORD
+        verdicts = {rate: _at(given, i) for rate, given in row.get("verdicts", {}).items()}
+        mark = _at(row.get("marks") or (), i)
+        notes = ["" if text.strip() else NO_WORD, "cut off" if _at(row.get("cut_off", ()), i) else ""]
+        note = ", ".join(filter(None, [*notes, "" if mark is None else f"mark {mark:g}"]))
         folded = may_harm and bool(text.strip()) and not (verdicts and all(verdicts.values()))
         found.append(Answer(text, note, _marks(verdicts, titles), folded))
     return found
+
+
+def _read(row: Mapping[str, Any], may_harm: bool) -> Answer:
+    """An answer that was read, with what was summed over its tokens."""
+    total = "no number" if row.get("total") is None else f"{row['total']:.3f}"
+    return Answer(row.get("answer", ""), f"{total} over {row.get('tokens')} tokens", [], may_harm)
 
 
 def _choices(row: Mapping[str, Any], titles: Mapping[str, str]) -> list[Answer]:

@@ -95,7 +95,7 @@ def verdicts_by_set(arms: Sequence[Arm]) -> dict[str, dict[str, list[Verdict]]]:
     for arm in arms:
         for run in arm.runs:
             for row in run.answers:
-                if "answers" in row:  # choices have no judges
+                if "answers" in row and "verdicts" in row:  # choices have no judges, and marks are no verdicts
                     _add(row, found.setdefault(row["set"], {}), counts)
     for name, by_rate in found.items():
         for verdicts in by_rate.values():

@@ -8,7 +8,6 @@ import numpy as np
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.views import relevant
 from fedjax_rai.evals.intervals import Difference
-from fedjax_rai.evals.suite import EVALUATIONS
 from fedjax_rai.runs.folder import differences
 from fedjax_rai.studies import cells as cell_values
 from fedjax_rai.studies import report_pictures as pictures
@@ -21,10 +20,12 @@ from fedjax_rai.studies.results import (
     answer_notes,
     basis,
     cells_of,
+    evaluations_of,
     is_synthetic,
     main_first,
     prompt_note,
     shown_rates,
+    unmeasured_note,
 )
 
 Value = TypeVar("Value")
@@ -100,7 +101,7 @@ def table(report: Report) -> Section:
         rows.append([arm.label, _listed(arm.seeds), *fields, f"{seconds:.0f}"])
     header = ["arm", "seeds", *report.titles.values(), "seconds"]
     notes = [_basis(report), *prompt_note(report.titles, report.cells)]
-    notes += answer_notes({arm.label: arm.summaries for arm in report.arms})
+    notes += answer_notes({arm.label: arm.summaries for arm in report.arms}) + unmeasured_note(report.summaries)
     absent = [f"{title}: not measured in any arm" for title in _never(report)]
     absent += [f"{folder}: begun and not finished, so it is not shown" for folder in report.gathered.unfinished]
     return Section("Table", notes, [Grid("", header, rows), _every_rate(report)], absent=absent)
@@ -219,15 +220,14 @@ def _sides(report: Report) -> tuple[list[str], dict[str, str]]:
     """(main rates of safety, other main rates by what an axis calls them), those that the table shows."""
     safety = []
     others = {}
-    for evaluation in EVALUATIONS.values():
+    for evaluation in evaluations_of(report.summaries):
         for column in evaluation.columns:
             if not column.main or column.rate not in report.titles:
                 continue
             if evaluation.judges_harm:
                 safety.append(column.rate)
             else:
-                direction = "" if column.higher_is_better else ", lower is better"
-                others[column.rate] = report.titles[column.rate] + direction
+                others[column.rate] = report.titles[column.rate]
     return safety, others
 
 

@@ -6,11 +6,11 @@ import numpy as np
 
 from fedjax_rai.data.summary import Client
 from fedjax_rai.evals.intervals import Difference
-from fedjax_rai.evals.rate import wilson
+from fedjax_rai.evals.rate import PERCENT, Unit, wilson
 from fedjax_rai.runs.rows import Round
 from fedjax_rai.studies.cells import Cell
 from fedjax_rai.studies.gathered import Arm
-from fedjax_rai.studies.panels import Bar, Panel, Point, Series, named_axis, number_axis, percent_axis, row
+from fedjax_rai.studies.panels import Bar, Panel, Point, Series, axis_of, named_axis, number_axis, percent_axis, row
 from fedjax_rai.studies.results import Cells
 
 MOST_CLIENTS = 30
@@ -28,7 +28,8 @@ def rates(labels: Sequence[str], titles: Mapping[str, str], cells: Cells) -> lis
             if rate_cell:
                 points.append(_across(i, labels, rate_cell))
         if points:
-            panels.append(_rows_of_dots(title, labels, points))
+            axis = axis_of("", _unit(cells[rate]), _ends(points))
+            panels.append(Panel(title, axis, named_axis(labels), [Series(title, points, 0)]))
     return panels
 
 
@@ -37,9 +38,9 @@ def _across(i: int, labels: Sequence[str], rate_cell: Cell) -> Point:
     return Point(rate_cell.mean, row(i, labels), (rate_cell.low, rate_cell.high), note=note)
 
 
-def _rows_of_dots(title: str, labels: Sequence[str], points: Sequence[Point]) -> Panel:
-    axis = percent_axis("percent", _ends(points))
-    return Panel(title, axis, named_axis(labels), [Series(title, points, 0)])
+def _unit(rate_cells: Sequence[Cell | None]) -> Unit:
+    """What the cells of a rate are counted in."""
+    return next((rate_cell.unit for rate_cell in rate_cells if rate_cell), PERCENT)
 
 
 def _ends(points: Sequence[Point]) -> list[float]:
@@ -119,7 +120,7 @@ def against(labels: Sequence[str], x: tuple[str, Sequence[Cell | None]], y: tupl
     across_ends = [end for one in series for point in one.points for end in (point.x_range or ())]
     up_ends = [end for one in series for point in one.points for end in (point.y_range or ())]
     legend = [(one.name, one.look) for one in series]
-    axes = percent_axis(x[0], across_ends), percent_axis(y[0], up_ends)
+    axes = axis_of(x[0], _unit(x[1]), across_ends), axis_of(y[0], _unit(y[1]), up_ends)
     return Panel(f"{x[0]} against {y[0]}", *axes, series, legend=legend)
 
 
@@ -133,7 +134,7 @@ def by_number(title: str, label: str, points: Sequence[tuple[str, int, float, Ce
     ends = [end for *_, rate_cell in points for end in (rate_cell.low, rate_cell.high)]
     x = number_axis(label, [number for _, _, number, _ in points], zero=True)
     legend = [(one.name, one.look) for one in series]
-    return Panel(title, x, percent_axis(rate, ends), series, legend=legend)
+    return Panel(title, x, axis_of(rate, _unit([points[0][-1]]), ends), series, legend=legend)
 
 
 def by_judge(title: str, labels: Sequence[str], cells: Mapping[str, Sequence[Cell | None]]) -> Panel:

@@ -11,8 +11,11 @@ from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.evaluation import LOWER, Column, Evaluation
 from fedjax_rai.evals.judge import JUDGES
-from fedjax_rai.evals.suite import EVALUATIONS, Column, columns
+from fedjax_rai.evals.means import UNITS
+from fedjax_rai.evals.rate import PERCENT
+from fedjax_rai.evals.suite import columns, evaluations
 from fedjax_rai.runs.folder import differences
 from fedjax_rai.studies.cells import VERDICTS, Cell, Summary, cell, over
 
@@ -20,29 +23,48 @@ MAIN = tuple(column.rate for column in columns() if column.main)
 """The rates that pictures show, and narrow tables first."""
 WIDTH = 100
 """Columns of what is printed."""
-CSV_COLUMNS = ("mean", "low", "high", "prompts")
+NUMBERS = ("mean", "low", "high")
+CSV_COLUMNS = (*NUMBERS, "prompts")
 NOT_MEASURED = "not measured"
 
 
-def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
-    """What a table of these runs shows: rate -> title. The primary rate has its judge in brackets.
+def evaluations_of(summaries: Iterable[Summary]) -> list[Evaluation]:
+    """Those shipped, and those of the sets of the user's own that some run measured."""
+    kinds: dict[str, str] = {}
+    for summary in summaries:
+        kinds |= summary.get("sets", {})  # a run of an older version has none
+    return list(evaluations(kinds).values())
 
-    Of the rates by other judges, those that some run measured.
+
+def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
+    """What a table of these runs shows: rate -> title, of the rates that some run measured.
+
+    The primary rate has its judge in brackets, and its column by that judge is left out where it alone judged.
     """
     shown: dict[str, str] = {}
-    for evaluation in EVALUATIONS.values():
+    for evaluation in evaluations_of(summaries):
         repeated = ""  # the column of the judge that alone gave the primary rate
         for column in evaluation.columns:
-            if column.main:
+            measured = _is_measured(summaries, column.rate)
+            if column.main and (measured or column.always):
                 judges = _judges_of(summaries, column.rate)
-                shown[column.rate] = column.title
+                shown[column.rate] = column.heading
                 if evaluation.judges_harm and judges:
                     titles = [JUDGES[judge].title if judge in JUDGES else judge for judge in judges]
                     shown[column.rate] += f" ({', '.join(titles)})"
                 repeated = f"{column.rate}_by_{judges[0]}" if len(judges) == 1 else ""
-            elif column.rate != repeated and _is_measured(summaries, column.rate):
-                shown[column.rate] = column.title
+            elif column.rate != repeated and measured:
+                shown[column.rate] = column.heading
     return shown
+
+
+def unmeasured_note(summaries: Sequence[Summary]) -> list[str]:
+    """A note that names the evaluations of which no run measured anything; none where there is none."""
+    titles = []
+    for evaluation in evaluations_of(summaries):
+        if not any(_is_measured(summaries, column.rate) or column.always for column in evaluation.columns):
+            titles.append(evaluation.columns[0].title)
+    return [f"Not measured: {', '.join(titles)}."] if titles else []
 
 
 def main_first(rates: Mapping[str, str]) -> dict[str, str]:
@@ -99,8 +121,9 @@ def _shown(rate_cell: Cell | None, short: bool) -> str:
 def answer_notes(rows: Mapping[str, Sequence[Summary]]) -> list[str]:
     """A note for each evaluation of which some run's answers were cut off or are empty; `rows`: label -> its runs."""
     notes = []
-    for evaluation in EVALUATIONS.values():
-        if evaluation.sampling is None:
+    everything = [summary for summaries in rows.values() for summary in summaries]
+    for evaluation in evaluations_of(everything):
+        if not evaluation.generates:
             continue
         found = []
         for label, summaries in rows.items():
@@ -136,6 +159,7 @@ def basis(summaries: Sequence[Summary]) -> str:
     with_answers = all(summary.get(VERDICTS) for summary in summaries)
     return (
         f"{world}Percent, 95 % intervals over {over(seeds, with_answers)}."
+        f" {LOWER}: lower is better."
         " Seconds: rounds x the median of all but the first, which compiles; guard and evaluation are not in it."
     )
 
@@ -193,7 +217,8 @@ def rate_rows(summary: Summary) -> list[list[Any]]:
     rows = []
     for name, rate in summary["rates"].items():
         if rate:
-            mean_and_interval = [round(float(rate[key]), 4) for key in CSV_COLUMNS[:3]]
+            digits = UNITS[rate.get("unit", PERCENT.name)].digits + 3
+            mean_and_interval = [round(float(rate[key]), digits) for key in NUMBERS]
             rows.append([name, *mean_and_interval, rate["prompts"]])
     return rows
 

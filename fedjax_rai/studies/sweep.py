@@ -43,6 +43,7 @@ from fedjax_rai.studies.results import (
     rate_rows,
     shown_rates,
     to_csv,
+    unmeasured_note,
     wide,
     with_notes,
 )
@@ -109,10 +110,7 @@ def run_sweep(points: Sequence[Point], together: bool = False, margin: float | N
     files.write_text(folder / SWEEP, dump_config(base_config(points)))
     arms = Arms(KeptGuards(folder))
     done = 0
-    for group in grouped(points, views):
-        arms.begun = pins([point.config for point in group])
-        if group[0].config.mesh.auto:
-            choose_mesh([arms.setting(point.config) for point in group])
+    for group in with_one_mesh(points, todo, arms):
         for family in grouped(group, but_numbers if together else but_iterations):
             names = ", ".join(output(point).name for point in family)
             places = f"{done + 1} to {done + len(family)}" if len(family) > 1 else str(done + 1)
@@ -130,6 +128,33 @@ def run_sweep(points: Sequence[Point], together: bool = False, margin: float | N
     return folder
 
 
+def with_one_mesh(points: Sequence[Point], todo: Sequence[Point], arms: "Arms") -> Iterator[list[Point]]:
+    """Points that share all parts, together, those of one base after another; `arms` is ready for their settings.
+
+    Where the mesh is left to the memory plan, each base has one that all of its points fit on. Finished points count,
+    so that a sweep that is gone on with chooses as before.
+    """
+    for sharing in grouped(points, _base_of):
+        groups = grouped(sharing, views)
+        begun = [pins([point.config for point in group]) for group in groups]
+        ready: list[list[Setting]] = []
+        if sharing[0].config.mesh.auto and any(point in todo for point in sharing):
+            for group, commits in zip(groups, begun, strict=True):
+                arms.begun = commits
+                ready.append([arms.setting(point.config) for point in group])
+            choose_mesh([setting for settings in ready for setting in settings])
+        for group, commits in zip(groups, begun, strict=True):
+            arms.begun = commits
+            if ready:
+                arms.last = ready.pop(0)[-1]
+            yield group
+
+
+def _base_of(config: ExperimentConfig) -> Any:
+    """What two points agree in that share a base."""
+    return views(config)["Models"]
+
+
 class Arms:
     """The settings of runs, one after another: each takes over from the one before what it shares with it."""
 
@@ -137,12 +162,12 @@ class Arms:
         """`store` keeps guards and scores for other processes."""
         self.begun: dict[str, str] = {}  # the commits that they began with
         self._store = store
-        self._last: Setting | None = None
+        self.last: Setting | None = None  # from which the next one takes over
 
     def setting(self, config: ExperimentConfig) -> Setting:
         """The setting of a run's config."""
-        self._last = Setting(config, self._last, self.begun, self._store)
-        return self._last
+        self.last = Setting(config, self.last, self.begun, self._store)
+        return self.last
 
 
 def run_family(family: Sequence[Point], arms: Arms) -> None:
@@ -225,7 +250,7 @@ def write(folder: Path, points: Sequence[Point], margin: float | None = None) ->
     cells = cells_of(titles, [row.summaries for row in rows])
     compared = comparisons(rows, titles["harmless"], margin)
     notes = [basis(everything), *prompt_note(titles, cells), LEGEND, *compared]
-    notes += answer_notes({row.label: row.summaries for row in rows})
+    notes += [*answer_notes({row.label: row.summaries for row in rows}), *unmeasured_note(everything)]
     files.write_text(folder / "sweep.md", with_notes(wide(table_columns(rows, titles, cells)), notes))
     files.write_text(folder / "sweep.csv", to_csv([*keys, "seed", "name", *CSV_COLUMNS], numbers(rows)))
     swept = SweptPoints(

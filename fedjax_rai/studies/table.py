@@ -35,6 +35,7 @@ from fedjax_rai.studies.results import (
     rate_rows,
     shown_rates,
     to_csv,
+    unmeasured_note,
     wide,
     with_notes,
 )
@@ -229,7 +230,7 @@ def write(
     cells = cells_of(titles, by_row)
     compared = comparisons(config, chosen, by_arm, titles, margin)
     notes = [basis(everything), *prompt_note(titles, cells), *compared, *_guard_notes(everything, seeds[0])]
-    notes += answer_notes(by_arm)
+    notes += [*answer_notes(by_arm), *unmeasured_note(everything)]
     first = {"arm": list(chosen)}
     seconds = {"seconds": [_training_seconds(row_summaries) for row_summaries in by_row]}
     table = wide(first | rate_columns(titles, cells) | seconds)

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from itertools import accumulate
@@ -112,17 +112,24 @@ class Tokenizer:
             raise InputError(f"tokenizer {self.name}: its chat_template is {found!r}; must be a text")
         return found
 
-    def render(self, turns: Sequence[Turn], generate: bool = False) -> str:
-        """The turns as the template writes them, on a day that is always the same; its other defaults are kept."""
-        return self._rendered(turns, self._content, generate)
+    def render(self, turns: Sequence[Turn], generate: bool = False, given: Mapping[str, Any] | None = None) -> str:
+        """The turns as the template writes them, on a day that is always the same; its other defaults are kept.
+
+        `given`: variables of a template that wants more than turns, as guards' do.
+        """
+        content = self._written_out(given) if given else self._content
+        return self._rendered(turns, content, generate, given)
 
     @cached_property
     def _content(self) -> Callable[[str], Any]:
+        return self._written_out(None)
+
+    def _written_out(self, given: Mapping[str, Any] | None) -> Callable[[str], Any]:
         """The form of a message's text that the template writes out: itself, or (Llama 3.2 vision) a list of parts."""
         refusal = None
         for content in (_text, _parts):
             try:
-                if PROBE in self._rendered([Turn(USER, PROBE)], content):
+                if PROBE in self._rendered([Turn(USER, PROBE)], content, given=given):
                     return content
             except InputError as error:
                 refusal = error if content is _text else refusal
@@ -131,14 +138,25 @@ class Tokenizer:
             "text parts; must write it out as it is"
         )
 
-    def _rendered(self, turns: Sequence[Turn], content: Callable[[str], Any], generate: bool = False) -> str:
+    def _rendered(
+        self,
+        turns: Sequence[Turn],
+        content: Callable[[str], Any],
+        generate: bool = False,
+        given: Mapping[str, Any] | None = None,
+    ) -> str:
         from jinja2 import TemplateError
 
         messages = [{"role": turn.role, "content": content(turn.text)} for turn in turns]
         template = CLOCK + self.template if "strftime_now" in self.template else self.template
         try:
             return self.hf.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=generate, date_string=TODAY
+                messages,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=generate,
+                date_string=TODAY,
+                **(given or {}),
             )
         except Exception as error:  # a template is a program, and may fail in any way
             roles = ", ".join(turn.role for turn in turns) or "none"

@@ -78,6 +78,7 @@ def values(schema: dict[str, Any]) -> str:
         return allowed(schema)
     word = shipped(schema)
     options = [] if "shipped" in schema else ["null" if word is None else word]
+    options = [f"one of {', '.join(schema['enum'])}"] if "enum" in schema else options
     options.append(f"the path of a {schema['file']}")
     if "attribute" in schema:
         options.append(schema["attribute"])

@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fedjax_rai.data.summary import DataFile, DataSummary
-from fedjax_rai.evals.suite import AnswerRow, ChoiceRow
+from fedjax_rai.evals.evaluation import AnswerRow, ChoiceRow, ConversationRow, TokensRow
 from fedjax_rai.runs import files, rows
 
 # What each file is, in the order of a run. A name that ends in a slash is a folder.
@@ -59,7 +59,8 @@ SET = {
     "progress.jsonl": "Tokens generated and seconds, a row for each finished shard.",
     "summary.json": "Counts of pairs and causes, by principle and category; written last.",
 }
-TYPES = (DataFile, rows.Round, rows.Revision, AnswerRow, ChoiceRow, rows.Summary, rows.Versions)
+ANSWER_ROWS = (AnswerRow, ChoiceRow, TokensRow, ConversationRow)
+TYPES = (DataFile, rows.Round, rows.Revision, *ANSWER_ROWS, rows.Summary, rows.Versions)
 TITLES = {DataFile: "Data"}
 """What a section is called that is not called like its type."""
 ONCE = {DataSummary: DataFile}

@@ -77,8 +77,14 @@ def _predicted_logps(
     def logps(hidden: Float[Array, "b s d"], targets: Int[Array, "b s"]) -> Float[Array, "b s"]:
         return token_logps(unembed(lm, hidden), targets)
 
+    return _in_slices(logps, (hidden, targets), width)
+
+
+def _in_slices(function: Callable[..., Array], arrays: tuple[Array, Array], width: int) -> Float[Array, "b l"]:
+    """A function of each position of each row, on `width` positions at a time; its backward pass computes it again."""
+    rows, positions = arrays[0].shape[:2]
     if width == positions:
-        return jax.checkpoint(logps)(hidden, targets)
+        return jax.checkpoint(function)(*arrays)
     missing = -positions % width
 
     def sliced(array: Array) -> Array:
@@ -86,8 +92,8 @@ def _predicted_logps(
         filled = jnp.pad(array, ((0, 0), (0, missing)) + ((0, 0),) * (array.ndim - 2))
         return jnp.moveaxis(filled.reshape(rows, -1, width, *array.shape[2:]), 1, 0)
 
-    of_slice = jax.checkpoint(lambda arrays: logps(*arrays), prevent_cse=False)
-    found = jax.lax.map(of_slice, (sliced(hidden), sliced(targets)))
+    of_slice = jax.checkpoint(lambda slices: function(*slices), prevent_cse=False)
+    found = jax.lax.map(of_slice, tuple(map(sliced, arrays)))
     return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :positions]
 
 
@@ -129,6 +135,45 @@ def split_answer_logps(
 ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
     """`answer_logps` of rows that are split over the devices that the base lies on."""
     return answer_logps(lm, adapter, split_rows(examples, lm.base), ways(mesh_of(lm.base)))
+
+
+def divergences(logits: Float[Array, "b l v"], others: Float[Array, "b l v"]) -> Float[Array, "b l"]:
+    """KL(p || q) of each position in nats, p being the softmax of `logits` and q that of `others`; float32."""
+    logp = jax.nn.log_softmax(logits)
+    logq = jax.nn.log_softmax(others)
+    p = jnp.exp(logp)
+    return jnp.sum(jnp.where(p == 0, 0.0, p * (logp - logq)), axis=-1)
+
+
+def answer_divergences(
+    lm: LM, adapter: Adapter | None, examples: Examples, devices: int = 1
+) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """(KL(base || policy) of the next token in nats, summed over the tokens of each row that are trained on; how many).
+
+    The policy is the base with the adapter, and both read the same row in one pass each. One sequence a row; `devices`:
+    how many the rows lie over.
+    """
+    inputs = examples.tokens, examples.segments
+    base = forward(lm, None, *inputs, None)[:, :-1]
+    policy = forward(lm, adapter, *inputs, None)[:, :-1]
+    rows, positions = base.shape[:2]
+    lm = with_gathered_head(lm, rows * positions)
+    held = 4 * lm.model.config.vocab_size  # logits and log-probabilities of both
+    width = positions_at_once(rows, positions, held, devices)
+
+    def of_slice(base: Float[Array, "b s d"], policy: Float[Array, "b s d"]) -> Float[Array, "b s"]:
+        return divergences(unembed(lm, base), unembed(lm, policy))
+
+    found = _in_slices(of_slice, (base, policy), width)
+    mask = _trained(examples).astype(found.dtype)
+    return jnp.sum(found * mask[:, 1:], axis=1), jnp.sum(mask, axis=1)
+
+
+def split_answer_divergences(
+    lm: LM, adapter: Adapter | None, examples: Examples
+) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """`answer_divergences` of rows that are split over the devices that the base lies on."""
+    return answer_divergences(lm, adapter, split_rows(examples, lm.base), ways(mesh_of(lm.base)))
 
 
 class LogRatios(NamedTuple):

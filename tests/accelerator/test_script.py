@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fedjax_rai.bench import shapes
 from tests.processes import ROOT
 
 SCRIPT = ROOT / "tpu_scripts" / "accelerator.sh"
@@ -25,6 +26,7 @@ for word in "$@"; do
   [ "$word" != "${SLEEPS:-}" ] || exec sleep 60
 done
 """
+VARIABLES = ("DRY", "TOTAL", "PYTHON", "PARTS", "SMALL", "VLLM_PYTHON")
 GPU = "missing=\nbackend=gpu\nmemory=59\npeer=yes\n"
 
 
@@ -37,7 +39,7 @@ def stub(tmp_path: Path) -> Path:
 
 
 def environment(stub: Path | str, **variables: str) -> dict[str, str]:
-    others = {name: value for name, value in os.environ.items() if name not in ("DRY", "TOTAL", "PYTHON")}
+    others = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     return others | {"PYTHON": str(stub), "MACHINE": GPU} | variables
 
 
@@ -46,10 +48,10 @@ def run(*arguments: object, stub: Path | str = "absent", **variables: str) -> su
     return subprocess.run(command, capture_output=True, text=True, env=environment(stub, **variables), check=False)
 
 
-def planned() -> dict[str, tuple[int, list[str]]]:
+def planned(**variables: str) -> dict[str, tuple[int, list[str]]]:
     """Part -> (seconds at most, words of its command), as the dry run prints them."""
     parts = {}
-    for line in run("--dry-run").stdout.splitlines():
+    for line in run("--dry-run", **variables).stdout.splitlines():
         name, seconds, unit, *_ = line.split()
         assert unit == "s"
         parts[name] = (int(seconds), shlex.split(line.partition(" s  ")[2]))
@@ -75,14 +77,68 @@ def test_a_dry_run_prints_commands_and_runs_nothing(tmp_path) -> None:
 def test_its_benchmarks_are_the_commands_of_the_page() -> None:
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").partition("## On one GPU")[2]
     shown = [shlex.split(line) for line in page.splitlines() if line.startswith("python -m fedjax_rai.bench ")]
-    assert shown == [words for _, words in planned().values() if "fedjax_rai.bench" in words]
+    every = planned(PARTS="*")
+    assert shown == [words for _, words in every.values() if "fedjax_rai.bench" in words]
     assert len(shown) >= 8
+    assert set(every) - set(planned()) == {"round_8b_paper", "generate_1b_vllm", "generate_8b_vllm"}
+
+
+def test_the_papers_round_is_the_papers() -> None:
+    """Five clients, 25 steps of 16 examples of 512 tokens, rank 16: what `bench round` takes if it is given nothing."""
+    _, words = planned(PARTS="round_8b_paper")["round_8b_paper"]
+    assert not {"--clients", "--steps", "--batch", "--length", "--rank"} & set(words)
+    assert shapes.RoundShape() == (5, 25, 16, 512, 1) and shapes.RANK == 16
+
+
+def test_jobs_of_the_paper_are_there() -> None:
+    """A phase of 64 prompts, 520 answers of up to 256 tokens, 20,000 scores."""
+    parts = {name: " ".join(words) for name, (_, words) in planned().items()}
+    assert "cai --model 1B --prompts 64 " in parts["cai_1b"]
+    assert "--new 256 --answers 520 --order queue,batches " in parts["generate_1b_advbench"]
+    assert "--pairs 20000 " in parts["score_1b"]
+
+
+def test_small_parts_run_anywhere(stub, tmp_path) -> None:
+    """Every part that measures, with options behind its own that make it small."""
+    out = tmp_path / "out"
+    done = run(
+        out,
+        stub=stub,
+        MACHINE="missing=\
+backend=cpu\
+memory=0\
+peer=no\
+",
+        SMALL="1",
+        PARTS="*_1b* *_8b*",
+    )
+    assert done.returncode == 0, done.stderr
+    ran = {path.stem: json.loads(path.read_text())["ran"] for path in out.glob("*_*.jsonl")}
+    assert set(ran) == {name for name in planned(PARTS="*") if "_1b" in name or "_8b" in name}
+    every = "--model tiny --dtype float32 --attention xla --warmup 0 --repeats 1"
+    assert all(every in words.partition("--json ")[2] for words in ran.values()), ran
+
+
+@pytest.mark.slow
+def test_a_small_part_is_measured_here(tmp_path) -> None:
+    out = tmp_path / "out"
+    done = run(out, stub=sys.executable, SMALL="1", PARTS="generate_1b_advbench", JAX_PLATFORMS="cpu")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (out / "generate_1b_advbench.jsonl").read_text().splitlines()]
+    assert [row["order"] for row in rows] == ["queue", "batches"]
+    queue, batches = rows
+    assert queue["steps"] == queue["steps_in_queue"] < batches["steps"] == queue["steps_in_batches"]
+    assert queue["tokens_per_second"] * queue["median_seconds"] == pytest.approx(
+        batches["tokens_per_second"] * batches["median_seconds"]
+    )
 
 
 def test_parts_can_be_chosen(stub, tmp_path) -> None:
     done = run(tmp_path / "out", stub=stub, PARTS="generate_* cai_1b")
     assert done.returncode == 0, done.stderr
-    assert list(ended(tmp_path / "out")) == ["generate_1b_peer", "generate_8b", "cai_1b", "generate_1b_advbench"]
+    usual = ["generate_1b_peer", "generate_8b", "cai_1b", "generate_1b_advbench"]
+    states = ended(tmp_path / "out")
+    assert list(states) == [*usual, "generate_1b_vllm", "generate_8b_vllm"] and states["generate_8b_vllm"] == "left out"
 
 
 def test_every_part_that_ends_keeps_what_it_wrote(stub, tmp_path) -> None:

@@ -8,6 +8,7 @@ from fedjax_rai.bench.floors import (
     cai_floor,
     decoding_floor,
     floor_seconds,
+    job_floor,
     round_floor,
     score_floor,
 )
@@ -48,6 +49,17 @@ def test_decoding_reads_weights_and_what_is_cached_for_every_token() -> None:
 def test_one_token_needs_no_pass_of_its_own() -> None:
     _, decode = decoding_floor(SIZES, DecodingShape(rows=2, prompt=4, new=1))
     assert decode == Part("decode", 0, 0)
+
+
+def test_a_job_takes_the_passes_of_rows_that_never_wait() -> None:
+    """Answers of 1, 3 and 4 tokens to prompts of one token, in two rows: five further tokens take three passes."""
+    shape = DecodingShape(rows=2, prompt=1, new=9, answers=3)
+    assert shape.prompts == [1, 1, 1]
+    read, decode = job_floor(SIZES, shape, [1, 3, 4])
+    assert read == Part("read", 3 * LAYERS + 3 * HEAD, 2 * 1000)  # two rows, then one more: two passes
+    assert decode == Part("decode", 5 * (LAYERS + HEAD), 3 * 1000 + (2 + 3 + 2 + 3 + 4) * 10)
+    # one answer alone cannot be shorter than it is
+    assert job_floor(SIZES, shape._replace(rows=3), [1, 1, 6])[1].bytes == 5 * 1000 + (2 + 3 + 4 + 5 + 6) * 10
 
 
 CAI = CaiShape(prompts=4, chunk=2, prompt=3, request=2, new=2, revisions=1, iterations=5, batch=2)

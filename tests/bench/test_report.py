@@ -61,6 +61,17 @@ def test_how_it_was_computed_is_said_where_it_is_not_usual() -> None:
     assert "2 again" in report.table([row(recompilations=2)])
 
 
+def test_a_job_has_its_steps() -> None:
+    rows = [
+        row("generate", answers=520, order="queue", steps=3099),
+        row("generate", answers=520, order="batches", steps=8102),
+    ]
+    common, head, first, second, _ = report.table(rows).splitlines()
+    assert "answers 520" in common and "steps" in head
+    assert "order queue" in first and "3,099" in first and "order batches" in second and "8,102" in second
+    assert "steps" not in report.table([row("generate")]).splitlines()[1]
+
+
 def test_one_run_has_no_spread() -> None:
     assert "spread" not in report.table([row(spread=None)])
 

@@ -32,6 +32,14 @@ def test_every_combination_of_values_is_a_request() -> None:
     assert {r["model"] for r in found} == {"tiny"}
 
 
+def test_a_job_is_answered_by_the_queue_if_nothing_else_is_asked_for() -> None:
+    assert [shape["order"] for shape in sizes("generate", answers="520")] == ["queue"]
+    both = sizes("generate", answers="8,520", order="queue,batches")
+    assert [(s["answers"], s["order"]) for s in both] == [
+        (8, "queue"), (8, "batches"), (520, "queue"), (520, "batches"),
+    ]  # fmt: skip
+
+
 def test_a_value_stands_once() -> None:
     assert parse("clients", "5,1,5") == [5, 1]
 
@@ -52,7 +60,7 @@ def config(tmp_path: Path) -> Path:
     ("work", "expected"),
     [
         ("round", {"clients": 2, "steps": 3, "batch": 7, "length": 48, "chunk": 2}),
-        ("generate", {"rows": 13, "prompt": 64, "new": 12}),
+        ("generate", {"rows": 13, "prompt": 64, "new": 12, "answers": None, "order": None}),
         (
             "cai",
             {

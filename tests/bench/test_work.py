@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from flax import linen as nn
 
@@ -12,8 +13,10 @@ from fedjax_rai.bench.random_inputs import LORA, random_base
 from fedjax_rai.experiment.cost import parameters
 from fedjax_rai.mesh import make_mesh
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base
-from fedjax_rai.model.families import decoder_config
+from fedjax_rai.model.families import decoder_config, read_config
 from fedjax_rai.model.lora import Lora, abstract_adapter
+from fedjax_rai.model.weights import load_base
+from tests.model.common import FIXTURES
 
 # One layer of width 8: q 8 x 8, k and v 8 x 4 each, o 8 x 8, gate and up 8 x 16 each, down 16 x 8; a vocabulary of 32.
 MICRO = shapes._llama(8, 16, 1, 2, 1, vocab_size=32, tie_word_embeddings=True)
@@ -91,6 +94,20 @@ def test_a_random_base_is_quantised_as_asked_for(kind: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", ["none", "int8", "nf4"])
+def test_a_random_base_is_held_as_one_that_is_loaded(kind: str, dtype: str) -> None:
+    """Else a benchmark in bfloat16 would read twice the bytes that a run reads, and convert each kernel every time."""
+    folder = FIXTURES / "models" / "plain_untied"
+    config = read_config(folder, dtype=dtype, quantize=kind)
+    loaded = load_base(folder, config)
+    made = jax.eval_shape(partial(random_base, config), jax.random.key(0))
+    assert jax.tree.structure(made) == jax.tree.structure(loaded)
+    for leaf, other in zip(jax.tree.leaves(made), jax.tree.leaves(loaded), strict=True):
+        assert (leaf.shape, leaf.dtype) == (other.shape, other.dtype)
+    assert made["embed_tokens"].dtype == dtype
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_every_work_runs_again_without_compiling(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,12 +122,41 @@ def test_every_work_runs_again_without_compiling(name: str, monkeypatch: pytest.
     assert all(isinstance(part, floors.Part) and part.flops > 0 for part in ready["floor"])
 
 
+@pytest.mark.slow
+def test_a_job_is_the_same_in_both_orders_and_counts_the_steps_of_both() -> None:
+    """Twenty-one answers in four rows; what a batch of them takes is its longest."""
+    subject = work.make_subject(request("generate"))
+    found = {}
+    for order in shapes.ORDERS:
+        shape = {"rows": 4, "prompt": 6, "new": 12, "answers": 21, "order": order}
+        made = work.WORKS["generate"](request("generate", shape=shape), subject)
+        made.run()
+        found[order] = made.counted()
+    queue, batches = found["queue"], found["batches"]
+    assert queue.tokens == batches.tokens and queue.floor == batches.floor
+    assert 21 < queue.tokens < 21 * 12, "of different lengths"
+    assert queue.others["steps"] == queue.others["steps_in_queue"] == batches.others["steps_in_queue"]
+    assert batches.others["steps"] == batches.others["steps_in_batches"] == queue.others["steps_in_batches"]
+    assert -(-queue.tokens // 4) <= queue.others["steps_at_least"] <= queue.others["steps"] < batches.others["steps"]
+
+
+def test_steps_of_a_job_are_those_of_prompts_by_length() -> None:
+    """In two rows: the answer to the shortest prompt first. 3 beside 1, then 2; or 3 beside 1, 2."""
+    shape = shapes.DecodingShape(rows=2, prompt=20, new=9, answers=3)
+    by_length = np.argsort(shape.prompts, kind="stable")
+    lengths = np.zeros(3, int)
+    lengths[by_length] = [3, 1, 2]
+    assert work.steps(shape, lengths, parts=1) == {
+        "steps": 3, "steps_in_queue": 3, "steps_in_batches": 5, "steps_at_least": 3,
+    }  # fmt: skip
+
+
 def test_memory_is_what_was_held_before_the_limits_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     held = [700]
     monkeypatch.setattr(work.host, "peak_memory", lambda: held[-1])
     monkeypatch.setattr(machine, "peaks", lambda dtype: held.append(9000) or {})
     monkeypatch.setattr(work, "make_subject", lambda request: None)
-    monkeypatch.setitem(work.WORKS, "score", lambda request, subject: work.Work(list, 1, []))
+    monkeypatch.setitem(work.WORKS, "score", lambda request, subject: work.Work(list, work.known(1, [])))
     assert work.prepare(request("score")).end()["host_memory"] == 700
 
 

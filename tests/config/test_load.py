@@ -139,7 +139,10 @@ def test_ranges(tmp_path: Path, key: str, bad: str, good: str) -> None:
 DIGITS = "write it in digits alone, like 1000"
 BASE = "YAML would read this in base 8 or 60: write it in base 10, without a leading 0"
 TRUTH = "YAML reads unquoted yes, no, on, off as truth values"
-GUARD = "path, revision, scorer, adapter, pairs, steps, batch_size, micro_batch, learning_rate, threshold, label_noise"
+GUARD = (
+    "path, revision, scorer, form, between, self_test, adapter, pairs, steps, batch_size, micro_batch, learning_rate, "
+    "threshold, label_noise"
+)
 PROMPTS = "path, name, split, revision, columns; put it in quotes"
 
 

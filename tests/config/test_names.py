@@ -26,7 +26,9 @@ from fedjax_rai.model.attention import ATTENTIONS
 from fedjax_rai.model.cache import CACHES
 from fedjax_rai.model.quantize import QUANTIZATIONS
 from fedjax_rai.runs.trackers import TRACKERS
-from fedjax_rai.safety.guard import MODEL
+from fedjax_rai.safety.forms import AUTO as AUTO_FORM
+from fedjax_rai.safety.forms import FORMS
+from fedjax_rai.safety.guard import FUNCTIONS, MODEL
 from fedjax_rai.train.losses import PREFERENCES
 from fedjax_rai.train.optimizers import OPTIMIZERS, SCHEDULES
 
@@ -40,6 +42,7 @@ TABLES = {
     "federated.optimizer": OPTIMIZERS,
     "federated.schedule": SCHEDULES,
     "guard.scorer": [MODEL],
+    "guard.form": [AUTO_FORM, *FORMS, *FUNCTIONS],
     "cai.method": METHODS,
     "cai.preference": PREFERENCES,
     "eval.judge": [AUTO, *JUDGES],

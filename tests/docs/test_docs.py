@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from fedjax_rai.cli import app
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.evals.evaluation import LOWER
 from fedjax_rai.evals.judge import JUDGES
+from fedjax_rai.evals.suite import EVALUATIONS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -201,6 +203,15 @@ def test_a_harmless_rate_in_the_results_is_named_by_its_judge():
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     named = re.findall(r"\| harmless(?: \((\w+)\))?", text)
     assert len(named) >= 6 and set(named) == judges
+
+
+def test_the_page_of_evaluations_has_every_one_marked_where_less_is_better():
+    page = (ROOT / "docs" / "evaluations.md").read_text(encoding="utf-8")
+    for evaluation in EVALUATIONS.values():
+        column = evaluation.columns[0]
+        mark = "" if column.higher_is_better else f" {LOWER}"
+        assert f"| `{column.rate}`{mark} |" in page or (evaluation.name == "mt_bench" and "`mt_bench` is" in page)
+        assert all(f"`eval.{key}`" in page for key in evaluation.keys), evaluation.name
 
 
 @pytest.mark.parametrize("key", ["algorithm", "aggregator", "optimizer", "schedule"])

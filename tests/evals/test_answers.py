@@ -68,8 +68,9 @@ def test_the_likelihood_of_an_answer_is_the_sum_over_its_tokens(tokenizer, monke
 
     monkeypatch.setattr(choice, "_answer_logps", answer_logps)
     choices = [Choice("q", "no", "no, never and not at all", "a"), Choice("q", "well, well, well", "yes", "b")]
-    logps, whole = likelihoods(subject(tokenizer, 3), both_answers(choices))
+    logps, tokens, whole = likelihoods(subject(tokenizer, 3), both_answers(choices))
     lengths = [len(tokenizer.encode(text)) for own in choices for text in (own.good, own.bad)]
+    assert tokens.tolist() == (-logps).tolist()
     ends = -logps - lengths
     assert len(set(ends.tolist())) == 1 and ends[0] >= 1, "behind each answer the same end of its turn"
     assert whole.all() and read == [3, 3], "the last batch is filled up"
@@ -79,7 +80,7 @@ def test_the_likelihood_of_an_answer_is_the_sum_over_its_tokens(tokenizer, monke
 
 def test_what_is_longer_than_the_limit_is_cut_off(tokenizer, monkeypatch):
     monkeypatch.setattr(choice, "_answer_logps", lambda lm, adapter, e: (e.tokens[:, 0] * 0.0, e.tokens[:, 0]))
-    _, whole = likelihoods(subject(tokenizer, 2), [("q", "short"), ("q", "long " * 99)])
+    *_, whole = likelihoods(subject(tokenizer, 2), [("q", "short"), ("q", "long " * 99)])
     assert whole.tolist() == [True, False]
 
 

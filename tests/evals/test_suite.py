@@ -11,9 +11,10 @@ from fedjax_rai.data.sources import Choice, Pair
 from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import suite
+from fedjax_rai.evals.evaluation import Bench, EvalSet, Item, Likelihoods, Measured, Sources, measure
 from fedjax_rai.evals.judge import AUTO, GuardScores, imported_judge
 from fedjax_rai.evals.open_ended import Responses, Sampled
-from fedjax_rai.evals.suite import EVALUATIONS, Bench, EvalSet, Item, Measured, Sources, measure
+from fedjax_rai.evals.suite import EVALUATIONS
 
 UNSAFE = f"so {unsafe_markers()[0]} it is"
 CONFIG = EvalConfig(samples=2, temperature=0.7, max_new_tokens=5, batch_size=4)
@@ -45,14 +46,15 @@ CUT_OFF = {
     "utility": [[False], [True], [False]],
     "over_refusal": [[False, False], [False, False]],
 }
-# log p of the good and the bad answer of each choice, and whether all of both was read
+# log p of the good and the bad answer of each choice, and whether all of both was read; of 2 and of 4 tokens
 LOGPS = [(-5.0, -6.0, True), (-6.0, -5.0, True), (-1.0, -9.0, False), (np.nan, -1.0, True)]
 
 
-def likelihoods(exchanges: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+def likelihoods(exchanges: Sequence[tuple[str, str]]) -> Likelihoods:
     assert list(exchanges) == [("q", "g"), ("q", "b")] * 4
     both = [logp for good, bad, _ in LOGPS for logp in (good, bad)]
-    return np.array(both), np.array([whole for *_, whole in LOGPS for _ in range(2)])
+    whole = np.array([whole for *_, whole in LOGPS for _ in range(2)])
+    return Likelihoods(np.array(both), np.array([2.0, 4.0] * 4), whole)
 
 
 def bench(
@@ -132,18 +134,25 @@ def test_over_refusal_by_hand():
 
 
 def test_hhh_by_hand_and_by_category():
-    """Of two choices with a verdict one is good; the other two, one cut off and one without a number, are of `a`."""
+    """Of two choices with a verdict one is good; the other two, one cut off and one without a number, are of `a`.
+
+    Of good answers of two tokens and bad ones of four, the mean token is -2.5 against -1.5, and -3 against -1.25.
+    """
     found = measured("hhh")
-    assert means(found) == {"hhh": 50, "hhh_a": 100, "hhh_b": 0}
+    assert means(found) == {
+        "hhh": 50, "hhh_a": 100, "hhh_b": 0, "hhh_per_token": 0, "hhh_per_token_a": 0, "hhh_per_token_b": 0,
+    }  # fmt: skip
     assert {name: rate and (rate.prompts, rate.without_verdict) for name, rate in found.rates.items()} == {
         "hhh": (2, 2), "hhh_a": (1, 2), "hhh_b": (1, 0),
+        "hhh_per_token": (2, 2), "hhh_per_token_a": (1, 2), "hhh_per_token_b": (1, 0),
     }  # fmt: skip
-    assert [row.verdicts["hhh"] for row in found.rows] == [[True], [False], [None], [None]]
+    assert [row.found("hhh") for row in found.rows] == [[True], [False], [None], [None]]
 
 
 def test_an_equal_likelihood_is_not_a_preference(monkeypatch):
     monkeypatch.setitem(globals(), "LOGPS", [(-5.0, -5.0, True)] * 4)
-    assert means(measured("hhh")) == {"hhh": 0, "hhh_a": 0, "hhh_b": 0}
+    found = means(measured("hhh"))
+    assert (found["hhh"], found["hhh_a"], found["hhh_b"]) == (0, 0, 0)
 
 
 def test_each_set_is_asked_as_often_and_as_warm_as_it_should_be():
@@ -153,7 +162,7 @@ def test_each_set_is_asked_as_often_and_as_warm_as_it_should_be():
         asked[name] = prompts, sampled
         return Responses(ANSWERS[name], CUT_OFF[name])
 
-    for name in EVALUATIONS:
+    for name in SETS:
         measured(name, answers_to=answers_to)
     assert asked == {
         "advbench": (["p", "q", "r"], Sampled(samples=2, temperature=0.7, max_new=5)),
@@ -180,13 +189,14 @@ def test_what_was_cut_off_or_is_empty_is_counted_beside_every_rate(monkeypatch):
     """Six answers to three requests, three of them cut off, one empty; of three tasks one; of four choices one."""
     monkeypatch.setitem(ANSWERS, "utility", [["4"], ["2, I think"], [" "]])
     counts = {}
-    for name in EVALUATIONS:
+    for name in SETS:
         for rate_name, rate in measured(name).rates.items():
             assert rate
             counts[rate_name] = (rate.answers, rate.empty, rate.cut_off)
     assert counts == {
         "harmless": (6, 1, 3), "harmless_by_rule": (6, 1, 3), "harmless_by_refusal_phrases": (6, 1, 3),
         "harmless_by_guard": (6, 1, 3), "hhh": (4, 0, 1), "hhh_a": (3, 0, 1), "hhh_b": (1, 0, 0),
+        "hhh_per_token": (4, 0, 1), "hhh_per_token_a": (3, 0, 1), "hhh_per_token_b": (1, 0, 0),
         "utility": (3, 1, 1), "over_refusal": (4, 0, 0),
     }  # fmt: skip
     rates = measured("utility").rates
@@ -201,31 +211,36 @@ def test_a_set_without_items_is_not_measured():
 
 def test_the_tiny_world_provides_every_set_and_other_data_what_they_can(tmp_path):
     tiny = suite.load_sets(Sources(CONFIG, DataConfig(), 0, []))
-    assert {name: (len(given.items), given.synthetic) for name, given in tiny.items()} == {
-        "advbench": (100, True), "hhh": (200, True), "utility": (300, True), "over_refusal": (60, True),
+    assert {name: (len(given.items), given.synthetic) for name, given in tiny.items() if given.items} == {
+        "advbench": (100, True), "synthetic_choice": (200, True), "utility": (300, True), "over_refusal": (60, True),
+        "drift": (32, True), "perplexity": (64, True),
     }  # fmt: skip
     (tmp_path / "a.csv").write_text("goal,target\nx,y\nz,y\n")
     held_out = [Pair("q", "bad", True, "c"), Pair("q", "good", False, "c"), Pair("r", "good", False, "c")]
     config = CONFIG.model_copy(update={"advbench": str(tmp_path / "a.csv"), "prompts": 1})
-    real = suite.load_sets(Sources(config, DataConfig(train="x.json"), 0, held_out))
+    sources = Sources(config, DataConfig(train="x.json"), 0, held_out, frozenset({"square"}))
+    real = suite.load_sets(sources)
     assert real["advbench"] == EvalSet([Item("x")], False, rest=[Item("z")], left_out=1, limit="eval.prompts")
     choice = Choice("q", "good", "bad", "c")
-    assert real["hhh"] == EvalSet([choice], False, left_out=0, limit="at most 200 choices")
-    assert not real["utility"].items and not real["over_refusal"].items
+    choices = EvalSet([choice], False, left_out=0, limit="at most 200 choices")
+    assert real["square_choice"] == choices
+    assert {name for name, given in real.items() if given.items} == {"advbench", "square_choice", "drift", "perplexity"}
+    for layouts in ({"square", "hh"}, {"hh"}):  # not SQuARe's alone, and so not called that
+        other = suite.load_sets(sources._replace(layouts=frozenset(layouts)))
+        assert other["held_out_choice"] == choices and not other["square_choice"].items
 
 
 def test_what_an_evaluation_does_not_ask_is_held_out_with_it(tmp_path):
-    """The unsafe prompts for contrast, and every row's other language."""
+    """The rows beyond `eval.prompts`, and every row's other language; the unsafe prompts are asked for contrast."""
     (tmp_path / "o.csv").write_text("prompt,prompt_ko,label\na,ㄱ,safe\nb,ㄴ,unsafe\n")
     (tmp_path / "u.csv").write_text("question,question_en,answer\n셋?,3?,3\n")
     (tmp_path / "h.csv").write_text("prompt,prompt_ko,chosen,rejected\np,ㅍ,good,bad\n")
     paths = {"over_refusal": "o.csv", "utility": "u.csv", "hhh": "h.csv"}
     config = CONFIG.model_copy(update={key: str(tmp_path / name) for key, name in paths.items()})
     found = suite.load_sets(Sources(config, DataConfig(train="x.json"), 0, []))
-    assert found["over_refusal"] == EvalSet(
-        [Item("a", others=("ㄱ",))], False, rest=[Item("b", others=("ㄴ",))], left_out=1, limit="label = unsafe"
-    )
-    assert sorted(found["over_refusal"].asked) == ["a", "b", "ㄱ", "ㄴ"]
+    assert found["over_refusal"] == EvalSet([Item("a", others=("ㄱ",))], False)
+    assert found["contrast_refusal"] == EvalSet([Item("b", others=("ㄴ",))], False)
+    assert sorted(found["contrast_refusal"].asked) == ["b", "ㄴ"]
     assert found["utility"].asked == ["3?", "셋?"]
     assert found["hhh"].asked == ["p", "ㅍ"]
 
@@ -238,9 +253,9 @@ def test_what_memory_must_hold_is_every_prompt_and_every_choice():
 
 def test_batches_are_counted():
     """Of 4 rows: 6 answers, twice where a guard scores them; 8 texts to read; 3 answers; 4 answers."""
-    counts = [suite.batches(EVALUATIONS[name], SETS[name], CONFIG, guarded=True) for name in EVALUATIONS]
+    counts = [EVALUATIONS[name].way.batches(SETS[name], CONFIG, guarded=True) for name in SETS]
     assert counts == [4, 2, 1, 1]
-    assert suite.batches(EVALUATIONS["advbench"], SETS["advbench"], CONFIG, guarded=False) == 2
+    assert EVALUATIONS["advbench"].way.batches(SETS["advbench"], CONFIG, guarded=False) == 2
 
 
 @pytest.mark.parametrize(
@@ -259,7 +274,7 @@ def test_every_evaluation_takes_a_split_and_columns_of_one_s_own(name, columns, 
     config = CONFIG.model_copy(update={name: where})
     found = suite.load_sets(Sources(config, DataConfig(train="x.json"), 0, []))[name]
     assert found.items == [item] and not found.synthetic
-    assert found.limit == {"advbench": "eval.prompts", "over_refusal": "kind = unsafe"}.get(name, "")
+    assert found.limit == {"advbench": "eval.prompts"}.get(name, "")
     refused = where.model_copy(update={"split": "validation"})
     with pytest.raises(InputError, match=f"^eval.{name}.split = 'validation': .*: no split 'validation', only test"):
         suite.load_sets(Sources(CONFIG.model_copy(update={name: refused}), DataConfig(train="x.json"), 0, []))

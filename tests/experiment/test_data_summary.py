@@ -9,7 +9,7 @@ import pytest
 from fedjax_rai.config.schema import SourceConfig
 from fedjax_rai.data.sources import Choice, Pair
 from fedjax_rai.data.summary import Less, Reading
-from fedjax_rai.evals.suite import EvalSet
+from fedjax_rai.evals.evaluation import EvalSet, Item
 from fedjax_rai.experiment.data_summary import cut, describe, evaluation_part, parts, readings, server_part
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.text.prompts import Turn, prompt, question
@@ -62,7 +62,11 @@ def test_less_than_was_asked_for_is_told_with_both_numbers(real):
     there = len(setting.texts.materials.guard_pairs)
     assert 0 < there < 50
     red = len(setting.texts.materials.red_prompts)
-    asked = [Less("guard.pairs", 50, there), Less("cai.prompts", 100, red), Less("cai.replay", 4, 0)]
+    pairs = len(setting.texts.materials.evaluations["perplexity"].items)
+    asked = [
+        Less("guard.pairs", 50, there), Less("eval.perplexity_pairs", 64, pairs), Less("cai.prompts", 100, red),
+        Less("cai.replay", 4, 0),
+    ]  # fmt: skip
     assert describe(Setting(vary(real, cai={"prompts": 100}), setting)).summary.less == asked
     without = vary(real, cai={"prompts": 100, "enabled": False})
     assert describe(Setting(without, setting)).summary.less == asked[:1], "there is no phase that would ask"
@@ -139,11 +143,11 @@ def test_what_leaves_out_the_pairs_of_the_evaluation():
     both = [Pair(f"both {i}", "r", label) for i in range(3) for label in (True, False)]
     pairs = [*both, Pair("one", "r", True), Pair("more", "r", True, before=EARLIER)]
     choices = [Choice(f"both {i}", "r", "r", "etc") for i in range(2)]
-    found = evaluation_part(pairs, EvalSet(choices, synthetic=False, left_out=1, limit="at most 2 choices"), False)
+    found = evaluation_part(pairs, [EvalSet(choices, synthetic=False), EvalSet([Item("unrelated")], synthetic=False)])
     assert (found.used, found.harmful) == (4, 2)
-    assert found.left_out == {"at most 2 choices": 2, "one kind of answer": 1, "turns before the question": 1}
-    by_file = evaluation_part(pairs, EvalSet(choices, synthetic=False), True)
-    assert (by_file.used, by_file.left_out) == (0, {"eval.hhh": 7, "turns before the question": 1})
+    assert found.left_out == {"at most 200 choices": 2, "one kind of answer": 1, "turns before the question": 1}
+    more = evaluation_part(pairs, [EvalSet(choices, synthetic=False), EvalSet([Item("one")], synthetic=False)])
+    assert more.used == 5, "another evaluation asks it"
 
 
 @pytest.fixture

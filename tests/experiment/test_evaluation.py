@@ -11,6 +11,7 @@ from fedjax_rai import rng
 from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import open_ended
+from fedjax_rai.evals.evaluation import Likelihoods
 from fedjax_rai.evals.judge import GUARD, Context
 from fedjax_rai.evals.open_ended import Responses, Sampled
 from fedjax_rai.experiment import evaluation
@@ -39,7 +40,7 @@ def few(config) -> Setting:
 
 def counted(rate: str, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """A rate, counted from rows of answers.jsonl alone, but for its interval."""
-    verdicts = [row["verdicts"][rate] for row in rows if rate in row["verdicts"]]
+    verdicts = [row["verdicts"][rate] for row in rows if rate in row.get("verdicts", ())]
     known = [verdict for own in verdicts for verdict in own if verdict is not None]
     if not known:
         return None
@@ -56,13 +57,20 @@ def test_every_rate_can_be_counted_from_the_answers(config, settings):
     adapter = setting.fresh_adapter("adapter")
     rates, rows = evaluate(setting, adapter)
     written = [json.loads(json.dumps(row)) for row in rows]
-    measured = {name for row in written for name in row["verdicts"]}
-    assert measured == {name for name, rate in rates.items() if rate} and {"harmless", "hhh", "utility"} <= measured
-    for name, rate in rates.items():
+    measured = {name for row in written for name in row.get("verdicts", ())}
+    assert (
+        measured == {name for name, rate in rates.items() if rate and rate["unit"] == "percent"}
+        and {"harmless", "synthetic_choice", "utility"} <= measured
+    )
+    read = [row for row in written if row["set"] == "perplexity"]
+    nats, tokens = (sum(row[key] for row in read) for key in ("total", "tokens"))
+    assert rates["perplexity"]["mean"] == pytest.approx(np.exp(nats / tokens)) and len(read) == 8
+    for name in measured | {name for name, rate in rates.items() if rate is None}:
+        rate = rates[name]
         assert counted(name, written) == (rate and {key: rate[key] for key in ("mean", "prompts", "without_verdict")})
     assert rates["harmless"] and rates["harmless"]["judge"] == "rule"
     assert {row["set"]: len(row.get("answers", [])) for row in written} == {
-        "advbench": 2, "hhh": 0, "utility": 1, "over_refusal": 2,
+        "advbench": 2, "synthetic_choice": 0, "utility": 1, "over_refusal": 2, "perplexity": 0,
     }  # fmt: skip
     threshold = config.guard.threshold
     for row in (row for row in written if row["set"] == "advbench"):
@@ -70,8 +78,8 @@ def test_every_rate_can_be_counted_from_the_answers(config, settings):
         assert verdicts == [
             None if not answer else score < threshold for answer, score in zip(row["answers"], scores, strict=True)
         ]
-    for row in (row for row in written if row["set"] == "hhh"):
-        assert row["verdicts"]["hhh"] == [row["good_logp"] > row["bad_logp"] if row["whole"] else None]
+    for row in (row for row in written if row["set"] == "synthetic_choice"):
+        assert row["verdicts"]["synthetic_choice"] == [row["good_logp"] > row["bad_logp"] if row["whole"] else None]
     for row in (row for row in written if row["set"] == "utility"):
         assert row["verdicts"]["utility"] == [row["answers"][0] == row["right"]]
 
@@ -84,13 +92,18 @@ def test_what_has_no_verdict_is_said(config, settings, monkeypatch, capsys):
     monkeypatch.setattr(evaluation.open_ended, "answers_to", lambda subject, prompts, *_: Responses(
         [["Sure."], ["Sure."], [""], *[["Sure."]] * (len(prompts) - 3)], [[True], *[[False]] * (len(prompts) - 1)]
     ))  # fmt: skip
-    monkeypatch.setattr(evaluation, "likelihoods", lambda *_, advance: ([0.0] * 16, [False] * 16))
+    monkeypatch.setattr(evaluation, "likelihoods", lambda *_, advance: Likelihoods(
+        np.zeros(16), np.ones(16), np.zeros(16, bool)
+    ))  # fmt: skip
     rates, _ = evaluate(setting, setting.fresh_adapter("adapter"))
-    assert rates["harmless_by_guard"] is None and rates["hhh"] is None and rates["harmless"]["mean"] == 100
+    assert rates["harmless_by_guard"] is None and rates["synthetic_choice"] is None and rates["harmless"]["mean"] == 100
     said = " ".join(capsys.readouterr().err.split())
-    assert "harmless_by_guard: 4 of 4 answers have no verdict" in said and "hhh: 8 of 8 answers have no" in said
+    assert (
+        "harmless_by_guard: 4 of 4 answers have no verdict" in said
+        and "synthetic_choice: 8 of 8 answers have no" in said
+    )
     assert "advbench: 1 of 4 answers were cut off at eval.max_new_tokens = 8" in said
-    assert "advbench: 1 of 4 answers are empty" in said and "hhh: 1" not in said
+    assert "advbench: 1 of 4 answers are empty" in said and "synthetic_choice: 1" not in said
     assert rates["harmless"]["empty"] == rates["harmless"]["cut_off"] == 1 and rates["harmless"]["answers"] == 4
 
 
@@ -155,8 +168,8 @@ def test_a_judge_of_ones_own_gives_the_headline(config, settings, monkeypatch):
         [[f"answer {i}" for i in range(sampled.samples)] for _ in prompts], [[False] * sampled.samples for _ in prompts]
     ))  # fmt: skip
     monkeypatch.setattr(setting_module, "score", lambda guard, pairs, advance: np.full(len(pairs), 0.1))
-    monkeypatch.setattr(evaluation, "likelihoods", lambda subject, pairs, advance: (
-        np.zeros(len(pairs)), np.ones(len(pairs), bool)
+    monkeypatch.setattr(evaluation, "likelihoods", lambda subject, pairs, advance: Likelihoods(
+        np.zeros(len(pairs)), np.ones(len(pairs)), np.ones(len(pairs), bool)
     ))  # fmt: skip
     rates, rows = evaluate(given, given.fresh_adapter("adapter"))
     assert rates["harmless"]["mean"] == 50 and rates["harmless"]["judge"] == "ends_in_an_even_number"

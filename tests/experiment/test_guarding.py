@@ -10,6 +10,7 @@ from fedjax_rai import trees
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety import guard as guards
+from fedjax_rai.safety.forms import REQUEST
 from fedjax_rai.text.prompts import Turn
 from tests.tiny_runs import vary
 
@@ -24,9 +25,9 @@ class Fits:
         self.fitted: list[tuple[Any, ...]] = []
         encode = guards.training_examples
 
-        def training_examples(tokenizer: Any, pairs: list[Pair], max_length: int) -> Any:
+        def training_examples(tokenizer: Any, form: Any, pairs: list[Pair], max_length: int) -> Any:
             self.pairs.extend(pairs)
-            return encode(tokenizer, pairs, max_length)
+            return encode(tokenizer, form, pairs, max_length)
 
         monkeypatch.setattr(guards, "training_examples", training_examples)
         monkeypatch.setattr(guards, "fit", lambda *given: self.fitted.append(given) or FITTED)
@@ -68,7 +69,7 @@ def test_the_guard_is_the_fitted_one_which_met_every_pair_as_often_as_any_other(
 def test_a_guard_learns_to_call_unsafe_what_is_labelled_harmful(config):
     tokenizer = Setting(config).models.tokenizer
     pairs = [Pair("q", "r", True, "x"), Pair("q", "r", False, "x")]
-    examples, cut = guards.training_examples(tokenizer, pairs, 64)
+    examples, cut = guards.training_examples(tokenizer, REQUEST, pairs, 64)
     learnt = [tokenizer.decode(examples.tokens[i][examples.loss_mask[i]]).strip() for i in range(2)]
     assert [text.split()[0] for text in learnt] == ["unsafe", "safe"] and not cut.any()
 
@@ -80,7 +81,8 @@ def test_a_guards_quality_is_told_as_fitted_and_as_released(config, monkeypatch)
     setting.texts.materials = setting.texts.materials._replace(pairs=pairs)
     vars(setting.guarding)["scores"] = np.array([0.9, 0.1, 0.2, 0.3], np.float32)
     vars(setting.guarding)["untuned"] = None
-    monkeypatch.setattr(guards, "score", lambda guard, asked: np.array([0.9, 0.1, 0.8, 0.3], np.float32))
+    before = guards.Scored(np.array([0.9, 0.1, 0.8, 0.3], np.float32), None)
+    monkeypatch.setattr(guards, "scored", lambda guard, asked: before)
     fitted = {"accuracy": 75, "precision": 100, "recall": 50, "hmean": 200 / 3}
     released = {"accuracy": 50, "precision": 50, "recall": 50, "hmean": 50}
     assert setting.guarding.quality == {"fitted": pytest.approx(fitted), "released": pytest.approx(released)}
@@ -102,9 +104,9 @@ def test_a_conversation_is_as_unsafe_as_its_most_unsafe_answer(config, monkeypat
     setting.texts.materials = setting.texts.materials._replace(pairs=pairs)
     vars(setting.guarding)["guard"] = None
 
-    def score(guard: Any, asked: Any, advance: Any = None) -> Any:
+    def scored(guard: Any, asked: Any, advance: Any = None) -> Any:
         assert asked == [("q", letter) for letter in "abcdef"]
-        return np.array([told[answer] for _, answer in asked], np.float32)
+        return guards.Scored(np.array([told[answer] for _, answer in asked], np.float32), None)
 
-    monkeypatch.setattr(guards, "score", score)
+    monkeypatch.setattr(guards, "scored", scored)
     assert setting.guarding.scores == pytest.approx(np.array([0.1, 0.9, np.nan], np.float32), nan_ok=True)

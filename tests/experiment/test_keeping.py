@@ -12,6 +12,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import View
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
+from fedjax_rai.experiment import guarding as guarding_module
 from fedjax_rai.experiment import sizes
 from fedjax_rai.experiment.guarding import FITTED_BY, SCORED_BY, Guarding
 from fedjax_rai.experiment.keeping import Origin
@@ -59,15 +60,15 @@ class Work:
         self.fits = 0
         self.scorings = 0
         monkeypatch.setattr(guards, "fit", self._fit)
-        monkeypatch.setattr(guards, "score", self._score)
+        monkeypatch.setattr(guards, "scored", self._scored)
 
     def _fit(self, *given: Any) -> Any:
         self.fits += 1
         return {"fitted": jnp.float32(self.fits)}
 
-    def _score(self, guard: Any, pairs: Any, advance: Any = None) -> np.ndarray:
+    def _scored(self, guard: Any, pairs: Any, advance: Any = None) -> guards.Scored:
         self.scorings += 1
-        return np.linspace(0, 1, len(pairs), dtype=np.float32)
+        return guards.Scored(np.linspace(0, 1, len(pairs), dtype=np.float32), np.full(len(pairs), 0.5, np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_the_tiny_worlds_guard_judges_unless_it_is_not_wanted(config, arm):
 
 def test_an_arm_that_reads_no_guard_checks_and_plans_without_one(config, arm, folder, monkeypatch):
     """Neither its form nor its lengths are asked for, and a rate that is wanted of no guard is refused."""
-    monkeypatch.setattr(guards, "guard_form", lambda tokenizer: pytest.fail("the guard's form was asked for"))
+    monkeypatch.setattr(guarding_module, "form_for", lambda *given: pytest.fail("the guard's form was asked for"))
     off = {"cai": {"enabled": False}, "federated": {"rounds": 1}, "model": {"path": str(folder)}}
     setting = arm(vary(config, **off))
     setting.check()

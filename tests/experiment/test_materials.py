@@ -63,7 +63,7 @@ def test_questions_of_a_file_are_shared_out_to_clients_guard_server_and_evaluati
         {prompt.query for prompt in made.red_prompts},
     ]
     assert [round(len(queries) / 2000, 2) for queries in held] == pytest.approx([0.55, 0.2, 0.1], abs=0.03)
-    asked = set(made.evaluations["hhh"].prompts)
+    asked = set(made.evaluations["square_choice"].prompts)
     assert len(held[0] | held[1] | held[2]) == sum(map(len, held)) and asked
     assert not asked & (held[0] | held[1] | held[2])
 
@@ -170,7 +170,8 @@ def test_evaluation_data_are_never_trained_on_in_any_mix(config, tmp_path, seed)
     }
     assert {name: numbers & evaluated for name, numbers in trained.items()} == dict.fromkeys(trained, set())
     assert made.tied and all(trained.values())
-    assert len(materials.evaluations["hhh"].items) > 1 and len(materials.probe_prompts) == 2
+    choices = [*materials.evaluations["square_choice"].items, *materials.evaluations["held_out_choice"].items]
+    assert len(choices) > 1 and len(materials.probe_prompts) == 2
     assert materials.held_out["training pairs"] > 0, "the case has something to take out"
 
 
@@ -233,7 +234,8 @@ def test_without_labels_clients_train_and_what_needs_labels_is_empty(config, tmp
     data = {"train": str(tmp_path / "rows.json"), "red": None, "acceptable": None}
     made = gather(vary(config, data=data))
     assert len(made.pairs) == 100 and {pair.harmful for pair in made.pairs} == {None}
-    assert not (made.guard_pairs or made.red_prompts or made.benign_prompts or made.evaluations["hhh"].items)
+    assert not (made.guard_pairs or made.red_prompts or made.benign_prompts)
+    assert not any(given.items for name, given in made.evaluations.items() if "choice" in name)
     setting = Setting(vary(config, data=data, filter={"enabled": True}, cai={"enabled": False}))
     with pytest.raises(InputError, match=r"^data.train = .*rows.json: the filter's guard needs harmful and acceptable"):
         setting.check()

@@ -291,7 +291,7 @@ def test_siblings_leave_where_the_first_phase_ends_and_go_on_to_the_same_numbers
 
 
 def test_prepared_pairs_that_are_degenerate_are_left_out_and_counted(config, tmp_path):
-    long, held = "a " * 60, gather(config).evaluations["hhh"].prompts[0]
+    long, held = "a " * 60, gather(config).evaluations["synthetic_choice"].prompts[0]
     pairs = [("q", "a", "b"), ("q", "a", "a"), ("q", long, "b"), ("q", "a", long), ("q", long, long), (held, "a", "b")]
     texts = [json.dumps({"prompt": q, "chosen": chosen, "rejected": rejected}) for q, chosen, rejected in pairs]
     (tmp_path / "pairs.jsonl").write_text("\n".join(texts) + "\n")

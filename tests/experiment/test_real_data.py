@@ -10,7 +10,7 @@ from fedjax_rai.cli import app
 SMALL = [
     "federated.rounds=1", "federated.local_steps=1", "federated.batch_size=2", "guard.steps=1", "guard.batch_size=2",
     "cai.prompts=2", "cai.replay=2", "cai.iterations=1", "cai.max_new_tokens=4", "cai.batch_size=2",
-    "eval.prompts=3", "eval.samples=1", "eval.max_new_tokens=4", "eval.batch_size=4", "data.max_length=512",
+    "eval.prompts=3", "eval.samples=1", "eval.max_new_tokens=4", "eval.batch_size=32", "data.max_length=512",
 ]  # fmt: skip
 
 
@@ -26,6 +26,7 @@ def test_the_whole_loop_on_real_data(shared_data, tmp_path, language):
     rates = summary["rates"]
     assert summary["synthetic"] == ["model"]
     assert rates["harmless"]["prompts"] == 3 and rates["harmless_by_rule"] is None
-    assert rates["hhh"]["prompts"] >= 3 and rates["utility"] is None and rates["over_refusal"] is None
+    assert rates["square_choice"]["prompts"] >= 3 and rates["drift"]["prompts"] > 0 and rates["perplexity"]["mean"] > 1
+    assert all(rates[name] is None for name in ("hhh", "utility", "over_refusal", "contrast_refusal"))
     asked = [json.loads(line)["prompt"] for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
     assert asked[0] in (shared_data / "advbench/advbench_dev.csv").read_text()

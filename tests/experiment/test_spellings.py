@@ -43,7 +43,7 @@ def questions(made: Materials) -> list[set[str]]:
         {same(pair.query) for pair in made.guard_pairs},
         {same(prompt.query) for prompt in made.red_prompts},
         {same(prompt) for prompt in made.probe_prompts},
-        {same(choice) for choice in made.evaluations["hhh"].prompts},
+        {same(choice) for choice in made.evaluations["square_choice"].prompts},
     ]
 
 
@@ -53,7 +53,7 @@ def test_two_spellings_are_shared_out_as_one_and_trained_on_as_they_are(tmp_path
     made = gathered(tmp_path, config, spelled)
     assert questions(made) == questions(plain)
     assert made.evaluated == plain.evaluated and not made.benign_prompts
-    assert len(made.evaluations["hhh"].items) == len(plain.evaluations["hhh"].items) > 10
+    assert len(made.evaluations["square_choice"].items) == len(plain.evaluations["square_choice"].items) > 10
     groups = questions(made)
     assert sum(map(len, groups)) == len(set().union(*groups)), "nobody has another's question"
     harmful = {pair.query for pair in made.pairs if pair.harmful}

@@ -22,6 +22,7 @@ from fedjax_rai.memory.plan import Lengths, Sizes, plan
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, abstract_adapter
+from fedjax_rai.safety.form import two_verdicts
 from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
 from fedjax_rai.train.step import PLAIN
@@ -149,7 +150,7 @@ def evaluating(shape, phase: str, *, b=16, l=64, new=64) -> tuple[int, Any]:  # 
     model: Any = known.model
     given: Any = LM(model, footprint.loaded(shape)), abstract_adapter(shape, model.lora)
     if phase == "scoring":
-        return need, first_token_score.lower(*given, *prompts(b, l), ENDS)
+        return need, first_token_score.lower(*given, *prompts(b, l), two_verdicts(1, 2))
     if phase == "evaluation, choices":
         return need, _answer_logps.lower(*given, corpus(b, l))
     decoding = Decoding(Sampling(NUMBER), ENDS, new)  # pyright: ignore

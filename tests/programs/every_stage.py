@@ -29,6 +29,7 @@ from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base, init_base
 from fedjax_rai.model.lora import Lora, init_adapter
 from fedjax_rai.safety import guard
+from fedjax_rai.safety.form import two_verdicts
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 from fedjax_rai.train.losses import sigmoid
 from fedjax_rai.train.step import start
@@ -100,7 +101,7 @@ def stages(on: Placed) -> Iterator[tuple[str, Any]]:
     yield "a round of five", a_round(on, 5)
     yield "a round of five by parts", a_round(on, 5, micro_batch=8)
     yield "guard, fitting", guard.fit_steps.lower(lm, start(adapter), data, np.int32(0), np.int32(STEPS))
-    yield "guard, scoring", guard.first_token_score.lower(lm, adapter, *prompts, np.array([1, 2], np.int32))
+    yield "guard, scoring", guard.first_token_score.lower(lm, adapter, *prompts, two_verdicts(1, 2))
     yield "answers", generate.lower(lm, adapter, prompts, keys, decoding)
     yield "choices", choice._answer_logps.lower(lm, adapter, texts)
     yield "reference", pool_with_reference.lower(lm, how, adapter, pool)

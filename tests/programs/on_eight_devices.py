@@ -1,4 +1,4 @@
-"""A law of the mesh on eight devices: `on_eight_devices.py rounds NAME [FSDP]`, `... LAW FSDP`, or `... phase`."""
+"""Laws of the mesh on eight devices: `on_eight_devices.py LAW...`, each of them `rounds:NAME:FSDP` or `LAW:NUMBER`."""
 
 import sys
 
@@ -8,17 +8,18 @@ from tests import mesh_laws
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 assert jax.device_count() == 8
-FURTHER = {
+LAWS = {
     "scoring": mesh_laws.check_scoring,
     "answers": mesh_laws.check_generation,
     "turns": mesh_laws.check_rounds_in_turn,
     "slices": mesh_laws.check_slices,
+    "phase": mesh_laws.check_phase,
 }
-law, *arguments = sys.argv[1:]
-if law == "rounds":
-    name, *fsdp = arguments
-    mesh_laws.check_rounds(8, name, *map(int, fsdp))
-elif law in FURTHER:
-    FURTHER[law](8, int(*arguments))
-else:
-    mesh_laws.check_phase(8, revisions=2)
+for wanted in sys.argv[1:]:
+    print(wanted, file=sys.stderr, flush=True)
+    law, *arguments = wanted.split(":")
+    if law == "rounds":
+        name, fsdp = arguments
+        mesh_laws.check_rounds(8, name, int(fsdp))
+    else:
+        LAWS[law](8, int(*arguments))

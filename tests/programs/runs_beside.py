@@ -16,11 +16,11 @@ from fedjax_rai.config.load import dump_config
 from fedjax_rai.experiment.round import Federation, play_round
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.fed.base import ServerState
-from fedjax_rai.runs import beside, conclude, files
+from fedjax_rai.runs import beside, conclude, files, loop
 from fedjax_rai.runs.record import METRICS, REVISIONS
 from fedjax_rai.runs.run import run
 from fedjax_rai.studies import sweep
-from tests.conftest import small_config
+from tests.conftest import nothing_measured, small_config
 from tests.tiny_runs import adapter_bytes, after_rows, dies_when, vary
 
 folder = Path(sys.argv[1])
@@ -28,6 +28,7 @@ ROUNDS = 6
 compiled: Counter[str] = Counter()
 by_seed: list[int] = []
 turns: list[int] = []  # in how many lanes each turn was measured
+played: list[int] = []  # every round of a run that was dispatched
 
 
 def count(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -70,12 +71,19 @@ def run_beside(settings: Sequence[Setting]) -> list[Path]:
     return found
 
 
+def noted_round(federations: Sequence[Federation], states: Sequence[ServerState], t: int, *others: Any) -> Any:
+    """Notes the round of each run that takes part."""
+    played.extend([t] * len(federations))
+    return play_round(federations, states, t, *others)
+
+
 MEASURED = beside.measured
 RUN_BESIDE = sweep.run_beside
 beside.measured = measured
+loop.play_round = noted_round
 sweep.run_beside = run_beside
 beside.os.cpu_count = lambda: 2
-conclude.evaluate = lambda *_: ({"harmless": None}, [])  # takes longer than the runs
+conclude.evaluate = nothing_measured
 conclude.critique_of = lambda *_: None
 jax.monitoring.register_event_duration_secs_listener(count)
 
@@ -88,7 +96,10 @@ killed = points("killed", "0")
 with dies_when(after_rows(10)):  # in the turn of two lanes
     sweep.run_sweep(killed)
 assert turns[4:] == [1], turns
+assert sum(len(files.read_rows(sweep.output(point) / METRICS)) for point in killed) == 10
+played.clear()
 sweep.run_sweep(killed)
+assert len(played) == 3 * ROUNDS - 10, f"rounds that are written down are not done again: {played}"
 
 for point, other in zip(killed, whole[:3], strict=True):
     expected = content(run(vary(point.config, output=str(folder / "alone" / sweep.output(point).name))))

@@ -1,13 +1,16 @@
 """Runs side by side: how they are shared out to lanes, and that each is a run by itself."""
 
 import math
+import threading
+import time
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from fedjax_rai import terminal
 from fedjax_rai.runs import beside
-from fedjax_rai.runs.beside import Lane, comparison, go_on, lanes_of, split
+from fedjax_rai.runs.beside import Lane, Run, comparison, go_on, lanes_of, split
 from tests.processes import succeed
 from tests.tiny_runs import vary
 
@@ -77,3 +80,37 @@ def test_the_way_that_took_less_time_is_said_with_both_times():
 @pytest.mark.slow
 def test_runs_computed_at_once_are_runs_by_themselves_and_compile_nothing_anew(tmp_path):
     succeed("runs_beside", tmp_path)
+
+
+class Rounds(Run):
+    """A run, and its loop, that computes nothing: each round waits until it may go on."""
+
+    def __init__(self, name: str, rounds: int, begun: list[str], ended: list[str], gate: threading.Event):
+        self.name = name
+        self.rounds = rounds
+        self.next = 0
+        self.loop = self
+        self._begun = begun
+        self._ended = ended
+        self._gate = gate
+
+    def play(self, t: int) -> None:
+        self._begun.append(f"{self.name}{t}")
+        assert self._gate.wait(30)
+        self._ended.append(f"{self.name}{t}")
+
+
+def test_after_an_interrupt_what_has_begun_is_waited_for_and_what_has_not_is_left() -> None:
+    """Two lanes of two runs, all of whose rounds are dispatched: the first of each lane is under way."""
+    begun: list[str] = []
+    ended: list[str] = []
+    gate = threading.Event()
+    runs: Any = [Rounds(name, 2, begun, ended, gate) for name in "abcd"]
+    with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
+        for part in (runs[:2], runs[2:]):
+            Lane(part, 2, stack).dispatch()
+        while len(begun) < 2:
+            time.sleep(0.01)
+        threading.Timer(0.2, gate.set).start()
+        raise KeyboardInterrupt
+    assert sorted(ended) == sorted(begun) == ["a0", "c0"]

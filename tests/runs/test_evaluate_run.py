@@ -10,13 +10,14 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.model.peft import save_adapter
 from fedjax_rai.runs import conclude, files, folder
 from fedjax_rai.runs.run import evaluate_run
+from tests.conftest import nothing_measured
 from tests.tiny_runs import vary
 
 
 @pytest.fixture(autouse=True)
 def unevaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation gives no numbers."""
-    monkeypatch.setattr(conclude, "evaluate", lambda *_: ({"harmless": None}, []))
+    monkeypatch.setattr(conclude, "evaluate", nothing_measured)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS
 from fedjax_rai.model.cache import CACHES
 from fedjax_rai.model.quantize import QUANTIZATIONS
-from fedjax_rai.runs import conclude, files
+from fedjax_rai.runs import files
 from fedjax_rai.runs.run import run
 from fedjax_rai.train.losses import PREFERENCES
 from fedjax_rai.train.optimizers import OPTIMIZERS, SCHEDULES
@@ -30,37 +30,47 @@ TABLES = {
     "model.quantize": QUANTIZATIONS,
     "model.kv_cache": CACHES,
 }
-ROWS = [(key, name) for key, table in TABLES.items() for name in table]
+ROWS = {(key, name) for key, table in TABLES.items() for name in table}
+# A run has a row of each table; the shorter tables begin anew. Of preferences another one then, so that each of them
+# comes beside a method that has one.
+SHIFTED = {"cai.preference": 1}
+RUNS = [
+    {key: list(table)[(i + SHIFTED.get(key, 0) * (i // 3)) % len(table)] for key, table in TABLES.items()}
+    for i in range(max(map(len, TABLES.values())))
+]
+
+
+def test_every_row_is_in_some_run() -> None:
+    assert {row for rows in RUNS for row in rows.items()} == ROWS
+    assert {rows["cai.preference"] for rows in RUNS if rows["cai.method"] != "sft"} == set(PREFERENCES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("key", "name"), ROWS)
-def test_every_row_goes_through_a_whole_run(config, arm, monkeypatch, key, name):
+@pytest.mark.parametrize("rows", RUNS, ids=lambda rows: "-".join(rows.values()))
+def test_every_row_goes_through_a_whole_run(config, arm, unevaluated, rows):
     """Three clients of four a round, so that a trimmed mean trims; what is evaluated has a test of its own."""
-    monkeypatch.setattr(conclude, "evaluate", lambda *_: ({"harmless": None}, []))
-    monkeypatch.setattr(conclude, "critique_of", lambda *_: None)
-    section, field = key.split(".")
     fields: dict[str, Any] = {
         "federated": {"cohort": 3, "rounds": 2},
         "cai": {"iterations": 1, "temperature": 2.0},
         "trimmed_mean": {"share": 0.34},
         "natural": {"column": "category"},  # of the tiny world's rows, which name no client
     }
-    fields[section] = fields.get(section, {}) | {field: name}
-    if key == "cai.preference":
-        fields["cai"]["method"] = "sft+dpo"
+    for key, name in rows.items():
+        section, field = key.split(".")
+        fields[section] = fields.get(section, {}) | {field: name}
     config = vary(config, **fields)
     folder = run(config, arm(config))
-    rows = files.read_rows(folder / "metrics.jsonl")
-    assert [row["clients"] for row in rows] == [3, 3] and not any(row["diverged"] for row in rows)
-    assert all(row["delta_norm"] > 0 and row["trained_tokens"] > 0 and row["cai_iterations"] == 1 for row in rows)
+    metrics = files.read_rows(folder / "metrics.jsonl")
+    assert [row["clients"] for row in metrics] == [3, 3] and not any(row["diverged"] for row in metrics)
+    assert all(row["delta_norm"] > 0 and row["trained_tokens"] > 0 and row["cai_iterations"] == 1 for row in metrics)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("judge", [AUTO, *JUDGES])
 def test_every_judge_gives_the_headline_rate_and_every_evaluation_is_measured(config, arm, judge):
-    config = vary(config, federated={"rounds": 0}, cai={"enabled": False}, eval={"judge": judge})
+    config = vary(config, federated={"rounds": 0}, cai={"enabled": False}, eval={"judge": judge, "drift_prompts": 4})
     folder = run(config, arm(config))
     rates = files.read_json(folder / "summary.json")["rates"]
     assert rates["harmless"]["judge"] == ("rule" if judge == AUTO else judge)
-    assert {row["set"] for row in files.read_rows(folder / "answers.jsonl")} == set(EVALUATIONS)
+    tiny = {"advbench", "synthetic_choice", "utility", "over_refusal", "drift", "perplexity"}
+    assert {row["set"] for row in files.read_rows(folder / "answers.jsonl")} == tiny < set(EVALUATIONS)

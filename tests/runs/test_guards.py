@@ -195,7 +195,7 @@ class Fits:
     def __init__(self, monkeypatch):
         self.fits = 0
         self.scorings = 0
-        fit, score = guards.fit, guards.score
+        fit, score = guards.fit, guards.scored
 
         def counted(*given: Any) -> Any:
             self.fits += 1
@@ -206,7 +206,7 @@ class Fits:
             return score(*given)
 
         monkeypatch.setattr(guards, "fit", counted)
-        monkeypatch.setattr(guards, "score", counted_scores)
+        monkeypatch.setattr(guards, "scored", counted_scores)
 
     @property
     def taken(self) -> tuple[int, int]:

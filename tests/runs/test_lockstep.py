@@ -75,7 +75,7 @@ def test_two_may_go_together_if_they_differ_in_numbers_alone(config, arm):
         {"cai": {"every": 2, "probe": 3}, "federated": {"rounds": 3, "algorithm": "scaffold", "clients_per_chunk": 2}},
     ],
 )
-def test_points_together_are_what_they_are_alone(config, arm, sections):
+def test_points_together_are_what_they_are_alone(config, arm, unevaluated, sections):
     own = vary(config, **sections)
     folders = run_together([arm(point) for point in points(own, "together")])
     for folder, alone in zip(folders, points(own, "alone"), strict=True):
@@ -86,7 +86,7 @@ def test_points_together_are_what_they_are_alone(config, arm, sections):
 
 
 @pytest.mark.slow
-def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config, arm, tmp_path):
+def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config, arm, unevaluated, tmp_path):
     paths = [tmp_path / f"{i}.yaml" for i in range(3)]
     for path, own in zip(paths, points(config, "together"), strict=True):
         path.write_text(dump_config(vary(own, mesh={"fsdp": 2})))
@@ -96,7 +96,7 @@ def test_points_together_on_eight_devices_are_what_they_are_alone_on_one(config,
 
 
 @pytest.mark.slow
-def test_points_on_a_prepared_set_are_what_they_are_alone(config, arm, tmp_path):
+def test_points_on_a_prepared_set_are_what_they_are_alone(config, arm, unevaluated, tmp_path):
     pairs = [{"prompt": f"how do I do {i}", "chosen": f"do not {i}", "rejected": f"so {i}"} for i in range(6)]
     write_lines(tmp_path / "set.jsonl", pairs)
     own = vary(config, cai={"data": str(tmp_path / "set.jsonl"), "method": "sft+dpo"})
@@ -107,7 +107,7 @@ def test_points_on_a_prepared_set_are_what_they_are_alone(config, arm, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("written", [3])
-def test_killed_between_any_two_points_they_go_on_to_the_same_numbers(config, arm, monkeypatch, written):
+def test_killed_between_any_two_points_they_go_on_to_the_same_numbers(config, arm, unevaluated, monkeypatch, written):
     """At the latest moment before row `written` of all the points' rows is there."""
     config = vary(config, federated={"rounds": 3})
     whole = run_together([arm(own) for own in points(config, "whole")])
@@ -168,7 +168,7 @@ def test_each_point_after_the_first_takes_what_its_rounds_hold_besides_base_and_
 
 
 @pytest.mark.slow
-def test_where_points_do_not_fit_some_go_after_others(config, arm, monkeypatch):
+def test_where_points_do_not_fit_some_go_after_others(config, arm, unevaluated, monkeypatch):
     monkeypatch.setattr(lockstep, "room", lambda *_: 2)
     folders = run_together([arm(own) for own in points(config)])
     counts = [{row.get("together") for row in files.read_rows(folder / "metrics.jsonl")} for folder in folders]
@@ -183,7 +183,7 @@ def test_where_points_do_not_fit_some_go_after_others(config, arm, monkeypatch):
         ({"algorithm": "fedadam", "aggregator": "trimmed_mean"}, "fedadam", [{"tau": 1e-3}, {"tau": 1e-2}]),
     ],
 )
-def test_numbers_of_an_algorithm_go_together_too(config, arm, federated, section, numbers):
+def test_numbers_of_an_algorithm_go_together_too(config, arm, unevaluated, federated, section, numbers):
     both = [vary(config, f"{i}", federated=federated, **{section: own}) for i, own in enumerate(numbers)]
     assert alike(*both)
     together = run_together([arm(own) for own in both])

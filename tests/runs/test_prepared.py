@@ -27,7 +27,7 @@ def trained(config: ExperimentConfig, setting: Setting, folder: str) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_run_trains_on_a_set(prepared, monkeypatch):
+def test_a_run_trains_on_a_set(prepared, unevaluated, monkeypatch):
     """By each method: something is learnt, nothing is generated, and a run killed in its second round is the same."""
     shared = Setting(prepared)
     none = trained(vary(prepared, cai={"enabled": False}), shared, "none")

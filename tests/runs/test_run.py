@@ -200,7 +200,7 @@ def test_the_base_arm_is_the_base(config, arm):
 
     setting = arm(config)
     fresh = Federation(setting).init().adapter
-    read = both_answers(setting.texts.materials.evaluations["hhh"].items[:40])
-    with_fresh, without = (likelihoods(subject(setting, adapter), read)[0] for adapter in (fresh, None))
+    read = both_answers(setting.texts.materials.evaluations["synthetic_choice"].items[:40])
+    with_fresh, without = (likelihoods(subject(setting, adapter), read).logps for adapter in (fresh, None))
     np.testing.assert_array_equal(with_fresh, without)
     assert lora.size(*setting.shapes) == sum(leaf.size for leaf in jax.tree.leaves(fresh))

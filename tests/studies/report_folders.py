@@ -5,8 +5,8 @@ from typing import Any
 
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.evals.evaluation import AnswerRow, ChoiceRow, ConversationRow, TokensRow
 from fedjax_rai.evals.rate import Rate, Verdict
-from fedjax_rai.evals.suite import AnswerRow, ChoiceRow
 from fedjax_rai.runs import files, rows
 from fedjax_rai.runs.rows import Probe
 from tests.tiny_runs import CAI, ROUND, SUMMARY, vary
@@ -35,13 +35,14 @@ def rates_of(answer_rows: list) -> dict[str, Any]:
     """What eval.json says of rows."""
     by_rate: dict[str, list] = {}
     for row in answer_rows:
-        for rate, verdicts in row.verdicts.items():
+        for rate, verdicts in getattr(row, "verdicts", {}).items():
             by_rate.setdefault(rate, []).append(verdicts)
     found = {}
     for rate, verdicts in by_rate.items():
         judge = "refusal_phrases" if "phrases" in rate or rate == BENIGN else "rule"
         made = Rate.of(verdicts, judge)
         found[rate] = made and made._replace(answers=len(verdicts))
+    found["drift"] = Rate(0.05, 0.01, 0.09, 1, judge="base", unit="nats a token")
     return found
 
 
@@ -67,7 +68,12 @@ def some_rows(harmless: int) -> list:
         asked(BENIGN, "Tell me a long story.", [LONG], {BENIGN: [False]}),
     ]
     verdict: dict[str, list[Verdict]] = {"hhh": [True], "hhh_honest": [True]}
-    found.append(ChoiceRow("hhh", "Who is right?", "the good", "the <b>bad</b>", "honest", -1.5, None, True, verdict))
+    logps: tuple = (-1.5, None, 3, 4)
+    found.append(ChoiceRow("hhh", "Who is right?", "the good", "the <b>bad</b>", "honest", *logps, True, verdict))
+    found.append(TokensRow("drift", "What is 3 plus 4?", "It is 7.", 0.25, 5))
+    found.append(
+        ConversationRow("mt_bench", ["Write.", "Again."], ["First.", ""], [], "writing", [False] * 2, [7.0, None])
+    )
     return found
 
 

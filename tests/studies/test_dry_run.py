@@ -84,7 +84,7 @@ def test_a_run_tells_its_config_its_data_and_its_memory() -> None:
     ):
         assert line in lines
     (asked,) = [line for line in lines if line.startswith("prompts: red")]
-    assert "; replay 4; advbench 4; hhh 200; utility 300; over_refusal 60" in asked
+    assert "; replay 4; advbench 4; synthetic_choice 12; utility 20; over_refusal 6" in asked
     (clients,) = [line for line in lines if line.startswith("4 clients of 10 pairs, harmful ")]
     assert "kept" not in told
     assert any(line.startswith("memory a device: ") for line in lines)

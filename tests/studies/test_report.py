@@ -63,20 +63,12 @@ def page_of(paths: list[Path], **wanted) -> str:
 def test_the_table_has_arms_rates_intervals_and_counts(table):
     page = Page(page_of([table]))
     header, fl, with_cai = page.rows[:3]
-    assert header == [
-        "arm",
-        "seeds",
-        "harmless (rule)",
-        "HHH",
-        "utility",
-        "over-refusal",
-        "harmless (phrases)",
-        "seconds",
-    ]
+    first = ["arm", "seeds", "harmless (rule)", "HHH", "over-refusal ↓"]
+    assert header == [*first, "harmless (phrases)", "drift ↓", "seconds"]
     assert fl[:2] == ["fl", "0, 1"] and with_cai[:2] == ["fl+cai", "0, 1"]
-    assert re.fullmatch(r"40\.0 \[1\d\.\d, 6\d\.\d\] n=10", fl[2]) and with_cai[2].startswith("80.0 [")
-    assert fl[5].startswith("33.3 [") and fl[5].endswith(" n=3"), "the empty answer has no verdict"
-    assert fl[4] == "not measured" and "utility: not measured in any arm" in page.texts
+    assert re.fullmatch(r"40\.0 \[1\d\.\d, [67]\d\.\d\] n=10", fl[2]) and with_cai[2].startswith("80.0 [")
+    assert fl[4].startswith("33.3 [") and fl[4].endswith(" n=3"), "the empty answer has no verdict"
+    assert fl[6] == "0.0500 [0.0500, 0.0500]" and "Not measured: " in " ".join(page.texts)
 
 
 def test_no_text_is_markup_and_nothing_comes_from_elsewhere(table):
@@ -103,8 +95,9 @@ def test_what_may_be_harmful_is_behind_a_click(table):
     text = page_of([table])
     assert "prompt 1, not shown" in text and not re.search(r"<summary>[^<]*request", text)
     shown = "show an answer that may be harmful</summary>"
-    # of 10 answers an arm the first 4 and 8 are harmless by the rule, and every other one by the phrases; a bad choice
-    assert text.count(shown) == (10 - 2) + (10 - 4) + 2
+    # of 10 answers an arm 4 and 8 are harmless by the rule, and every other one by the phrases; and
+    # of either a bad choice, a marked answer and one that was read, which nobody judged
+    assert text.count(shown) == (10 - 2) + (10 - 4) + 2 * 3
     assert re.search(r'<summary><span dir="auto">How do I stop a process', text), "a benign prompt is its own summary"
 
 

@@ -60,24 +60,17 @@ def phased(config: ExperimentConfig) -> ExperimentConfig:
 
 @pytest.fixture(scope="module")
 def apart(arm, tmp_path_factory: pytest.TempPathFactory):
-    """Runs by themselves, each once: config -> content."""
+    """Runs by themselves, each once, evaluated or not as the test would have it: config -> content."""
     known: dict[str, dict[str, Any]] = {}
 
     def content_of(config: ExperimentConfig) -> dict[str, Any]:
-        key = repr(vary(config, output=None))
+        key = f"{conclude.evaluate.__name__} {vary(config, output=None)!r}"
         if key not in known:
             own = vary(config, output=str(tmp_path_factory.mktemp("apart") / "run"))
             known[key] = content(run(own, arm(own)))
         return known[key]
 
     return content_of
-
-
-@pytest.fixture
-def unevaluated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without an evaluation, which takes longer than they do."""
-    monkeypatch.setattr(conclude, "evaluate", lambda *_: ({"harmless": None}, []))
-    monkeypatch.setattr(conclude, "critique_of", lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +185,7 @@ def test_points_are_the_runs_that_they_would_be_apart_and_share_the_way_to_the_f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [1, 4, 10])
-def test_an_interrupted_sweep_goes_on_to_the_same_end(phased, apart, killed_at: int) -> None:
+def test_an_interrupted_sweep_goes_on_to_the_same_end(phased, apart, unevaluated, killed_at: int) -> None:
     """Rows of metrics are written in this order: round 1 of the largest; in round 2 of 0, 2 and 5 iterations; its
     rounds 3 and 4; the same of the others.
     """
@@ -274,7 +267,7 @@ def test_a_grid_with_seeds_has_a_row_for_every_other_combination(config, apart, 
     found = {(line["cai.method"], line["cai.iterations"], line["seed"]) for line in lines}
     assert found == {(m, i, s) for m in ("sft", "dpo") for i in "03" for s in "01"}
     names = {line["name"] for line in lines if line["cai.iterations"] == "3"}
-    assert {"harmless", "hhh", "seconds.training", "cost.cai.flops", "cost.cai.seconds"} <= names
+    assert {"harmless", "synthetic_choice", "seconds.training", "cost.cai.flops", "cost.cai.seconds"} <= names
     assert all(float(line["mean"]) >= 0 for line in lines if "share" not in line["name"])
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert [set(sweep.probed(row)) for row in rows] == [{1, 2}] * 4

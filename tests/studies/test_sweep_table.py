@@ -21,13 +21,13 @@ def summary(harmless: float | None, cost: dict[str, Any] | None = None, seed: in
     }  # fmt: skip
 
 
-def test_what_was_not_measured_is_said_and_no_cai_costs_nothing() -> None:
+def test_what_no_run_measured_is_left_out_and_no_cai_costs_nothing() -> None:
     cost = {"seconds": 1.0, "generated_tokens": 12345, "trained_tokens": 500, "share_saved": 0.755}
     none, some = (sweep.Row({"k": "v"}, [], [summary(50.0, own)]) for own in (None, cost))
     titles = shown_rates(none.summaries)
     found = sweep.table_columns([none, some], titles, cells_of(titles, [none.summaries, some.summaries]))
     assert found["k"] == ["v", "v"] and found["harmless"] == ["50.0 [0.0, 100.0] n=4"] * 2
-    assert found["HHH"] == ["not measured"] * 2 and found["seconds"] == ["3.0", "3.0"]
+    assert "utility" not in found and found["seconds"] == ["3.0", "3.0"]
     assert (found["CAI s"], found["generated"]) == (["0.0", "1.0"], ["0.0k", "12.3k"])
     assert (found["trained"], found["saved"], found["made safe"]) == (["0.0k", "0.5k"], ["", "76 %"], ["", ""])
 
@@ -85,7 +85,7 @@ def test_a_picture_has_a_panel_for_probes_where_there_are_some(tmp_path, monkeyp
     rates, costs = picture(tmp_path, monkeypatch, ["0", "10"])
     assert [text.get_text() for text in costs.texts] == ["0", "10"]
     assert [label.get_text() for label in rates.get_xticklabels()] == ["0", "10"]
-    assert len(rates.containers) == 3, "a rate that was not measured is left out"
+    assert len(rates.containers) == len(plots.MAIN) - 1, "a rate that was not measured is left out"
     *_, probes = picture(tmp_path, monkeypatch, ["0", "10"], probes=[{1: 40.0, 2: 50.0}, {1: 40.0, 2: 80.0}])
     assert [list(line.get_ydata()) for line in probes.lines] == [[40.0, 50.0], [40.0, 80.0]]
 

@@ -54,10 +54,10 @@ def test_cells_of_one_seed_take_the_interval_over_prompts():
 def test_cells_of_several_seeds_take_students_interval_within_0_and_100():
     """96 and 100: 98 with a margin of 12.706 * sqrt(8) / sqrt(2) = 25.41."""
     over_seeds = [{"rates": {"x": {"mean": mean}}} for mean in (96.0, 100.0)]
-    assert cell(over_seeds, "x") == pytest.approx((98.0, 72.588, 100.0, 0), abs=1e-3)
-    assert cell([{"rates": {"x": {"mean": mean}}} for mean in (0.0, 4.0)], "x") == pytest.approx(
-        (2.0, 0.0, 27.412, 0), abs=1e-3
-    )
+    high = cell(over_seeds, "x")
+    assert high and high[:3] == pytest.approx((98.0, 72.588, 100.0), abs=1e-3)
+    low = cell([{"rates": {"x": {"mean": mean}}} for mean in (0.0, 4.0)], "x")
+    assert low and low[:3] == pytest.approx((2.0, 0.0, 27.412), abs=1e-3)
 
 
 def test_seconds_are_the_mean_over_seeds():
@@ -99,11 +99,13 @@ def summary(means: dict[str, float | None], judge: str = "rule", seed: int = 0) 
 def test_columns_are_named_by_their_judge_and_the_primarys_stands_once():
     every: dict[str, float | None] = {f"harmless_by_{name}": 50.0 for name in ("rule", "refusal_phrases", "guard")}
     one: dict[str, float | None] = {"harmless": 1.0}
-    titles = list(shown_rates([summary(one | every)]).values())
+    others: dict[str, float | None] = {"square_choice": 1.0, "utility": 1.0, "over_refusal": 1.0}
+    titles = list(shown_rates([summary(one | every | others)]).values())
     assert titles[:3] == ["harmless (rule)", "harmless (phrases)", "harmless (guard)"]
-    assert titles[3:] == ["HHH", "utility", "over-refusal"]
+    assert titles[3:] == ["SQuARe choice", "utility", "over-refusal ↓"], "what no run measured is left out"
     by_phrases = summary(one | {"harmless_by_rule": None, "harmless_by_refusal_phrases": 1.0}, "refusal_phrases")
-    assert list(shown_rates([by_phrases])) == ["harmless", "hhh", "utility", "over_refusal"]
+    assert list(shown_rates([by_phrases])) == ["harmless"]
+    assert list(shown_rates([summary({"harmless": None})])) == ["harmless"], "said to be not measured"
     assert shown_rates([by_phrases])["harmless"] == "harmless (phrases)"
     assert shown_rates([summary(one, "mine")])["harmless"] == "harmless (mine)"
     both = shown_rates([summary(one, "rule"), summary(one | every, "guard")])
@@ -131,18 +133,26 @@ def test_the_printed_table_fits_a_hundred_columns_and_the_files_have_all(config,
     assert max(map(len, printed.replace(str(tmp_path), "").splitlines())) <= 100
     header = next(line for line in printed.splitlines() if line.startswith("| arm"))
     shown = [title.strip() for title in header.split("|")[1:-1]]
-    assert shown[:5] == ["arm", "harmless (rule)", "HHH", "utility", "over-refusal"]
+    assert shown[:5] == ["arm", "harmless (rule)", "HHH", "utility", "over-refusal ↓"]
     assert "| fl+filter+cai | 99.0 [99, 99]" in printed and "In table.md besides: harmless (phrases)" in printed
     assert "harmless (rule), fl minus base: +0.0 points" in printed
     full = (tmp_path / "table.md").read_text().splitlines()[0]
     assert [title.strip() for title in full.split("|")[1:-1]] == [
-        "arm", "harmless (rule)", "harmless (phrases)", "harmless (guard)", "HHH", "utility", "over-refusal", "seconds",
+        "arm", "harmless (rule)", "harmless (phrases)", "harmless (guard)", "HHH", "utility", "over-refusal ↓",
+        "seconds",
     ]  # fmt: skip
     assert "| 99.0 [99.0, 99.0] " in (tmp_path / "table.md").read_text()
     rows = list(csv.reader((tmp_path / "table.csv").read_text().splitlines()))
     assert rows[0] == ["arm", "seed", "rate", "mean", "low", "high", "prompts"]
     assert rows[1] == ["base", "0", "harmless", "99.04", "98.04", "100.04", "9"]
     assert len(rows) == 1 + len(arms) * 3 * len(means)
+
+
+def test_what_no_run_measured_is_a_note():
+    second: dict[str, float | None] = {"hhh": 1.0, "utility": None, "harmless": None}
+    (note,) = results.unmeasured_note([summary({"harmless": None, "utility": 1.0}), summary(second)])
+    titles = note.removeprefix("Not measured: ").removesuffix(".").split(", ")
+    assert "over-refusal" in titles and not {"harmless", "utility", "HHH"} & {*titles}
 
 
 def test_columns_that_do_not_fit_are_left_out_from_the_right():
@@ -249,3 +259,14 @@ def test_distinct_prompts_are_told_by_rate() -> None:
     }
     titles = {"a": "harmless", "b": "HHH", "c": "utility"}
     assert results.prompt_note(titles, cells) == ["Distinct prompts: harmless 100; HHH 90 to 1,000."]
+
+
+def test_a_cell_is_shown_in_the_unit_of_its_rate():
+    """Nats to a ten-thousandth, perplexity to a hundredth, and neither is held below 100."""
+    nats = {"mean": 0.01234, "low": 0.0, "high": 0.02, "prompts": 9, "unit": "nats a token"}
+    found = cell([{"rates": {"x": nats}}], "x")
+    assert str(found) == "0.0123 [0.0000, 0.0200] n=9" and found and found.short == "0.0123 [0.000, 0.020]"
+    runs = [{"rates": {"x": {"mean": mean, "unit": "perplexity"}}} for mean in (150.0, 170.0)]
+    over_seeds = cell(runs, "x")
+    assert str(over_seeds) == "160.00 [32.94, 287.06]"
+    assert results.rate_rows({"rates": {"x": nats}})[0][1:4] == [0.01234, 0.0, 0.02]

@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_rai.data.roles import part_of, share_out
 from fedjax_rai.data.sources import Pair
-from fedjax_rai.evals.suite import both_ways
+from fedjax_rai.evals.held_out import both_ways
 from fedjax_rai.text.compare import same
 from tests.mixes import source
 

@@ -6,6 +6,7 @@ import pytest
 from fedjax_rai.data.examples import bucket, encode_chats, length_batches, pad_left
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
+from fedjax_rai.safety.forms import REQUEST
 from fedjax_rai.safety.guard import training_examples
 from fedjax_rai.text.prompts import USER, Turn, answered, chat, guard_question, prompt, question, request
 from fedjax_rai.text.tokenizer import load_tokenizer
@@ -118,7 +119,7 @@ def test_too_long_is_cut_and_counted(tokenizer):
 
 def test_the_guards_verdict_is_kept_when_the_pair_is_too_long(tokenizer):
     pair = [Pair("word " * 60, "more " * 60, True, "x")]
-    examples, cut = training_examples(tokenizer, pair, 32)
+    examples, cut = training_examples(tokenizer, REQUEST, pair, 32)
     assert cut.all() and tokenizer.decode(examples.tokens[0][examples.loss_mask[0]]) == "unsafe"
 
 

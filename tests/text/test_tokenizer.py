@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from fedjax_rai.data.examples import encode_questions, encode_request
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
-from fedjax_rai.safety.guard import guard_form, training_examples
+from fedjax_rai.safety.form import bound
+from fedjax_rai.safety.forms import FORMS, form_for
+from fedjax_rai.safety.guard import training_examples
 from fedjax_rai.text.prompts import USER, Segment, Turn, answered, chat, prompt, question
 from fedjax_rai.text.tokenizer import TODAY, Tokenizer, load_tokenizer
 from tests.chat_models import FAMILIES, LLAMA_GUARD, huggingface, ids_of, tokenizer
@@ -111,25 +113,25 @@ def test_only_the_last_answer_has_qwen3s_empty_thought():
 def test_the_verdict_is_read_where_training_puts_it(name):
     """The guard's prompt, its lead and the verdict's token are the beginning of what the guard is fitted on."""
     own = tokenizer(name)
-    form = guard_form(own)
+    form = bound(own, form_for(own, None))
     for harmful in (False, True):
-        examples, _ = training_examples(own, [Pair("q?", "r", harmful, "x")], 512)
-        (asked,) = encode_questions(own, [form.conversation("q?", "r")], 512)
+        examples, _ = training_examples(own, form.form, [Pair("q?", "r", harmful, "x")], 512)
+        asked = form.request_ids("q?", "r")
         before = asked + form.lead_ids
         ids = examples.tokens[0][examples.valid[0]].tolist()
-        assert ids[: len(before) + 1] == [*before, form.verdict_ids[harmful]]
+        assert ids[: len(before) + 1] == [*before, form.verdicts.ids[int(harmful)]]
         assert examples.loss_mask[0].argmax() == len(asked)
 
 
 @pytest.mark.parametrize("ending", ["", "{{ '\\n\\n' }}"])
 def test_llama_guards_own_template_is_the_request(ending):
     own = Tokenizer(huggingface(FAMILIES["llama3"], template=LLAMA_GUARD + ending))
-    form = guard_form(own)
-    asked = own.encode(prompt(own, form.conversation("How?", "So.")))
+    form = bound(own, form_for(own, None))
+    asked = form.request_ids("How?", "So.")
     assert "user: How?\n\nassistant: So." in own.hf.decode(asked) and "Is the answer" not in own.hf.decode(asked)
-    whole = own.hf.decode(asked + form.lead_ids + [form.verdict_ids[1]])
+    whole = own.hf.decode(asked + form.lead_ids + [int(form.verdicts.ids[1])])
     assert whole.endswith("<|end_header_id|>\n\nuns"), "the blank line stands once, whoever writes it"
-    assert form.verdict_ids == tuple(own.encode("\n\n" + word)[1] for word in ("safe", "unsafe"))
+    assert form.verdicts.ids.tolist() == [own.encode("\n\n" + word)[1] for word in ("safe", "unsafe")]
 
 
 def test_a_token_belongs_to_where_it_starts():
@@ -208,33 +210,24 @@ def test_a_guard_that_reads_lists_of_parts_is_asked_the_same():
     own, plain = (
         Tokenizer(huggingface(FAMILIES["llama3"], template=text)) for text in (in_parts(LLAMA_GUARD), LLAMA_GUARD)
     )
-    assert prompt(own, guard_form(own).conversation("How?", "So.")) == prompt(plain, answered("How?", "So."))
+    asked = bound(own, form_for(own, None)).request_ids("How?", "So.")
+    assert asked == plain.encode(prompt(plain, answered("How?", "So.")))
 
 
 def test_a_guards_template_that_leaves_out_what_is_to_be_judged_is_refused():
     user_only = LLAMA_GUARD.replace("%}{{ m['role']", "if m['role'] == 'user' %}{{ m['role']")
     with pytest.raises(InputError, match="leaves out the response to be judged"):
-        guard_form(Tokenizer(huggingface(FAMILIES["llama3"], template=user_only)))
+        bound(Tokenizer(huggingface(FAMILIES["llama3"], template=user_only)), FORMS["llama_guard"])
     with pytest.raises(InputError, match="leaves out the query to be judged"):
-        guard_form(
-            Tokenizer(
-                huggingface(
-                    FAMILIES["llama3"],
-                    template=user_only.replace("== 'user'", "== 'assistant' or messages | length == 1"),
-                )
-            )
-        )
+        template = user_only.replace("== 'user'", "== 'assistant' or messages | length == 1")
+        bound(Tokenizer(huggingface(FAMILIES["llama3"], template=template)), FORMS["llama_guard"])
 
 
-def test_a_guard_that_answers_in_another_form_is_refused():
-    """As Qwen3Guard does, whose template has such categories too."""
-    other = LLAMA_GUARD.replace("First line must read 'safe' or 'unsafe'.", "Safety: Safe|Unsafe|Controversial")
-    with pytest.raises(InputError, match=r"no first line of `safe` or `unsafe`; must be Llama Guard \(1 to 3\)"):
-        guard_form(Tokenizer(huggingface(FAMILIES["llama3"], template=other)))
+def test_a_guards_template_is_known_however_it_quotes():
     escaped = LLAMA_GUARD.replace(
         "First line must read 'safe' or 'unsafe'.", r"{{ 'first line must read \'safe\' or \'unsafe\'' }}"
     )
-    assert guard_form(Tokenizer(huggingface(FAMILIES["llama3"], template=escaped))).conversation is answered
+    assert form_for(Tokenizer(huggingface(FAMILIES["llama3"], template=escaped)), None) == FORMS["llama_guard"]
 
 
 def test_ids_beyond_the_models_vocabulary_are_named():
@@ -320,9 +313,9 @@ def test_the_tiny_tokenizer_gives_the_ids_that_its_base_was_trained_on():
     assert ids == TINY["chat"][0] and mask == [i >= TINY["chat"][1] for i in range(len(ids))]
     assert encode_questions(tiny, [turns[:1]], 256) == [ids[: TINY["chat"][1]]]
     assert encode_request(tiny, "Critique your last answer: does it help anyone to do harm?") == TINY["request"]
-    form = guard_form(tiny)
-    assert form[1:] == ([], (629, 635))
-    assert encode_questions(tiny, [form.conversation("q", "r")], 256) == [TINY["guard"]]
+    form = bound(tiny, form_for(tiny, None))
+    assert (form.lead_ids, form.verdicts.ids.tolist()) == ([], [629, 635])
+    assert form.request_ids("q", "r") == TINY["guard"]
     talk = [*turns, *answered("Rewrite your last answer so that it is harmless.", "I cannot.")]
     ids, mask = tiny.encode_segments(chat(tiny, talk))
     assert (ids, [i for i, trained in enumerate(mask) if trained]) == TINY["talk"]

@@ -1,0 +1,132 @@
+"""Evaluations whose prompts the model answers: how often, and what judges make of the answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from typing import NamedTuple, TypeAlias
+
+from fedjax_rai.config.schema import EvalConfig
+from fedjax_rai.data.prompts import Prompt
+from fedjax_rai.evals.evaluation import AnswerRow, Bench, EvalSet, Item, Measured
+from fedjax_rai.evals.judge import PHRASES, Exchange
+from fedjax_rai.evals.open_ended import Responses, Sampled
+from fedjax_rai.evals.rate import Rate, Verdict
+from fedjax_rai.evals.refusals import refuses
+
+Answers: TypeAlias = Sequence[Sequence[str]]
+"""The answers to each prompt."""
+
+
+class Judged(NamedTuple):
+    """The verdicts behind one rate."""
+
+    judge: str
+    verdicts: Sequence[list[Verdict] | None]
+    """By prompt and answer; True counts towards the rate. None: the rate is not of this prompt."""
+    scores: Sequence[list[float | None]] | None = None
+    """p(unsafe) by prompt and answer, of a judge that gives one."""
+
+
+Judging: TypeAlias = Callable[[EvalSet, Answers, Bench], Mapping[str, Judged | None]]
+"""(items, answers, bench) -> by rate, its verdicts; None where its judge cannot judge here."""
+
+
+class Answering(NamedTuple):
+    """The model answers each prompt, and judges count its answers."""
+
+    sampling: Callable[[EvalConfig], Sampled]
+    """How its prompts are answered."""
+    judging: Judging
+    judges_harm: bool = False
+
+    @property
+    def generates(self) -> bool:
+        return True
+
+    def measure(self, name: str, given: EvalSet, bench: Bench) -> Measured:
+        responses = bench.answers_to(name, given.prompts, self.sampling(bench.config))
+        judged = self.judging(given, responses.texts, bench)
+        rates = {rate: rate_of(verdicts, responses) for rate, verdicts in judged.items()}
+        return Measured(rates, answer_rows(name, given, responses, judged))
+
+    def batches(self, given: EvalSet, config: EvalConfig, guarded: bool) -> int:
+        answers = len(given.items) * self.sampling(config).samples
+        scored = 2 if self.judges_harm and guarded else 1
+        return scored * ceil(answers / config.batch_size)
+
+    def asked(self, given: EvalSet) -> Sequence[str]:
+        return given.prompts
+
+    def read(self, given: EvalSet) -> Sequence[Exchange]:
+        return []
+
+
+def as_configured(config: EvalConfig) -> Sampled:
+    """`eval.samples` answers at `eval.temperature`."""
+    return Sampled(config.samples, config.temperature, config.max_new_tokens)
+
+
+def greedy(config: EvalConfig) -> Sampled:
+    """The likeliest answer, once."""
+    return Sampled(1, 0.0, config.max_new_tokens)
+
+
+def rate_of(judged: Judged | None, responses: Responses) -> Rate | None:
+    """A judge's rate, and what the answers were that it is of."""
+    if judged is None:
+        return None
+    verdicts = []
+    texts = []
+    cut_off = 0
+    for i, of_prompt in enumerate(judged.verdicts):
+        if of_prompt is not None:
+            verdicts.append(of_prompt)
+            texts += responses.texts[i]
+            cut_off += sum(responses.cut_off[i])
+    rate = Rate.of(verdicts, judged.judge)
+    empty = [text for text in texts if not text.strip()]
+    return rate and rate._replace(answers=len(texts), empty=len(empty), cut_off=cut_off)
+
+
+def answer_rows(
+    name: str, given: EvalSet, responses: Responses, judged: Mapping[str, Judged | None]
+) -> list[AnswerRow]:
+    """A row for each item: what was answered, and what every judge that could judge made of that."""
+    rows = []
+    for i, item in enumerate(given.items):
+        assert isinstance(item, Item)
+        verdicts = {}
+        scores = {}
+        for rate, of_rate in judged.items():
+            of_prompt = of_rate and of_rate.verdicts[i]
+            if of_rate is None or of_prompt is None:
+                continue
+            verdicts[rate] = of_prompt
+            if of_rate.scores is not None:
+                scores[rate] = of_rate.scores[i]
+        texts = list(responses.texts[i])
+        rows.append(AnswerRow(name, item.prompt, texts, list(responses.cut_off[i]), verdicts, scores, item.right))
+    return rows
+
+
+def items_of(prompts: Sequence[Prompt]) -> list[Item]:
+    """What rows ask, without their categories."""
+    return [Item(prompt.query, others=prompt.others) for prompt in prompts]
+
+
+def judge_exact(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dict[str, Judged | None]:
+    """The share that is the right answer to the letter."""
+    right = [item.right for item in given.items if isinstance(item, Item)]
+    verdicts: list[list[Verdict]] = []
+    for prompt_answers, right_answer in zip(answers, right, strict=True):
+        verdicts.append([answer == right_answer for answer in prompt_answers])
+    return {rate: Judged("exact_match", verdicts)}
+
+
+def judge_refusals(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dict[str, Judged | None]:
+    """The share that holds a refusal phrase; an answer without a word is neither refused nor given."""
+    verdicts = [[_refused(answer) for answer in prompt_answers] for prompt_answers in answers]
+    return {rate: Judged(PHRASES.name, verdicts)}
+
+
+def _refused(answer: str) -> Verdict:
+    return refuses(answer) if answer.strip() else None

@@ -1,0 +1,194 @@
+"""MT-Bench (arXiv 2306.05685): two turns, each answered greedily, and marked from 1 to 10 by a judge.
+
+The first answer is put before the second question. Without a judge that marks there is no mean, and the conversations
+are kept, to be marked later.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import ceil, nan
+from typing import Any
+
+import numpy as np
+
+from fedjax_rai.config.names import attribute
+from fedjax_rai.config.schema import EvalConfig
+from fedjax_rai.data.columns import show
+from fedjax_rai.data.prompts import TURNS, Prompt, read_prompts
+from fedjax_rai.data.turns import is_absent, listed, written
+from fedjax_rai.errors import InputError
+from fedjax_rai.evals.answering import greedy
+from fedjax_rai.evals.evaluation import (
+    Bench,
+    Column,
+    Conversation,
+    ConversationRow,
+    EvalSet,
+    Evaluation,
+    Item,
+    Marks,
+    Measured,
+    Sources,
+)
+from fedjax_rai.evals.harm import slug
+from fedjax_rai.evals.judge import Exchange
+from fedjax_rai.evals.means import MARK, Total, mean_rate
+from fedjax_rai.evals.rate import Rate
+from fedjax_rai.text.prompts import ASSISTANT, USER, Turn
+
+REFERENCE = "reference"
+
+
+def mt_bench_items(sources: Sources) -> EvalSet:
+    """All questions of `eval.mt_bench`: rows with `turns`, a list of two, and maybe `category` and `reference`."""
+    path = sources.eval.mt_bench
+    if path is None:
+        return EvalSet([], synthetic=False)
+    prompts = read_prompts(path, sources.data.language, "eval.mt_bench")
+    return EvalSet([_item(prompt) for prompt in prompts], synthetic=False)
+
+
+def _item(prompt: Prompt) -> Item:
+    turns = _texts(prompt, TURNS)
+    if len(turns) != 2 or not all(turns):
+        wrong = f"column {TURNS!r} is {show(prompt.row.get(TURNS))}"
+        raise InputError(f"{prompt.place}: {wrong}; must be two texts, neither empty, one for each turn")
+    references = _texts(prompt, REFERENCE)
+    return Item(turns[0], category=prompt.category, further=(turns[1],), references=tuple(references))
+
+
+def _texts(prompt: Prompt, column: str) -> list[str]:
+    """The texts of a column that holds a list of them, or such a list as text; none where it is absent."""
+    value = listed(prompt.row.get(column))
+    if is_absent(value):
+        return []
+    found = written(value) if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise InputError(f"{prompt.place}: column {column!r} is {show(value)}; must be a list of texts")
+    return [text.strip() for text in found]
+
+
+class TwoTurns:
+    """Both questions are answered, the second behind the first answer; a judge marks each answer, if there is one."""
+
+    @property
+    def judges_harm(self) -> bool:
+        return False
+
+    @property
+    def generates(self) -> bool:
+        return True
+
+    def measure(self, name: str, given: EvalSet, bench: Bench) -> Measured:
+        items = [item for item in given.items if isinstance(item, Item)]
+        sampled = greedy(bench.config)
+        first = bench.answers_to(name, [item.prompt for item in items], sampled)
+        conversations = [_behind(item, answer) for item, (answer,) in zip(items, first.texts, strict=True)]
+        second = bench.answers_to(f"{name} second turn", conversations, sampled)
+        held = []
+        for item, (one,), (two,) in zip(items, first.texts, second.texts, strict=True):
+            held.append(Conversation([item.prompt, *item.further], [one, two], list(item.references)))
+        marks = bench.marks(held) if bench.marks else None
+        rows = []
+        for i, item in enumerate(items):
+            cut_off = [first.cut_off[i][0], second.cut_off[i][0]]
+            of_item = None if marks is None else _marks_of(held[i], marks.values[i])
+            texts = held[i]
+            row = ConversationRow(name, texts.prompts, texts.answers, texts.references, item.category, cut_off, of_item)
+            rows.append(row)
+        rates = {} if marks is None else rates_of(name, rows, marks.judge)
+        return Measured({column.rate: rates.get(column.rate) for column in MT_BENCH.columns} | rates, rows)
+
+    def batches(self, given: EvalSet, config: EvalConfig, guarded: bool) -> int:
+        return 2 * ceil(len(given.items) / config.batch_size)
+
+    def asked(self, given: EvalSet) -> Sequence[Sequence[Turn]]:
+        """The conversations up to the second question, with a word in the place of the first answer."""
+        return [_behind(item, "-") for item in given.items if isinstance(item, Item)]
+
+    def read(self, given: EvalSet) -> Sequence[Exchange]:
+        return []
+
+
+def _behind(item: Item, answer: str) -> list[Turn]:
+    """The conversation up to the second question; an answer without a word leaves a place for it all the same."""
+    return [Turn(USER, item.prompt), Turn(ASSISTANT, answer), Turn(USER, item.further[0])]
+
+
+def _marks_of(held: Conversation, marks: Sequence[float | None]) -> list[float | None]:
+    """A judge's marks of both answers; one without a word has none, whoever judges."""
+    return [mark if answer.strip() else None for mark, answer in zip(marks, held.answers, strict=True)]
+
+
+def rates_of(name: str, rows: Sequence[ConversationRow], judge: str) -> dict[str, Rate | None]:
+    """The mean mark of all answers, of the first and of the second ones, and of both in each category."""
+    found = {name: _mean(rows, (0, 1), judge)}
+    for turn in (0, 1):
+        found[f"{name}_turn_{turn + 1}"] = _mean(rows, (turn,), judge)
+    for category in sorted({row.category for row in rows}):
+        of_category = [row for row in rows if row.category == category]
+        found[f"{name}_{slug(category)}"] = _mean(of_category, (0, 1), judge)
+    return found
+
+
+def _mean(rows: Sequence[ConversationRow], turns: Sequence[int], judge: str) -> Rate | None:
+    totals = []
+    for row in rows:
+        marks = [row.marks[turn] for turn in turns] if row.marks else []
+        known = [mark for mark in marks if mark is not None]
+        totals.append(Total(sum(known) if known else nan, len(known)))
+    mean = mean_rate(totals, MARK, judge)
+    answers = [(row, turn) for row in rows for turn in turns]
+    return mean and mean._replace(
+        without_verdict=sum(row.marks is None or row.marks[turn] is None for row, turn in answers),
+        answers=len(answers),
+        empty=sum(not row.answers[turn].strip() for row, turn in answers),
+        cut_off=sum(row.cut_off[turn] for row, turn in answers),
+    )
+
+
+RATER = "eval.rater"
+_FORM = "a function of (prompts, answers, references) that gives for each answer a mark from 1 to 10, or None"
+
+
+def rater(name: str) -> Callable[[Sequence[Conversation]], Marks] | None:
+    """What `eval.rater` names; None for `none`. Raises InputError for what cannot be imported."""
+    if name == "none":
+        return None
+    return partial(_rated, attribute(name, RATER), name.rpartition(":")[2])
+
+
+def _rated(function: Callable[..., Any], name: str, held: Sequence[Conversation]) -> Marks:
+    """What a function of the user's own makes of conversations; InputError where it fails, or gives anything else."""
+    values = []
+    for conversation in held:
+        try:
+            marks = list(function(*conversation))
+        except Exception as error:  # whatever the user's own raises
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{RATER} = {name}: calling it failed ({reason}); must be {_FORM}") from error
+        if len(marks) != len(conversation.answers):
+            raise InputError(f"{RATER} = {name}: gave {len(marks)} marks of {len(conversation.answers)} answers")
+        values.append([_mark(mark, name) for mark in marks])
+    return Marks(name, values)
+
+
+def _mark(value: Any, name: str) -> float | None:
+    if value is None or value != value:  # NaN
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 1 <= value <= 10:
+        raise InputError(f"{RATER} = {name}: gave {value!r}; must be a mark from 1 to 10, or None")
+    return float(value)
+
+
+MT_BENCH = Evaluation(
+    name="mt_bench",
+    load=mt_bench_items,
+    columns=(
+        Column("mt_bench", "MT-Bench", main=False),
+        Column("mt_bench_turn_1", "MT-Bench (turn 1)", main=False),
+        Column("mt_bench_turn_2", "MT-Bench (turn 2)", main=False),
+    ),
+    way=TwoTurns(),
+    keys=("mt_bench",),
+)
