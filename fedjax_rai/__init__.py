@@ -1,18 +1,33 @@
 """Responsible federated fine-tuning of language models in JAX: safety filters and constitutional AI.
 
-`import fedjax_rai as rai` offers `load_config`, `run`, `table`, `sweep`, `generate` and `open_run` (docs/api.md); each
-loads what it needs when it is asked for.
+`import fedjax_rai as rai` offers `load_config`, `run`, `table`, `sweep`, `evaluate`, `generate` and `open_run`
+(docs/api.md); each loads what it needs when it is asked for.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedjax_rai.api import Run, Sweep, Table, generate, load_config, open_run, run, sweep, table
+    from fedjax_rai.api import (
+        Evaluation,
+        Run,
+        Sweep,
+        Table,
+        evaluate,
+        generate,
+        load_config,
+        open_run,
+        run,
+        sweep,
+        table,
+    )
     from fedjax_rai.errors import InputError
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "Run", "Sweep", "Table", "generate", "load_config", "open_run", "run", "sweep", "table"]
+__all__ = [
+    "Evaluation", "InputError", "Run", "Sweep", "Table", "evaluate", "generate", "load_config", "open_run", "run",
+    "sweep", "table",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,8 @@ VALUES = {
     "tracker": "tracker",
 }
 """The key of the config that each value of the user's own stands for."""
+EVALUATED = ("judge", "guard")
+"""Those of them that an evaluation of its own reads."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Run:
         rounds = f"{len(self.metrics)} rounds"
         if not self.finished:
             return f"Run('{self.folder}': {rounds}, unfinished)"
-        rates = [f"{name} {rate['mean']:.1f}" for name, rate in self.summary["rates"].items() if rate and name in SHOWN]
+        rates = [_shown(name, rate) for name, rate in self.summary["rates"].items() if rate and name in SHOWN]
         return f"Run('{self.folder}': {', '.join([rounds, *rates])})"
 
     def _must_be_finished(self) -> None:
@@ -102,6 +104,12 @@ class Run:
 
 
 SHOWN = ("harmless", "utility")
+
+
+def _shown(name: str, rate: Mapping[str, Any]) -> str:
+    """A rate in short; the harmless one with its judge."""
+    judge = f" (by {rate['judge']})" if name == "harmless" and rate.get("judge") else ""
+    return f"{name}{judge} {rate['mean']:.1f}"
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,42 @@ class Sweep:
 
     def __repr__(self) -> str:
         return f"Sweep('{self.folder}': {len(self.runs)} runs)"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of a run, an adapter or a model in its folder, of which everything is read when it is asked for."""
+
+    folder: Path
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The resolved config."""
+        return load.load_config(self.folder / "config.yaml")
+
+    @property
+    def rates(self) -> dict[str, Any]:
+        """The rates by name, as in `eval.json`; None: not measured."""
+        from fedjax_rai.runs import files
+
+        return files.read_object(self.folder / "eval.json")
+
+    @property
+    def answers(self) -> list[dict[str, Any]]:
+        """A row for each prompt, as in `answers.jsonl`."""
+        from fedjax_rai.runs import files
+
+        return files.read_rows(self.folder / "answers.jsonl")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was evaluated and by which versions, as in `evaluation.json`."""
+        from fedjax_rai.runs import files
+
+        return files.read_object(self.folder / "evaluation.json")
+
+    def __repr__(self) -> str:
+        return f"Evaluation('{self.folder}': {len(self.rates)} rates)"
 
 
 def load_config(source: Source, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -215,6 +259,31 @@ def sweep(
 
     texts = {key: _texts(key, each) for key, each in swept.items()}
     return Sweep(run_sweep(grid.combine(point, texts), together))
+
+
+def evaluate(
+    target: str | Path,
+    overrides: Sequence[str] = (),
+    config: str | Path | None = None,
+    output: str | Path | None = None,
+    **values: Any,
+) -> Evaluation:
+    """The evaluation of a run, an adapter or a model by overrides like `eval.samples=1`: made, or found in its folder.
+
+    `target` is what the command takes; `config` a YAML file that a model or an adapter is evaluated by. Values are
+    those of `run` that an evaluation reads: `judge`, `guard`. Raises InputError for what is wrong with any of them.
+    """
+    from fedjax_rai.tools import evaluate as evaluations
+
+    named = None if config is None else Path(config)
+    asked = evaluations.request(str(target), overrides, named)
+    if unread := [name for name in values if name not in EVALUATED]:
+        near = did_you_mean(unread[0], EVALUATED)
+        raise InputError(f"{unread[0]}: no evaluation reads it; must be one of {', '.join(EVALUATED)}{near}")
+    asked = asked._replace(config=with_values(asked.config, values))
+    if output is not None:
+        asked = asked._replace(output=Path(output))
+    return Evaluation(evaluations.evaluate(asked))
 
 
 def generate(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fedjax_rai import __version__, cli_data, terminal
+from fedjax_rai import __version__, cli_data, cli_eval, terminal
 from fedjax_rai.bench.cli import app as bench
 from fedjax_rai.errors import InputError
 from fedjax_rai.reading import half_a_character
@@ -51,6 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 cai = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cli_eval.app)
 app.add_typer(cai, name="cai", help="Prepare data by constitutional AI.")
 app.add_typer(cli_data.app, name="data", help="Prepare the corpus, or show what a source holds.")
 app.add_typer(bench, name="bench", help="Measure throughput and memory, beside others.")
@@ -131,18 +132,6 @@ def run(config: ConfigFile, overrides: Overrides = None, tracker: Tracker = None
         folder = runs.run(loaded)
         typer.echo(report.report(folder))
         _close([folder / "run.png", folder / "answers.jsonl"], _further(loaded, folder))
-
-
-@app.command("eval")
-def evaluate(folder: RunFolder) -> None:
-    """Evaluate a finished run once more."""
-    with terminal.answering():
-        _check_folder(folder)
-        _quiet()
-        from fedjax_rai.runs import report, run
-
-        run.evaluate_run(folder)
-        typer.echo(report.report(folder))
 
 
 @app.command()
@@ -477,9 +466,7 @@ def _load(path: Path, overrides: list[str] | None, output: str = "runs/{stem}") 
 
 
 def _quiet() -> None:
-    """Silence what libraries say about themselves, unless the user asked otherwise; before they are imported."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    terminal.quiet_libraries()
 
 
 def _echo(blocks: Iterable[str]) -> None:

@@ -130,6 +130,12 @@ def plural(number: int, unit: str) -> str:
     return f"{number:,} {unit}{ending}"
 
 
+def quiet_libraries() -> None:
+    """Silence what libraries say about themselves, unless the user asked otherwise; before they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
 def program() -> list[str]:
     """The words that start this program where it was started: its name, its path if that is not found, or a module."""
     started = sys.argv[0]

@@ -12,7 +12,8 @@ from jaxtyping import install_import_hook
 
 # Before their first import: every annotated shape and type is checked on every call of every test. Those left out hold
 # no arrays, or protocols that cannot be checked at run time.
-UNCHECKED = {"__init__", "__main__", "aliases", "api", "cli", "cli_data", "config", "errors", "terminal", "text"}
+UNCHECKED = {"__init__", "__main__", "aliases", "api", "cli", "cli_data", "cli_eval", "config", "errors", "terminal"}
+UNCHECKED |= {"text"}
 PACKAGE = Path(__file__).parents[1] / "fedjax_rai"
 CHECKED = sorted(
     {path.stem for path in (*PACKAGE.glob("*.py"), *PACKAGE.glob("*/"))} - {*UNCHECKED, "__pycache__", "assets"}
@@ -49,6 +50,24 @@ def shared_data() -> Path:
     return path
 
 
+# Files that take minutes where slow tests run. They come first, as each stays whole in one of the processes that share
+# the tests: else one of them would be at work while the other has nothing left.
+LONG_FILES = (
+    "test_lockstep.py", "test_sweep.py", "test_mesh.py", "test_docs_api.py", "test_every_row.py", "test_algorithm.py",
+    "test_real_data.py", "test_guards.py", "test_run.py", "test_phase.py", "test_prepared.py", "test_beside.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, the others as they come."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.name
+        return LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs_are_dropped():
     """Every compiled program keeps parts of the address space mapped, of which a process has so many (65,530 on Linux):
@@ -74,21 +93,33 @@ def small_config(output: Path):
             "guard": {"pairs": 8, "steps": 2, "batch_size": 4},
             "filter": {"enabled": False},
             "cai": {"iterations": 2, "prompts": 4, "replay": 4, "batch_size": 4, "max_new_tokens": 24},
-            "eval": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "batch_size": 8, "drift_prompts": 0},
+            "eval": {
+                "prompts": 4,
+                "samples": 2,
+                "max_new_tokens": 8,
+                "cut_off": "judged",
+                "batch_size": 8,
+                "drift_prompts": 0,
+            },
         }
     )
 
 
-FEW_ITEMS = {"held_out.CHOICES": 12, "tasks.UTILITY": 20, "xstest.OVER_REFUSAL": 6}
+FEW_ITEMS = {"hhh_like": 12, "utility": 20, "over_refusal": 6}
 """Items of the tiny world's evaluations; all of them would take several times as long as the small experiment."""
 
 
 @contextmanager
 def few_items() -> Iterator[None]:
     """The tiny world's evaluations ask less; those that ask for more answers than a batch has rows still do."""
+    from fedjax_rai.data import tiny_world
+
+    def asks_less(made: Any, most: int) -> Any:
+        return lambda n, *others: made(min(n, most), *others)
+
     with pytest.MonkeyPatch.context() as patch:
-        for name, count in FEW_ITEMS.items():
-            patch.setattr(f"fedjax_rai.evals.{name}", count)
+        for name, most in FEW_ITEMS.items():
+            patch.setattr(tiny_world, name, asks_less(getattr(tiny_world, name), most))
         yield
 
 

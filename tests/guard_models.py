@@ -123,6 +123,10 @@ IMITATIONS = {
         "- First line must read 'safe' or 'unsafe'.\n"
         "- If deemed 'unsafe', a second line must include only one single violated category. [/INST]",
     ),
+    "strong_reject": Imitation(
+        "gemma", None, (), "qylu4156/strongreject-15k-v1", "gemma",
+        "User instruction: How?\n\nAI model response: So.\n\nO1: Harm\n\n### Answer: ",
+    ),
 }  # fmt: skip
 """By the name of the form."""
 
@@ -141,4 +145,4 @@ def imitated(name: str) -> Tokenizer:
 def form_of(name: str) -> GuardForm:
     """The form, with what a user's file has to give it."""
     form = FORMS[name]
-    return form._replace(policy="O1: Harm") if name == "md_judge" else form
+    return form._replace(policy="O1: Harm") if name in ("md_judge", "strong_reject") else form

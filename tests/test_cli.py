@@ -16,6 +16,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.runs import prepare, report, run
 from fedjax_rai.studies import sweep, table
+from fedjax_rai.tools import evaluate, serve
 from tests.processes import succeed
 
 HEAVY = ("jax", "flax", "transformers", "datasets", "numpy", "orbax", "matplotlib", "rich", "tensorflow_datasets")
@@ -47,11 +48,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         monkeypatch.setattr(module, name, called)
 
     fake(run, "run", "runs/a")
-    fake(run, "evaluate_run", "")
+    fake(evaluate, "evaluate", "runs/a/evals/1")
+    fake(serve, "serve", "")
     fake(table, "run_table", "runs/t")
     fake(sweep, "run_sweep", "runs/s")
     fake(prepare, "prepare", "set")
     monkeypatch.setattr(report, "report", lambda folder: "reported")
+    monkeypatch.setattr(evaluate, "read", lambda *_: None)
+    monkeypatch.setattr(evaluate, "report", lambda *_: "reported")
     monkeypatch.setattr(prepare, "report", lambda folder: "reported")
     return made
 
@@ -88,8 +92,10 @@ def test_the_module_is_the_command() -> None:
         (["run", "a.yaml", "eval.advbench=absent.csv"], "eval.advbench = 'absent.csv': no file"),
         (["table", "a.yaml", "data.train=absent.json"], "data.train = 'absent.json': no file or folder of rows"),
         (["config", "a.yaml", "model.path=absent"], "model.path = 'absent': no Hugging Face folder"),
-        (["eval", "absent"], "absent: no such folder; must be that of a finished run"),
-        (["eval", "."], "not a run folder"),
+        (["eval", "absent"], "absent: no such folder; must be the folder of a finished run"),
+        (["eval", "."], ".: none of these is there; must be the folder of a finished run"),
+        (["serve", "absent"], "absent: no such folder; must be the folder of a finished run"),
+        (["serve", "tiny", "--dtype", "int4"], "--dtype int4: must be one of bfloat16, bf16, float32, fp32"),
         (["import-gguf", "absent.gguf", "out"], "absent.gguf: no such file; must be a GGUF file"),
         (["table", "a.yaml", "--arms", "fl,[b]"], "--arms [b]: no such arm"),
         (["generate", "tiny", "--temperature", "nan"], "--temperature nan: must be a number >= 0"),
@@ -116,7 +122,8 @@ def test_bad_usage_has_exit_code_2(calls: list, arguments: list[str]) -> None:
 def test_commands_pass_on_what_they_were_given(calls: list, tmp_path: Path) -> None:
     for arguments in (
         ["run", "a.yaml", "lora.rank=2", "output=b"],
-        ["eval", str(tmp_path)],
+        ["eval", "tiny", "eval.samples=3", "output=c"],
+        ["serve", "tiny", "--port", "0", "--dtype", "fp32"],
         ["table", "a.yaml"],
         ["table", "a.yaml", "--arms", "fl, base", "--seeds", "3", "seed=5"],
         ["cai", "generate", "a.yaml", "set", "seed=3", "--prompts", "7", "--adapter", "b"],
@@ -126,7 +133,8 @@ def test_commands_pass_on_what_they_were_given(calls: list, tmp_path: Path) -> N
     path = Path("a.yaml")
     assert calls == [
         ("run", load_config(path, ["lora.rank=2", "output=b"])),
-        ("evaluate_run", tmp_path),
+        ("evaluate", evaluate.request("tiny", ["eval.samples=3", "output=c"])),
+        ("serve", "tiny", serve.Options(port=0, dtype="float32")),
         ("run_table", load_config(path, output="runs/{stem}-table"), None, 1, None),
         ("run_table", load_config(path, ["seed=5"], "runs/{stem}-table"), ["fl", "base"], 3, None),
         ("prepare", load_config(path, ["seed=3"]), Path("set"), 7, Path("b")),
@@ -169,7 +177,7 @@ def test_a_prepared_set_ends_by_how_to_train_on_it(calls: list) -> None:
     ]
 
 
-COMMANDS = "run eval table sweep generate export config cai data".split()
+COMMANDS = "run eval serve table sweep generate export config cai data".split()
 NAMES = ("", *COMMANDS, "cai generate", "data prepare", "data show")
 
 

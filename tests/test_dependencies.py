@@ -76,14 +76,18 @@ def test_every_dependency_is_imported_by_the_package(requirement: str) -> None:
 
 def test_everything_that_the_package_imports_is_declared() -> None:
     declared = {name for requirement in PROJECT["dependencies"] for name in names(requirement)}
-    optional = {name for requirement in (*EXTRAS["parity"], *EXTRAS["gguf"]) for name in names(requirement)}
+    optional = {
+        name for requirement in (*EXTRAS["parity"], *EXTRAS["gguf"], *EXTRAS["eval"]) for name in names(requirement)
+    }
     # Flower's simulation and vLLM are measured in environments of their own: neither can have all that we need
     assert imported("fedjax_rai") - declared - {"jaxlib", "flwr", "vllm"} - optional == set()
 
 
 def test_what_an_extra_brings_is_imported_where_it_is_used() -> None:
     """Never at the top of a module, which would then fail to import without the extra."""
-    optional = {name for requirement in (*EXTRAS["parity"], *EXTRAS["gguf"]) for name in names(requirement)}
+    optional = {
+        name for requirement in (*EXTRAS["parity"], *EXTRAS["gguf"], *EXTRAS["eval"]) for name in names(requirement)
+    }
     for path in (ROOT / "fedjax_rai").rglob("*.py"):
         lines = path.read_text(encoding="utf-8").splitlines()
         at_top = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
@@ -105,7 +109,8 @@ def test_every_extra_is_used(extra: str, requirement: str) -> None:
 
 
 def test_everything_that_tests_import_is_declared() -> None:
-    listed = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["parity"], *EXTRAS["gguf"], *EXTRAS["track"]]
+    extras = [*EXTRAS["test"], *EXTRAS["parity"], *EXTRAS["gguf"], *EXTRAS["eval"], *EXTRAS["track"]]
+    listed = [*PROJECT["dependencies"], *extras]
     declared = {name for requirement in listed for name in names(requirement)}
     assert imported("tests") - declared - {"ml_dtypes"} == set()  # of jax
 

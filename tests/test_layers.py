@@ -22,30 +22,32 @@ FLOORS = (
     },
     {"train": "dispatch generate losses optimizers queue step"},
     {
-        "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold",
-        "safety": "filter form form_file forms guard released self_test",
+        "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold weights",
+        "safety": "evasion filter form form_file forms guard hardening released self_test",
         "cai": "align constitution options programs revise",
-        "evals": "advbench answering choice drift evaluation harm harmbench held_out hhh intervals judge means "
-        "mt_bench open_ended perplexity published rate refusals strongreject suite tasks user_sets xstest",
+        "evals": "advbench agreement answering choice drift evaluation harm harmbench held_out hhh intervals judge "
+        "korean means mt_bench open_ended panel perplexity published rate refusals rubric spoilt "
+        "strongreject suite tasks user_sets xstest",
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "baseline cost data_summary evaluation guarding keeping layout materials models phase replay "
-        "revising round setting sizes texts together"
+        "experiment": "baseline cost data_summary endpoint evaluation filtering guarding judging keeping layout "
+        "materials models phase replay revising round setting sizes texts together"
     },
     {
-        "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs lockstep "
-        "loop palette picture prepare record report rows run trackers"
+        "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs judges "
+        "lockstep loop palette picture prepare record report rows run target trackers"
     },
     {
-        "studies": "cells dry_run gathered panels plots report report_answers report_judges report_parts "
-        "report_pictures results svg sweep table",
+        "studies": "cells curves dry_run gathered judged panels plots report report_answers report_filter "
+        "report_judges report_parts report_pictures results svg sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
         "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
-        "tools": "config_reference generate import_gguf prepare_corpus real_preparation run_folder_reference show_data "
+        "tools": "batching config_reference detokenize evaluate generate guard_attack harness import_gguf "
+        "openai_requests openai_responses prepare_corpus real_preparation run_folder_reference sampler serve show_data "
         "tiny_base",
     },
-    {"": "api cli cli_data __main__"},
+    {"": "api cli cli_data cli_eval __main__"},
 )
 # What may know the whole config; everything else is handed the section, or the numbers, that it needs.
 WHOLE_CONFIG = ("config", "memory", "experiment", "runs", "studies", "bench", "tools", "api", "cli", "__main__")

@@ -61,6 +61,8 @@ def leaves(config: ExperimentConfig) -> Iterator[tuple[str, dict[str, Any], Any]
         for i, entry in enumerate(entries):
             if isinstance(entry, Section):
                 yield from _leaves_of(entry, f"{key}[{i}]", inner(schema))
+            elif isinstance(entry, str):
+                yield f"{key}[{i}]", inner(schema), entry
 
 
 def _leaves_of(section: Section, key: str, schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
@@ -159,9 +161,10 @@ def imported_values(config: ExperimentConfig) -> dict[str, str]:
     """The values of the user's own that a config names as `package.module:attribute`, by key."""
     found = {}
     for key, schema, value in leaves(config):
-        takes = any("attribute" in option for option in schema.get("anyOf", [schema]))
-        if takes and isinstance(value, str) and is_attribute(value):
-            found[key] = value
+        for option in schema.get("anyOf", [schema]):
+            if "attribute" in option and isinstance(value, str) and is_attribute(value):
+                if value.partition(":")[0] not in option.get("before", ()):
+                    found[key] = value
     return found
 
 

@@ -30,19 +30,26 @@ class Name:
     """Marks a key of the schema that takes one of `names`, or the user's own value as `package.module:attribute`.
 
     `Annotated[str, Name("fedavg", "scaffold")]`. What the names mean stands in a table; a test holds the two equal.
+    `before`: words that may stand before a colon and any text, `guard` of `guard:PATH`; no module has such a name.
     """
 
-    def __init__(self, *names: str):
+    def __init__(self, *names: str, before: Mapping[str, str] | None = None):
         self.names = names
+        self.before = dict(before or {})
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(schema), "enum": [*self.names], **TAKES_ATTRIBUTE}
+        forms = " or ".join(f"{word}:{what}" for word, what in self.before.items())
+        others = {"else": forms, "before": [*self.before]} if forms else {}
+        return {**handler(schema), "enum": [*self.names], **TAKES_ATTRIBUTE, **others}
 
     def _check(self, value: str) -> str:
-        if value in self.names or is_attribute(value):
+        word, _, text = value.partition(":")
+        if word in self.before and text.strip():
+            return value
+        if value in self.names or (is_attribute(value) and word not in self.before):
             return value
         raise PydanticCustomError("name", "no such name")
 

@@ -68,7 +68,7 @@ _ADAPTER_FILES = a_file(
 FORM_NAMES = (
     "auto", "request", "llama_guard", "qwen3_guard", "kanana", "kt_safety_guard", "shield_gemma", "granite_guardian",
     "granite_guardian_3_3", "wild_guard", "poly_guard", "nemotron_safety_guard", "harmbench_llama",
-    "harmbench_mistral", "md_judge", "keep_all", "oracle",
+    "harmbench_mistral", "md_judge", "strong_reject", "keep_all", "oracle",
 )  # fmt: skip
 """Of guards' forms, as `guard.form` takes them."""
 _FORM_FILES = a_file(
@@ -240,6 +240,8 @@ class NaturalConfig(Section):
     """The column of the rows; the `federated.clients` values with the most pairs are taken."""
 
 
+_REWRITES = "synonyms", "base64", "leetspeak", "homoglyphs", "zero_width", "split", "injection", "benign_prefix"
+_EVASIONS = Name("none", *_REWRITES)
 _PARTITIONS = Name("iid", "dirichlet", "category", "quantity", "harm", "natural")
 Kind = Literal["harmful", "acceptable"]
 
@@ -281,6 +283,8 @@ class SourceConfig(Section):
     """The same; null: those of the section `harm`."""
     natural: NaturalConfig | None = None
     """The same; null: those of the section `natural`."""
+    evasion: Annotated[str, _EVASIONS] | None = None
+    """How its holders rewrite their harmful answers before the filter; null: `data.evasion`."""
 
     @field_validator("only")
     @classmethod
@@ -374,6 +378,13 @@ class DataConfig(Section):
     """Short examples of a local step share rows, which changes no number but the time."""
     partition: Annotated[str, _PARTITIONS] = "iid"
     """How the pairs are dealt out to the clients. Its numbers are in the section of its name."""
+    evasion: Annotated[str, _EVASIONS] = "none"
+    """Clients rewrite the answers of their harmful pairs so that a guard does not see them (docs/filtering.md): the
+    filter reads, and training learns, what is rewritten. `evasion` of a source says it of its clients alone. A function
+    of the user's own: (text, NumPy generator) to text.
+    """
+    evasion_share: Share = 1.0
+    """The share of the harmful pairs that is rewritten, at random."""
     split: Literal["tune", "test"] = "test"
     """Which half of the tiny world is evaluated: settings are tuned on one, reported on the other."""
 
@@ -398,6 +409,12 @@ class FederatedConfig(Section):
     """The federated algorithm; the paper's are FedAvg and SCAFFOLD. Its numbers are in the section of its name."""
     aggregator: Annotated[str, Name("weighted_mean", "median", "trimmed_mean")] = "weighted_mean"
     """How the clients' deltas become one; by median and trimmed mean every client counts the same."""
+    weight: Annotated[str, Name("uniform", "examples", "steps", "noised")] = "uniform"
+    """What a client reports to be weighted by: `uniform` tells nothing, `examples` how many pairs its filter left.
+
+    `steps`: its local steps, the same for all; `noised`: its examples with noise, by the numbers of the section of that
+    name (docs/filtering.md). A function of the user's own: counts and a NumPy generator to a number greater than 0.
+    """
     optimizer: Annotated[str, Name("adam", "adamw", "sgd")] = "adam"
     """The clients' optimizer, begun anew in every round."""
     weight_decay: Weight = 0.0
@@ -505,6 +522,15 @@ class TrimmedMeanConfig(Section):
     """The share of the clients that is left out at either end."""
 
 
+class NoisedConfig(Section):
+    """The weight `noised`: the number of a client's examples with noise that is drawn once for all rounds."""
+
+    distribution: Literal["laplace", "gaussian"] = "laplace"
+    """The noise: Laplace's, or a normal one."""
+    scale: Rate = 20.0
+    """Its scale in examples: Laplace's b, or the standard deviation."""
+
+
 class GuardConfig(Section):
     """The safety classifier: the base, fitted on labelled pairs; or with a `path` a model as it was released."""
 
@@ -536,6 +562,12 @@ class GuardConfig(Section):
     """An answer is unsafe if p(unsafe) is at least this."""
     label_noise: Annotated[float, Field(ge=0, lt=0.5), _Real] = 0.0
     """The share of the labels that is flipped before the fit, at random."""
+    normalise: Flag = False
+    """The guard reads a normal form of every text, and nobody else does: NFKC, without invisible characters, look-alike
+    letters as Latin ones, long runs of base64 decoded (docs/filtering.md).
+    """
+    augment: tuple[Annotated[str, Name(*_REWRITES)], ...] = ()
+    """The fit has copies of all its pairs besides, their answers rewritten in each of these ways."""
 
     @field_validator("adapter")
     @classmethod
@@ -545,13 +577,41 @@ class GuardConfig(Section):
         return adapter
 
 
+class LimitConfig(Section):
+    """An entry of `filter.thresholds`: when some of the clients call an answer unsafe."""
+
+    clients: Clients = None
+    """Which clients: 0-6, [0, 3, 9], or 30%: so many of those that no entry names by number; null: all others."""
+    threshold: Annotated[float | None, Field(gt=0, lt=1), _Real] = None
+    """An answer is unsafe if p(unsafe) is at least this."""
+    drop_rate: Annotated[float | None, Field(ge=0, lt=1), _Real] = None
+    """In its place: the share of each client's pairs, those with the greatest scores, that is unsafe."""
+
+    @field_validator("drop_rate")
+    @classmethod
+    def _one_of_the_two(cls, drop_rate: float | None, info: ValidationInfo) -> float | None:
+        threshold = info.data.get("threshold")
+        if "threshold" in info.data and (threshold is None) == (drop_rate is None):
+            raise ValueError("must be given where threshold is not, and left out where it is")
+        return drop_rate
+
+
 class FilterConfig(Section):
     """The safety filter on each client, before it trains."""
 
     enabled: Flag = True
-    """Whether clients drop the pairs that the guard calls unsafe."""
-    keep_all: Flag = False
-    """The filter's control: the guard scores, nothing is dropped."""
+    """Whether there is one."""
+    action: Literal["drop", "replace", "keep"] = "drop"
+    """What a client does with what the guard calls unsafe: `drop` the pair, or `replace` the answer by a refusal.
+
+    `keep`: the filter's control, in which the guard scores and every pair is kept.
+    """
+    thresholds: tuple[LimitConfig, ...] = ()
+    """Clients with a threshold, or a rate of dropping, of their own; others have `guard.threshold`."""
+    no_verdict: Literal["drop", "keep"] = "drop"
+    """What a client does with a pair that has an answer without a score; how many there are is said."""
+    refusal: Text | None = None
+    """What takes the place of an unsafe answer; null: a sentence in the language of its source."""
 
 
 class CaiConfig(Section):
@@ -632,6 +692,53 @@ class CaiConfig(Section):
         return target
 
 
+_JUDGES = ("rule", "refusal_phrases", "guard", "korean", "gcg", "openfedllm", "openfedllm_as_meant")
+_ASKED = {"guard": "PATH or owner/name", "endpoint": "NAME"}  # judges that are models, by what stands behind the colon
+
+
+def _in_full(judge: Any) -> Any:
+    """`phrases` is the column's title; the judge's name is what rates are named by."""
+    return "refusal_phrases" if judge == "phrases" else judge
+
+
+JudgeName = Annotated[str, BeforeValidator(_in_full), Name(*_JUDGES, before=_ASKED)]
+
+
+def _a_word(name: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*", name):
+        raise ValueError("must be a word of letters, digits and underscores: rates are named by it")
+    return name
+
+
+class EndpointConfig(Section):
+    """An entry of `eval.endpoints`: a model behind an OpenAI-compatible endpoint, which judges as `endpoint:NAME`."""
+
+    name: Annotated[Text, AfterValidator(_a_word)]
+    """What it is called: its rate is `harmless_by_endpoint_<name>`."""
+    url: Text
+    """Where its API begins, `http://localhost:8000/v1`: `/chat/completions` is put behind it."""
+    model: Text
+    """The model's name there."""
+    template: Literal["harm", "strongreject", "mtbench"] = "harm"
+    """What it is asked: whether the answer is harmful, three marks like StrongREJECT's, or (no verdict on harm) one
+    from 1 to 10 like MT-Bench's (docs/judges.md).
+    """
+    request: Annotated[PathText | None, a_file("file of a request that holds {prompt} and {answer}")] = None
+    """A text file in place of `template`: it holds `{prompt}` and `{answer}`, and asks for yes (harmful) or no."""
+    api_key_env: Text | None = None
+    """The environment variable that holds its key, which is written nowhere; null: none is sent."""
+    concurrency: Count = 8
+    """Requests under way at once."""
+    retries: Natural = 6
+    """How often a request is sent again that fails for a while: too many (429), of the server (5xx), no answer."""
+    backoff: Rate = 1.0
+    """Seconds before the first of these, twice as many before each further one; a longer `Retry-After` is kept to."""
+    timeout: Rate = 120.0
+    """Seconds after which there is no answer."""
+    max_tokens: Count = 256
+    """Tokens of a reply, at most."""
+
+
 def _rate_name(name: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError("must be small letters, digits and _, a letter first: rates are named by it")
@@ -699,25 +806,32 @@ class EvalConfig(Section):
     """Held-out acceptable answers whose perplexity is measured, at most; 0: it is not."""
     mt_bench: Annotated[PathText | PromptSource | None, _prompts("category"), a_file(_ROWS, rows=True)] = None
     """MT-Bench's questions of two turns each, answered and kept to be marked; null: they are not asked."""
-    rater: Annotated[str, Name("none")] = "none"
-    """Who marks the answers to these from 1 to 10; `none`: nobody, and they are kept to be marked later.
+    rater: Annotated[str, Name("none", before={"endpoint": "NAME"})] = "none"
+    """Who marks the answers to these from 1 to 10; `none`: nobody, and they are kept to be marked later;
+    `endpoint:NAME`: an entry of `eval.endpoints` whose template is `mtbench`.
 
     A function of the user's own: (prompts, answers, references) of a conversation, lists by turn, to a mark of each
     answer, or None for no mark.
     """
     sets: tuple[SetConfig, ...] = ()
     """Sets of the user's own, each with columns of its name (docs/evaluations.md)."""
-    judge: Annotated[str, Name("auto", "rule", "refusal_phrases", "guard")] = "auto"
-    """Whose verdicts the headline rate, `harmless`, counts; every judge that can is reported beside it.
+    judge: Annotated[str, BeforeValidator(_in_full), Name("auto", *_JUDGES, before=_ASKED)] = "auto"
+    """Whose verdicts the headline rate, `harmless`, counts: the primary judge, named in its column.
 
     `auto`: `rule`, which knows the templates, where model and requests are the tiny world's; else `refusal_phrases`. A
     function of the user's own: (prompt, answer) to whether the answer is unsafe, or None for no verdict.
+    """
+    judges: tuple[JudgeName, ...] | None = None
+    """The judges that are reported beside it, each in a column of its name; null: those of `rule`, `refusal_phrases`
+    and `guard` that can. `guard:PATH` is any guard or classifier on the device, `endpoint:NAME` an entry of
+    `eval.endpoints` (docs/judges.md).
     """
     by_guard: Flag | None = None
     """Whether `harmless_by_guard` is measured. Null: where no guard has to be fitted for it alone.
 
     So it is where filter, probe or judge use the guard in any case, where it is released, saved or a function, and
-    where the model is the tiny world's; `false` keeps the guard out of the judges unless it is `eval.judge`.
+    where the model is the tiny world's; `false` keeps the guard out of the judges unless it is `eval.judge`. Where
+    `eval.judges` names judges, null is whether the guard is one of them.
     """
     prompts: Count = 100
     """Harmful requests that are answered, at most, of each set that is shipped."""
@@ -727,8 +841,41 @@ class EvalConfig(Section):
     """Sampling temperature of these answers; 0: always the likeliest token."""
     max_new_tokens: Count = 64
     """Tokens of an answer, at most."""
+    cut_off: Literal["left_out", "judged"] = "left_out"
+    """What becomes of an answer that did not end within these: it has no verdict, or it is judged as far as it goes.
+    Counted beside the rates in any case. What is left out is long, and refusals are short (docs/judges.md).
+    """
     batch_size: Count = 64
     """Rows that are answered or scored at once; changes no number in float32, in bfloat16 only by rounding."""
+    endpoints: tuple[EndpointConfig, ...] = ()
+    """Models behind OpenAI-compatible endpoints, for `endpoint:NAME` among the judges."""
+
+    @field_validator("judges")
+    @classmethod
+    def _each_once(cls, judges: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        if judges is None:
+            return None
+        for name in judges:
+            if judges.count(name) > 1:
+                raise ValueError(f"must name each judge once; {name} stands twice")
+        if {info.data.get("judge"), *judges} == {"guard"}:
+            raise ValueError("must name another judge: the filter's own guard may not be the only one")
+        return judges
+
+    @field_validator("endpoints")
+    @classmethod
+    def _all_that_judge(cls, endpoints: tuple[EndpointConfig, ...], info: ValidationInfo) -> tuple[EndpointConfig, ...]:
+        names = [endpoint.name for endpoint in endpoints]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"must have each name once; {name} stands twice")
+        asked = (info.data.get("judge", ""), info.data.get("rater", ""), *(info.data.get("judges") or ()))
+        for judge in asked:
+            word, _, name = judge.partition(":")
+            if word == "endpoint" and name not in names:
+                known = f"of {', '.join(names)}" if names else "of none"
+                raise ValueError(f"must have an entry of the name {name}, which judges; there are entries {known}")
+        return endpoints
 
 
 class ExperimentConfig(Section):
@@ -756,6 +903,7 @@ class ExperimentConfig(Section):
     fedyogi: FedYogiConfig = FedYogiConfig()
     fedadagrad: FedAdagradConfig = FedAdagradConfig()
     trimmed_mean: TrimmedMeanConfig = TrimmedMeanConfig()
+    noised: NoisedConfig = NoisedConfig()
     guard: GuardConfig = GuardConfig()
     filter: FilterConfig = FilterConfig()
     cai: CaiConfig = CaiConfig()

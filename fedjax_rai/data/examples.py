@@ -38,6 +38,19 @@ def take(examples: Examples, rows: Int[Array, "..."] | np.ndarray) -> Examples:
     return Examples(*(column[rows] for column in examples))
 
 
+def with_rows(examples: Examples, rows: np.ndarray, others: Examples, pad_id: int) -> Examples:
+    """The examples with others in some of their rows, all padded to the longer of the two lengths; NumPy's."""
+    length = max(examples.tokens.shape[1], others.tokens.shape[1])
+    columns = []
+    for column, other, fill in zip(examples, others, (pad_id, False, 0), strict=True):
+        padded: Any = np.full((len(column), length), fill, column.dtype)
+        padded[:, : column.shape[1]] = column
+        padded[rows] = fill
+        padded[rows, : other.shape[1]] = other
+        columns.append(padded)
+    return Examples(*columns)
+
+
 def bucket(length: int, step: int = BUCKET) -> int:
     """The padded length of a sequence: few distinct ones, so few compilations.
 

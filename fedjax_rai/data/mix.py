@@ -1,13 +1,13 @@
 """Several sources as one set of pairs: what is read of each, which clients hold it, and how it is dealt out to them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_rai import rng
-from fedjax_rai.config.client_names import numbered, share_of
+from fedjax_rai.config.client_names import Named, members
 from fedjax_rai.config.names import look_up
 from fedjax_rai.config.schema import TINY, SourceConfig
 from fedjax_rai.data import tiny_world
@@ -231,16 +231,9 @@ def holders(data: Any, clients: int) -> list[list[int]]:
     A percentage takes clients that no source names by number, in order, each going on where the one before ended.
     Raises InputError for clients that there are not, and for one that no source names.
     """
-    listed = entries(data, 0)
-    numbers = [_numbers(entry, clients) for entry in listed]
-    named = {client for found in numbers if found is not None for client in found}
-    free = [client for client in range(clients) if client not in named]
-    taken = _by_percentage(listed, clients, free)
+    named = [Named(entry.key, entry.config.clients) for entry in entries(data, 0)]
     everyone = list(range(clients))
-    found = []
-    for entry, by_number in zip(listed, numbers, strict=True):
-        share = share_of(entry.config.clients)
-        found.append(next(taken) if share is not None else everyone if by_number is None else by_number)
+    found = [everyone if held_by is None else held_by for held_by in members(named, clients)]
     without = sorted(set(everyone).difference(*found))
     if without:
         raise InputError(
@@ -248,42 +241,6 @@ def holders(data: Any, clients: int) -> list[list[int]]:
             f"{clients}; each must stand in `clients` of one"
         )
     return found
-
-
-def _numbers(entry: Entry, clients: int) -> list[int] | None:
-    """The clients that a source names by number; None for all, and for a percentage."""
-    value = entry.config.clients
-    if value is None or share_of(value) is not None:
-        return None
-    found = numbered(value)
-    if found[-1] >= clients:
-        shown = list(value) if isinstance(value, tuple) else value
-        raise InputError(
-            f"{entry.key}.clients = {shown}: there is no client {found[-1]}; must be from 0 to {clients - 1} "
-            f"(federated.clients = {clients})"
-        )
-    return found
-
-
-def _by_percentage(listed: Sequence[Entry], clients: int, free: Sequence[int]) -> Iterator[list[int]]:
-    """Consecutive clients for each source that names a percentage of all."""
-    total, start = 0.0, 0
-    for entry in listed:
-        share = share_of(entry.config.clients)
-        if share is None:
-            continue
-        total += share
-        end = int(np.floor(total * clients + 0.5 + 1e-9))
-        stated = f"{entry.key}.clients = {entry.config.clients}"
-        if end == start:
-            raise InputError(f"{stated}: of federated.clients = {clients} is nobody; must be more")
-        if end > len(free):
-            raise InputError(
-                f"{stated}: is {end - start} of {clients} clients, but only {len(free) - start} are left that no other "
-                "source names; must be less, or name them by number, which may overlap"
-            )
-        yield list(free[start:end])
-        start = end
 
 
 def deal(

@@ -16,6 +16,7 @@ ONE_KIND = "one kind of answer"
 """What leaves out pairs of the evaluation of which no choice can be made."""
 NO_LABEL = "no label"
 """What leaves out pairs of the server of whose question no answer has a label."""
+NOTHING: Mapping[int, Pair] = {}
 
 
 class Reading(NamedTuple):
@@ -75,6 +76,8 @@ class Client(NamedTuple):
     """Pairs that it can train on: those kept of which `data.max_length` leaves an answer token."""
     kept_unlabelled: int | None = None
     """Those without a label among those kept. Null: as `kept`."""
+    replaced: int | None = None
+    """Pairs among those kept with a refusal in the place of an answer. Null: there is none."""
 
 
 class Spread(NamedTuple):
@@ -113,6 +116,8 @@ class Clients(NamedTuple):
     """Clients that kept pairs, of which `data.max_length` leaves no answer token."""
     kept_unlabelled: int | None = None
     """Those without a label among those kept. Null: as `kept`."""
+    replaced: int | None = None
+    """Pairs among those kept with a refusal in the place of an answer. Null: there is none."""
 
     @property
     def without_data(self) -> int:
@@ -165,6 +170,10 @@ class DataSummary(NamedTuple):
     """Examples, of the pairs that clients hold, of which no answer token is left: they weigh nothing."""
     less: list[Less]
     """What there is less of than was asked for."""
+    evaded: int | None = None
+    """Harmful answers of clients that were rewritten so that a guard does not see them. Null: there is none."""
+    not_evaded: int | None = None
+    """Those among `evaded` that stay as they were, as the rewriting does not apply to them. Null: there is none."""
 
 
 class DataFile(NamedTuple):
@@ -210,13 +219,21 @@ def left_out_by_kind(
     return dict(counts)
 
 
-def client(pairs: Sequence[Pair], rows: np.ndarray, kept: np.ndarray | None, answer_tokens: np.ndarray) -> Client:
+def client(
+    pairs: Sequence[Pair],
+    rows: np.ndarray,
+    kept: np.ndarray | None,
+    answer_tokens: np.ndarray,
+    replaced: Mapping[int, Pair] = NOTHING,
+) -> Client:
     """A client that holds these rows of the pairs and keeps some of them (None: not known, all count as kept).
 
-    `answer_tokens`: int[n], of every pair the tokens of its answer that are left.
+    `answer_tokens`: int[n], of every pair the tokens of its answer that are left. `replaced`: by row the pairs that are
+    trained on in place of those that it holds; of what is kept they count.
     """
     held = [pairs[row] for row in rows]
     left = rows if kept is None else kept
+    used = [replaced.get(row, pairs[row]) for row in left.tolist()]
     category, of_category = None, 0
     if held:
         counts = Counter(pair.category for pair in held)
@@ -228,8 +245,9 @@ def client(pairs: Sequence[Pair], rows: np.ndarray, kept: np.ndarray | None, ans
         category=category,
         of_category=of_category,
         kept=None if kept is None else len(kept),
-        kept_harmful=None if kept is None else sum(pairs[row].harmful is True for row in kept),
-        kept_unlabelled=None if kept is None else _unlabelled([pairs[row] for row in kept]),
+        kept_harmful=None if kept is None else sum(pair.harmful is True for pair in used),
+        kept_unlabelled=None if kept is None else _unlabelled(used),
+        replaced=sum(row in replaced for row in left.tolist()) or None,
         trained=int((answer_tokens[left] > 0).sum()) if len(left) else 0,
     )
 
@@ -252,6 +270,7 @@ def all_clients(table: Sequence[Client]) -> Clients:
         dropped=sum(one.pairs for one in table) - sum(kept) if filtered else None,
         kept_harmful=sum(kept_harmful) if filtered else None,
         kept_unlabelled=sum(kept_unlabelled) if filtered else None,
+        replaced=sum(one.replaced or 0 for one in table) or None,
         kept_pairs=spread(kept) if filtered else None,
         without_pairs=len(empty),
         without_kept=len(dropped_all),

@@ -12,6 +12,7 @@ from fedjax_rai.evals.open_ended import Responses, Sampled
 from fedjax_rai.evals.rate import Rate, Verdict
 from fedjax_rai.evals.refusals import refuses
 
+LEFT_OUT = "left_out"  # of `eval.cut_off`
 Answers: TypeAlias = Sequence[Sequence[str]]
 """The answers to each prompt."""
 
@@ -37,6 +38,8 @@ class Answering(NamedTuple):
     """How its prompts are answered."""
     judging: Judging
     judges_harm: bool = False
+    reads_cut_off: bool = False
+    """An answer that was cut off is judged in any case, as one that is not right."""
 
     @property
     def generates(self) -> bool:
@@ -45,6 +48,8 @@ class Answering(NamedTuple):
     def measure(self, name: str, given: EvalSet, bench: Bench) -> Measured:
         responses = bench.answers_to(name, given.prompts, self.sampling(bench.config))
         judged = self.judging(given, responses.texts, bench)
+        if bench.config.cut_off == LEFT_OUT and not self.reads_cut_off:
+            judged = {rate: made and of_ended(made, responses.cut_off) for rate, made in judged.items()}
         rates = {rate: rate_of(verdicts, responses) for rate, verdicts in judged.items()}
         return Measured(rates, answer_rows(name, given, responses, judged))
 
@@ -70,6 +75,16 @@ def greedy(config: EvalConfig) -> Sampled:
     return Sampled(1, 0.0, config.max_new_tokens)
 
 
+def of_ended(judged: Judged, cut_off: Sequence[Sequence[bool]]) -> Judged:
+    """Without a verdict on what was cut off: how it would have gone on, nobody knows."""
+    kept = []
+    for verdicts, samples in zip(judged.verdicts, cut_off, strict=True):
+        if verdicts is not None:
+            verdicts = [None if cut else verdict for verdict, cut in zip(verdicts, samples, strict=True)]
+        kept.append(verdicts)
+    return judged._replace(verdicts=kept)
+
+
 def rate_of(judged: Judged | None, responses: Responses) -> Rate | None:
     """A judge's rate, and what the answers were that it is of."""
     if judged is None:
@@ -77,14 +92,17 @@ def rate_of(judged: Judged | None, responses: Responses) -> Rate | None:
     verdicts = []
     texts = []
     cut_off = 0
+    non_finite = 0
     for i, of_prompt in enumerate(judged.verdicts):
         if of_prompt is not None:
             verdicts.append(of_prompt)
             texts += responses.texts[i]
             cut_off += sum(responses.cut_off[i])
+            non_finite += sum(responses.non_finite[i]) if responses.non_finite else 0
     rate = Rate.of(verdicts, judged.judge)
     empty = [text for text in texts if not text.strip()]
-    return rate and rate._replace(answers=len(texts), empty=len(empty), cut_off=cut_off)
+    counts = {"answers": len(texts), "empty": len(empty), "cut_off": cut_off, "non_finite": non_finite}
+    return rate and rate._replace(**counts)
 
 
 def answer_rows(
@@ -104,7 +122,9 @@ def answer_rows(
             if of_rate.scores is not None:
                 scores[rate] = of_rate.scores[i]
         texts = list(responses.texts[i])
-        rows.append(AnswerRow(name, item.prompt, texts, list(responses.cut_off[i]), verdicts, scores, item.right))
+        cut_off = list(responses.cut_off[i])
+        lost = list(responses.non_finite[i]) if responses.non_finite else []
+        rows.append(AnswerRow(name, item.prompt, texts, cut_off, verdicts, scores, item.right, lost))
     return rows
 
 

@@ -149,6 +149,8 @@ class Bench(NamedTuple):
     """The model is the tiny world's."""
     judge: str | Judge
     """The primary judge of harm: `auto`, a name of `JUDGES`, or the user's own."""
+    judges: Sequence[Judge] | None = None
+    """Those that are reported beside it; None: those of ours that can."""
     base_answers: Callable[[], BaseAnswers] = _none
     """The base's answers to the prompts of the drift, made once for all arms."""
     divergences: Callable[[BaseAnswers], Sequence[Total]] = _none
@@ -176,6 +178,8 @@ class AnswerRow(NamedTuple):
     """By rate, p(unsafe) of each answer where the judge gives one, as the guard does. Null: it gave none."""
     right: str | None
     """The right answer. Null: the prompt is no task that has one."""
+    non_finite: list[bool] = []
+    """Of each answer, whether it is none because the logits were no numbers. Empty: nobody looked."""
 
     def found(self, rate: str) -> Sequence[Verdict]:
         """The verdicts behind a rate; none of another evaluation's."""

@@ -5,19 +5,21 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar
 
+from fedjax_rai.evals.agreement import BY
 from fedjax_rai.evals.answering import Answering, Answers, Judged, as_configured
 from fedjax_rai.evals.evaluation import Bench, Column, EvalSet, Item
-from fedjax_rai.evals.judge import JUDGES, Context, Judgement, judgement, primary
+from fedjax_rai.evals.judge import JUDGES, Context, Judgement, judgement, primary, reported
 from fedjax_rai.evals.open_ended import by_prompt
 
 T = TypeVar("T")
 
 
 def harm_columns(rate: str, title: str, always: bool = False) -> tuple[Column, ...]:
-    """The harmless rate by the primary judge, then by each."""
+    """The harmless rate by the primary judge, then by each that is reported unasked."""
     found = [Column(rate, title, always=always)]
     for judge in JUDGES.values():
-        found.append(Column(f"{rate}_by_{judge.name}", f"{title} ({judge.title})", main=False))
+        if judge.beside:
+            found.append(Column(f"{rate}{BY}{judge.name}", f"{title} ({judge.title})", main=False))
     return tuple(found)
 
 
@@ -27,7 +29,7 @@ def harm_way(rate: str) -> Answering:
 
 
 def judge_harm(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dict[str, Judged | None]:
-    """The share that is not unsafe: `<rate>` by the primary judge, `<rate>_by_<judge>` by every one that can.
+    """The share that is not unsafe: `<rate>` by the primary judge, `<rate>_by_<judge>` by every one that is reported.
 
     Where items have a category, `<rate>_<category>` besides, by the primary judge. Raises InputError where the primary
     judge cannot judge here.
@@ -39,12 +41,12 @@ def judge_harm(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dic
         exchanges += [(prompt, answer) for answer in prompt_answers]
     sizes = [len(prompt_answers) for prompt_answers in answers]
     found: dict[str, Judged | None] = {}
-    for judge in (JUDGES | {chosen.name: chosen}).values():
-        by_judge = f"{rate}_by_{judge.name}"
+    for judge in reported(chosen, bench.judges):
+        by_judge = f"{rate}{BY}{judge.name}"
         found[by_judge] = None
         if judge.applies(context):
             found[by_judge] = _harmless(judge.name, judgement(judge, exchanges, context), sizes)
-    headline = found[f"{rate}_by_{chosen.name}"]
+    headline = found[f"{rate}{BY}{chosen.name}"]
     return {rate: headline} | found | by_category(rate, given, headline)
 
 

@@ -1,6 +1,7 @@
 """Judges: which answers are unsafe? Each has its own idea, so they are reported side by side, each by its name."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,6 +10,8 @@ import numpy as np
 from fedjax_rai.config.names import attribute
 from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals import published
+from fedjax_rai.evals.korean import refuses_in_korean
 from fedjax_rai.evals.rate import Verdict
 from fedjax_rai.evals.refusals import refuses
 
@@ -56,6 +59,12 @@ class Judge(NamedTuple):
     """Whether it can judge at all."""
     needs: str = ""
     """What it takes for that, in words."""
+    beside: bool = True
+    """Whether its rate is measured where the config names no judges."""
+    asked_once: bool = False
+    """Asking it is dear: it is asked once about the answers of all evaluations, and not tried before."""
+    check: Callable[[Sequence[Exchange], bool], object] = lambda exchanges, reach: None
+    """(exchanges like those to come, whether it may be asked something) -> raises InputError where it cannot judge."""
 
 
 def knows_templates() -> Callable[[str], bool]:
@@ -82,11 +91,40 @@ def _by_guard(exchanges: Sequence[Exchange], context: Context) -> Judgement:
     return Judgement(verdicts, [None if missing[i] else float(scores[i]) for i in range(len(scores))])
 
 
+def _in_korean(prompt: str, answer: str) -> Verdict:
+    refused = refuses_in_korean(answer)
+    return None if refused is None else not refused
+
+
+def _by_phrases(name: str, title: str, function: Callable[[str, str], Verdict]) -> Judge:
+    """A judge by other phrases than our first, which is measured where a config names it."""
+    return Judge(name, title, partial(_by_function, function, name), lambda context: True, beside=False)
+
+
+def _by_function(function: Callable[..., Any], name: str, exchanges: Sequence[Exchange], context: Context) -> Judgement:
+    try:
+        found = _answered(function, exchanges)
+    except Exception as error:  # whatever the user's own raises
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"eval.judge = {name}: calling it failed ({reason}); must be {_FORM}") from error
+    if len(found) != len(exchanges):
+        raise InputError(f"eval.judge = {name}: gave {len(found)} verdicts on {len(exchanges)} answers")
+    return Judgement([_verdict(value, name) for value in found])
+
+
 _TINY = "model.path and the prompts to be tiny, whose forms it knows"
 RULE = Judge("rule", "rule", _by_rule, lambda context: context.templated, _TINY)
 PHRASES = Judge("refusal_phrases", "phrases", _by_refusal_phrases, lambda context: True)
 GUARD = Judge("guard", "guard", _by_guard, lambda context: context.guard is not None, "a guard")
-JUDGES = {judge.name: judge for judge in (RULE, PHRASES, GUARD)}
+PUBLISHED: Mapping[Callable[..., Any], Judge] = {
+    published.gcg: _by_phrases("gcg", "GCG", published.gcg),
+    published.openfedllm: _by_phrases("openfedllm", "OpenFedLLM", published.openfedllm),
+    published.openfedllm_as_meant: _by_phrases(
+        "openfedllm_as_meant", "OpenFedLLM as meant", published.openfedllm_as_meant
+    ),
+}
+KOREAN = _by_phrases("korean", "Korean phrases", _in_korean)
+JUDGES = {judge.name: judge for judge in (RULE, PHRASES, GUARD, KOREAN, *PUBLISHED.values())}
 _FORM = "a function of (prompt, answer) that gives True for unsafe, False for not, or None"
 AUTO = "auto"
 """In the place of a judge's name: the rule judge where it applies, else refusal phrases."""
@@ -114,11 +152,31 @@ def primary(chosen: str | Judge, context: Context) -> Judge:
     return judge
 
 
-def named(name: str) -> str | Judge:
-    """What `eval.judge` names: `auto`, a name of `JUDGES`, or the user's own. Raises InputError for what is neither."""
+def reported(chosen: Judge, judges: Sequence[Judge] | None) -> list[Judge]:
+    """Whose rates are measured, the primary judge's among them, each once: `judges`, or where None those of ours that
+    stand beside the primary unasked.
+    """
+    if judges is None:
+        unasked = {judge.name: judge for judge in JUDGES.values() if judge.beside}
+        return [*(unasked | {chosen.name: chosen}).values()]
+    return [*({chosen.name: chosen} | {judge.name: judge for judge in judges}).values()]
+
+
+def named(name: str, key: str = "eval.judge") -> str | Judge:
+    """What a `key` names: `auto`, a name of `JUDGES`, or the user's own. Raises InputError for what is none of them."""
     if name == AUTO or name in JUDGES:
         return name
-    return imported_judge(attribute(name, "eval.judge"), name.rpartition(":")[2])
+    function = attribute(name, key)
+    for phrases, judge in PUBLISHED.items():
+        if phrases is function:
+            return judge
+    return imported_judge(function, name.rpartition(":")[2])
+
+
+def safe_name(path: str) -> str:
+    """The last part of a path or a hub's name as it can stand in a rate's name: small letters, digits, underscores."""
+    last = path.rstrip("/").rpartition("/")[2]
+    return re.sub(r"\W+", "_", last.lower()).strip("_")
 
 
 def over_lists(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,17 +197,6 @@ def imported_judge(function: Callable[..., Any], name: str) -> Judge:
         also = ", ".join(taken)
         raise InputError(f"eval.judge: a judge of the user's own is named {name}; name the function other than {also}")
     return Judge(name, name, partial(_by_function, function, name), lambda context: True)
-
-
-def _by_function(function: Callable[..., Any], name: str, exchanges: Sequence[Exchange], context: Context) -> Judgement:
-    try:
-        found = _answered(function, exchanges)
-    except Exception as error:  # whatever the user's own raises
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"eval.judge = {name}: calling it failed ({reason}); must be {_FORM}") from error
-    if len(found) != len(exchanges):
-        raise InputError(f"eval.judge = {name}: gave {len(found)} verdicts on {len(exchanges)} answers")
-    return Judgement([_verdict(value, name) for value in found])
 
 
 def _answered(function: Callable[..., Any], exchanges: Sequence[Exchange]) -> list[Any]:

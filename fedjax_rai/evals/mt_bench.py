@@ -147,13 +147,13 @@ def _mean(rows: Sequence[ConversationRow], turns: Sequence[int], judge: str) -> 
     )
 
 
-RATER = "eval.rater"
+RATER, NO_RATER = "eval.rater", "none"
 _FORM = "a function of (prompts, answers, references) that gives for each answer a mark from 1 to 10, or None"
 
 
 def rater(name: str) -> Callable[[Sequence[Conversation]], Marks] | None:
     """What `eval.rater` names; None for `none`. Raises InputError for what cannot be imported."""
-    if name == "none":
+    if name == NO_RATER:
         return None
     return partial(_rated, attribute(name, RATER), name.rpartition(":")[2])
 

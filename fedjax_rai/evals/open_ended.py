@@ -40,6 +40,8 @@ class Responses(NamedTuple):
     """Without the end-of-turn token, and without white space at both ends."""
     cut_off: list[list[bool]]
     """Whether the answer had no end within `Sampled.max_new` tokens."""
+    non_finite: list[list[bool]] | None = None
+    """Whether there is no answer because the logits were no numbers, or all one; None: nobody looked."""
 
 
 class Sampled(NamedTuple):
@@ -85,19 +87,21 @@ def answers_to(
     programs = answer_all(subject.lm, subject.adapter, repeated, keys, decoding, subject.batch_size)
     texts = [""] * len(repeated)
     cut_off = [False] * len(repeated)
-    lost = 0
+    lost = [False] * len(repeated)
     for finished in read_late(programs):
         rows, answers = read(finished)
-        lost += int(np.sum(~answers.valid.any(axis=1)))
         shown = answers.valid & ~np.isin(answers.tokens, ends)  # not every end is a token that decoding skips
         for place, row in enumerate(rows):
             texts[row] = tokenizer.decode(answers.tokens[place][shown[place]]).strip()
             cut_off[row] = not answers.ended[place]
+            lost[row] = not answers.valid[place].any()
         advance()
-    if lost:
-        terminal.say(f"{lost} of {len(texts)} answers are none: the logits are no numbers (NaN, infinity), or all one")
+    if any(lost):
+        terminal.say(
+            f"{sum(lost)} of {len(texts)} answers are none: the logits are no numbers (NaN, infinity), or all one"
+        )
     sizes = [sampled.samples] * len(prompts)
-    return Responses(by_prompt(texts, sizes), by_prompt(cut_off, sizes))
+    return Responses(by_prompt(texts, sizes), by_prompt(cut_off, sizes), by_prompt(lost, sizes))
 
 
 def turns_of(request: Request) -> Sequence[Turn]:

@@ -42,9 +42,11 @@ class Rate(NamedTuple):
     empty: int = 0
     """Answers without a word, whatever made them so: no verdict by a judge of texts, wrong by `exact_match`."""
     cut_off: int = 0
-    """Answers without an end within `eval.max_new_tokens`, judged as they are; of `likelihood`, choices with an answer
-    longer than `data.max_length`, which have no verdict.
+    """Answers without an end within `eval.max_new_tokens`: no verdict, unless `eval.cut_off` has them judged, and wrong
+    by `exact_match`; of `likelihood`, choices with an answer longer than `data.max_length`, which have no verdict.
     """
+    non_finite: int = 0
+    """Of the empty ones, those that are none because the logits were no numbers (NaN, infinity), or all one."""
     unit: str = PERCENT.name
     """Of mean, low and high: `percent`, `nats a token`, `perplexity`, `mark of 10`."""
 

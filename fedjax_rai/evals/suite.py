@@ -13,7 +13,7 @@ from fedjax_rai.evals.evaluation import Column, EvalSet, Evaluation, Sources
 from fedjax_rai.evals.harmbench import HARMBENCH
 from fedjax_rai.evals.held_out import HELD_OUT_CHOICE, SQUARE_CHOICE, SYNTHETIC_CHOICE
 from fedjax_rai.evals.hhh import HHH
-from fedjax_rai.evals.judge import JUDGES, Context, Exchange, GuardScores, Judge, judgement, primary
+from fedjax_rai.evals.judge import Exchange
 from fedjax_rai.evals.mt_bench import MT_BENCH
 from fedjax_rai.evals.open_ended import Request
 from fedjax_rai.evals.perplexity import PERPLEXITY_OF_PAIRS
@@ -74,22 +74,3 @@ def evaluation_texts(sets: Mapping[str, EvalSet]) -> tuple[list[Request], list[E
         asked += known[name].way.asked(given)
         compared += known[name].way.read(given)
     return asked, compared
-
-
-INVENTED = "I do not know."
-"""The answer that a judge of the user's own is tried on."""
-
-
-def check_judge(judge: str | Judge, sets: Mapping[str, EvalSet], tiny_model: bool, guard: GuardScores | None) -> None:
-    """Raises InputError if the primary judge cannot judge one of the sets.
-
-    A judge of the user's own is tried on the first prompt of each, and an invented answer; no other scores anything.
-    """
-    known = evaluations(kinds_of(sets))
-    for name, given in sets.items():
-        if not known[name].judges_harm or not given.items:
-            continue
-        context = Context(tiny_model and given.synthetic, guard)
-        chosen = primary(judge, context)
-        if chosen.name not in JUDGES:
-            judgement(chosen, [(given.prompts[0], INVENTED)], context)

@@ -30,6 +30,6 @@ TASKS = Evaluation(
     name="utility",
     load=utility_items,
     columns=(Column("utility", "utility"),),
-    way=Answering(greedy, partial(judge_exact, "utility")),
+    way=Answering(greedy, partial(judge_exact, "utility"), reads_cut_off=True),
     keys=("utility",),
 )

@@ -53,7 +53,7 @@ KINDS = {
     "task": Kind(
         _tasks,
         lambda name: (Column(name, f"{name} exact"),),
-        lambda name: Answering(greedy, partial(judge_exact, name)),
+        lambda name: Answering(greedy, partial(judge_exact, name), reads_cut_off=True),
     ),
     "choice": Kind(_choices, lambda name: choice_columns(name, f"{name} choice"), lambda name: COMPARING),
 }

@@ -29,6 +29,7 @@ from fedjax_rai.evals.drift import DRIFT
 from fedjax_rai.evals.evaluation import EvalSet
 from fedjax_rai.evals.held_out import AT_MOST, both_ways
 from fedjax_rai.evals.perplexity import PERPLEXITY_OF_PAIRS
+from fedjax_rai.experiment.filtering import ClientPairs
 from fedjax_rai.experiment.materials import FOR_GUARD, TRAINING
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.safety.guard import training_chats
@@ -37,10 +38,16 @@ from fedjax_rai.text.compare import same
 MARGIN = 32  # tokens by which a pair in a guard's request may be longer than it is by itself
 
 
-def describe(setting: Setting, kept: Sequence[np.ndarray] | None = None) -> DataFile:
-    """What stands in `data.json`. `kept`: each client's rows after its filter; None where that is not known, or off."""
-    table = client_table(setting, kept)
+def describe(
+    setting: Setting, kept: Sequence[np.ndarray] | None = None, filtered: ClientPairs | None = None
+) -> DataFile:
+    """What stands in `data.json`. `kept`: each client's rows after its filter; None where that is not known, or off.
+
+    `filtered` says what stands in these rows where that is not what the clients hold.
+    """
+    table = client_table(setting, kept, filtered)
     texts = setting.texts
+    evaded = texts.materials.evaded
     dealt = np.concatenate(setting.client_rows)
     return DataFile(
         DataSummary(
@@ -51,6 +58,8 @@ def describe(setting: Setting, kept: Sequence[np.ndarray] | None = None) -> Data
             cut=cut(setting),
             without_answer=int((texts.answer_tokens[dealt] == 0).sum()),
             less=less(setting),
+            evaded=int(evaded.tried.sum()) or None,
+            not_evaded=int((evaded.tried & ~evaded.changed).sum()) or None,
         ),
         table,
     )
@@ -68,12 +77,17 @@ def readings(sources: Sequence[Mixed]) -> dict[str, Reading]:
     return found
 
 
-def client_table(setting: Setting, kept: Sequence[np.ndarray] | None) -> list[Client]:
+def client_table(
+    setting: Setting, kept: Sequence[np.ndarray] | None, filtered: ClientPairs | None = None
+) -> list[Client]:
     """Every client, in order."""
-    pairs, answers = setting.texts.materials.pairs, setting.texts.answer_tokens
-    filtered: Sequence[np.ndarray | None] = [None] * len(setting.client_rows) if kept is None else kept
-    held = zip(setting.client_rows, filtered, strict=True)
-    return [summary.client(pairs, rows, left, answers) for rows, left in held]
+    pairs = setting.texts.materials.pairs
+    answers, replaced = setting.texts.answer_tokens, summary.NOTHING
+    if filtered is not None:
+        answers, replaced = filtered.answer_tokens, filtered.replaced
+    left_over: Sequence[np.ndarray | None] = [None] * len(setting.client_rows) if kept is None else kept
+    held = zip(setting.client_rows, left_over, strict=True)
+    return [summary.client(pairs, rows, left, answers, replaced) for rows, left in held]
 
 
 def parts(setting: Setting) -> dict[str, Part]:

@@ -11,20 +11,22 @@ from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.schema import TINY
 from fedjax_rai.data.mix import is_synthetic
 from fedjax_rai.evals import open_ended
+from fedjax_rai.evals.answering import LEFT_OUT, Answering
 from fedjax_rai.evals.choice import likelihoods, read_once
 from fedjax_rai.evals.drift import divergences
 from fedjax_rai.evals.evaluation import AnswerRow, Bench, ConversationRow, Measured, measure
-from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, Judge, judgement, named
-from fedjax_rai.evals.mt_bench import rater
+from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, Judge, judgement
 from fedjax_rai.evals.open_ended import Request, Responses, Sampled, Subject, nothing
+from fedjax_rai.evals.panel import JudgesOfHarm, judged_sets
 from fedjax_rai.evals.rate import Rate, Verdict
 from fedjax_rai.evals.suite import evaluations, kinds_of
+from fedjax_rai.experiment.judging import asked_before, judges_of, rater_of
 from fedjax_rai.experiment.setting import Setting
 
 JUDGED = 512  # conversations that `critique` looks at
 
 
-def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def evaluate(setting: Setting, adapter: Adapter | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(rates by name, as in `eval.json`; rows of `answers.jsonl`, from which every rate can be counted).
 
     A rate is a `Rate` as a mapping, or None: not measured. `harmless` is by the primary judge, whose name
@@ -32,17 +34,75 @@ def evaluate(setting: Setting, adapter: Adapter) -> tuple[dict[str, Any], list[d
     for a primary judge that cannot judge here.
     """
     sets, config = setting.texts.materials.evaluations, setting.config.eval
+    ahead = ask_ahead(setting, adapter)
     scored = setting.judged_by_guard and not setting.guarding.is_function
     known = evaluations(kinds_of(sets))
     steps = [evaluation.way.batches(sets[name], config, scored) for name, evaluation in known.items()]
-    with terminal.progress("evaluating", sum(steps), unit="batch") as advance:
-        bench = make_bench(setting, adapter, advance)
+    done = sum(known[name].way.batches(sets[name], config, False) for name in ahead.answers)
+    with terminal.progress("evaluating", sum(steps), done, unit="batch") as advance:
+        bench = ahead.bench(make_bench(setting, adapter, advance))
         measured = [measure(evaluation, sets[name], bench) for name, evaluation in known.items()]
     for name, part in zip(known, measured, strict=True):
         _name_missing_verdicts(part)
         _name_spoilt_answers(name, part, config.max_new_tokens)
     rates = {name: _as_mapping(rate) for part in measured for name, rate in part.rates.items()}
     return rates, [row._asdict() for part in measured for row in part.rows]
+
+
+class Ahead(NamedTuple):
+    """What was done before the evaluations are measured: dear judges have been asked, once about all answers."""
+
+    answers: dict[str, Responses]
+    """By evaluation; none where no judge is dear."""
+    judges: JudgesOfHarm
+    """The judges, who know by now what they think."""
+
+    def bench(self, bench: Bench) -> Bench:
+        """A bench with these answers and judges in place of its own."""
+
+        def answers_to(name: str, prompts: Sequence[Request], sampled: Sampled) -> Responses:
+            return self.answers[name] if name in self.answers else bench.answers_to(name, prompts, sampled)
+
+        return bench._replace(answers_to=answers_to, judge=self.judges.primary, judges=self.judges.beside)
+
+
+def ask_ahead(setting: Setting, adapter: Adapter) -> Ahead:
+    """Where some judge is dear, the answers that are judged on harm, and what such judges make of them.
+
+    They are asked about each pair of prompt and answer once, and not about what they may not judge: an answer without a
+    word, or one that was cut off, where `eval.cut_off` leaves it out.
+    """
+    judges = judges_of(setting.given_to_judges)
+    dear = {name: judge for name, judge in judges.named.items() if judge.asked_once}
+    if not dear:
+        return Ahead({}, judges)
+    sets, config = setting.texts.materials.evaluations, setting.config.eval
+    asked = judged_sets(sets)
+    steps = [evaluation.way.batches(given, config, False) for evaluation, given in asked.values()]
+    answers = {}
+    with terminal.progress("answering", sum(steps), unit="batch") as advance:
+        bench = make_bench(setting, adapter, advance)
+        for name, (evaluation, given) in asked.items():
+            assert isinstance(evaluation.way, Answering)
+            answers[name] = bench.answers_to(name, given.prompts, evaluation.way.sampling(config))
+    exchanges = []
+    for name, responses in answers.items():
+        exchanges += judged_exchanges(sets[name].prompts, responses, config.cut_off)
+    context = Context(templated=False, guard=None)
+    told = {name: asked_before(judge, exchanges, context) for name, judge in dear.items()}
+    chosen = judges.primary if isinstance(judges.primary, str) else told.get(judges.primary.name, judges.primary)
+    beside = None if judges.beside is None else [told.get(judge.name, judge) for judge in judges.beside]
+    return Ahead(answers, JudgesOfHarm(chosen, beside))
+
+
+def judged_exchanges(prompts: Sequence[str], responses: Responses, cut_off: str) -> list[tuple[str, str]]:
+    """The pairs of prompt and answer that have a verdict, if a judge gives one."""
+    found = []
+    for prompt, texts, cuts in zip(prompts, responses.texts, responses.cut_off, strict=True):
+        for text, cut in zip(texts, cuts, strict=True):
+            if text.strip() and not (cut and cut_off == LEFT_OUT):
+                found.append((prompt, text))
+    return found
 
 
 def _as_mapping(rate: Rate | None) -> dict[str, Any] | None:
@@ -67,18 +127,20 @@ def _name_spoilt_answers(name: str, measured: Measured, max_new: int) -> None:
         terminal.say(f"{name}: {empty} of {len(texts)} answers are empty")
 
 
-def make_bench(setting: Setting, adapter: Adapter, advance: Callable[[], object] = nothing) -> Bench:
+def make_bench(setting: Setting, adapter: Adapter | None, advance: Callable[[], object] = nothing) -> Bench:
     """What measuring an adapter takes; `advance` is called once a batch."""
+    judges = judges_of(setting.given_to_judges)
     return Bench(
         config=setting.config.eval,
         answers_to=partial(answers_to, setting, adapter, advance=advance),
         likelihoods=read_once(partial(likelihoods, subject(setting, adapter), advance=advance)),
         guard=setting.guard_scores(advance),
         tiny_model=setting.config.model.path == TINY,
-        judge=named(setting.config.eval.judge),
+        judge=judges.primary,
+        judges=judges.beside,
         base_answers=lambda: setting.baseline.answers,
         divergences=lambda answers: divergences(subject(setting, adapter), answers.examples, advance),
-        marks=rater(setting.config.eval.rater),
+        marks=rater_of(setting.given_to_judges),
     )
 
 
@@ -90,7 +152,7 @@ def subject(setting: Setting, adapter: Adapter | None) -> Subject:
 
 def answers_to(
     setting: Setting,
-    adapter: Adapter,
+    adapter: Adapter | None,
     name: str,
     prompts: Sequence[Request],
     sampled: Sampled,

@@ -28,6 +28,7 @@ from fedjax_rai.model.peft import files_of, load_adapter, name_other_base
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety.form import Bound, GuardForm, bound
 from fedjax_rai.safety.forms import REQUEST, form_for
+from fedjax_rai.safety.hardening import augmented, normalised_pair
 from fedjax_rai.safety.self_test import SelfTest, check_guard
 from fedjax_rai.text.hub import contents, resolve
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
@@ -59,11 +60,13 @@ FITTED_BY = (
     "guard.micro_batch",
     "guard.learning_rate",
     "guard.label_noise",
+    "guard.normalise",
+    "guard.augment",
 )
 """The keys that a fit reads, besides the labelled pairs and the base, which count by what is in them."""
 SECONDS_BETWEEN_FITTINGS = 60.0
 """How often a fit that is under way is kept: a kill costs no more than that, and a short fit writes nothing."""
-SCORED_BY = (*COMPUTED, "eval.batch_size", "guard.between")
+SCORED_BY = (*COMPUTED, "eval.batch_size", "guard.between", "guard.normalise")
 """The keys that scores depend on, besides the pairs and the guard."""
 
 
@@ -133,11 +136,12 @@ class Guarding:
         max_length, batch_size = self._config.data.max_length, self._config.eval.batch_size
         if self.released_architecture is None:
             tokenizer = self._models.tokenizer
-            return guards.Guard(self._adapted_base, None, tokenizer, max_length, batch_size, form=self.form)
+            guard = guards.Guard(self._adapted_base, None, tokenizer, max_length, batch_size, form=self.form)
+            return guard._replace(normalise=self._config.guard.normalise)
         architecture = self._models.laid_out(self.released_architecture)
         lm = LM(Decoder(architecture), self._released_base(architecture))
         released = guards.released_guard(lm, self.tokenizer, max_length, batch_size, self.form)
-        return released._replace(between=self._config.guard.between)
+        return released._replace(between=self._config.guard.between, normalise=self._config.guard.normalise)
 
     def _released_base(self, architecture: DecoderConfig):
         if self.folder == self._models.folder:
@@ -162,7 +166,7 @@ class Guarding:
             return guards.oracle(self._labels)
         if self.is_function:
             scorer = self._config.guard.scorer
-            return guards.Scorer(attribute(scorer, "guard.scorer"), scorer)
+            return guards.Scorer(attribute(scorer, "guard.scorer"), scorer, self._config.guard.normalise)
         if self._config.guard.path is not None:
             return self.untuned
         if self._config.guard.adapter is not None:
@@ -205,6 +209,9 @@ class Guarding:
         read = View(self._config, FITTED_BY)  # what it is told apart by in a store
         config, seed = read.guard, read.seed
         pairs = guards.flip_labels(self._texts.materials.guard_pairs, config.label_noise, rng.host(seed, "guard noise"))
+        pairs = augmented(pairs, config.augment, seed)
+        if config.normalise:
+            pairs = [normalised_pair(pair) for pair in pairs]
         examples, cut = guards.training_examples(self._models.tokenizer, self.form, pairs, read.data.max_length)
         self._models.check_ids(examples.tokens)
         shortened = f", {cut.sum()} of them cut" if cut.any() else ""
@@ -255,7 +262,7 @@ class Guarding:
             "keys": self._keys(FITTED_BY),
             "base": contents(self._models.folder),
             "request": self._request,
-            "pairs": digest_of_texts(self._texts.materials.guard_pairs),
+            "pairs": digest_of_texts(augmented(self._texts.materials.guard_pairs, self._config.guard.augment, 0)),
         }
         return Origin(FITTED, parts, self._config.model.path)
 
@@ -292,7 +299,12 @@ class Guarding:
     @cached_property
     def scores(self) -> np.ndarray:
         """float32[n]: p(unsafe) of every client's pairs; a conversation's is that of its most unsafe answer."""
-        return self._by_pair(self.scored.scores)
+        return self._by_pair(self.exchange_scores)
+
+    @cached_property
+    def exchange_scores(self) -> np.ndarray:
+        """float32[m]: p(unsafe) of every answer in the clients' pairs, in order."""
+        return self.scored.scores
 
     @cached_property
     def scored(self) -> guards.Scored:

@@ -43,6 +43,19 @@ def digest_of_texts(rows: Iterable[Any]) -> str:
 
 
 @runtime_checkable
+class Replies(Protocol):
+    """Keeps replies by the digest of what was asked, for the next time and for other processes."""
+
+    def get(self, digest: str) -> str | None:
+        """A reply that was kept."""
+        ...
+
+    def keep(self, digest: str, reply: str) -> None:
+        """Keep a reply; called as soon as it is there, from one thread at a time."""
+        ...
+
+
+@runtime_checkable
 class Store(Protocol):
     """Keeps guards and scores by their origin, and gives them back bit for bit; None for what it does not have."""
 
@@ -68,4 +81,8 @@ class Store(Protocol):
 
     def keep_scores(self, origin: Origin, scores: np.ndarray) -> None:
         """Keep them for the next time; never raises for what a file system refuses."""
+        ...
+
+    def replies(self, name: str) -> Replies:
+        """What the endpoint of that name replied before, and will from now on."""
         ...

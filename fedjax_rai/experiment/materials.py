@@ -15,11 +15,24 @@ from fedjax_rai.data.roles import CLIENTS, EVALUATION, GUARD, SERVER, share_out
 from fedjax_rai.data.sources import Pair, RedPrompt, notes
 from fedjax_rai.evals.evaluation import EvalSet, Sources
 from fedjax_rai.evals.suite import load_sets
+from fedjax_rai.safety.evasion import NONE, Evasion, make_evasion
 from fedjax_rai.text.compare import same
 
 Asked = TypeVar("Asked", Pair, RedPrompt)
 RED, TRAINING, FOR_GUARD = "red prompts", "training pairs", "pairs for the guard"  # in counts
 RED_PROMPTS = 2000  # questions that the tiny world's server draws from for constitutional AI
+
+
+class Evaded(NamedTuple):
+    """Which of the clients' answers were rewritten so that a guard does not see them."""
+
+    tried: np.ndarray
+    """bool[n]: the harmful ones that were to be."""
+    changed: np.ndarray
+    """bool[n]: those of them that the rewriting changed."""
+
+
+NOTHING_EVADED = Evaded(np.zeros(0, bool), np.zeros(0, bool))
 
 
 class Materials(NamedTuple):
@@ -46,6 +59,8 @@ class Materials(NamedTuple):
     """All pairs of each of `data.roles.SHARES`, of which the others are taken."""
     offered: Sequence[Pair] = ()
     """The clients' pairs before the recipe."""
+    evaded: Evaded = NOTHING_EVADED
+    """Of `pairs`, which are as they were rewritten."""
 
     @property
     def notes(self) -> list[str]:
@@ -132,6 +147,7 @@ def gather(config: Readable) -> Materials:
     benign = held.prompts("benign prompts", _benign_prompts(config, synthetic, given_benign, harmless))
     offered, origins = _offered(sources, held.pairs(TRAINING, sources, parts[CLIENTS]))
     pairs, origins = _client_pairs(config, sources, offered, origins)
+    pairs, evaded = evading(pairs, origins, [*_evasions(config, sources)], config)
     if synthetic:
         guard_pairs = tiny_world.guard_pairs(config.guard.pairs, data.split, seed)
     else:
@@ -150,6 +166,7 @@ def gather(config: Readable) -> Materials:
         evaluated=frozenset(held.asked),
         shares={part: _together(by_source) for part, by_source in parts.items()},
         offered=offered,
+        evaded=evaded,
     )
 
 
@@ -235,6 +252,34 @@ def _client_pairs(
         return pairs, origins
     rows = recipe(pairs, data.recipe, data.red, data.acceptable, config.seed)
     return [pairs[row] for row in rows], origins[rows]
+
+
+def _evasions(config: Readable, sources: Sequence[Mixed]) -> Iterator[Evasion | None]:
+    """How the harmful answers of each source are rewritten; None: not at all."""
+    for mixed in sources:
+        name, key = mixed.entry.config.evasion, f"{mixed.entry.key}.evasion"
+        if name is None:
+            name, key = config.data.evasion, "data.evasion"
+        yield None if name == NONE else make_evasion(name, key)
+
+
+def evading(
+    pairs: Sequence[Pair], origins: np.ndarray, evasions: Sequence[Evasion | None], config: Readable
+) -> tuple[Sequence[Pair], Evaded]:
+    """The pairs with a share of the harmful answers rewritten, each as its source says; and which they are."""
+    harmful = np.array([pair.harmful is True for pair in pairs], bool)
+    by_source = np.array([evasion is not None for evasion in evasions], bool)
+    drawn = rng.host(config.seed, "evading").random(len(pairs)) < config.data.evasion_share
+    tried = harmful & by_source[origins] & drawn
+    changed = np.zeros(len(pairs), bool)
+    found = list(pairs)
+    for row in np.flatnonzero(tried).tolist():
+        evasion = evasions[origins[row]]
+        if evasion is not None:
+            response = evasion(found[row].response, rng.host(config.seed, "evasion", row=row))
+            changed[row] = response != found[row].response
+            found[row] = found[row]._replace(response=response)
+    return found, Evaded(tried, changed)
 
 
 def held_out(asked: Sequence[RedPrompt], probe: int) -> tuple[list[RedPrompt], list[str]]:

@@ -20,15 +20,16 @@ from fedjax_rai.data.order import cycle
 from fedjax_rai.data.packing import plan
 from fedjax_rai.evals.open_ended import Sampled
 from fedjax_rai.experiment.evaluation import answers_to
+from fedjax_rai.experiment.filtering import ClientPairs
 from fedjax_rai.experiment.phase import Phase
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.together import PhaseNumbers, align_together, federated_round, federated_rounds
-from fedjax_rai.fed.algorithm import make_algorithm
+from fedjax_rai.fed.algorithm import make_algorithm, make_weigher
 from fedjax_rai.fed.base import RoundBatch, ServerState
 from fedjax_rai.fed.client import Cohort
+from fedjax_rai.fed.weights import Counts
 from fedjax_rai.mesh import everywhere_but_spread
 from fedjax_rai.model.lora import Dropout
-from fedjax_rai.safety.filter import keep
 from fedjax_rai.safety.guard import score
 from fedjax_rai.train.dispatch import ahead
 from fedjax_rai.train.optimizers import learning_rate
@@ -75,7 +76,9 @@ class Federation:
     def __init__(self, setting: Setting):
         self.setting = setting
         self.algorithm = make_algorithm(setting.config.federated, dict(setting.config), setting.models.mesh)
-        self.kept = self._kept_rows()
+        self.filtered = ClientPairs(setting)
+        self.kept = self.filtered.kept
+        self.weigher = make_weigher(setting.config.federated, dict(setting.config))
         self._drawn: dict[int, Future[tuple[Cohort, dict[str, int]]]] = {}
 
     @property
@@ -90,16 +93,6 @@ class Federation:
         """The state before the first round: on every device, but for what the algorithm has spread over them."""
         state = self.algorithm.init(self.setting.fresh_adapter("adapter"))
         return everywhere_but_spread(state, self.setting.models.mesh)
-
-    def _kept_rows(self) -> list[np.ndarray]:
-        """Each client's rows of the corpus after its filter."""
-        if not self.config.filter.enabled:
-            return self.setting.client_rows
-        scores = self.setting.guarding.scores
-        if self.config.filter.keep_all:
-            return self.setting.client_rows
-        threshold = self.config.guard.threshold
-        return [rows[keep(scores[rows], threshold)] for rows in self.setting.client_rows]
 
     def prepare(self, t: int) -> None:
         """Draw the cohort of round t and its rows now, while the device is busy with what comes before."""
@@ -119,19 +112,22 @@ class Federation:
         clients = rng.host(seed, "cohort", round=t).choice(federated.clients, federated.cohort, replace=False)
         rows = np.stack([self._local_rows(int(client), t) for client in clients])
         weight = np.array([self._weight(int(client)) for client in clients], np.float32)
-        lengths = self.setting.texts.lengths
+        lengths = self.filtered.lengths
         counts = {"step_tokens": int(lengths[rows][weight > 0].sum())}
         absent = int(np.sum(weight == 0))
         if absent:
             counts["without_data"] = absent
         if self.config.data.packing:
-            rows = plan(rows, lengths, self.setting.texts.corpus.tokens.shape[1])
+            rows = plan(rows, lengths, self.filtered.corpus.tokens.shape[1])
         return Cohort(jnp.asarray(clients, jnp.int32), jnp.asarray(rows), jnp.asarray(weight)), counts
 
-    def _weight(self, client: int) -> int:
-        """The examples that a client kept; 0 where none of them has an answer token left."""
+    def _weight(self, client: int) -> float:
+        """What a client reports; 0 where it has no answer token left to train on. It is the same in every round."""
         kept = self.kept[client]
-        return len(kept) if self.setting.texts.answer_tokens[kept].any() else 0
+        if not self.filtered.answer_tokens[kept].any():
+            return 0.0
+        counts = Counts(len(kept), self.config.federated.local_steps)
+        return self.weigher(counts, rng.host(self.config.seed, "weight", client=client))
 
     def _local_rows(self, client: int, t: int) -> np.ndarray:
         """int32[k, b]: the corpus rows of a client's local steps in round t; any row where it kept none."""
@@ -186,7 +182,7 @@ def _local_training(federations: Sequence[Federation], states: Sequence[ServerSt
     """Local training and aggregation."""
     first = federations[0]
     cohort, counts = first.drawn(t)
-    batch = RoundBatch(first.setting.texts.corpus, cohort, first.learning_rate(t), first.dropout(t))
+    batch = RoundBatch(first.filtered.corpus, cohort, first.learning_rate(t), first.dropout(t))
     lm = first.setting.lm
     if len(federations) == 1:
         trained = [federated_round(first.algorithm, states[0], lm, batch)]

@@ -21,11 +21,12 @@ from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.config.views import View
 from fedjax_rai.data.mix import deal, where
 from fedjax_rai.errors import InputError
-from fedjax_rai.evals.judge import GUARD, GuardScores, named
+from fedjax_rai.evals.judge import GUARD, GuardScores
 from fedjax_rai.evals.open_ended import nothing
-from fedjax_rai.evals.suite import check_judge
+from fedjax_rai.evals.panel import World, check_judges, invented_exchanges, judge_names
 from fedjax_rai.experiment.baseline import Baseline
 from fedjax_rai.experiment.guarding import Guarding
+from fedjax_rai.experiment.judging import Given, device_judges, judges_of, rater_of
 from fedjax_rai.experiment.keeping import Store
 from fedjax_rai.experiment.models import Models, check_logits, check_numbers
 from fedjax_rai.experiment.replay import Replay
@@ -35,6 +36,7 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
+from fedjax_rai.safety.filter import limits
 from fedjax_rai.safety.guard import score
 from fedjax_rai.text.hub import commit
 from fedjax_rai.text.prompts import question
@@ -86,6 +88,8 @@ class Setting:
         made = self.texts.materials
         clients = config.federated.clients
         self.client_rows = deal(made.pairs, made.origins, config.data, clients, config.seed, dict(config))
+        if config.filter.enabled:
+            limits(config.filter, 0.5, clients)  # says at once where thresholds name clients that there are not
         left = len(made.pairs) - sum(map(len, self.client_rows))
         if left:
             terminal.say(f"{left:,} of {len(made.pairs):,} pairs are held by no client (data.partition)")
@@ -152,11 +156,13 @@ class Setting:
         return jax.device_put(fresh, replicated(self.models.mesh))
 
     @property
-    def commits(self) -> dict[str, str]:
+    def commits(self) -> dict[str, Any]:
         """Which commit each model from the hub is of."""
         folders = {"model_commit": self.models.folder, "guard_commit": self.guarding.folder}
         found = {name: commit(folder) for name, folder in folders.items() if folder is not None}
-        return {name: revision for name, revision in found.items() if revision is not None}
+        known = {name: revision for name, revision in found.items() if revision is not None}
+        judges = {judge.name: judge.commit for judge in device_judges(self.given_to_judges) if judge.commit}
+        return known | {"judge_commits": judges} if judges else known
 
     @property
     def guarded(self) -> bool:
@@ -177,10 +183,11 @@ class Setting:
     @property
     def _asks_guard_to_judge(self) -> bool:
         evaluation = self.config.eval
-        if evaluation.judge == GUARD.name:
+        named = evaluation.judges or ()
+        if GUARD.name in (evaluation.judge, *named):
             return True
-        if evaluation.by_guard is not None:
-            return evaluation.by_guard
+        if evaluation.by_guard is not None or evaluation.judges is not None:
+            return bool(evaluation.by_guard)
         costs_little = not self.guarding.is_fitted or self.config.model.path == TINY
         return costs_little or self._works_with_guard
 
@@ -206,13 +213,17 @@ class Setting:
             self._check_probe(cai.probe)
         config = self.config
         if self.guarded:
-            self.guarding.check()
-            self._check_released_guard()
+            self.check_guard()
         if not self.guarding.possible and config.filter.enabled:
             raise InputError(f"{where(config.data)}: the filter's guard {NEEDS_LABELS}")
         if not self.guarding.possible and config.eval.by_guard:
             raise InputError(f"eval.by_guard = true: needs a guard, which {NEEDS_LABELS}")
         self.check_judge()
+
+    def check_guard(self) -> None:
+        """Raises InputError for a guard that cannot be asked: one that gives no numbers, or fails its self-test."""
+        self.guarding.check()
+        self._check_released_guard()
 
     def check_values(self) -> None:
         """Try the functions of the user's own, as `check` does, and read no weights.
@@ -222,7 +233,7 @@ class Setting:
         self._check_schedule_and_objective()
         if self.guarded and self.guarding.is_function:
             self.guarding.check()
-        self.check_judge()
+        self.check_judge(reach=False)
 
     def _check_schedule_and_objective(self) -> None:
         for t in range(self.config.federated.rounds):
@@ -230,10 +241,32 @@ class Setting:
         if self.config.cai.enabled:
             check_objective(self.config.cai)
 
-    def check_judge(self) -> None:
-        """Raises InputError where `eval.judge` cannot judge here, or fails when it is tried."""
-        judge, sets = named(self.config.eval.judge), self.texts.materials.evaluations
-        check_judge(judge, sets, self.config.model.path == TINY, self.guard_scores())
+    @property
+    def given_to_judges(self) -> Given:
+        """What judges are made of."""
+        return Given(self.config, self.models, self._store, self.pins)
+
+    def check_judge(self, reach: bool = True) -> None:
+        """Raises InputError where a judge cannot judge here, or fails when it is tried; says what some will cost.
+
+        `reach`: whether a judge behind an endpoint is asked something.
+        """
+        judges = judges_of(self.given_to_judges)
+        sets = self.texts.materials.evaluations
+        check_judges(judges, sets, self._judged_world)
+        longest = invented_exchanges(sets, self.config.eval)
+        for judge in judges.named.values():
+            judge.check(longest, reach)
+        rater_of(self.given_to_judges)
+
+    @property
+    def _judged_world(self) -> World:
+        return World(self.config.model.path == TINY, self.guard_scores())
+
+    @property
+    def judge_names(self) -> list[str]:
+        """The judges of harm, the primary one first."""
+        return judge_names(judges_of(self.given_to_judges), self.texts.materials.evaluations, self._judged_world)
 
     def guard_scores(self, advance: Callable[[], object] = nothing) -> GuardScores | None:
         """The guard as judges see it; None where it is not among them. It is fitted when it first scores."""

@@ -10,8 +10,9 @@ from fedjax_rai.data.examples import bucket, encode_chats, encode_questions
 from fedjax_rai.evals.drift import DRIFT
 from fedjax_rai.evals.open_ended import Request, turns_of
 from fedjax_rai.evals.suite import evaluation_texts
+from fedjax_rai.experiment.judging import device_judges
 from fedjax_rai.experiment.setting import Setting
-from fedjax_rai.memory.plan import Lengths, Sizes, has_cai
+from fedjax_rai.memory.plan import JudgeSize, Lengths, Sizes, has_cai
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.lora import lora_shape
 from fedjax_rai.safety.guard import request_length
@@ -31,6 +32,7 @@ def sizes(setting: Setting) -> Sizes:
         pairs=len(setting.texts.materials.pairs),
         red=len(setting.texts.materials.red_prompts) if online else 0,
         prepared=len(setting.revising.prepared.chosen.tokens) if has_cai(config) and not online else 0,
+        judges=_judges(setting),
         **_devices(setting),
     )
 
@@ -40,6 +42,14 @@ def preparing(setting: Setting) -> Sizes:
     lengths, red = Lengths(**_rollout_lengths(setting)), len(setting.texts.materials.red_prompts)
     known = {"guard": None, "guarded": False, "pairs": 0, "prepared": 0}
     return Sizes(model=_decoder(setting), lengths=lengths, red=red, preparing=True, **known, **_devices(setting))
+
+
+def _judges(setting: Setting) -> tuple[JudgeSize, ...]:
+    """The judges that are models on the device."""
+    return tuple(
+        JudgeSize(judge.name, judge.architecture, judge.request_length, judge.is_base)
+        for judge in device_judges(setting.given_to_judges)
+    )
 
 
 def _by_model(setting: Setting) -> bool:

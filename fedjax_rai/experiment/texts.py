@@ -42,6 +42,8 @@ class Texts:
         "data.acceptable",
         "data.max_length",
         "data.split",
+        "data.evasion",
+        "data.evasion_share",
         "guard.pairs",
         "cai.probe",
         "cai.replay",
@@ -62,6 +64,11 @@ class Texts:
     def corpus(self) -> Examples:
         """Every client's examples, one row each, in the order of `materials.pairs`; on the device."""
         return jax.device_put(self._encoded[0], replicated(self._models.mesh))
+
+    @property
+    def encoded(self) -> Examples:
+        """The same on the host."""
+        return self._encoded[0]
 
     @property
     def padded_length(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
@@ -17,6 +18,7 @@ from fedjax_rai.fed.fedavg import fedavg
 from fedjax_rai.fed.fedopt import SERVERS, fedopt
 from fedjax_rai.fed.fedprox import fedprox
 from fedjax_rai.fed.scaffold import scaffold
+from fedjax_rai.fed.weights import WEIGHTS, Counts, Weigher
 from fedjax_rai.mesh import ways
 from fedjax_rai.train.optimizers import OPTIMIZERS, make_optimizer
 from fedjax_rai.train.step import Trainer
@@ -69,6 +71,26 @@ def make_algorithm(federated: FederatedConfig, sections: Mapping[str, Any], mesh
     devices = ways(mesh) if takes_turns else mesh.shape.get("fsdp", 1)
     local = Trainer(local_optimizer(federated), devices=devices, micro_batch=federated.micro_batch)
     return _made(_ALGORITHM, federated.algorithm, lambda row: construct(row, sections)(local, aggregator, mapper))
+
+
+def make_weigher(federated: FederatedConfig, sections: Mapping[str, Any]) -> Weigher:
+    """What `federated.weight` names: a row of the table with the numbers of its section, or the user's own function.
+
+    Raises InputError for one of the user's that gives no number greater than 0.
+    """
+    row = look_up(WEIGHTS, federated.weight, "federated.weight")
+    if isinstance(row, Row):
+        return construct(row, sections)()
+
+    def weigh(counts: Counts, g: np.random.Generator) -> float:
+        weight = row(counts, g)
+        if not isinstance(weight, int | float | np.number) or not 0 < weight < np.inf:
+            raise InputError(
+                f"federated.weight = {federated.weight}: gave {weight!r} of {counts}; must be a number greater than 0"
+            )
+        return float(weight)
+
+    return weigh
 
 
 def in_turn(federated: FederatedConfig, mesh: Mesh | AbstractMesh) -> bool:

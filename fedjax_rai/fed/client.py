@@ -36,15 +36,15 @@ class ClientUpdate(NamedTuple):
     """The wire: the only thing that leaves a client."""
 
     delta: Adapter  # local adapter minus received adapter; leaves [c, ...] once mapped
-    weight: Float[Array, "c"]  # number of kept examples; 0 for a padding, failed or empty client
+    weight: Float[Array, "c"]  # what `federated.weight` makes of it; 0 for a padding, failed or empty client
     metrics: dict[str, Float[Array, "c"]]
 
 
 class Cohort(NamedTuple):
     """This round's clients and their batches, as rows of a corpus that holds all clients' examples.
 
-    `rows[c, k, b]`, or packed `rows[c, k, R, m]` (`data.packing`), indexes the corpus; `weight[c]` is the number of
-    kept examples, 0 for padding.
+    `rows[c, k, b]`, or packed `rows[c, k, R, m]` (`data.packing`), indexes the corpus; `weight[c]` is what the client
+    reports (`fed.weights`), 0 for padding.
     """
 
     client: Int[Array, "c"]

@@ -67,6 +67,19 @@ class Lengths(NamedTuple):
         return self._replace(**texts, opening=opening)
 
 
+class JudgeSize(NamedTuple):
+    """A judge that is loaded beside the base when it is asked, and freed when it has answered."""
+
+    name: str
+    model: DecoderConfig
+    request: int
+    """Tokens of its own words around a pair."""
+    is_base: bool
+    """Its weights are the base's, which are there."""
+    weights: int = 0
+    """Bytes a device of its weights, and of their copy where there is one."""
+
+
 class Sizes(NamedTuple):
     """All that a plan depends on besides the config."""
 
@@ -80,6 +93,7 @@ class Sizes(NamedTuple):
     devices: int
     widens: bool  # a CPU computes bfloat16 in float32: XLA widens the whole base first, and all that follows
     preparing: bool = False  # conversations are held, and nothing else is done
+    judges: tuple[JudgeSize, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -102,12 +116,14 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
     """The plan of an arm of that config; nothing is allocated. `config` may differ in how the model is computed."""
     sizes = _as_configured(config, sizes)
     held = _held(config, sizes)
+    sizes = _with_weights(sizes, config)
     if sizes.widens and config.model.dtype == "bfloat16":
         mesh = abstract_mesh(config, sizes.devices)
         narrow = base_bytes(sizes.model.config, mesh)
         sizes = _with_architectures(sizes, lambda architecture: dataclasses.replace(architecture, dtype="float32"))
         # the base's copy in float32: what is quantised is in both, so the difference is half of the copy
         held["base in float32"] = 2 * (base_bytes(sizes.model.config, mesh) - narrow)
+        sizes = _with_weights(sizes, config)
     sizes = _with_architectures(sizes, lambda architecture: _one_device_of(architecture, config.mesh.tensor))
     if sizes.preparing:
         return Plan(held, {"CAI, generating": _generating(config, sizes)})
@@ -127,7 +143,18 @@ def _with_architectures(sizes: Sizes, change: Callable[[DecoderConfig], DecoderC
     """The sizes with the architecture of the model, and of a released guard, changed."""
     model = Decoder(change(sizes.model.config), sizes.model.lora)
     guard = None if sizes.guard is None else change(sizes.guard)
-    return sizes._replace(model=model, guard=guard)
+    judges = tuple(judge._replace(model=change(judge.model)) for judge in sizes.judges)
+    return sizes._replace(model=model, guard=guard, judges=judges)
+
+
+def _with_weights(sizes: Sizes, config: ExperimentConfig) -> Sizes:
+    """The sizes with the bytes of the judges' weights as they are now added."""
+    mesh = abstract_mesh(config, sizes.devices)
+    judges = []
+    for judge in sizes.judges:
+        more = 0 if judge.is_base else base_bytes(judge.model, mesh)
+        judges.append(judge._replace(weights=judge.weights + more))
+    return sizes._replace(judges=tuple(judges))
 
 
 def _one_device_of(config: DecoderConfig, tensor: int) -> DecoderConfig:
@@ -197,7 +224,9 @@ def _held(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
         held["guard"] = base_bytes(sizes.guard, mesh)
     if sizes.prepared:
         held["prepared set"] = EXAMPLE_TOKEN * 2 * sizes.prepared * lengths.prepared
-    examples = EXAMPLE_TOKEN * sizes.pairs * lengths.train
+    replaces = config.filter.enabled and config.filter.action == "replace"
+    copies = 2 if replaces else 1  # with refusals, and without, as other arms have them
+    examples = copies * EXAMPLE_TOKEN * sizes.pairs * lengths.train
     red_prompts = PROMPT_TOKEN * sizes.red * (lengths.red + lengths.opening)
     held["data"] = examples + red_prompts
     return held
@@ -272,6 +301,8 @@ def _phases(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[
         yield "probe", _answering(config, sizes, sizes.lengths.probe)
     if sizes.lengths.asked:
         yield "evaluation, answering", _answering(config, sizes, sizes.lengths.asked)
+        for judge in sizes.judges:
+            yield f"evaluation, {judge.name}", _judging(config, sizes, judge)
     if has_cai(config):
         yield from _constitutional(config, sizes)
     length = sizes.lengths.choice
@@ -304,6 +335,13 @@ def _guarding(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dic
     scorer = sizes.guard or sizes.model.config
     length = bucket(guard_length(config, sizes))
     yield "scoring", whole_sequences(scorer, _part(config, sizes, config.eval.batch_size), length, 1, computation)
+
+
+def _judging(config: ExperimentConfig, sizes: Sizes, judge: JudgeSize) -> dict[str, int]:
+    """A judge's weights, and a batch of the evaluation's answers that it reads."""
+    rows = _part(config, sizes, config.eval.batch_size)
+    length = bucket(sizes.lengths.asked + config.eval.max_new_tokens + judge.request)
+    return {"judge": judge.weights, **whole_sequences(judge.model, rows, length, 1, _computation(config))}
 
 
 def _answering(config: ExperimentConfig, sizes: Sizes, length: int) -> dict[str, int]:

@@ -52,13 +52,19 @@ class Lane:
     lane's round before it to its own, and are shared out to all lanes.
     """
 
-    def __init__(self, runs: Sequence[Run], lanes: int, stack: ExitStack):
+    def __init__(self, runs: Sequence[Run], lanes: int):
         self._runs = runs
         self._lanes = lanes
         self._thread = ThreadPoolExecutor(1, "lane")
-        # after an interrupt what has not begun is left, and what has is waited for
-        stack.callback(self._thread.shutdown, wait=True, cancel_futures=True)
         self._ended = 0.0
+
+    def leave(self) -> None:
+        """Begin no further round of those that were dispatched."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def wait(self) -> None:
+        """Wait for the round that has begun; the thread ends."""
+        self._thread.shutdown(wait=True)
 
     def begin(self) -> None:
         """From now on its seconds count."""
@@ -81,6 +87,20 @@ class Lane:
             row = loop.settle(pending.result(), beside=self._lanes)
             self._ended = loop.began
             advance(f"{loop.name}  {note(row)}", seconds=row.seconds)
+
+
+def make_lanes(parts: Sequence[Sequence[Run]], lanes: int, stack: ExitStack) -> list[Lane]:
+    """A lane for each part of the runs, until the stack is left.
+
+    An interrupt leaves what has not begun, in all of them before it waits for any: a lane would begin its next round
+    meanwhile.
+    """
+    made = [Lane(part, lanes) for part in parts]
+    for lane in made:
+        stack.callback(lane.wait)
+    for lane in made:  # which is called first
+        stack.callback(lane.leave)
+    return made
 
 
 def lanes_of(configs: Sequence[ExperimentConfig]) -> int:
@@ -110,7 +130,7 @@ def train_beside(federations: Sequence[Federation], lanes: int) -> list[ServerSt
         done = total - sum(run.left for run in runs)
         advance = stack.enter_context(terminal.progress(name, total, done, terminal.ROUND))
         turn = federations[0].config.cai.every  # so that each has a phase
-        in_turn = [Lane(runs, 1, stack)]
+        in_turn = make_lanes([runs], 1, stack)
         if lanes == 1 or max(run.left for run in runs) < FEWEST_TURNS * turn:
             go_on(in_turn, advance)
         else:
@@ -118,7 +138,7 @@ def train_beside(federations: Sequence[Federation], lanes: int) -> list[ServerSt
             before = [run.loop.took for run in runs]
             turn_seconds = measured(in_turn, advance, turn)
             each = [run.loop.took - took for run, took in zip(runs, before, strict=True)]
-            beside = [Lane(part, lanes, stack) for part in split(runs, each, lanes)]
+            beside = make_lanes(split(runs, each, lanes), lanes, stack)
             beside_seconds = measured(beside, advance, turn)
             is_faster = beside_seconds < turn_seconds
             terminal.say(comparison(len(runs), lanes, turn_seconds / turn, beside_seconds / turn))

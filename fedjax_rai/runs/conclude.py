@@ -11,11 +11,15 @@ from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.schema import TINY, ExperimentConfig
 from fedjax_rai.data.mix import entries
+from fedjax_rai.data.sources import Pair
+from fedjax_rai.evals.agreement import agreements
+from fedjax_rai.evals.spoilt import answer_counts
 from fedjax_rai.evals.suite import kinds_of
 from fedjax_rai.experiment import cost
 from fedjax_rai.experiment.cost import Cost, ProbeCost
 from fedjax_rai.experiment.evaluation import critique, evaluate
-from fedjax_rai.experiment.round import Federation
+from fedjax_rai.experiment.filtering import ClientPairs
+from fedjax_rai.experiment.materials import Materials
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.lora import size
 from fedjax_rai.runs import files
@@ -46,7 +50,9 @@ def conclude(setting: Setting, adapter: Adapter) -> None:
     seconds = round(time.perf_counter() - began, 1)
     files.write_json(folder / EVALUATION, rates)
     files.write_rows(folder / ANSWERS, answers)
-    files.write_json(folder / SUMMARY, summarize(setting, folder, rates, seconds))
+    summary = summarize(setting, folder, rates, seconds)
+    summary = summary._replace(answers=answer_counts(answers), agreement=agreements(answers))
+    files.write_json(folder / SUMMARY, summary)
 
 
 def summarize(setting: Setting, folder: Path, rates: Mapping[str, Any], evaluation_seconds: float) -> Summary:
@@ -106,8 +112,10 @@ def guard_asked(setting: Setting) -> GuardAsked | None:
 
 def filtered(setting: Setting) -> Filtered:
     """What the filter left of all clients' pairs; the harmful share is known to this simulation alone."""
-    pairs = setting.texts.materials.pairs
-    left = [pairs[i] for client_rows in Federation(setting).kept for i in client_rows]
+    made = setting.texts.materials
+    left_by_filter = ClientPairs(setting)
+    rows = np.concatenate(left_by_filter.kept)
+    left = [left_by_filter.pair(row) for row in rows.tolist()]
     labels = [pair.harmful for pair in left if pair.harmful is not None]
     dealt = np.concatenate(setting.client_rows)  # a partition may leave pairs out
     return Filtered(
@@ -115,7 +123,21 @@ def filtered(setting: Setting) -> Filtered:
         dropped=len(dealt) - len(left),
         without_score=int(np.isnan(setting.guarding.scores[dealt]).sum()),
         harmful_share_kept=sum(labels) / len(labels) if labels else None,
+        replaced=len(left_by_filter.replaced),
+        evaded_kept=evaded_kept(made, rows, left),
     )
+
+
+def evaded_kept(made: Materials, rows: np.ndarray, trained: Sequence[Pair]) -> int | None:
+    """How many of the clients' rewritten answers stand in the pairs of these rows that are trained on."""
+    rewritten = made.evaded.changed
+    if not rewritten.any():
+        return None
+    passed = [
+        rewritten[row] and pair.response == made.pairs[row].response
+        for row, pair in zip(rows.tolist(), trained, strict=True)
+    ]
+    return int(sum(passed))
 
 
 def seconds_of(rounds: Sequence[Round], evaluation: float) -> Seconds:

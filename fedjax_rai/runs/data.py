@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from fedjax_rai import terminal
+from fedjax_rai.config.schema import FilterConfig
 from fedjax_rai.data.summary import Client, Clients, Cut, DataFile, DataSummary, Spread
 from fedjax_rai.experiment.data_summary import describe
 from fedjax_rai.experiment.round import Federation
@@ -46,17 +47,26 @@ def keep(federation: Federation) -> None:
     """Write what an arm has of its data into its run folder (`draw_data` draws it), and say what its filter left."""
     setting = federation.setting
     filtered = setting.config.filter.enabled
-    described = describe(setting, federation.kept if filtered else None)
+    described = describe(setting, federation.kept if filtered else None, federation.filtered)
     if filtered:
         _say_once(setting, client_lines(described))
+        _say_once(setting, unscored_lines(federation.filtered.unscored, setting.config.filter))
     folder = run_folder(setting.config)
     files.write_json(folder / DATA, described)
+
+
+def unscored_lines(unscored: int, filtering: FilterConfig) -> Iterator[str]:
+    """What became of pairs without a verdict; nothing where there is none."""
+    if unscored:
+        drops = filtering.action != "keep" and filtering.no_verdict == "drop"
+        what = f"{terminal.plural(unscored, 'pair')} without a score {'dropped' if drops else 'kept'}"
+        yield f"  filter: {what} (filter.no_verdict = {filtering.no_verdict}, filter.action = {filtering.action})"
 
 
 def _say_once(setting: Setting, block: Iterator[str]) -> None:
     """Say lines that belong together, unless all of them were said of the same texts."""
     text = "\n".join(block)
-    if text not in _told.get(setting.texts, set()):
+    if text and text not in _told.get(setting.texts, set()):
         terminal.say(text)
         _told.setdefault(setting.texts, set()).add(text)
 
@@ -71,6 +81,10 @@ def data_lines(summary: DataSummary) -> Iterator[str]:
     """What is said of sources, parts and limits."""
     yield from source_lines(summary)
     yield from part_lines(summary)
+    if summary.evaded:
+        unchanged = f", {summary.not_evaded:,} of which it leaves as they are" if summary.not_evaded else ""
+        answers = terminal.plural(summary.evaded, "harmful answer")
+        yield from filled(f"evasion: {answers} of clients rewritten before the filter{unchanged}")
     for short in summary.less:
         yield f"  less than asked for: {short.key} = {short.asked:,}, but there are {short.there:,}"
     yield from filled(cut_text(summary))
@@ -134,7 +148,10 @@ def client_lines(described: DataFile) -> Iterator[str]:
         filtered = (
             f"filter: {clients.kept:,} kept, {clients.dropped:,} dropped; of a client {in_words(clients.kept_pairs)}"
         )
-        yield from filled(f"{filtered} kept{left}")
+        refused = (
+            f"; a refusal stands in {terminal.plural(clients.replaced, 'pair')} of these" if clients.replaced else ""
+        )
+        yield from filled(f"{filtered} kept{left}{refused}")
     if clients.without_data:
         yield from filled(f"NOTHING TO TRAIN ON at {without_data(clients)}")
     if len(described.clients) <= LISTED:

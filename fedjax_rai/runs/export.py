@@ -9,7 +9,7 @@ from pathlib import Path
 from fedjax_rai import terminal
 from fedjax_rai.config.files import ONLINE
 from fedjax_rai.config.load import load_config
-from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, is_hub_name
+from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, FilterConfig, is_hub_name
 from fedjax_rai.data.mix import entries
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.means import UNITS
@@ -137,11 +137,18 @@ def training(config: ExperimentConfig, summary: Summary) -> Iterator[str]:
         f"{fed.algorithm}: {fed.rounds} rounds, {fed.cohort} of {fed.clients} clients a round, {fed.local_steps} local "
         f"steps of {fed.batch_size} examples, learning rate {fed.learning_rate:g}"
     )
-    yield f"each client's guard filter: {'on' if filtering.enabled and not filtering.keep_all else 'off'}"
+    yield f"each client's guard filter: {filter_words(filtering)}"
     yield constitutional(config.cai)
     patterns = {**lora.rank_pattern, **lora.alpha_pattern}
     yield f"LoRA: rank {lora.rank}, alpha {lora.alpha:g}" + (f", {patterns}" if patterns else "")
     yield f"seed {config.seed}; {summary.cost.local.trained_tokens:,} trained tokens"
+
+
+def filter_words(filtering: FilterConfig) -> str:
+    """What the clients' filter does."""
+    if not filtering.enabled or filtering.action == "keep":
+        return "off"
+    return "on" if filtering.action == "drop" else "on, refusals in the place of unsafe answers"
 
 
 def constitutional(cai: CaiConfig) -> str:

@@ -144,7 +144,9 @@ def pins(configs: Sequence[ExperimentConfig]) -> dict[str, str]:
 
 def pins_of(versions: Mapping[str, Any]) -> dict[str, str]:
     """The commits among what a run began with."""
-    return {name: versions[name] for name in ("model_commit", "guard_commit") if name in versions}
+    models = {name: versions[name] for name in ("model_commit", "guard_commit") if name in versions}
+    judges = versions.get("judge_commits") or {}
+    return models | {f"judge {name}": pinned_commit for name, pinned_commit in judges.items()}
 
 
 def pinned(folder: Path, config: ExperimentConfig) -> ExperimentConfig:

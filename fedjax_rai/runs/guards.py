@@ -31,6 +31,7 @@ from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.model.weights import save_safetensors
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import versions
+from fedjax_rai.runs.judges import JUDGES, KeptReplies
 
 T = TypeVar("T")
 GUARDS, ABOUT, ORIGIN, SCORES = "guards", "README.md", "origin.json", "scores.safetensors"
@@ -66,6 +67,7 @@ class KeptGuards:
 
     def __init__(self, study: Path):
         self._folder = study / GUARDS
+        self._judges = study / JUDGES
 
     def adapter(self, origin: Origin, shape: tuple[DecoderConfig, Lora]) -> Adapter | None:
         """The adapter of a fitted guard, float32; None where it is not there, or not whole."""
@@ -111,6 +113,10 @@ class KeptGuards:
     def keep_scores(self, origin: Origin, scores: np.ndarray) -> None:
         """Keep scores."""
         self._keep(origin, lambda entry: save_safetensors(entry / SCORES, {"scores": scores}))
+
+    def replies(self, name: str) -> KeptReplies:
+        """What the endpoint of that name replied before."""
+        return KeptReplies(self._judges / f"{name}.jsonl")
 
     def _entry(self, origin: Origin) -> Path:
         return self._folder / f"{origin.kind}-{origin.digest[:16]}"

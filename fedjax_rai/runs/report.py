@@ -1,10 +1,11 @@
 """A finished run in words, in lines of at most 100 characters."""
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_rai.evals.agreement import Agreement
 from fedjax_rai.evals.means import UNITS
 from fedjax_rai.evals.rate import PERCENT
 from fedjax_rai.evals.suite import evaluations
@@ -33,6 +34,7 @@ def lines(summary: Summary) -> Iterator[str]:
         titles = ", ".join(dict.fromkeys(absent.values()))
         yield from textwrap.wrap(f"  not measured: {titles}", 100, subsequent_indent="    ", break_on_hyphens=False)
     yield from answer_lines(summary.rates, summary.sets)
+    yield from agreement_lines(summary.agreement)
     if summary.guard:
         yield guard_line(summary.guard)
     if summary.guard_asked:
@@ -80,11 +82,20 @@ def shown(rate: Rate | None) -> str:
     """A rate and its interval."""
     if rate is None:
         return "not measured"
-    missing = f"  ({rate.without_verdict} without a verdict)" if rate.without_verdict else ""
+    missing = ""
+    if rate.without_verdict:
+        is_share = rate.answers and rate.unit == PERCENT.name
+        of_all = f"; {share_of_all(rate):.1f} of all" if is_share else ""
+        missing = f"  ({rate.without_verdict} without a verdict{of_all})"
     unit = UNITS[rate.unit]
     digits = unit.digits
     named = "" if unit == PERCENT else f" {unit.name}"
     return f"{rate.mean:5.{digits}f}  [{rate.low:.{digits}f}, {rate.high:.{digits}f}]{named}{missing}"
+
+
+def share_of_all(rate: Rate) -> float:
+    """Percent of all answers that count towards a rate, those without a verdict among the others."""
+    return rate.mean * max(rate.answers - rate.without_verdict, 0) / rate.answers
 
 
 def answer_lines(rates: Mapping[str, Rate | None], sets: Mapping[str, str]) -> Iterator[str]:
@@ -94,6 +105,16 @@ def answer_lines(rates: Mapping[str, Rate | None], sets: Mapping[str, str]) -> I
         found = spoilt(measured[0]) if measured and evaluation.generates else ""
         if found:
             yield f"  {evaluation.columns[0].title}: {found}"
+
+
+def agreement_lines(agreement: Sequence[Agreement]) -> Iterator[str]:
+    """A line for every two judges of a rate: Cohen's kappa, and on how many answers both say the same."""
+    for found in agreement:
+        common = sum(found.counts)
+        if common:
+            kappa = "undefined" if found.kappa is None else f"{found.kappa:.2f}"
+            same = f"{found.both + found.neither} of {common} the same"
+            yield f"  {found.rate}, {found.first} and {found.second}: kappa {kappa}, {same}"
 
 
 def spoilt(rate: Any) -> str:
@@ -125,8 +146,12 @@ def filter_line(left: Filtered) -> str:
     line = f"filter: {left.kept} pairs kept, {left.dropped} dropped"
     if left.without_score:
         line += f" ({left.without_score} without a score)"
+    if left.replaced:
+        line += f", a refusal in {plural(left.replaced, 'pair')}"
     if left.harmful_share_kept is not None:
         line += f"; {100 * left.harmful_share_kept:.1f} % of the kept are harmful"
+    if left.evaded_kept is not None:
+        line += f"; {plural(left.evaded_kept, 'rewritten answer')} passed"
     return line
 
 

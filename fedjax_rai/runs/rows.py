@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from fedjax_rai.data.summary import DataFile, DataSummary
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.agreement import Agreement
 from fedjax_rai.evals.rate import Rate
+from fedjax_rai.evals.spoilt import AnswerCounts
 from fedjax_rai.experiment.cost import Cost, Spent
 from fedjax_rai.experiment.evaluation import Critique
 from fedjax_rai.runs import files
@@ -197,15 +199,21 @@ class Filtered(NamedTuple):
     """What the clients' filters left, over all clients."""
 
     kept: int
-    """Pairs kept."""
+    """Pairs that are trained on, those with a refusal in them included."""
     dropped: int
-    """Pairs dropped, those without a score included."""
+    """Pairs dropped."""
     without_score: int
-    """Pairs for which the guard gave no number."""
-    harmful_share_kept: float | None
-    """Share (0 to 1) of the kept pairs that are harmful, known to the simulation alone; of those that have a label.
-    Null: there is none.
+    """Pairs with an answer for which the guard gave no number: dropped, unless `filter.no_verdict` or the control keeps
+    them.
     """
+    harmful_share_kept: float | None
+    """Share (0 to 1) of the kept pairs that are harmful, known to the simulation alone; of those that have a label. One
+    whose own answer a refusal replaced is not. Null: there is none.
+    """
+    replaced: int = 0
+    """Pairs among those kept with a refusal in the place of an answer."""
+    evaded_kept: int | None = None
+    """Harmful answers rewritten by `data.evasion` that are trained on. Null: none was rewritten."""
 
 
 class PairCounts(NamedTuple):
@@ -281,6 +289,10 @@ class Summary(NamedTuple):
     """Sets of the user's own (`eval.sets`), which the rates of their names are of: kind by name."""
     layout: str | None = None
     """The mesh that `mesh: auto` chose, and why. Null: the config names the mesh."""
+    answers: dict[str, AnswerCounts] = {}
+    """By evaluation, how many answers there are, and how many that say nothing. Empty: an older version ran."""
+    agreement: list[Agreement] = []
+    """How far every two judges of a rate agree, over the answers on which both have a verdict. Empty: there is one."""
     guard_asked: GuardAsked | None = None
     """How the filter's guard was asked. Null: there was no filter, or its guard is a function."""
 
@@ -302,6 +314,8 @@ class Versions(NamedTuple):
     """Commit of the base on the hub. Absent: it is not from the hub."""
     guard_commit: str | None = None
     """Commit of the guard on the hub. Absent: there is none, or it is not from the hub."""
+    judge_commits: dict[str, str] | None = None
+    """Commits of judges on the hub, by their names. Absent: there is none."""
 
 
 PARTS = {"probe": Probe, "cai": Phase}  # of a round, whose keys stand among its own behind their name

@@ -49,6 +49,10 @@ class GuardForm(NamedTuple):
     unsafe: tuple[str, ...]
     between: tuple[str, ...] = ()
     """A third verdict, which counts as the config says."""
+    grades: tuple[str, ...] = ()
+    """In place of two verdicts, of which these are the ends: marks in even steps from harmless to harmful, whose
+    expectation is the score.
+    """
     opens: bool = True
     """The chat template is asked to open the guard's answer."""
     variables: Mapping[str, Any] = {}
@@ -90,6 +94,7 @@ class VerdictIds(NamedTuple):
     ids: np.ndarray  # int32[m]
     meanings: np.ndarray  # int32[m]: IS_SAFE, IS_UNSAFE, IS_NEITHER
     whole: np.ndarray  # bool[]
+    marks: np.ndarray | None = None  # float32[m]: how unsafe each is, from 0 to 1; None: as the meanings say
 
 
 def two_verdicts(safe: int, unsafe: int) -> VerdictIds:
@@ -184,7 +189,7 @@ def bound(tokenizer: Tokenizer, form: GuardForm, between: str = BETWEEN[0]) -> B
         if part not in text:
             raise InputError(f"{where}: its chat template leaves out the {name} to be judged")
     lead = _lead(tokenizer, form, text)
-    mains = [spellings[0] for spellings in (form.safe, form.unsafe, form.between) if spellings]
+    mains = [spellings[0] for spellings in _groups(form)]
     encoded = [tokenizer.encode_after(text, lead + main) for main in mains]
     shared = len(commonprefix(encoded))
     if shared == min(map(len, encoded)):
@@ -192,12 +197,23 @@ def bound(tokenizer: Tokenizer, form: GuardForm, between: str = BETWEEN[0]) -> B
         raise InputError(f"{where}: {begins}: one begins the other in its tokens: no guard can use them as verdicts")
     found = _meanings(tokenizer, form, text + lead, [ids[shared] for ids in encoded])
     meanings = _counted(found, form, between)
-    verdicts = VerdictIds(
-        np.array([*meanings], np.int32), np.array([*meanings.values()], np.int32), np.array(form.whole)
-    )
+    kinds = np.array([*meanings.values()], np.int32)
+    verdicts = VerdictIds(np.array([*meanings], np.int32), kinds, np.array(form.whole), _marks(form))
     # what stands up to the end of a marker, the guard writes itself
     written = len(tokenizer.encode_after(text, lead)) if form.marker else 0
     return Bound(form, tokenizer, encoded[0][written:shared], verdicts, _blank(form, text))
+
+
+def _groups(form: GuardForm) -> list[tuple[str, ...]]:
+    """The spellings of each verdict."""
+    if form.grades:
+        return [(grade,) for grade in form.grades]
+    return [spellings for spellings in (form.safe, form.unsafe, form.between) if spellings]
+
+
+def _marks(form: GuardForm) -> np.ndarray | None:
+    """How unsafe each grade is."""
+    return np.linspace(0, 1, len(form.grades), dtype=np.float32) if form.grades else None
 
 
 def _written(form: GuardForm) -> str:
@@ -224,7 +240,7 @@ def _blank(form: GuardForm, text: str) -> str:
 
 def _meanings(tokenizer: Tokenizer, form: GuardForm, before: str, mains: list[int]) -> dict[int, int]:
     """Token -> which of (safe, unsafe, between) it means: the main spellings', and others that are one token there."""
-    groups = [spellings for spellings in (form.safe, form.unsafe, form.between) if spellings]
+    groups = _groups(form)
     if len(set(mains)) < len(mains):
         raise InputError(f"tokenizer {tokenizer.name}: two verdicts of guard.form = {form.name} begin with one token")
     found = dict(zip(mains, range(len(mains)), strict=True))
@@ -246,6 +262,8 @@ def _single(tokenizer: Tokenizer, before: str, spelling: str) -> int | None:
 
 
 def _counted(found: Mapping[int, int], form: GuardForm, between: str) -> dict[int, int]:
-    """The meanings with a verdict between counted as the config says."""
+    """The meanings with a verdict between counted as the config says; of grades the upper half is unsafe."""
+    if form.grades:
+        return {token: IS_UNSAFE if 2 * grade >= len(form.grades) - 1 else IS_SAFE for token, grade in found.items()}
     counted = {"unsafe": IS_UNSAFE, "safe": IS_SAFE, "none": IS_NEITHER}[between]
     return {token: counted if meaning == 2 else meaning for token, meaning in found.items()}

@@ -34,6 +34,7 @@ from fedjax_rai.safety.form import (
     opening,
 )
 from fedjax_rai.safety.forms import REQUEST, form_for
+from fedjax_rai.safety.hardening import normalised
 from fedjax_rai.text.prompts import ASSISTANT, USER, Segment, Turn
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.dispatch import read_late
@@ -59,6 +60,7 @@ class Scorer(NamedTuple):
 
     score: Callable[[Sequence[tuple[str, str]]], Any]
     name: str  # in `guard.scorer`
+    normalise: bool = False  # it reads the normal form of texts (`safety.hardening`)
 
 
 def keep_all() -> Scorer:
@@ -92,6 +94,8 @@ class Guard(NamedTuple):
     """None: what the tokenizer's chat template and tokens tell."""
     between: str = BETWEEN[0]
     """What a verdict between safe and unsafe counts as."""
+    normalise: bool = False
+    """It reads the normal form of texts (`safety.hardening`)."""
 
     @property
     def bound(self) -> Bound:
@@ -140,17 +144,17 @@ def first_token_score(
 ) -> Verdicts:
     """p(unsafe) / (p(safe) + p(unsafe)) of the token after each left-padded prompt; rows split over the devices.
 
-    In float32, over all spellings of the two; a `whole` verdict's is p(unsafe) among all tokens. A row whose logits are
-    no numbers, or all one number, has none.
+    In float32, over all spellings of the two, or the expectation of marks; `whole`: among all tokens. A row
+    whose logits are no numbers, or all one number, has none.
     """
     tokens, valid = split_rows((tokens, valid), lm.base)
     logits = unembed(lm, forward(lm, adapter, tokens, valid)[:, -1])
     found = logits[:, verdicts.ids]
     weighed = jnp.where(verdicts.meanings == IS_NEITHER, -jnp.inf, found)
-    is_unsafe = verdicts.meanings == IS_UNSAFE
-    among_verdicts = jnp.where(is_unsafe, jax.nn.softmax(weighed, axis=-1), 0.0).sum(axis=-1)
+    marks = (verdicts.meanings == IS_UNSAFE).astype(jnp.float32) if verdicts.marks is None else verdicts.marks
+    among_verdicts = (jax.nn.softmax(weighed, axis=-1) * marks[None]).sum(axis=-1)
     total = jax.nn.logsumexp(logits, axis=-1)
-    among_all = jnp.exp(jax.nn.logsumexp(jnp.where(is_unsafe, found, -jnp.inf), axis=-1) - total)
+    among_all = jnp.exp(jax.nn.logsumexp(found + jnp.log(marks)[None], axis=-1) - total)
     scores = jnp.where(verdicts.whole, among_all, among_verdicts)
     shares = jnp.exp(jax.nn.logsumexp(found, axis=-1) - total)
     known = tell_apart(logits)
@@ -183,6 +187,8 @@ def scored(
 
 
 def _answers(guard: Guard | Scorer, pairs: Sequence[tuple[str, str]], advance: Callable[[], object]) -> Scored:
+    if guard.normalise:
+        pairs = normalised(pairs)
     if isinstance(guard, Scorer):
         return Scored(_scored(guard, pairs), None)
     asked = guard.bound

@@ -151,6 +151,7 @@ def _shared_by(configs: Sequence[ExperimentConfig]) -> Iterator[str]:
         setting.check_values()
         if is_first:
             yield summary(setting) + "\n"
+            yield f"harm is judged by {', '.join(setting.judge_names) or 'nobody: there are no requests'}\n"
         settings.append(setting)
     choose_mesh(settings)
     for setting in settings:

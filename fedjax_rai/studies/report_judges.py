@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+from fedjax_rai.evals.agreement import kappa_of
 from fedjax_rai.evals.rate import Verdict
 from fedjax_rai.studies import report_pictures as pictures
 from fedjax_rai.studies.cells import cell
@@ -33,12 +34,10 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement 
         return None
     count = len(both)
     agree = sum(a == b for a, b in both) / count
-    share = sum(a for a, _ in both) / count
-    other_share = sum(b for _, b in both) / count
-    chance = share * other_share + (1 - share) * (1 - other_share)
-    kappa = None if chance == 1 else (agree - chance) / (1 - chance)
     first_alone = sum(a and not b for a, b in both)
     second_alone = sum(b and not a for a, b in both)
+    agreed = sum(a and b for a, b in both)
+    kappa = kappa_of(agreed, first_alone, second_alone, count - agreed - first_alone - second_alone)
     return Agreement(count, agree, kappa, first_alone, second_alone)
 
 

@@ -11,6 +11,7 @@ from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
+from fedjax_rai.evals.agreement import BY
 from fedjax_rai.evals.evaluation import LOWER, Column, Evaluation
 from fedjax_rai.evals.judge import JUDGES
 from fedjax_rai.evals.means import UNITS
@@ -44,15 +45,14 @@ def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
     shown: dict[str, str] = {}
     for evaluation in evaluations_of(summaries):
         repeated = ""  # the column of the judge that alone gave the primary rate
-        for column in evaluation.columns:
+        for column in (*evaluation.columns, *_further_judges(evaluation, summaries)):
             measured = _is_measured(summaries, column.rate)
             if column.main and (measured or column.always):
                 judges = _judges_of(summaries, column.rate)
                 shown[column.rate] = column.heading
                 if evaluation.judges_harm and judges:
-                    titles = [JUDGES[judge].title if judge in JUDGES else judge for judge in judges]
-                    shown[column.rate] += f" ({', '.join(titles)})"
-                repeated = f"{column.rate}_by_{judges[0]}" if len(judges) == 1 else ""
+                    shown[column.rate] += f" ({', '.join(map(title_of, judges))})"
+                repeated = f"{column.rate}{BY}{judges[0]}" if len(judges) == 1 else ""
             elif column.rate != repeated and measured:
                 shown[column.rate] = column.heading
     return shown
@@ -65,6 +65,24 @@ def unmeasured_note(summaries: Sequence[Summary]) -> list[str]:
         if not any(_is_measured(summaries, column.rate) or column.always for column in evaluation.columns):
             titles.append(evaluation.columns[0].title)
     return [f"Not measured: {', '.join(titles)}."] if titles else []
+
+
+def title_of(judge: str) -> str:
+    """What a judge is called in a column."""
+    return JUDGES[judge].title if judge in JUDGES else judge.replace("_", " ")
+
+
+def _further_judges(evaluation: Evaluation, summaries: Sequence[Summary]) -> list[Column]:
+    """The columns of judges that a config named, behind those that are there unasked."""
+    if not evaluation.judges_harm:
+        return []
+    titles = {column.rate: column.title for column in evaluation.columns}
+    found = {}
+    for name in (name for summary in summaries for name in summary["rates"]):
+        rate, by, judge = name.partition(BY)
+        if by and name not in titles and rate in titles:
+            found[name] = Column(name, f"{titles[rate]} ({title_of(judge)})", main=False)
+    return [*found.values()]
 
 
 def main_first(rates: Mapping[str, str]) -> dict[str, str]:

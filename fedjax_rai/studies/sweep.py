@@ -27,6 +27,7 @@ from fedjax_rai.runs.record import METRICS
 from fedjax_rai.runs.rows import read_rounds
 from fedjax_rai.runs.run import run
 from fedjax_rai.studies.cells import Summary, paired, read_run
+from fedjax_rai.studies.judged import agreement_tables, answer_columns, fitting
 from fedjax_rai.studies.plots import SweptPoints, plot_sweep
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
@@ -251,7 +252,10 @@ def write(folder: Path, points: Sequence[Point], margin: float | None = None) ->
     compared = comparisons(rows, titles["harmless"], margin)
     notes = [basis(everything), *prompt_note(titles, cells), LEGEND, *compared]
     notes += [*answer_notes({row.label: row.summaries for row in rows}), *unmeasured_note(everything)]
-    files.write_text(folder / "sweep.md", with_notes(wide(table_columns(rows, titles, cells)), notes))
+    counts = answer_columns([row.summaries for row in rows])
+    judges = agreement_tables(everything)
+    table = wide(table_columns(rows, titles, cells) | counts)
+    files.write_text(folder / "sweep.md", with_notes(table, [*notes, *judges]))
     files.write_text(folder / "sweep.csv", to_csv([*keys, "seed", "name", *CSV_COLUMNS], numbers(rows)))
     swept = SweptPoints(
         key=", ".join(keys) or "seed",
@@ -260,8 +264,8 @@ def write(folder: Path, points: Sequence[Point], margin: float | None = None) ->
         probes=[probed(row) for row in rows],
     )
     plot_sweep(folder / "sweep.png", swept, cells, titles, is_synthetic(everything))
-    columns = table_columns(rows, main_first(titles), cells, short=True)
-    print(f"\n{printed(columns, notes, 'sweep.md')}\n\n{folder}")
+    columns = table_columns(rows, main_first(titles), cells, short=True) | counts
+    print("\n" + "\n\n".join([printed(columns, notes, "sweep.md"), *fitting(judges, "sweep.md"), str(folder)]))
 
 
 def table_columns(

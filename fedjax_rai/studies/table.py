@@ -20,6 +20,7 @@ from fedjax_rai.runs.guards import GUARDS, KeptGuards
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.run import run
 from fedjax_rai.studies.cells import Summary, paired, read_run
+from fedjax_rai.studies.judged import agreement_tables, answer_columns, fitting
 from fedjax_rai.studies.plots import plot_arms
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
@@ -42,7 +43,7 @@ from fedjax_rai.studies.results import (
 
 NO_FILTER = {"filter": {"enabled": False}}
 NO_CAI = {"cai": {"enabled": False}}
-FILTER = {"filter": {"enabled": True, "keep_all": False}}
+FILTER = {"filter": {"enabled": True}}
 CAI = {"cai": {"enabled": True, "target": "revision"}}
 
 
@@ -66,7 +67,7 @@ UNREVISED = {"enabled": True, "target": "response", "method": "sft", "data": "on
 CONTROLS: dict[str, Arm] = {
     "fl+keep_all": Arm(
         "control: the guard scores, and nothing is dropped; must equal fl",
-        {"filter": {"enabled": True, "keep_all": True}, **NO_CAI},
+        {"filter": {"enabled": True, "action": "keep"}, **NO_CAI},
     ),
     "fl+cai_0": Arm(
         "control: constitutional AI of 0 iterations; must equal fl",
@@ -232,9 +233,11 @@ def write(
     notes = [basis(everything), *prompt_note(titles, cells), *compared, *_guard_notes(everything, seeds[0])]
     notes += [*answer_notes(by_arm), *unmeasured_note(everything)]
     first = {"arm": list(chosen)}
+    counts = answer_columns(by_row)
+    judges = agreement_tables(everything)
     seconds = {"seconds": [_training_seconds(row_summaries) for row_summaries in by_row]}
-    table = wide(first | rate_columns(titles, cells) | seconds)
-    files.write_text(folder / "table.md", with_notes(table, notes))
+    table = wide(first | rate_columns(titles, cells) | counts | seconds)
+    files.write_text(folder / "table.md", with_notes(table, [*notes, *judges]))
     numbers = []  # a row for each arm, seed and rate
     for arm in chosen:
         for summary in by_arm[arm]:
@@ -242,8 +245,8 @@ def write(
     files.write_text(folder / "table.csv", to_csv(["arm", "seed", "rate", *CSV_COLUMNS], numbers))
     files.write_text(folder / TABLE, dump_config(config))
     plot_arms(folder / "table.png", chosen, cells, titles, is_synthetic(everything))
-    columns = first | rate_columns(main_first(titles), cells, short=True) | seconds
-    print(f"\n{printed(columns, notes, 'table.md')}\n\n{folder}")
+    columns = first | rate_columns(main_first(titles), cells, short=True) | seconds | counts
+    print("\n" + "\n\n".join([printed(columns, notes, "table.md"), *fitting(judges, "table.md"), str(folder)]))
 
 
 def _training_seconds(summaries: Sequence[Summary]) -> str:

@@ -32,13 +32,14 @@ def same(text: str) -> str:
         return " ".join(text.split())
     spaced = text.replace(_BLANK, " ")
     normal = unicodedata.normalize("NFKC", spaced)
-    seen = "".join(character for character in normal if not _is_invisible(character))
+    seen = "".join(character for character in normal if not is_invisible(character))
     # what stood apart may now meet its accent, and compose with it
     return " ".join(unicodedata.normalize("NFKC", seen).split())
 
 
 @functools.cache
-def _is_invisible(character: str) -> bool:
+def is_invisible(character: str) -> bool:
+    """Whether a reader does not see it, though it is no white space."""
     if character.isspace():
         return False
     if unicodedata.category(character) in ("Cf", "Cc"):

@@ -11,6 +11,8 @@ import numpy as np
 
 from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, Array, Int
+from fedjax_rai.config.load import load_config
+from fedjax_rai.config.schema import ModelConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.mesh import base_shardings, make_mesh
 from fedjax_rai.model.architecture import DecoderConfig
@@ -21,6 +23,8 @@ from fedjax_rai.model.peft import load_adapter, name_other_base
 from fedjax_rai.model.weights import load_base
 from fedjax_rai.reading import checked_text, decode_text, parse_json, read_text
 from fedjax_rai.runs import compiled
+from fedjax_rai.runs.folder import CONFIG
+from fedjax_rai.runs.target import Target
 from fedjax_rai.text.generation import name_uncomputed
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
@@ -46,6 +50,7 @@ class Request(NamedTuple):
     seed: int = 0  # of sampling
     batch_size: int = 16  # prompts answered at once; changes no answer in float32, in bfloat16 by rounding only
     merged: bool = False  # the adapter is added to the weights first: fewer products a token, numbers but for rounding
+    quantize: str = "none"  # kernels of the base, as `model.quantize`
 
 
 class WrittenPrompt(NamedTuple):
@@ -89,13 +94,7 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
     longest = None if files.config.longest is None else files.config.longest - request.max_new
     rows = [encode(written, files, request.raw, longest) for written in prompts]
     name_uncomputed(files.folder)
-    weights = resolve(request.model, request.revision, weights=True)
-    compiled.keep_compiled()
-    shardings = base_shardings(make_mesh(), abstract_base(files.config))
-    lm = LM(Decoder(files.config, files.lora), load_base(weights, files.config, shardings))
-    adapter = files.adapter
-    if request.merged and adapter is not None:
-        lm, adapter = _merged(lm, adapter), None
+    lm, adapter = load(request, files)
     keys = jax.vmap(lambda row: rng.stream(jax.random.key(request.seed), "generate", row=row))(np.arange(len(rows)))
     # float32 is asked for to compare, so no TF32 in its products
     precision = jax.default_matmul_precision("highest" if request.dtype == "float32" else "default")
@@ -120,10 +119,39 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
                     given += 1
 
 
+def of_target(target: Target, dtype: str | None = None, merged: bool = False) -> Request:
+    """Who is asked, by what a command's TARGET names: a run computes as its config says, unless a `dtype` is given.
+
+    Raises InputError for an adapter that cannot be merged: into a base in few bits.
+    """
+    model = ModelConfig() if target.run is None else load_config(target.run / CONFIG).model
+    if merged and model.quantize != "none":
+        raise InputError(f"--merged: the base of {target.name} is in {model.quantize}; must be left out")
+    return Request(
+        target.model,
+        target.revision,
+        target.adapter,
+        dtype=dtype or model.dtype,
+        merged=merged,
+        quantize=model.quantize,
+    )
+
+
+def load(request: Request, files: ModelFiles) -> tuple[LM, Adapter | None]:
+    """The model with its weights, and its adapter unless that was merged."""
+    weights = resolve(request.model, request.revision, weights=True)
+    compiled.keep_compiled()
+    shardings = base_shardings(make_mesh(), abstract_base(files.config))
+    lm = LM(Decoder(files.config, files.lora), load_base(weights, files.config, shardings))
+    if request.merged and files.adapter is not None:
+        return _merged(lm, files.adapter), None
+    return lm, files.adapter
+
+
 def read_model(request: Request) -> ModelFiles:
     """Raises InputError for a model or an adapter that cannot be read; an adapter of another base is named."""
     folder = resolve(request.model, request.revision)
-    config = read_config(folder, dtype=request.dtype)
+    config = read_config(folder, dtype=request.dtype, quantize=request.quantize)
     lora, adapter = NO_LORA, None
     if request.adapter is not None:
         lora, adapter = load_adapter(request.adapter, config)

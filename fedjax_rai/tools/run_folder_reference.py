@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from fedjax_rai.data.summary import DataFile, DataSummary
 from fedjax_rai.evals.evaluation import AnswerRow, ChoiceRow, ConversationRow, TokensRow
 from fedjax_rai.runs import files, rows
+from fedjax_rai.tools.evaluate import Record
 
 # What each file is, in the order of a run. A name that ends in a slash is a folder.
 RUN = {
@@ -27,6 +28,7 @@ RUN = {
     "summary.json": "Rates, costs and counts; written last, so that a run that has it is finished.",
     "run.png": "The picture of the run: loss and safety by round, seconds by phase.",
     "tensorboard/": "The rows of metrics.jsonl as TensorBoard reads them; by `tracker: tensorboard` alone.",
+    "evals/<digest>/": "What was evaluated afterwards (`fedjax-rai eval`), by the digest of all that it depends on.",
 }
 TABLE = {
     "table.yaml": "The table's config, which arms and seeds vary.",
@@ -44,6 +46,14 @@ SWEEP = {
     "sweep.csv": "Every rate and every cost of every run, the costs by their dotted names in summary.json.",
     "sweep.png": "The picture of the sweep.",
 }
+EVALUATIONS = {
+    "config.yaml": "The config of the evaluation, every key with its value.",
+    "eval.json": "The rates, as in a run folder.",
+    "answers.jsonl": "A row for each prompt, as in a run folder.",
+    "results.json": "Of `--tasks`, in place of these three: what lm-evaluation-harness found.",
+    "samples.jsonl": "Of `--tasks`: its rows, with the name of the task.",
+    "evaluation.json": "What was evaluated, and by which versions; a folder that has it is whole.",
+}
 GUARDS = {
     "README.md": "What this is. All of it may be deleted: it is made again, with the same numbers.",
     "fitted-<digest>/": "A guard, as an adapter in PEFT's format on the base; `guard.adapter` takes it.",
@@ -60,8 +70,8 @@ SET = {
     "summary.json": "Counts of pairs and causes, by principle and category; written last.",
 }
 ANSWER_ROWS = (AnswerRow, ChoiceRow, TokensRow, ConversationRow)
-TYPES = (DataFile, rows.Round, rows.Revision, *ANSWER_ROWS, rows.Summary, rows.Versions)
-TITLES = {DataFile: "Data"}
+TYPES = (DataFile, rows.Round, rows.Revision, *ANSWER_ROWS, rows.Summary, rows.Versions, Record)
+TITLES = {DataFile: "Data", Record: "Evaluation"}
 """What a section is called that is not called like its type."""
 ONCE = {DataSummary: DataFile}
 """Parts whose keys stand in the section of one type alone."""
@@ -83,6 +93,8 @@ def page() -> str:
         table(TABLE),
         "## A sweep's folder",
         table(SWEEP),
+        "## An evaluation afterwards",
+        table(EVALUATIONS),
         "## Kept guards",
         table(GUARDS),
         "## A prepared set",

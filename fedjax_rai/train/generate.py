@@ -160,6 +160,14 @@ def _any_active_of_all(size: int, batched: list[bool], active: Array) -> tuple[A
     return _any_active(active.any(axis=0) if batched[0] else active), False
 
 
+def as_computed(lm: LM, adapter: Adapter | None) -> Adapter | None:
+    """The adapter in the type that its products are computed in: once, and not in every layer of every step of a loop.
+
+    No number depends on it.
+    """
+    return jax.tree.map(lambda leaf: leaf.astype(lm.model.config.dtype), adapter)
+
+
 class _Loop(NamedTuple):
     step: Int[Array, ""]
     state: DecodingState
@@ -183,6 +191,7 @@ def sample(
     """
     end_ids = decoding.end_ids
     max_new = decoding.max_new
+    adapter = as_computed(lm, adapter)
 
     def unfinished(loop: _Loop) -> Array:
         return (loop.step < max_new) & _any_active(~loop.answers.ended)

@@ -28,7 +28,7 @@ from fedjax_rai.aliases import Adapter, Array, Bool, Int, Key
 from fedjax_rai.data.examples import Prompts, length_batches
 from fedjax_rai.mesh import ROWS, mesh_of, split_rows, ways
 from fedjax_rai.model.decoder import LM, tell_apart
-from fedjax_rai.train.generate import Answers, Decoding, DecodingState, append, generate, pick, start
+from fedjax_rai.train.generate import Answers, Decoding, DecodingState, append, as_computed, generate, pick, start
 
 NONE = -1
 """The number of no prompt."""
@@ -214,6 +214,7 @@ def serve(lm: LM, adapter: Adapter | None, rows: Rows, queue: Queue, decoding: D
     mesh = mesh_of(lm.base)
     parts = ways(mesh)
     at_once = refilled_at_once(len(rows.number), parts)
+    adapter = as_computed(lm, adapter)
 
     def to_do(loop: _Loop) -> Array:
         return (loop.taken < queue.count) | (queue.last & _active(loop.rows, decoding).any())

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(jax.default_backend() == "cpu", reason="jax has 
 SMALL = (
     "federated.rounds=2", "federated.clients=8", "federated.cohort=4", "federated.local_steps=5", "guard.steps=5",
     "eval.prompts=8", "eval.samples=1", "cai.prompts=16", "cai.iterations=5", "cai.replay=16", "eval.temperature=0",
-    "cai.temperature=0", "filter.keep_all=true",  # a score near the threshold may fall on either side of it
+    "cai.temperature=0", "filter.action=keep",  # a score near the threshold may fall on either side of it
 )  # fmt: skip
 
 

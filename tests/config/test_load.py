@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from fedjax_rai.config.files import check_files
 from fedjax_rai.config.load import dump_config, load_config
-from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, LoraConfig
+from fedjax_rai.config.schema import CaiConfig, ExperimentConfig, GuardConfig, LoraConfig
 from fedjax_rai.errors import InputError, did_you_mean_file
 from tests.processes import succeed
 
@@ -139,10 +139,7 @@ def test_ranges(tmp_path: Path, key: str, bad: str, good: str) -> None:
 DIGITS = "write it in digits alone, like 1000"
 BASE = "YAML would read this in base 8 or 60: write it in base 10, without a leading 0"
 TRUTH = "YAML reads unquoted yes, no, on, off as truth values"
-GUARD = (
-    "path, revision, scorer, form, between, self_test, adapter, pairs, steps, batch_size, micro_batch, learning_rate, "
-    "threshold, label_noise"
-)
+GUARD = ", ".join(GuardConfig.model_fields)
 PROMPTS = "path, name, split, revision, columns; put it in quotes"
 
 

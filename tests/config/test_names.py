@@ -20,12 +20,15 @@ from fedjax_rai.data.columns import COLUMNS
 from fedjax_rai.data.partition import PARTITIONS
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.judge import AUTO, JUDGES
+from fedjax_rai.evals.mt_bench import NO_RATER
 from fedjax_rai.fed.aggregate import AGGREGATORS
 from fedjax_rai.fed.algorithm import ALGORITHMS
+from fedjax_rai.fed.weights import WEIGHTS
 from fedjax_rai.model.attention import ATTENTIONS
 from fedjax_rai.model.cache import CACHES
 from fedjax_rai.model.quantize import QUANTIZATIONS
 from fedjax_rai.runs.trackers import TRACKERS
+from fedjax_rai.safety.evasion import EVASIONS
 from fedjax_rai.safety.forms import AUTO as AUTO_FORM
 from fedjax_rai.safety.forms import FORMS
 from fedjax_rai.safety.guard import FUNCTIONS, MODEL
@@ -37,8 +40,10 @@ TABLES = {
     "tracker": TRACKERS,
     "data.columns": COLUMNS,
     "data.partition": PARTITIONS,
+    "data.evasion": EVASIONS,
     "federated.algorithm": ALGORITHMS,
     "federated.aggregator": AGGREGATORS,
+    "federated.weight": WEIGHTS,
     "federated.optimizer": OPTIMIZERS,
     "federated.schedule": SCHEDULES,
     "guard.scorer": [MODEL],
@@ -46,6 +51,7 @@ TABLES = {
     "cai.method": METHODS,
     "cai.preference": PREFERENCES,
     "eval.judge": [AUTO, *JUDGES],
+    "eval.rater": [NO_RATER],
     "cai.constitution": None,  # a path is allowed, too
 }
 

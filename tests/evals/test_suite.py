@@ -14,10 +14,11 @@ from fedjax_rai.evals import suite
 from fedjax_rai.evals.evaluation import Bench, EvalSet, Item, Likelihoods, Measured, Sources, measure
 from fedjax_rai.evals.judge import AUTO, GuardScores, imported_judge
 from fedjax_rai.evals.open_ended import Responses, Sampled
+from fedjax_rai.evals.panel import JudgesOfHarm, World, check_judges
 from fedjax_rai.evals.suite import EVALUATIONS
 
 UNSAFE = f"so {unsafe_markers()[0]} it is"
-CONFIG = EvalConfig(samples=2, temperature=0.7, max_new_tokens=5, batch_size=4)
+CONFIG = EvalConfig(samples=2, temperature=0.7, max_new_tokens=5, cut_off="judged", batch_size=4)
 
 # (answers to each prompt of advbench; p(unsafe) by the guard), three prompts of two samples
 RED = [["I cannot do that.", UNSAFE], ["Sure.", ""], ["Fine.", "Fine."]]
@@ -113,8 +114,8 @@ def test_prompts_that_are_not_the_tiny_worlds_are_not_the_rule_judges():
         "harmless": 20, "harmless_by_rule": None, "harmless_by_refusal_phrases": 20, "harmless_by_guard": None,
     }  # fmt: skip
     with pytest.raises(InputError, match="eval.judge = rule: needs"):
-        suite.check_judge("rule", {"advbench": real}, tiny_model=True, guard=None)
-    suite.check_judge("rule", SETS, tiny_model=True, guard=None)
+        check_judges(JudgesOfHarm("rule"), {"advbench": real}, World(True, None))
+    check_judges(JudgesOfHarm("rule"), SETS, World(True, None))
 
 
 def test_a_guard_without_a_score_has_no_rate():
@@ -175,6 +176,7 @@ def test_every_answer_stands_beside_every_verdict():
     rows = [row._asdict() for row in measured("advbench").rows]
     assert rows[1] == {
         "set": "advbench", "prompt": "q", "answers": ["Sure.", ""], "cut_off": [False, False], "right": None,
+        "non_finite": [],
         "verdicts": {
             "harmless": [True, None], "harmless_by_rule": [True, None],
             "harmless_by_refusal_phrases": [False, None], "harmless_by_guard": [True, None],

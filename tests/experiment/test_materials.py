@@ -205,7 +205,7 @@ def test_prompts_by_a_mapping_are_those_by_a_path(config, tmp_path):
     by_path, by_mapping = made(paths), made(mappings)
     assert by_path.red_prompts == [(f"red {i}", f"c{i % 2}") for i in range(3, 9)], "red 0 to 2 are asked"
     assert np.array_equal(by_mapping.origins, by_path.origins)
-    assert by_mapping._replace(origins=by_path.origins) == by_path
+    assert by_mapping._replace(origins=by_path.origins, evaded=by_path.evaded) == by_path
     mappings["red_prompts"]["columns"] = {"prompt": "other", "category": "category"}
     assert made(mappings).red_prompts == [(f"other {i}", f"c{i % 2}") for i in range(9)]
 

@@ -24,7 +24,8 @@ def federation(setting: Setting, kept: list[Any], lengths: list[int] | None = No
     made.kept = [np.asarray(rows, int) for rows in kept]
     vars(made.setting.texts)["lengths"] = np.asarray(lengths or [1] * 1000)
     vars(made.setting.texts)["answer_tokens"] = np.ones(1000, int)
-    vars(made.setting.texts)["corpus"] = SimpleNamespace(tokens=np.zeros((1, 10)))
+    none = np.zeros((1, 10), np.int32)
+    vars(made.setting.texts)["corpus"] = Examples(none, none > 0, none)
     return made
 
 
@@ -60,9 +61,9 @@ def test_a_cohort_is_drawn_anew_in_every_round_nobody_twice(config, arm):
     assert len({frozenset(clients) for clients in cohorts}) == 4
 
 
-def test_a_clients_weight_is_the_number_of_examples_that_it_kept(config, arm):
+def test_a_client_reports_the_number_of_examples_that_it_kept(config, arm):
     """Of a round of four rows, whatever the weight: clients who kept 3, 0, 7 and 1."""
-    made = federation(arm(vary(config, federated={"cohort": 4})), [[1, 2, 3], [], range(7), [9]])
+    made = federation(arm(vary(config, federated={"cohort": 4, "weight": "examples"})), [[1, 2, 3], [], range(7), [9]])
     cohort, _ = made.cohort(0)
     weights = dict(zip(np.asarray(cohort.client).tolist(), np.asarray(cohort.weight).tolist(), strict=True))
     assert weights == {0: 3, 1: 0, 2: 7, 3: 1}
@@ -70,7 +71,7 @@ def test_a_clients_weight_is_the_number_of_examples_that_it_kept(config, arm):
 
 def test_a_client_without_an_answer_token_has_nothing_to_train_on(config, arm):
     """Answers of rows 1 and 2 were cut off: clients with 1 and 2, with none, with 2 and 3, with 0."""
-    setting = arm(vary(config, federated={"cohort": 4}, cai={"enabled": False}))
+    setting = arm(vary(config, federated={"cohort": 4, "weight": "examples"}, cai={"enabled": False}))
     made = federation(setting, [[1, 2], [], [2, 3], [0]])
     vars(made.setting.texts)["answer_tokens"] = np.array([5, 0, 0, 4])
     cohort, _ = made.cohort(0)
@@ -101,7 +102,7 @@ def test_tokens_of_the_local_steps_are_those_of_all_batches_packed_or_not(config
 def filtered_rows(setting: Setting) -> list[list[int]]:
     """What two clients keep of rows 0, 1, 2 and 3, 4 with scores 0.2, 0.6, none, 0.5 and 0.49."""
     setting.client_rows = [np.array([0, 1, 2]), np.array([3, 4])]
-    vars(setting.guarding)["scores"] = np.array([0.2, 0.6, np.nan, 0.5, 0.49], np.float32)
+    vars(setting.guarding)["exchange_scores"] = np.array([0.2, 0.6, np.nan, 0.5, 0.49], np.float32)
     return [rows.tolist() for rows in Federation(setting).kept]
 
 
@@ -110,7 +111,7 @@ def test_what_a_filter_keeps(config, arm):
     assert filtered_rows(arm(vary(config, filter={"enabled": True}))) == [[0], [4]]
     later = {"filter": {"enabled": True}, "guard": {"threshold": 0.625}}
     assert filtered_rows(arm(vary(config, **later))) == [[0, 1], [3, 4]]
-    assert filtered_rows(arm(vary(config, filter={"enabled": True, "keep_all": True}))) == [[0, 1, 2], [3, 4]]
+    assert filtered_rows(arm(vary(config, filter={"enabled": True, "action": "keep"}))) == [[0, 1, 2], [3, 4]]
     assert filtered_rows(arm(vary(config, filter={"enabled": False}))) == [[0, 1, 2], [3, 4]]
 
 

@@ -17,6 +17,7 @@ OTHERS: dict[str, Any] = {
     "model.revision": None,  # only of a name on the hub
     "guard.path": "tiny",
     "guard.revision": None,
+    "guard.augment": ("leetspeak",),
     "lora.targets": ("q_proj",),
     "lora.layers": (0,),
     "lora.rank_pattern": {"q_proj": 1},

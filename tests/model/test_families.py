@@ -149,7 +149,7 @@ def test_which_layers_see_how_far(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, r"config\.json: model_type 'gpt2' is not supported, only: gemma2, gemma3_text, llama"),
+        ({"model_type": "gpt2"}, r"model_type 'gpt2' is not supported, only: gemma2, gemma3_text, granite, llama"),
         ({"model_type": "qwen"}, r"'qwen' is not supported \(did you mean 'qwen3'\?\)"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu', only silu, gelu, gelu_pytorch_tanh are supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is .*bits.*, only None is supported"),

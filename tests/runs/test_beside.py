@@ -10,7 +10,7 @@ import pytest
 
 from fedjax_rai import terminal
 from fedjax_rai.runs import beside
-from fedjax_rai.runs.beside import Lane, Run, comparison, go_on, lanes_of, split
+from fedjax_rai.runs.beside import Lane, Run, comparison, go_on, lanes_of, make_lanes, split
 from tests.processes import succeed
 from tests.tiny_runs import vary
 
@@ -107,8 +107,8 @@ def test_after_an_interrupt_what_has_begun_is_waited_for_and_what_has_not_is_lef
     gate = threading.Event()
     runs: Any = [Rounds(name, 2, begun, ended, gate) for name in "abcd"]
     with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
-        for part in (runs[:2], runs[2:]):
-            Lane(part, 2, stack).dispatch()
+        for lane in make_lanes([runs[:2], runs[2:]], 2, stack):
+            lane.dispatch()
         while len(begun) < 2:
             time.sleep(0.01)
         threading.Timer(0.2, gate.set).start()

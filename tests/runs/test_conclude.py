@@ -20,7 +20,8 @@ def scored(setting: Setting, harmful: Sequence[bool | None], scores: list[float]
     pairs = [Pair("q", "r", value, "x") for value in harmful]
     setting.texts.materials = setting.texts.materials._replace(pairs=pairs)
     setting.client_rows = np.array_split(np.arange(len(pairs)), 4)
-    vars(setting.guarding)["scores"] = np.array(scores, np.float32)
+    vars(setting.guarding).pop("scores", None)
+    vars(setting.guarding)["exchange_scores"] = np.array(scores, np.float32)
     return setting
 
 

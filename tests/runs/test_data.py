@@ -163,7 +163,7 @@ def test_what_was_said_of_the_same_texts_is_not_said_again(config, capsys):
     assert others[0].startswith("  5 clients of 8 pairs") and others[-1].startswith("       4       8 ")
     filtered = vary(config, cai={"enabled": False}, filter={"enabled": True})
     arm = Setting(filtered, setting)
-    vars(arm.guarding)["scores"] = np.where(np.arange(40) < 10, 0.9, 0.1).astype(np.float32)
+    vars(arm.guarding)["exchange_scores"] = np.where(np.arange(40) < 10, 0.9, 0.1).astype(np.float32)
     data.announce(arm)
     assert "client" not in capsys.readouterr().err
     Path(str(config.output)).mkdir()

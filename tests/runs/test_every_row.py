@@ -1,9 +1,12 @@
 """Every row of every table that a config names goes through a whole tiny run."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fedjax_rai
 from fedjax_rai.cai.options import METHODS
 from fedjax_rai.data.partition import PARTITIONS
 from fedjax_rai.evals.judge import AUTO, JUDGES
@@ -30,6 +33,7 @@ TABLES = {
     "model.quantize": QUANTIZATIONS,
     "model.kv_cache": CACHES,
 }
+TINY = Path(fedjax_rai.__file__).parent / "assets" / "tiny"
 ROWS = {(key, name) for key, table in TABLES.items() for name in table}
 # A run has a row of each table; the shorter tables begin anew. Of preferences another one then, so that each of them
 # comes beside a method that has one.
@@ -66,11 +70,27 @@ def test_every_row_goes_through_a_whole_run(config, arm, unevaluated, rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("judge", [AUTO, *JUDGES])
-def test_every_judge_gives_the_headline_rate_and_every_evaluation_is_measured(config, arm, judge):
-    config = vary(config, federated={"rounds": 0}, cai={"enabled": False}, eval={"judge": judge, "drift_prompts": 4})
+@pytest.mark.parametrize("judge", [AUTO, "guard"])
+def test_every_judge_gives_a_rate_and_every_evaluation_is_measured(config, arm, judge, tmp_path):
+    """Every row of the table, a function of the user's own and a model on the device, side by side."""
+    model = tmp_path / "models" / "Another"
+    shutil.copytree(TINY, model)
+    others = [name for name in JUDGES if name != "guard"]
+    judges = [*others, "guard", f"guard:{model}", "tests.runs.test_every_row:always"]
+    fields = {"judge": judge, "judges": judges, "drift_prompts": 4}
+    config = vary(config, federated={"rounds": 0}, cai={"enabled": False}, guard={"self_test": False}, eval=fields)
     folder = run(config, arm(config))
-    rates = files.read_json(folder / "summary.json")["rates"]
+    summary = files.read_json(folder / "summary.json")
+    rates = summary["rates"]
     assert rates["harmless"]["judge"] == ("rule" if judge == AUTO else judge)
+    names = [*JUDGES, "guard_another", "always"]
+    assert {f"harmless_by_{name}" for name in names} == {name for name in rates if name.startswith("harmless_by_")}
+    assert {rates[f"harmless_by_{name}"]["judge"] for name in names if name != "korean"} == {*names} - {"korean"}
+    assert rates["harmless_by_korean"] is None and rates["harmless_by_always"]["mean"] == 0
+    assert len(summary["agreement"]) == len(names) * (len(names) - 1) // 2
     tiny = {"advbench", "synthetic_choice", "utility", "over_refusal", "drift", "perplexity"}
     assert {row["set"] for row in files.read_rows(folder / "answers.jsonl")} == tiny < set(EVALUATIONS)
+
+
+def always(prompt: str, answer: str) -> bool:
+    return True

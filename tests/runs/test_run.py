@@ -94,7 +94,7 @@ def test_resumed_equals_uninterrupted_bitwise(config, arm, monkeypatch, algorith
 
 @pytest.mark.slow
 def test_a_filter_that_keeps_all_is_no_filter(config, arm):
-    keeps = vary(config, "keep", filter={"enabled": True, "keep_all": True})
+    keeps = vary(config, "keep", filter={"enabled": True, "action": "keep"})
     assert play(keeps, arm)[1] == play(config, arm)[1]
 
 
@@ -105,7 +105,7 @@ def test_zero_iterations_of_cai_are_no_cai(config, arm):
 
 
 def test_the_filter_decides_what_clients_train_on(config, arm):
-    filtering = vary(config, filter={"enabled": True})
+    filtering = vary(config, filter={"enabled": True}, federated={"weight": "examples"})
     setting = arm(config)
     kept = Federation(arm(filtering)).kept
     for client, part in enumerate(setting.client_rows):
@@ -133,7 +133,7 @@ def test_arms_rounds_and_iteration_counts_share_their_programs(config, arm):
     before = [small.compilations(program) for program in compiled]
     other = {"cai": {"iterations": 5, "learning_rate": 1e-2, "temperature": 0.5}, "federated": {"learning_rate": 1e-3}}
     play(vary(config, "more", **other), arm)
-    play(vary(config, "control", filter={"enabled": True, "keep_all": True}), arm)
+    play(vary(config, "control", filter={"enabled": True, "action": "keep"}), arm)
     assert [small.compilations(program) for program in compiled] == before
 
 

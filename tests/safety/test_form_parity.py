@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_rai.model import families, weights
 from fedjax_rai.model.decoder import LM, Decoder
-from fedjax_rai.safety.form import IS_UNSAFE
+from fedjax_rai.safety.form import IS_UNSAFE, GuardForm
 from fedjax_rai.safety.guard import Guard, request_length, scored
 from fedjax_rai.text.prompts import answered
 from tests.chat_models import ids_of
@@ -21,13 +21,6 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 8192, "tie_word_embeddings": False,
 }  # fmt: skip
 PAIRS = [("How?", "So."), ("How do I bake bread, and how long?", "Slowly, with care."), ("한국어?", "")]
-LINES = {
-    "wild_guard": "Harmful request: yes\nResponse refusal: no\nHarmful response: yes",
-    "poly_guard": "Harmful request: no\nRequest safety violations: S1\nResponse refusal: no\nHarmful response: no",
-    "nemotron_safety_guard": '{"User Safety": "safe", "Response Safety": "unsafe"}',
-    "granite_guardian_3_3": "<think>\n</think>\n<score> yes </score>",
-}
-"""What guards that write lines are taught to write; where the verdict stands is for the test to find."""
 
 
 def card_ids(name: str, pair: tuple[str, str], question: str) -> list[int]:
@@ -53,52 +46,69 @@ def card_ids(name: str, pair: tuple[str, str], question: str) -> list[int]:
     return ids_of(hf, turns, generate=name not in ("kanana", "qwen3_guard", "shield_gemma"), **given)
 
 
-def taught(model: Any, texts: list[tuple[list[int], list[int]]]) -> None:
-    """Overfit a model to answer each request by its answer."""
+def greedy(model: Any, hf: Any, prompt: list[int], tokens: int) -> tuple[list[int], Any]:
+    """(what transformers writes behind a prompt, the logits of each token)."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    rows = [torch.tensor([request + answer]) for request, answer in texts]
-    for _ in range(150):
-        loss = torch.zeros(())
-        for row, (request, answer) in zip(rows, texts, strict=True):
-            logits = model(row).logits[0, len(request) - 1 : -1]
-            loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if float(loss) < 0.05:
-            return
-
-
-def expected_score(model: Any, name: str, request: list[int]) -> tuple[float, float]:
-    """(score, share) by transformers' greedy answer to one request, found in its text."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    hf, form = imitated(name).hf, form_of(name)
-    lead = {"llama_guard": "\n\n", "qwen3_guard": "Safety:"}.get(name, "")
-    prompt = request + hf.encode(lead, add_special_tokens=False)
     ids = torch.tensor([prompt])
     answer = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max(form.lines, 1), do_sample=False, pad_token_id=0,
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0,
         eos_token_id=hf.eos_token_id, output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
-    written = answer.sequences[0, len(prompt) :].tolist()
-    at = 0
-    while form.marker and form.marker not in hf.decode(written[:at]):
-        at += 1
-        assert at < len(written), (name, hf.decode(written))
-    logits = answer.logits[at][0].double()
-    begun = hf.decode(prompt + written[:at])
-    classes = []
-    for spellings in (form.safe, form.unsafe, form.between):
-        mains = [hf.encode(begun + spelling, add_special_tokens=False) for spelling in spellings[:1]]
-        others = [hf.encode(begun + spelling, add_special_tokens=False) for spelling in spellings[1:]]
+    return answer.sequences[0, len(prompt) :].tolist(), answer.logits
+
+
+def with_marker(form: GuardForm, hf: Any, written: list[int]) -> GuardForm:
+    """The form with a marker that a random model does write: a piece of its answer, where it stands first."""
+    for begin in range(2, len(written) - 4):
+        piece = hf.decode(written[begin : begin + 2])
+        before = hf.decode(written[: begin + 1])
+        clean = piece.strip() and "\ufffd" not in piece and piece in hf.decode(written[: begin + 2])
+        if clean and piece not in before:
+            return form._replace(marker=piece, lines=len(written))
+    raise AssertionError(hf.decode(written))
+
+
+def verdict_ids(hf: Any, form: GuardForm, begun: str) -> tuple[list[int], list[set[int]]]:
+    """(tokens that all verdicts behind a text share, the first others of the safe, unsafe and third ones)."""
+    start = hf.encode(begun, add_special_tokens=False)
+    groups = [spellings for spellings in (form.safe, form.unsafe, form.between) if spellings]
+    behind = [[hf.encode(begun + word, add_special_tokens=False)[len(start) :] for word in words] for words in groups]
+    shared: list[int] = []
+    while len({words[0][len(shared)] for words in behind}) == 1:
+        shared.append(behind[0][0][len(shared)])
+    found = []
+    for words in behind:
+        others = {word[0] for word in words[1:] if len(word) == 1}
+        found.append({words[0][len(shared)]} | others)
+    return shared, found
+
+
+def expected_score(model: Any, name: str, request: list[int], form: GuardForm) -> tuple[float, float]:
+    """(score, share) by transformers' greedy answer to one request, found in its text; NaN without the marker."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    hf = imitated(name).hf
+    lead = {"llama_guard": "\n\n", "qwen3_guard": "Safety:"}.get(name, "")
+    prompt = request + hf.encode(lead, add_special_tokens=False)
+    written: list[int] = []
+    if form.marker:
+        answer, _ = greedy(model, hf, prompt, form.lines)
+        while form.marker not in hf.decode(written):
+            if len(written) + 1 >= len(answer):
+                return float("nan"), float("nan")
+            written = answer[: len(written) + 1]
+    begun = hf.decode(request) + lead + hf.decode(written)
+    if form.grades:
         start = len(hf.encode(begun, add_special_tokens=False))
-        classes.append({ids[start] for ids in mains} | {ids[start] for ids in others if len(ids) == start + 1})
-    safe, unsafe, between = classes
-    unsafe = (unsafe | between) - safe
-    probability = torch.softmax(logits, 0)
+        tokens = [hf.encode(begun + grade, add_special_tokens=False)[start] for grade in form.grades]
+        _, (logits, *_) = greedy(model, hf, prompt + written, 1)
+        held = torch.softmax(logits[0].double(), 0)[tokens]
+        return float((held / held.sum()) @ torch.linspace(0, 1, len(tokens)).double()), float(held.sum())
+    shared, (safe, *others) = verdict_ids(hf, form, begun)
+    _, (logits, *_) = greedy(model, hf, prompt + written + shared, 1)
+    probability = torch.softmax(logits[0].double(), 0)
+    unsafe = set().union(*others) - safe
     bad = float(probability[sorted(unsafe)].sum())
     all_verdicts = float(probability[sorted(safe | unsafe)].sum())
     return bad if form.whole else bad / all_verdicts, all_verdicts
@@ -109,24 +119,28 @@ def expected_score(model: Any, name: str, request: list[int]) -> tuple[float, fl
 def test_scores_are_those_of_transformers_greedy_answer(name, tmp_path):
     pytest.importorskip("torch", reason="the parity extra (torch) is not installed")
     make = runpy.run_path(str(FIXTURES / "make_models.py"))
-    own, form, kind = imitated(name), form_of(name), IMITATIONS[name].model_type
+    own, kind = imitated(name), IMITATIONS[name].model_type
+    form = form_of(name)
     kwargs = {**SIZES, "vocab_size": len(own.hf), "rope_parameters": make["PLAIN"]}
     if kind == "granite":
-        kwargs |= make["GRANITE"] | {"attention_multiplier": 0.3, "logits_scaling": 1.0}
+        kwargs |= make["GRANITE"] | {"attention_multiplier": 0.3, "logits_scaling": 1.0, "tie_word_embeddings": False}
     model = make["build"](kind, kwargs, 0)
     questions = form.asked
     requests = [[card_ids(name, pair, question) for question in questions] for pair in PAIRS]
     if form.lines:
-        with_lines = own.hf.encode(LINES[name], add_special_tokens=False)
-        taught(model, [(asked[0], with_lines) for asked in requests])
+        form = with_marker(form, own.hf, greedy(model, own.hf, requests[0][0], 24)[0])
     model.save_pretrained(tmp_path)
     config = families.read_config(tmp_path)
     lm = LM(Decoder(config), weights.load_base(tmp_path, config))
     guard = Guard(lm, None, own, request_length(own, form) + 64, 2, "guard.path", form)
     found = scored(guard, PAIRS)
     for i, asked in enumerate(requests):
-        numbers = np.array([expected_score(model, name, request) for request in asked])
+        numbers = np.array([expected_score(model, name, request, form) for request in asked])
         np.testing.assert_allclose(found.scores[i], numbers[:, 0].max(), atol=1e-4)
         assert found.shares is not None
         np.testing.assert_allclose(found.shares[i], numbers[:, 1].min(), atol=1e-4)
-    assert len(set(found.scores.tolist())) > 1 and IS_UNSAFE in guard.bound.verdicts.meanings
+    assert (
+        not np.isnan(found.scores[0])
+        and len(set(found.scores.tolist())) > 1
+        and IS_UNSAFE in guard.bound.verdicts.meanings
+    )

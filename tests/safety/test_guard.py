@@ -1,4 +1,4 @@
-"""The guard's score, its report by its published definitions, and the filter's guarantees."""
+"""The guard's score and its report by its published definitions."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,7 +13,6 @@ from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
 from fedjax_rai.model.decoder import LM, Decoder, init_base
 from fedjax_rai.safety import guard as guards
-from fedjax_rai.safety.filter import keep
 from fedjax_rai.safety.form import IS_NEITHER, IS_SAFE, IS_UNSAFE, GuardForm, VerdictIds, two_verdicts
 from fedjax_rai.safety.forms import REQUEST
 from fedjax_rai.safety.guard import FitData, begin_fit, first_token_score, fit, flip_labels, quality
@@ -90,15 +89,6 @@ def test_of_nothing_there_is_no_quality_and_of_nothing_found_it_is_zero():
     assert quality(np.array([]), [], 0.5) is None
     assert quality(np.array([0.1]), [None], 0.5) is None
     assert measured(np.array([0.1]), [True])["hmean"] == 0.0
-
-
-def test_filter_keeps_below_the_threshold_and_drops_what_is_no_number():
-    kept = keep(np.array([0.1, 0.5, np.nan, 0.9, 0.49]), 0.5)
-    assert kept.tolist() == [True, False, False, False, True]
-
-
-def test_filter_at_infinity_keeps_all():
-    assert keep(np.array([0.0, 1.0, 0.5]), np.inf).all()
 
 
 def test_label_noise_flips_about_its_share():

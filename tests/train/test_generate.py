@@ -1,15 +1,20 @@
 """Decoding against the plain thing: whole sequences through the uncached forward pass, one token at a time."""
 
+import dataclasses
 import itertools
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from fedjax_rai.data.examples import Prompts, pad_left
-from fedjax_rai.model.decoder import forward, unembed
+from fedjax_rai.model.decoder import LM, Decoder, forward, unembed
+from fedjax_rai.train import queue
 from fedjax_rai.train.generate import Decoding, Sampling, append, generate, pick, sample, start, truncated
 from tests import small
 
@@ -268,3 +273,29 @@ def test_the_order_of_the_bounds_is_that_of_transformers():
     asked = transformers.GenerationConfig(min_p=0.1, top_p=0.9, top_k=5, temperature=0.7, do_sample=True)
     names = [type(one).__name__ for one in model._get_logits_processor(asked)]
     assert names == [f"{name}LogitsWarper" for name in ("Temperature", "TopK", "TopP", "MinP")]
+
+
+def scans(jaxpr: Any, in_loop: bool = False) -> Iterator[Any]:
+    """The scans over layers that are within a loop over tokens."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan" and in_loop:
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from scans(inner, in_loop or equation.primitive.name == "while")
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_no_step_converts_the_adapter(queued):
+    """In bfloat16 layers are given it in that type already, by batches and out of a queue."""
+    model = Decoder(dataclasses.replace(small.CONFIG, dtype="bfloat16"), small.LORA)
+    lm, adapter = LM(model, small.BASE), small.adapter()
+    prompts = Prompts(*batch_of(PROMPTS))
+    if queued:
+        rows = queue.begin(lm, 3, 9 + NEW, FIRMLY)
+        waiting = queue.Queue(prompts, keys(3), np.arange(3), np.int32(3), np.bool_(True))
+        traced = jax.make_jaxpr(queue.serve)(lm, adapter, rows, waiting, FIRMLY)
+    else:
+        traced = jax.make_jaxpr(generate)(lm, adapter, prompts, keys(3), FIRMLY)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(adapter)}
+    given = [value.aval for scan in scans(traced.jaxpr) for value in scan.invars if value.aval.shape in shapes]
+    assert len(given) >= len(jax.tree.leaves(adapter)) and {aval.dtype for aval in given} == {jnp.dtype(jnp.bfloat16)}

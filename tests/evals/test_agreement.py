@@ -1,0 +1,85 @@
+"""How far judges agree: kappa by hand, where it is undefined, and over which answers."""
+
+from typing import Any
+
+import pytest
+
+from fedjax_rai.evals.agreement import agreements, kappa_of, matrix, together
+from fedjax_rai.evals.spoilt import AnswerCounts, answer_counts
+
+
+@pytest.mark.parametrize(
+    ("counts", "kappa"),
+    [
+        ((20, 5, 10, 15), 0.4),  # 35 of 50 agree, 25 * 30 + 25 * 20 of 2500 by chance: (0.7 - 0.5) / 0.5
+        ((3, 0, 0, 2), 1.0),
+        ((0, 4, 4, 0), -1.0),
+        ((1, 1, 1, 1), 0.0),
+        ((45, 15, 25, 15), 3 / 23),  # 0.6 agree, 0.54 by chance: 0.06 / 0.46
+        ((6, 2, 0, 0), 0.0),  # the second says yes to all: it agrees as chance does
+    ],
+)
+def test_kappa_by_hand(counts, kappa):
+    assert kappa_of(*counts) == pytest.approx(kappa)
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0, 0), (7, 0, 0, 0), (0, 0, 0, 7), (0, 7, 0, 0), (0, 0, 7, 0)])
+def test_kappa_is_undefined_where_nothing_can_be_told(counts):
+    """No answer, or each judge gives one verdict to all: never 1."""
+    assert kappa_of(*counts) is None
+
+
+def row(**verdicts: Any) -> dict[str, Any]:
+    return {"set": "advbench", "verdicts": {f"harmless_by_{judge}": given for judge, given in verdicts.items()}}
+
+
+def test_agreement_is_over_the_answers_on_which_both_have_a_verdict():
+    """Several answers a prompt; b has none twice, c is in one row alone. Both, a only, b only, neither."""
+    rows = [
+        row(a=[True, True, False, None], b=[True, None, False, True]),
+        row(a=[True, False], b=[False, True], c=[True, False]),
+        {"set": "hhh", "verdicts": {"hhh": [True]}},
+        {"set": "advbench", "verdicts": {"harmless": [True, False]}},
+    ]
+    found = {(agreement.first, agreement.second): agreement for agreement in agreements(rows)}
+    assert [*found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert found["a", "b"].counts == (1, 1, 1, 1) and found["a", "b"].kappa == 0
+    assert found["a", "c"].counts == (1, 0, 0, 1) and found["a", "c"].kappa == 1
+    assert found["b", "c"].counts == (0, 1, 1, 0) and found["b", "c"].kappa == -1
+    assert {agreement.rate for agreement in found.values()} == {"harmless"}
+
+
+def test_agreements_of_runs_are_of_all_their_answers():
+    """Two runs of (1, 1, 1, 1) and (9, 0, 0, 5): 16 of 18 agree, 11 * 11 + 7 * 7 of 324 by chance."""
+    one = agreements([row(a=[True, True, False, False], b=[True, False, True, False])])
+    other = agreements([row(a=[True] * 9 + [False] * 5, b=[True] * 9 + [False] * 5)])
+    (found,) = together([one, other])
+    assert found.counts == (10, 1, 1, 6)
+    assert found.kappa == pytest.approx((16 / 18 - 170 / 324) / (1 - 170 / 324))
+
+
+def test_the_matrix_has_a_cell_for_every_two_judges_that_share_an_answer():
+    rows = [row(a=[True, False], b=[True, True], c=[None, None]), row(d=[True], e=[True])]
+    assert matrix(agreements(rows), "harmless") == [
+        ["kappa, agreement", "b", "d", "e"],
+        ["a", "0.00, 50 %", "", ""],
+        ["b", "", "", ""],
+        ["d", "", "", "-, 100 %"],
+    ]
+    assert matrix([], "harmless") == []
+
+
+def test_answers_that_say_nothing_are_counted_by_evaluation():
+    rows: list[dict[str, Any]] = [
+        {
+            "set": "advbench",
+            "answers": ["a", " ", ""],
+            "cut_off": [True, False, False],
+            "non_finite": [False, False, True],
+        },
+        {"set": "advbench", "answers": ["b"], "cut_off": [True]},
+        {"set": "hhh", "good": "a"},
+        {"set": "utility", "answers": ["4"], "cut_off": [False], "non_finite": []},
+    ]
+    assert answer_counts(rows) == {"advbench": AnswerCounts(4, 2, 2, 1), "utility": AnswerCounts(1, 0, 0, 0)}
+    assert AnswerCounts(4, 2, 2, 1).plus(AnswerCounts(1, 0, 0, 0)) == AnswerCounts(5, 2, 2, 1)

@@ -1,0 +1,187 @@
+"""The endpoint answers as `fedjax-rai generate` does, whatever shares the batch; log p are our own likelihoods."""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedjax_rai.errors import InputError
+from fedjax_rai.evals.choice import likelihoods
+from fedjax_rai.evals.open_ended import Subject
+from fedjax_rai.tools import sampler, serve
+from fedjax_rai.tools.generate import Request, answers, prompts_of_texts
+from tests.small import compilations
+
+QUESTIONS = ["What is 3 plus 4?", "Who broke it?", "Tell me about the town."]
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[serve.Server]:
+    """The tiny model, served in float32 at any free port."""
+    options = serve.Options(port=0, dtype="float32", max_length=96, batch_size=4)
+    bound = serve.bind(options.host, options.port)
+    bound.service = serve.load("tiny", options)
+    thread = threading.Thread(target=bound.serve_forever, daemon=True)
+    thread.start()
+    yield bound
+    bound.shutdown()
+    bound.server_close()
+    bound.service.stop()
+
+
+def ask(server: serve.Server, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, Any]:
+    """(status, what came back) of a request; GET without a body."""
+    connection = HTTPConnection(*server.server_address[:2], timeout=300)  # pyright: ignore[reportArgumentType]
+    sent = body if isinstance(body, bytes) or body is None else json.dumps(body)
+    connection.request("GET" if body is None else "POST", path, sent, {"Content-Type": kind})
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    if response.headers.get_content_type() == "text/event-stream":
+        events = [event.removeprefix("data: ") for event in text.strip().split("\n\n")]
+        assert events[-1] == "[DONE]"
+        return response.status, [json.loads(event) for event in events[:-1]]
+    return response.status, json.loads(text)
+
+
+def chat(server: serve.Server, question: str, **fields: Any) -> Any:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": question}], "temperature": 0, **fields}
+    status, response = ask(server, "/v1/chat/completions", body)
+    assert status == 200, response
+    return response
+
+
+def complete(server: serve.Server, **fields: Any) -> Any:
+    status, response = ask(server, "/v1/completions", {"model": "tiny", "temperature": 0, **fields})
+    assert status == 200, response
+    return response
+
+
+def text_of(response: Any) -> str:
+    (choice,) = response["choices"]
+    return choice["message"]["content"]
+
+
+def generated(questions: list[str], **settings: Any) -> list[str]:
+    request = Request("tiny", dtype="float32", max_new=TOKENS, **settings)
+    return [answer.text or "" for answer in answers(request, prompts_of_texts(questions))]
+
+
+@pytest.mark.slow
+def test_the_endpoint_answers_as_our_own_sampler_does(server):
+    """Greedy and by seed, alone and together, whole and streamed; log p are the likelihoods of evaluations."""
+    expected = generated(QUESTIONS)
+    alone = [chat(server, question, max_tokens=TOKENS) for question in QUESTIONS]
+    assert [text_of(response) for response in alone] == expected
+    programs = compilations(sampler.go_on)
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda question: text_of(chat(server, question, max_tokens=TOKENS)), QUESTIONS * 2))
+    assert together == expected * 2
+    # by the seed of the command: three answers to one prompt are those to the prompt three times
+    warm = chat(server, QUESTIONS[2], max_tokens=TOKENS, temperature=1.5, seed=3, n=3)
+    drawn = generated(QUESTIONS[2:] * 3, temperature=1.5, seed=3)
+    assert [choice["message"]["content"] for choice in warm["choices"]] == drawn and len({*drawn}) == 3
+    colder = chat(server, QUESTIONS[2], max_tokens=TOKENS - 3, temperature=0.5, seed=4, n=3)
+    assert len(colder["choices"]) == 3
+    assert compilations(sampler.go_on) <= programs + 2  # rows of two and of four: numbers compile nothing
+
+    asked = chat(server, QUESTIONS[0], max_tokens=TOKENS, logprobs=True, top_logprobs=2)
+    tokens = asked["choices"][0]["logprobs"]["content"]
+    assert "".join(token["token"] for token in tokens) == text_of(asked) == expected[0]
+    assert all(token["logprob"] == token["top_logprobs"][0]["logprob"] for token in tokens)  # greedy
+    model = server.service.model
+    subject = Subject(model.lm, model.adapter, model.tokenizer, 96, 2)
+    ((own,), _) = likelihoods(subject, [(QUESTIONS[0], expected[0])])
+    ends = asked["choices"][0]["finish_reason"] == "stop"
+    assert asked["usage"]["completion_tokens"] == len(tokens) + ends
+    text = model.tokenizer.render([*turns(QUESTIONS[0]), *turns(expected[0], "assistant")])
+    ids = model.tokenizer.encode(text.removesuffix(model.tokenizer.trailer))
+    echoed = complete(server, prompt=ids, max_tokens=0, echo=True, logprobs=1)["choices"][0]["logprobs"]
+    answer = len(tokens) + 1  # with its end
+    np.testing.assert_allclose(sum(echoed["token_logprobs"][-answer:]), own, atol=1e-4)
+    np.testing.assert_allclose(echoed["token_logprobs"][-answer:-1], [token["logprob"] for token in tokens], atol=1e-4)
+    assert echoed["token_logprobs"][0] is None and len(echoed["tokens"]) == len(ids)
+
+    whole = complete(server, prompt=ids[:8], max_tokens=TOKENS, logprobs=1, stop=["e"])["choices"][0]
+    assert "e" not in whole["text"]
+    events = complete(server, prompt=ids[:8], max_tokens=TOKENS, stop=["e"], stream=True)
+    assert "".join(event["choices"][0]["text"] for event in events) == whole["text"]
+    assert events[-1]["choices"][0]["finish_reason"] == whole["finish_reason"]
+    counted = {"include_usage": True}
+    events = chat(server, QUESTIONS[1], max_tokens=TOKENS, stream=True, n=2, stream_options=counted)
+    for index in (0, 1):
+        deltas = [event["choices"][0]["delta"] for event in events[:-1] if event["choices"][0]["index"] == index]
+        assert deltas[0] == {"role": "assistant", "content": ""}
+        assert "".join(delta.get("content", "") for delta in deltas) == expected[1]
+    assert events[-1]["usage"]["total_tokens"] > 2 * len(expected[1].split())
+    refusals(server)
+
+
+def turns(text: str, role: str = "user") -> list:
+    from fedjax_rai.text.prompts import Turn
+
+    return [Turn(role, text)]
+
+
+def refusals(server: serve.Server) -> None:
+    """Errors have a status, a place and what is allowed; the server goes on."""
+    good = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
+    for path, body, status, words in (
+        ("/v1/chat/completions", b"{", 400, "not valid JSON"),
+        ("/v1/chat/completions", b'{"temperature": NaN}', 400, "NaN is no number"),
+        ("/v1/chat/completions", {**good, "model": "other"}, 404, "must be 'tiny'"),
+        ("/v1/chat/completions", {**good, "max_tokens": 96}, 400, "must be at most 96 together"),
+        ("/v1/completions", {"model": "tiny", "prompt": ""}, 400, "has no tokens"),
+        ("/v1/completions", {"model": "tiny", "prompt": [10**6]}, 400, "token 1000000 is none"),
+        ("/v1/embeddings", {}, 404, "no such endpoint"),
+        ("/v1/completions", None, 405, "must be POST"),
+    ):
+        got, response = ask(server, path, body)
+        assert got == status and words in response["error"]["message"], response
+    assert ask(server, "/v1/completions", {"model": "tiny"}, kind="text/plain")[0] == 415
+    assert ask(server, "/v1/models")[1]["data"][0]["id"] == "tiny"
+    assert ask(server, "/v1/models/tiny")[0] == ask(server, "/health")[0] == 200
+
+
+@pytest.mark.parity
+def test_the_openai_client_reads_what_is_served(server):
+    openai = pytest.importorskip("openai")
+    host, port = server.server_address[:2]
+    client = openai.OpenAI(base_url=f"http://{host}:{port}/v1", api_key="none", max_retries=0)
+    asked: Any = {"model": "tiny", "messages": [{"role": "user", "content": QUESTIONS[0]}], "temperature": 0}
+    whole = client.chat.completions.create(**asked, max_tokens=TOKENS, logprobs=True, top_logprobs=3)
+    assert whole.choices[0].message.content == generated(QUESTIONS[:1])[0]
+    assert len(whole.choices[0].logprobs.content[0].top_logprobs) == 3
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    streamed = client.chat.completions.create(**asked, max_completion_tokens=TOKENS, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == whole.choices[0].message.content
+    text = client.completions.create(model="tiny", prompt="Once", max_tokens=3, echo=True, logprobs=2, temperature=0)
+    assert text.choices[0].text.startswith("Once") and text.choices[0].logprobs.token_logprobs[0] is None
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    with pytest.raises(openai.BadRequestError, match="frequency_penalty = 1: is not computed here") as refused:
+        client.chat.completions.create(**asked, frequency_penalty=1)
+    assert refused.value.param == "frequency_penalty"
+    with pytest.raises(openai.NotFoundError, match="no such model"):
+        client.chat.completions.create(**{**asked, "model": "gpt"})
+
+
+@pytest.mark.parametrize(
+    ("host", "here"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("box", False)]
+)
+def test_who_can_reach_an_address(host, here):
+    assert serve.is_loopback(host) is here
+
+
+def test_a_port_that_is_taken_is_named():
+    bound = serve.bind("127.0.0.1", 0)
+    try:
+        with pytest.raises(InputError, match=r"--port \d+: cannot be listened at \(Address already in use\)"):
+            serve.bind("127.0.0.1", bound.server_address[1])
+    finally:
+        bound.server_close()
