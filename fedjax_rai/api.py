@@ -27,10 +27,12 @@ VALUES = {
     "method": "cai.method",
     "preference": "cai.preference",
     "judge": "eval.judge",
+    "rater": "eval.rater",
+    "guard_form": "guard.form",
     "tracker": "tracker",
 }
 """The key of the config that each value of the user's own stands for."""
-EVALUATED = ("judge", "guard")
+EVALUATED = ("judge", "rater", "guard", "guard_form")
 """Those of them that an evaluation of its own reads."""
 
 
@@ -214,8 +216,8 @@ def run(config: Source, output: str | Path | None = None, **values: Any) -> Run:
     """The run of a config, finished: started, resumed, or found done in its folder, which is `output` if given.
 
     Values of the user's own (`VALUES`), each what docs/api.md says: `algorithm`, `aggregator`, `optimizer`, `schedule`,
-    `columns`, `partition`, `guard`, `constitution`, `method`, `preference`, `judge`, `tracker`. A run that began with
-    another value is refused. Raises InputError for what is wrong with config, files or values.
+    `columns`, `partition`, `guard`, `guard_form`, `constitution`, `method`, `preference`, `judge`, `rater`, `tracker`.
+    A run that began with another value is refused. Raises InputError for what is wrong with config, files or values.
     """
     from fedjax_rai.runs import run as runs
 
@@ -271,7 +273,8 @@ def evaluate(
     """The evaluation of a run, an adapter or a model by overrides like `eval.samples=1`: made, or found in its folder.
 
     `target` is what the command takes; `config` a YAML file that a model or an adapter is evaluated by. Values are
-    those of `run` that an evaluation reads: `judge`, `guard`. Raises InputError for what is wrong with any of them.
+    those of `run` that an evaluation reads: `judge`, `rater`, `guard`, `guard_form`. Raises InputError for what is
+    wrong with any of them.
     """
     from fedjax_rai.tools import evaluate as evaluations
 

@@ -100,7 +100,7 @@ part() {  # part NAME SECONDS GIB ARGUMENT...: python -m ARGUMENT..., so long at
   shift 3
   is_wanted "$name" || return 0
   if [ -n "$small" ]; then
-    need=0
+    need=0 limit=$total
     # shellcheck disable=SC2046
     [ "$1" != fedjax_rai.bench ] || set -- "$@" $(smallest "$2")
   fi

@@ -64,7 +64,7 @@ def of_counts(names: Sequence[str], counts: Sequence[int]) -> Agreement:
 def agreements(rows: Iterable[Mapping[str, Any]]) -> list[Agreement]:
     """Those of every two judges of every rate, from rows of `answers.jsonl`; each answer counts once."""
     judged: dict[str, dict[str, None]] = {}
-    kept = [row["verdicts"] for row in rows]
+    kept = [row.get("verdicts", {}) for row in rows]
     for verdicts in kept:
         for name in verdicts:
             rate, by, judge = name.partition(BY)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai import rng, terminal
-from fedjax_rai.aliases import Adapter, Array, Int
+from fedjax_rai.aliases import Adapter, Array, Int, Key
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ModelConfig
 from fedjax_rai.errors import InputError
@@ -82,6 +82,11 @@ class ModelFiles(NamedTuple):
     tokenizer: Tokenizer | None
 
 
+def key_of(seed: int | Array, row: int | Array) -> Key[Array, ""]:
+    """The random key of the answer to the prompt of that number, from 0."""
+    return rng.stream(jax.random.key(seed), "generate", row=row)
+
+
 def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answer]:
     """An answer to each prompt, in order.
 
@@ -95,7 +100,7 @@ def answers(request: Request, prompts: Sequence[WrittenPrompt]) -> Iterator[Answ
     rows = [encode(written, files, request.raw, longest) for written in prompts]
     name_uncomputed(files.folder)
     lm, adapter = load(request, files)
-    keys = jax.vmap(lambda row: rng.stream(jax.random.key(request.seed), "generate", row=row))(np.arange(len(rows)))
+    keys = jax.vmap(partial(key_of, request.seed))(np.arange(len(rows)))
     # float32 is asked for to compare, so no TF32 in its products
     precision = jax.default_matmul_precision("highest" if request.dtype == "float32" else "default")
     waiting: dict[int, Answer] = {}

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rai import rng
 from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, Key
 from fedjax_rai.data.examples import Prompts, bucket, pad_left
 from fedjax_rai.mesh import ROWS, lay, mesh_of, split_rows, ways
 from fedjax_rai.model.decoder import LM, forward, tell_apart, unembed, with_gathered_head
 from fedjax_rai.tools.detokenize import Written
+from fedjax_rai.tools.generate import key_of
 from fedjax_rai.train.generate import DecodingState, Sampling, append, pick, start
 from fedjax_rai.train.losses import positions_at_once
 
@@ -330,7 +330,7 @@ def _as_arrays(each: Sequence[Settings], count: int, vocabulary: int) -> _Rows:
 @jax.jit
 def _keys(seeds: Array, numbers: Array) -> Array:
     """The random key of each answer: `generate`'s for the prompt of that number."""
-    return jax.vmap(lambda seed, row: rng.stream(jax.random.key(seed), "generate", row=row))(seeds, numbers)
+    return jax.vmap(key_of)(seeds, numbers)
 
 
 class _Answer:

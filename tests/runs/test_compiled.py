@@ -147,7 +147,7 @@ def test_two_processes_at_once_keep_what_a_third_finds(caches) -> None:
         sweep.run_sweep,
         prepare.prepare,
         export.export,
-        generate.answers,
+        generate.load,
         work.prepare,
     ],
     ids=lambda command: command.__name__,

@@ -24,7 +24,7 @@ def test_a_guard_is_asked_as_its_template_or_card_has_it_and_its_verdict_follows
     own = imitated(name)
     asked = bound(own, form_of(name))
     ids = asked.request_ids("How?", "So.", "G") + asked.lead_ids
-    assert own.hf.decode(ids).rstrip(" ").endswith(IMITATIONS[name].request)
+    assert own.hf.decode(ids).rstrip(" ").endswith(IMITATIONS[name].request.rstrip(" "))
     meanings = dict(zip(asked.verdicts.ids.tolist(), asked.verdicts.meanings.tolist(), strict=True))
     for spelling, meaning in ((asked.form.safe[0], IS_SAFE), (asked.form.unsafe[0], IS_UNSAFE)):
         # what the whole text has as its next token, behind the marker where the guard writes lines

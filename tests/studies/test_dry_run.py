@@ -105,7 +105,7 @@ def test_a_table_tells_what_is_shared_and_gone_on_with() -> None:
         "  table/seed1/fl+cai: new",
         "dry run: nothing was written",
     ]
-    assert shares(told) == {"models": 1, "texts": 2, "revising": 2, "guarding": 2, "replay": 2}
+    assert shares(told) == {"models": 1, "texts": 2, "revising": 2, "guarding": 2, "replay": 2, "baseline": 2}
 
 
 def test_a_sweep_tells_its_points_and_what_they_share() -> None:
