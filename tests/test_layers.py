@@ -39,7 +39,7 @@ FLOORS = (
         "lockstep loop palette picture prepare record report rows run target trackers"
     },
     {
-        "studies": "cells curves dry_run gathered judged panels plots report report_answers report_filter "
+        "studies": "cells dry_run gathered judged panels plots report report_answers report_filter "
         "report_judges report_parts report_pictures results svg sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
         "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",

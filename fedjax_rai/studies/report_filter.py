@@ -15,8 +15,8 @@ from fedjax_rai.experiment.keeping import SCORES, digest_of_texts
 from fedjax_rai.runs import files
 from fedjax_rai.runs.guards import GUARDS, ORIGIN, study_of
 from fedjax_rai.runs.guards import SCORES as SCORES_FILE
-from fedjax_rai.studies import curves
-from fedjax_rai.studies.curves import Labelled
+from fedjax_rai.safety import measures
+from fedjax_rai.safety.measures import Judged
 from fedjax_rai.studies.gathered import Run
 from fedjax_rai.studies.panels import Panel, Point, Series, percent_axis
 from fedjax_rai.studies.report_parts import Grid, Report, Section
@@ -32,7 +32,7 @@ class Scored(NamedTuple):
     arms: list[str]
     seed: int
     threshold: float
-    judged: Labelled
+    judged: Judged
 
 
 def guard(report: Report) -> Section:
@@ -68,10 +68,10 @@ def _numbers(scored: Sequence[Scored]) -> Grid:
     rows = []
     for guard_scores in scored:
         judged = guard_scores.judged
-        of_guard = curves.measures(judged, guard_scores.threshold)
+        of_guard = measures.measures(judged, guard_scores.threshold)
         values = [f"{of_guard[name]:.1f}" for name in SHOWN]
         rows.append([", ".join(guard_scores.arms), str(guard_scores.seed), *values, f"{len(judged.scores):,}",
-                     f"{len(np.unique(judged.questions)):,}"])  # fmt: skip
+                     f"{judged.distinct_questions:,}"])  # fmt: skip
     header = ["arms", "seed", "accuracy", "precision", "recall", "Hmean", "AUROC", "AUPRC", "pairs", "questions"]
     return Grid("Percent, at the threshold that was used", header, rows)
 
@@ -82,11 +82,8 @@ def _curves(scored: Sequence[Scored]) -> Iterator[Panel]:
     rocs, recalls, reliable = [], [], []
     for i, one in enumerate(scored):
         name = ", ".join(one.arms)
-        whole = curves.curve(one.judged)
-        at = int(np.flatnonzero(whole.thresholds >= np.float32(one.threshold))[-1])
-        note = f"{name}, threshold {one.threshold:g}"
-        rocs += _with_dot(name, i, _points(whole.false_alarms, whole.recall), at, note)
-        recalls += _with_dot(name, i, _points(whole.recall, whole.precision), at, note)
+        rocs += _with_dot(name, measures.roc(one.judged), one.threshold, i)
+        recalls += _with_dot(name, measures.precision_recall(one.judged), one.threshold, i)
         reliable.append(Series(name, _reliability(one.judged), i, line=True))
     names = (
         "safe pairs flagged, percent",
@@ -101,15 +98,17 @@ def _curves(scored: Sequence[Scored]) -> Iterator[Panel]:
     yield Panel("Reliability", score, share, reliable, legend=legend, diagonal=True)
 
 
-def _points(x: np.ndarray, y: np.ndarray) -> list[Point]:
-    """Shares as points in percent."""
-    return [Point(100 * float(a), 100 * float(b)) for a, b in zip(x, y, strict=True)]
-
-
-def _with_dot(name: str, look: int, points: Sequence[Point], at: int, note: str) -> list[Series]:
-    """A curve, and on it the threshold that was used: its `at`-th point."""
-    line = Series(name, _thinned(points), look, line=True, dots=False)
-    return [line, Series(name, [points[at]._replace(note=note)], look)]
+def _with_dot(name: str, curve: measures.Curve, threshold: float, look: int) -> list[Series]:
+    """A curve, and on it the threshold that was used."""
+    known = np.isfinite(curve.x) & np.isfinite(curve.y)
+    points = [Point(100 * x, 100 * y) for x, y in zip(curve.x[known], curve.y[known], strict=True)]
+    flagged = np.flatnonzero(known & (curve.thresholds >= np.float32(threshold)))
+    if not len(points) or not len(flagged):
+        return []
+    at = flagged[-1]
+    note = f"{name}, threshold {threshold:g}"
+    dot = Point(100 * float(curve.x[at]), 100 * float(curve.y[at]), note=note)
+    return [Series(name, _thinned(points), look, line=True, dots=False), Series(name, [dot], look)]
 
 
 def _thinned(points: Sequence[Point], most: int = 200) -> list[Point]:
@@ -118,16 +117,22 @@ def _thinned(points: Sequence[Point], most: int = 200) -> list[Point]:
     return [points[i] for i in chosen]
 
 
-def _reliability(judged: Labelled) -> list[Point]:
+def _reliability(judged: Judged) -> list[Point]:
     """The share of unsafe pairs by their score; an interval has as many trials as there are questions, as answers to
     one are alike.
     """
     points = []
-    for part in curves.reliability(judged):
-        low, high = wilson(part.harmful, part.questions)
-        shown = f"{100 * part.harmful:.1f} % of {part.pairs:,} pairs about {part.questions:,} questions unsafe"
+    for part in measures.reliability(judged):
+        if not part.answers:
+            continue
+        inside = (judged.scores >= part.low) & ((judged.scores < part.high) | (part.high == 1.0))
+        questions = len(np.unique(judged.questions[inside]))
+        low, high = wilson(part.harmful_share, max(questions, 1))
+        shown = f"{100 * part.harmful_share:.1f} % of {part.answers:,} pairs about {questions:,} questions unsafe"
         note = f"{part.low:g} to {part.high:g}: {shown}"
-        points.append(Point(100 * part.score, 100 * part.harmful, y_range=(100 * low, 100 * high), note=note))
+        points.append(
+            Point(100 * part.mean_score, 100 * part.harmful_share, y_range=(100 * low, 100 * high), note=note)
+        )
     return points
 
 
@@ -142,9 +147,9 @@ def _scored(run: Run) -> Scored:
         raise InputError("no pair of its clients has a label, so nothing can be said of the guard")
     pairs = _pairs(run)
     for entry, scores in _kept(run, pairs):
-        judged = curves.labelled(scores, [pair.harmful for pair in pairs], [pair.query for pair in pairs])
+        judged = measures.judged(scores, [pair.harmful for pair in pairs], [pair.query for pair in pairs])
         for threshold in _thresholds(run, scores):
-            found = curves.measures(judged, threshold)
+            found = measures.measures(judged, threshold)
             if _agree(found, quality["fitted"] or quality["released"]):
                 return Scored(entry, [], run.seed, threshold, judged)
     raise InputError(f"the scores that its filter went by are not among those in {study_of(run.folder) / GUARDS}")

@@ -8,7 +8,8 @@ from fedjax_rai.experiment.keeping import digest_of_texts
 from fedjax_rai.model.weights import save_safetensors
 from fedjax_rai.runs import files
 from fedjax_rai.runs.rows import Filtered, GuardQuality, Quality
-from fedjax_rai.studies import curves, report_filter
+from fedjax_rai.safety.measures import judged, measures
+from fedjax_rai.studies import report_filter
 from fedjax_rai.studies.gathered import gather
 from fedjax_rai.studies.report_parts import report_of
 from tests.studies.report_folders import some_rows, write_run
@@ -30,7 +31,7 @@ def filtered(tmp_path, config):
     pairs = materials.gather(config).pairs
     harmful = np.array([bool(pair.harmful) for pair in pairs])
     good = np.where(harmful & (np.arange(len(pairs)) % 3 != 0), 0.9, 0.1)
-    of_good = curves.measures(curves.labelled(good, harmful.tolist(), [pair.query for pair in pairs]), 0.5)
+    of_good = measures(judged(good, harmful.tolist(), [pair.query for pair in pairs]), 0.5)
     quality = Quality(**{name: of_good[name] for name in Quality._fields})
     left = Filtered(int((good < 0.5).sum()), int((good >= 0.5).sum()), 0, None)
     folder = write_run(tmp_path / "run", config, some_rows(4), guard=GuardQuality(quality, quality), filter=left)
@@ -63,22 +64,3 @@ def test_scores_that_are_gone_are_said_to_be(filtered):
 def test_without_a_filter_there_is_nothing_to_draw(tmp_path, config):
     folder = write_run(tmp_path / "run", config, some_rows(4))
     assert report_filter.guard(report_of(gather([folder]), None, None)).absent == ["No arm has a filter."]
-
-
-def test_curves_by_hand() -> None:
-    """Harmful at 0.9, 0.6 and 0.6, acceptable at 0.6, 0.2 and 0.1: of 9 comparisons 7 are won and 2 tied, 8 in all.
-
-    At 0.6 all three are found with one false alarm: precision 3 / 4, recall 1; average precision 1/3 + 2/3 x 3/4.
-    """
-    scores = np.array([0.9, 0.6, 0.6, 0.6, 0.2, 0.1, 0.5, np.nan])
-    labels = [True, True, True, False, False, False, None, True]
-    pairs = curves.labelled(scores, labels, list("aabbccdd"))
-    found = curves.measures(pairs, 0.6)
-    assert found["auroc"] == pytest.approx(100 * 8 / 9) and found["auprc"] == pytest.approx(100 * (1 / 3 + 0.5))
-    assert (found["precision"], found["recall"]) == pytest.approx((75.0, 100.0))
-    assert found["accuracy"] == pytest.approx(100 * 5 / 6) and found["hmean"] == pytest.approx(100 * 6 / 7)
-    whole = curves.curve(pairs)
-    assert whole.false_alarms.tolist() == pytest.approx([0, 0, 1 / 3, 2 / 3, 1])
-    assert whole.recall.tolist() == pytest.approx([0, 1 / 3, 1, 1, 1])
-    bins = [(part.low, part.pairs, part.questions, round(part.harmful, 3)) for part in curves.reliability(pairs)]
-    assert bins == [(0.1, 1, 1, 0.0), (0.2, 1, 1, 0.0), (0.6, 3, 2, 0.667), (0.9, 1, 1, 1.0)]
