@@ -20,8 +20,10 @@ VALUES = {
     "aggregator": "federated.aggregator",
     "optimizer": "federated.optimizer",
     "schedule": "federated.schedule",
+    "weight": "federated.weight",
     "columns": "data.columns",
     "partition": "data.partition",
+    "evasion": "data.evasion",
     "guard": "guard.scorer",
     "constitution": "cai.constitution",
     "method": "cai.method",
@@ -216,8 +218,9 @@ def run(config: Source, output: str | Path | None = None, **values: Any) -> Run:
     """The run of a config, finished: started, resumed, or found done in its folder, which is `output` if given.
 
     Values of the user's own (`VALUES`), each what docs/api.md says: `algorithm`, `aggregator`, `optimizer`, `schedule`,
-    `columns`, `partition`, `guard`, `guard_form`, `constitution`, `method`, `preference`, `judge`, `rater`, `tracker`.
-    A run that began with another value is refused. Raises InputError for what is wrong with config, files or values.
+    `weight`, `columns`, `partition`, `evasion`, `guard`, `guard_form`, `constitution`, `method`, `preference`, `judge`,
+    `rater`, `tracker`. A run that began with another value is refused. Raises InputError for what is wrong with config,
+    files or values.
     """
     from fedjax_rai.runs import run as runs
 

@@ -244,7 +244,7 @@ def test_the_key_that_is_named_makes_its_part_smaller(case):
 
 LARGEST: dict[str, tuple[dict[str, Any], str]] = {
     "KV cache (evaluation, answering)": (
-        {"eval": {"batch_size": 512, "max_new_tokens": 512, "drift_prompts": 0}},
+        {"eval": {"batch_size": 512, "max_new_tokens": 512}},
         "eval.batch_size = 512 -> 256",
     ),
     "KV cache (CAI, generating)": (

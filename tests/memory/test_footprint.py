@@ -70,7 +70,7 @@ def keys(rows: int) -> Any:
 
 def sizes(shape: DecoderConfig, rank: int = 8, devices: int = 1, pairs: int = 0, **lengths: int) -> Sizes:
     """`pairs`: of a prepared set."""
-    absent = dict.fromkeys(("guard_request", "opening", "few_shot", "prepared", "probe"), 0)
+    absent = dict.fromkeys(("guard_request", "opening", "few_shot", "prepared", "probe", "drift"), 0)
     texts = Lengths(**(dict.fromkeys(Lengths._fields, 16) | absent | lengths))
     return Sizes(Decoder(shape, Lora(shape.targets, rank, 16.0)), None, True, texts, 64, 64, pairs, devices, True)
 

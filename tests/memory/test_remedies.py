@@ -114,7 +114,7 @@ def test_the_papers_config_fits_a_chip_of_16_gib_by_what_changes_no_number():
 def test_a_smaller_cache_is_offered_as_what_changes_answers():
     """A byte a channel and four a head, in place of four a channel."""
     shape = decoder()
-    answering = {"batch_size": 64, "max_new_tokens": 1024, "drift_prompts": 0}
+    answering = {"batch_size": 64, "max_new_tokens": 1024}
     config = config_of(shape, eval=answering, cai={"enabled": False})
     known = sizes(shape, asked=64)._replace(guarded=False)
     made = plan(config, known)
