@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fedjax_rai import __version__, cli_data, cli_eval, terminal
+from fedjax_rai import __version__, cli_data, cli_eval, cli_guard, terminal
 from fedjax_rai.bench.cli import app as bench
 from fedjax_rai.errors import InputError
 from fedjax_rai.reading import half_a_character
@@ -54,6 +54,7 @@ cai = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cli_eval.app)
 app.add_typer(cai, name="cai", help="Prepare data by constitutional AI.")
 app.add_typer(cli_data.app, name="data", help="Prepare the corpus, or show what a source holds.")
+app.add_typer(cli_guard.app, name="guard", help="Fit a guard, or measure one.")
 app.add_typer(bench, name="bench", help="Measure throughput and memory, beside others.")
 
 COMPUTED = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32"}

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
     {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
-    {"config": "client_names column_names files grid keys load names prepared schema views"},
+    {"config": "client_names column_names files grid keys load names prepared schema threshold_rule views"},
     {
         "text": "compare generation gguf_tokenizer hub prompts tokenizer",
         "model": "architecture attention cache decoder families gguf lora peft quantize weights",
@@ -23,7 +23,7 @@ FLOORS = (
     {"train": "dispatch generate losses optimizers queue step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold weights",
-        "safety": "evasion filter form form_file forms guard hardening released self_test",
+        "safety": "calibration evasion filter form form_file forms guard hardening measures released self_test",
         "cai": "align constitution options programs revise",
         "evals": "advbench agreement answering choice drift evaluation harm harmbench held_out hhh judge korean means "
         "mt_bench open_ended panel perplexity published rate refusals rubric spoilt strongreject suite tasks user_sets "
@@ -31,8 +31,8 @@ FLOORS = (
     },
     {"memory": "advice footprint layout plan"},
     {
-        "experiment": "baseline cost data_summary endpoint evaluation filtering guarding judging keeping layout "
-        "materials models phase replay revising round setting sizes texts together"
+        "experiment": "baseline cost data_summary endpoint evaluation filtering guard_fit guarding judging keeping "
+        "layout materials models phase replay revising round setting sizes texts together"
     },
     {
         "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs judges "
@@ -42,14 +42,15 @@ FLOORS = (
         "studies": "dry_run judged plots results sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
         "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
-        "tools": "batching config_reference detokenize evaluate generate guard_attack harness import_gguf "
-        "openai_requests openai_responses prepare_corpus real_preparation run_folder_reference sampler serve show_data "
-        "tiny_base",
+        "tools": "batching config_reference detokenize evaluate generate guard_attack guard_eval guard_fit "
+        "guard_pictures harness import_gguf openai_requests openai_responses prepare_corpus real_preparation "
+        "run_folder_reference sampler serve show_data tiny_base",
     },
-    {"": "api cli cli_data cli_eval __main__"},
+    {"": "api cli cli_data cli_eval cli_guard __main__"},
 )
 # What may know the whole config; everything else is handed the section, or the numbers, that it needs.
-WHOLE_CONFIG = ("config", "memory", "experiment", "runs", "studies", "bench", "tools", "api", "cli", "__main__")
+WHOLE_CONFIG = ("config", "memory", "experiment", "runs", "studies", "bench", "tools")
+WHOLE_CONFIG += ("api", "cli", "cli_guard", "__main__")
 
 
 def table() -> dict[str, int]:

@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 from fedjax_rai.config.client_names import Clients
 from fedjax_rai.config.column_names import PROMPT_COLUMNS, PROMPT_HOLDS, SET_HOLDS, ColumnNames, checked_prompt_columns
 from fedjax_rai.config.names import TAKES_ATTRIBUTE, Name, is_attribute
+from fedjax_rai.config.threshold_rule import RuleText
 
 TINY = "tiny"
 """The shipped synthetic model, data or prompts, where a path or a name would stand."""
@@ -532,7 +533,7 @@ class NoisedConfig(Section):
 
 
 class GuardConfig(Section):
-    """The safety classifier: the base, fitted on labelled pairs; or with a `path` a model as it was released."""
+    """The safety classifier: the base or, with a `path`, a released model; as it is, or fitted on labelled pairs."""
 
     path: Annotated[PathText | None, _MODEL_FILES] = None
     """A released guard, Llama Guard or a chat model: a Hugging Face folder or `owner/name`; null: one is fitted."""
@@ -547,19 +548,37 @@ class GuardConfig(Section):
     self_test: Flag = True
     """Whether a released guard is tried on twelve obvious pairs, and refused where it cannot tell them apart."""
     adapter: Annotated[PathText | None, _ADAPTER_FILES] = None
-    """A guard that was fitted before: an adapter on the base, a folder in PEFT's format; null: one is fitted."""
+    """A guard that was fitted before, with its calibration: an adapter on `guard.path`, else on the base, a folder in
+    PEFT's format; null: none."""
+    fit: Flag | None = None
+    """Whether the guard is fitted here. Null: the base is, a released one (`guard.path`) is not."""
     pairs: Annotated[int, Field(strict=True, ge=2)] = 400
-    """Labelled pairs that the guard is fitted on, half of them harmful."""
+    """Labelled pairs that the guard is fitted on."""
+    harmful_share: Annotated[float, Field(gt=0, lt=1), _Real] = 0.5
+    """The share of these that is harmful: half of them, or 0.3 for the paper's 30 : 70."""
     steps: Natural = 20
-    """Optimizer updates of the fit."""
+    """Optimizer updates of the fit, unless `guard.epochs` counts them."""
+    epochs: Rate | None = None
+    """Passes over its pairs, in place of `guard.steps`; null: as many updates as those say."""
+    held_out: Annotated[float, Field(ge=0, lt=1), _Real] = 0.0
+    """The share of the guard's questions that it is not fitted on: they stop the fit, choose the threshold and tell the
+    temperature. No question is on both sides, in no language that a row ties to it."""
+    patience: Count | None = None
+    """The fit ends after so many passes without a smaller loss on the held-out questions, and the best adapter is
+    taken; null: it never ends early."""
     batch_size: Count = 32
     """Pairs of one such update."""
     micro_batch: MicroBatch = None
     """Pairs of one that are computed at once, as `federated.micro_batch`; null: all."""
     learning_rate: Rate = 1e-3
     """Learning rate of the fit."""
-    threshold: Annotated[float, Field(gt=0, lt=1), _Real] = 0.5
-    """An answer is unsafe if p(unsafe) is at least this."""
+    threshold: Annotated[float, Field(gt=0, lt=1), _Real] | None = None
+    """An answer is unsafe if p(unsafe) is at least this. Null: what `guard.choose` finds on held-out questions, or what
+    is saved beside `guard.adapter`; 0.5 where there is neither."""
+    choose: RuleText | None = None
+    """How held-out questions choose the threshold: `max-hmean`, `recall=0.9` (the highest that finds this share of the
+    harmful answers) or `drop=0.05` (the lowest that drops this share of the acceptable ones). Null: `max-hmean`, or the
+    threshold that is saved beside `guard.adapter`."""
     label_noise: Annotated[float, Field(ge=0, lt=0.5), _Real] = 0.0
     """The share of the labels that is flipped before the fit, at random."""
     normalise: Flag = False
@@ -571,10 +590,26 @@ class GuardConfig(Section):
 
     @field_validator("adapter")
     @classmethod
-    def _on_the_base(cls, adapter: str | None, info: ValidationInfo) -> str | None:
-        if adapter is not None and info.data.get("path") is not None:
-            raise ValueError("must be null beside guard.path: a saved guard is an adapter on the base, model.path")
+    def _of_a_model(cls, adapter: str | None, info: ValidationInfo) -> str | None:
+        if adapter is not None and info.data.get("scorer", "model") != "model":
+            raise ValueError("must be null beside guard.scorer: a function takes no adapter")
         return adapter
+
+    @field_validator("fit")
+    @classmethod
+    def _not_again(cls, fit: bool | None, info: ValidationInfo) -> bool | None:
+        if fit and info.data.get("adapter") is not None:
+            raise ValueError("must be null or false beside guard.adapter: a saved guard is not fitted again")
+        if fit and info.data.get("scorer", "model") != "model":
+            raise ValueError("must be null or false beside guard.scorer: a function is not fitted")
+        return fit
+
+    @field_validator("patience")
+    @classmethod
+    def _by_held_out_questions(cls, patience: int | None, info: ValidationInfo) -> int | None:
+        if patience is not None and not info.data.get("held_out"):
+            raise ValueError("needs guard.held_out > 0: held-out questions say when to stop")
+        return patience
 
 
 class LimitConfig(Section):

@@ -73,15 +73,20 @@ def encode(
     cut = np.array([len(ids) > max_length for ids, _ in encoded], bool)
     part = slice(-max_length, None) if keep_end else slice(max_length)
     encoded = [(ids[part], mask[part]) for ids, mask in encoded]
+    return encode_ids(encoded, tokenizer.pad_id), cut
+
+
+def encode_ids(encoded: Sequence[tuple[Sequence[int], Sequence[bool]]], pad_id: int) -> Examples:
+    """Examples in one bucket, of token ids and which of these are trained on; an empty list gives arrays of no rows."""
     length = bucket(max((len(ids) for ids, _ in encoded), default=1))
-    tokens: Any = np.full((len(encoded), length), tokenizer.pad_id, np.int32)  # NumPy's until they are placed
+    tokens: Any = np.full((len(encoded), length), pad_id, np.int32)  # NumPy's until they are placed
     loss_mask: Any = np.zeros(tokens.shape, bool)
     segments: Any = np.zeros(tokens.shape, np.int32)
     for row, (ids, mask) in enumerate(encoded):
         tokens[row, : len(ids)] = ids
         loss_mask[row, : len(ids)] = mask
         segments[row, : len(ids)] = 1
-    return Examples(tokens, loss_mask, segments), cut
+    return Examples(tokens, loss_mask, segments)
 
 
 def encode_chats(

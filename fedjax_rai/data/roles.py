@@ -20,7 +20,7 @@ def share_out(sources: Sequence[Mixed], seed: int) -> dict[str, list[list[Pair]]
     connecting it. Pairs of the tiny world are all for clients: it makes what others need apart. So are pairs without a
     label, of which guard, server and evaluation make nothing, but for questions that have a labelled answer, too.
     """
-    by_source = [[] if mixed.synthetic else [mixed.questions(p) for p in mixed.read.pairs] for mixed in sources]
+    by_source = _forms(sources)
     texts = _representatives(by_source)
     labelled = set()
     for mixed, forms_of_source in zip(sources, by_source, strict=True):
@@ -37,6 +37,18 @@ def share_out(sources: Sequence[Mixed], seed: int) -> dict[str, list[list[Pair]]
             part = part_of(question, SHARES, seed) if question in labelled else CLIENTS
             parts[part][i].append(pair)
     return parts
+
+
+def representatives(sources: Sequence[Mixed]) -> dict[str, str]:
+    """For each question, as it is compared, the one that stands for all that are connected with it; `share_out` goes by
+    it. Nothing of the tiny world, whose questions stand for themselves.
+    """
+    return _representatives(_forms(sources))
+
+
+def _forms(sources: Sequence[Mixed]) -> list[list[list[str]]]:
+    """The questions of each pair of each source, in all its languages; none of the tiny world's."""
+    return [[] if mixed.synthetic else [mixed.questions(p) for p in mixed.read.pairs] for mixed in sources]
 
 
 def part_of(question: str, shares: Mapping[str, float], seed: int) -> str:

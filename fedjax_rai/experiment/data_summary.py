@@ -138,7 +138,9 @@ def _beside_the_guards(setting: Setting) -> dict[str, int]:
         return {}
     held_out = made.held_out.get(FOR_GUARD, 0)
     key = "guard.pairs" if len(made.guard_pairs) >= asked - 1 else "balance"
-    return {HELD_OUT: held_out, key: there - held_out - len(made.guard_pairs)}
+    beside = len(made.guard_held_out)
+    found = {HELD_OUT: held_out, key: there - held_out - beside - len(made.guard_pairs)}
+    return found | {"guard.held_out": beside} if beside else found
 
 
 def _the_servers(setting: Setting) -> Part:
@@ -230,7 +232,7 @@ def cut(setting: Setting) -> dict[str, Cut]:
         del found["red prompts"], found["replay"]
     if not config.cai.probe:
         del found["probe"]
-    if _fits_a_guard(setting):
+    if _fits_a_guard(setting) and config.guard.path is None:
         chats = training_chats(setting.texts.materials.guard_pairs)
         lengths = [setting.texts.length(turns) for turns in chats]
         found["guard examples"] = summary.cut(lengths, config.data.max_length)

@@ -32,7 +32,7 @@ class ClientPairs:
         filtering, clients = setting.config.filter, setting.config.federated.clients
         scores = setting.guarding.exchange_scores
         act, keep_unscored = ACTIONS[filtering.action], filtering.no_verdict == "keep"
-        found = limits(filtering, setting.config.guard.threshold, clients)
+        found = limits(filtering, setting.guarding.threshold, clients)
         for client, rows in enumerate(setting.client_rows):
             places, pair = self._answers(rows)
             decision = act(flag(scores[places], pair, found[client], keep_unscored))

@@ -1,73 +1,51 @@
 """The guard of an experiment, fitted, saved or as released, and its scores of the clients' pairs."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rai import rng, terminal
-from fedjax_rai.aliases import Adapter, PyTree
+from fedjax_rai import terminal
+from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import digest
 from fedjax_rai.config.names import attribute
 from fedjax_rai.config.schema import TINY
 from fedjax_rai.config.views import View
-from fedjax_rai.data.order import cycle
-from fedjax_rai.experiment.keeping import FITTED, SCORES, Origin, Store, digest_of_texts
+from fedjax_rai.data.sources import Pair
+from fedjax_rai.errors import InputError
+from fedjax_rai.experiment.guard_fit import (
+    COMPUTED,
+    NOTES,
+    SHAPE,
+    Fitted,
+    GuardFit,
+    Subject,
+    calibrated_on,
+    plain_keys,
+    saved_notes,
+)
+from fedjax_rai.experiment.keeping import SCORES, Origin, Store, digest_of_texts
 from fedjax_rai.experiment.models import Models
 from fedjax_rai.experiment.texts import Texts
 from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
-from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
+from fedjax_rai.model.lora import Lora, lora_shape
 from fedjax_rai.model.peft import files_of, load_adapter, name_other_base
 from fedjax_rai.safety import guard as guards
+from fedjax_rai.safety.calibration import THRESHOLD, Calibration, Notes
 from fedjax_rai.safety.form import Bound, GuardForm, bound
 from fedjax_rai.safety.forms import REQUEST, form_for
-from fedjax_rai.safety.hardening import augmented, normalised_pair
 from fedjax_rai.safety.self_test import SelfTest, check_guard
 from fedjax_rai.text.hub import contents, resolve
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 
-SHAPE = (
-    "lora.rank",
-    "lora.alpha",
-    "lora.targets",
-    "lora.rslora",
-    "lora.layers",
-    "lora.rank_pattern",
-    "lora.alpha_pattern",
-)
-COMPUTED = (
-    "model.dtype",
-    "model.attention",
-    "model.quantize",
-    "model.remat",
-    "mesh.fsdp",
-    "mesh.tensor",
-    "data.max_length",
-)
-FITTED_BY = (
-    "seed",
-    *COMPUTED,
-    *SHAPE,
-    "guard.steps",
-    "guard.batch_size",
-    "guard.micro_batch",
-    "guard.learning_rate",
-    "guard.label_noise",
-    "guard.normalise",
-    "guard.augment",
-)
-"""The keys that a fit reads, besides the labelled pairs and the base, which count by what is in them."""
-SECONDS_BETWEEN_FITTINGS = 60.0
-"""How often a fit that is under way is kept: a kill costs no more than that, and a short fit writes nothing."""
 SCORED_BY = (*COMPUTED, "eval.batch_size", "guard.between", "guard.normalise")
 """The keys that scores depend on, besides the pairs and the guard."""
+NO_HELD_OUT = "needs questions that were held out of the fit: guard.held_out > 0, or an adapter that was fitted with it"
 
 
 class Guarding:
@@ -99,13 +77,19 @@ class Guarding:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the guard, if there is one, is fitted here: it is neither a function, nor released, nor saved."""
+        """Whether the guard, if there is one, is fitted here: neither a function, nor saved, nor left as released."""
         config = self._config.guard
-        return not self.is_function and config.path is None and config.adapter is None
+        fits = config.path is None if config.fit is None else config.fit
+        return fits and not self.is_function and config.adapter is None
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the guard has an adapter, fitted here or saved."""
+        return not self.is_function and (self.is_fitted or self._config.guard.adapter is not None)
 
     @property
     def folder(self) -> Path | None:
-        """Of a released guard; None for one that is fitted."""
+        """Of a released guard; None for one that is the base."""
         path = self._config.guard.path
         return None if path is None else resolve(path, self._revision)
 
@@ -127,8 +111,13 @@ class Guarding:
 
     @cached_property
     def released_architecture(self) -> DecoderConfig | None:
-        """The shape of a released guard; None for one that is fitted, which is the base's."""
+        """The shape of a released guard; None for one that is the base."""
         return None if self.folder is None else self._models.read_architecture(self.folder)
+
+    @property
+    def _architecture(self) -> DecoderConfig:
+        """The shape of the guard's model, on one device."""
+        return self.released_architecture or self._models.architecture
 
     @cached_property
     def untuned(self) -> guards.Guard:
@@ -154,11 +143,16 @@ class Guarding:
         architecture = self._models.laid_out(self._models.architecture)
         return LM(Decoder(architecture, lora_shape(self._config.lora, architecture)), self._models.base)
 
+    def _taking(self, lora: Lora) -> guards.Guard:
+        """The guard as released, as a decoder that takes adapters of a shape."""
+        untuned = self.untuned
+        return untuned._replace(lm=LM(Decoder(self._models.laid_out(self._architecture), lora), untuned.lm.base))
+
     @cached_property
     def guard(self) -> guards.Guard | guards.Scorer:
-        """The base with an adapter fitted on labelled pairs, or with the saved one of `guard.adapter`.
+        """The base, or the model of `guard.path`, with an adapter fitted on labelled pairs, or saved, or as it is.
 
-        With a `guard.path` that model as it is; with a `guard.scorer` of the user's own, that function.
+        With a `guard.scorer` of the user's own, that function.
         """
         if self._config.guard.form == "keep_all":
             return guards.keep_all()
@@ -167,13 +161,12 @@ class Guarding:
         if self.is_function:
             scorer = self._config.guard.scorer
             return guards.Scorer(attribute(scorer, "guard.scorer"), scorer, self._config.guard.normalise)
-        if self._config.guard.path is not None:
+        if not self.is_adapted:
             return self.untuned
         if self._config.guard.adapter is not None:
             lora, adapter = self._saved
-            lm = LM(Decoder(self._models.laid_out(self._models.architecture), lora), self._models.base)
-            return self.untuned._replace(lm=lm, adapter=jax.device_put(adapter, replicated(self._models.mesh)))
-        return self.untuned._replace(adapter=self._fitted)
+            return self._taking(lora)._replace(adapter=jax.device_put(adapter, replicated(self._models.mesh)))
+        return self._fit.subject.guard()._replace(adapter=self.fitted.adapter)
 
     @property
     def _labels(self) -> dict[tuple[str, str], bool]:
@@ -188,83 +181,22 @@ class Guarding:
 
     @cached_property
     def _saved(self) -> tuple[Lora, Adapter]:
-        """Shape and leaves of `guard.adapter`; raises InputError where they are none, or not the base's."""
-        return load_adapter(Path(self._config.guard.adapter), self._models.architecture)
+        """Shape and leaves of `guard.adapter`; raises InputError where they are none, or not the model's."""
+        return load_adapter(Path(self._config.guard.adapter), self._architecture)
 
-    @property
-    def _fitted(self) -> Adapter:
-        """The adapter of a guard that is fitted: kept from before, or fitted now, and kept if it is of numbers."""
-        if self._store is None:
-            return self._fit()
-        shape = self._adapted_base.model.config, self._adapted_base.model.lora
-        kept = self._store.adapter(self._origin_of_fit, shape)
-        if kept is not None:
-            return jax.device_put(kept, replicated(self._models.mesh))
-        fitted = self._fit()
-        if _of_numbers(fitted):
-            self._store.keep_adapter(self._origin_of_fit, shape, fitted)
-        return fitted
-
-    def _fit(self) -> Adapter:
-        read = View(self._config, FITTED_BY)  # what it is told apart by in a store
-        config, seed = read.guard, read.seed
-        pairs = guards.flip_labels(self._texts.materials.guard_pairs, config.label_noise, rng.host(seed, "guard noise"))
-        pairs = augmented(pairs, config.augment, seed)
-        if config.normalise:
-            pairs = [normalised_pair(pair) for pair in pairs]
-        examples, cut = guards.training_examples(self._models.tokenizer, self.form, pairs, read.data.max_length)
-        self._models.check_ids(examples.tokens)
-        shortened = f", {cut.sum()} of them cut" if cut.any() else ""
-        order = cycle(np.arange(len(pairs)), config.steps * config.batch_size, rng.host(seed, "guard batches"))
-        rows = order.reshape(config.steps, config.batch_size)
-        lm = self._adapted_base
-        fresh = init_adapter(lm.model.config, lm.model.lora, rng.stream(jax.random.key(seed), "guard"))
-        fitting = self._resumed(guards.begin_fit(fresh))
-        data = guards.FitData(examples, jnp.asarray(rows), jnp.float32(config.learning_rate))
-        described = f"fitting the guard on {len(pairs)} pairs{shortened}"
-        with terminal.progress(described, config.steps, fitting.steps) as advance:
-            note = self._noting(fitting.steps, advance)
-            return guards.fit(lm, fitting, data, config.micro_batch, note)
-
-    def _resumed(self, fitting: guards.Fitting) -> guards.Fitting:
-        """A fit from where it was left, if it was, on every device."""
-        if self._store is not None:
-            kept = self._store.fitting(self._origin_of_fit, fitting.state)
-            if kept is not None:
-                fitting = guards.Fitting(*kept)
-        # laid out as the steps leave it, so that going on from there is the same program
-        return fitting._replace(state=jax.device_put(fitting.state, replicated(self._models.mesh)))
-
-    def _noting(self, done: int, advance: terminal.Advance) -> Callable[[guards.Fitting], None]:
-        """Shows how far a fit has come since `done`, and keeps it for another process now and then."""
-        kept_at = time.monotonic()
-
-        def note(fitting: guards.Fitting) -> None:
-            nonlocal done, kept_at
-            advance(steps=fitting.steps - done)
-            done = fitting.steps
-            if self._store is None or time.monotonic() - kept_at < SECONDS_BETWEEN_FITTINGS:
-                return
-            if _of_numbers(fitting.state):
-                self._store.keep_fitting(self._origin_of_fit, fitting.steps, fitting.state)
-            kept_at = time.monotonic()
-
-        return note
-
-    def _keys(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Values of the config by key; of the mesh those that it has, whoever chose them."""
-        layout = self._models.layout
-        return View(self._config, names).plain() | {"mesh.fsdp": layout.fsdp, "mesh.tensor": layout.tensor}
+    # --- the fit, and what held-out questions tell ---
 
     @cached_property
-    def _origin_of_fit(self) -> Origin:
-        parts = {
-            "keys": self._keys(FITTED_BY),
-            "base": contents(self._models.folder),
-            "request": self._request,
-            "pairs": digest_of_texts(augmented(self._texts.materials.guard_pairs, self._config.guard.augment, 0)),
-        }
-        return Origin(FITTED, parts, self._config.model.path)
+    def _fit(self) -> GuardFit:
+        path = self._config.guard.path
+        subject = Subject(
+            path=self._config.model.path if path is None else path,
+            folder=self._models.folder if self.folder is None else self.folder,
+            request=lambda: self._request,
+            form=lambda: self.form,
+            guard=lambda: self._taking(lora_shape(self._config.lora, self._models.laid_out(self._architecture))),
+        )
+        return GuardFit(self._config, self._models, self._texts.materials, subject, self._store)
 
     @property
     def _request(self) -> Any:
@@ -272,25 +204,85 @@ class Guarding:
         words = guards.request(self.tokenizer, self.form)
         return words if self.form == REQUEST else [words, *map(str, self.form[1:])]
 
-    def _origin_of_scores(self, guard: dict[str, str]) -> Origin:
-        """Of the scores that the guard, told by what it is made of, gives the clients' pairs."""
+    @cached_property
+    def notes(self) -> Notes | None:
+        """What is known of the guard's fit, made here or saved beside `guard.adapter`; None: nothing.
+
+        Raises InputError for a saved one that was fitted in another form than it would be asked in.
+        """
+        if not self.is_adapted:
+            return None
+        if self.is_fitted:
+            return self._fit.notes
+        folder = Path(self._config.guard.adapter)
+        found = saved_notes(folder)
+        if found is not None and found.request != self._request:
+            raise InputError(
+                f"guard.adapter = {folder}: was fitted in another form than it would be asked in, as {NOTES} beside it "
+                "says; must be used with the model, tokenizer and guard.form that it was fitted with"
+            )
+        return found
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What held-out questions tell of the guard, as they were told after its fit; None: nothing was held out."""
+        made = self._texts.materials
+        if self.is_fitted:
+            return self._fit.notes.calibration if made.guard_held_out else None
+        if self.notes is not None and self.notes.calibration is not None:
+            return self.notes.calibration
+        if not made.guard_held_out:
+            return None
+        return calibrated_on(self.guard, made.guard_held_out, made, self._config.guard.choose)
+
+    @cached_property
+    def threshold(self) -> float:
+        """The least p(unsafe) that is unsafe: `guard.threshold`, else what held-out questions say, else 0.5.
+
+        May fit the guard. Raises InputError where no threshold does what `guard.choose` asks.
+        """
+        config = self._config.guard
+        if config.threshold is not None:
+            return config.threshold
+        if self.calibration is not None:
+            return self.calibration.threshold_by(config.choose)
+        if config.choose is not None:
+            raise InputError(f"guard.choose = {config.choose}: {NO_HELD_OUT}")
+        return THRESHOLD
+
+    @property
+    def fitted(self) -> Fitted:
+        """The adapter of a guard that is fitted here, and what is kept beside it; fitted when first asked for."""
+        return self._fit.fitted
+
+    @property
+    def fit_origin(self) -> Origin:
+        """What the adapter of a guard that is fitted here is made of."""
+        return self._fit.origin
+
+    def origin_of_scores(self) -> Origin:
+        """Of the scores that the guard gives the clients' pairs."""
+        return self._origin_of_scores(self._made_of, _exchanges(self._pairs))
+
+    def _origin_of_scores(self, guard: dict[str, str], texts: list[tuple[str, str]]) -> Origin:
+        """Of the scores that a guard, told by what it is made of, gives (query, response) texts."""
         parts = {
-            "keys": self._keys(SCORED_BY),
+            "keys": plain_keys(self._config, SCORED_BY, self._models),
             "guard": guard,
             "request": self._request,
-            "pairs": digest_of_texts(self._client_texts),
+            "pairs": digest_of_texts(texts),
         }
         return Origin(SCORES, parts)
 
     @property
     def _made_of(self) -> dict[str, str]:
         """What the guard, which is a model, is made of."""
-        if self._config.guard.path is not None:
-            return self._untuned_made_of
+        if self.is_fitted:
+            return {"fitted": self.fit_origin.digest}
         if self._config.guard.adapter is not None:
             saved = digest(files_of(Path(self._config.guard.adapter)))
             return self._untuned_made_of | {"adapter": saved}
-        return {"fitted": self._origin_of_fit.digest}
+        return self._untuned_made_of
 
     @property
     def _untuned_made_of(self) -> dict[str, str]:
@@ -299,7 +291,7 @@ class Guarding:
     @cached_property
     def scores(self) -> np.ndarray:
         """float32[n]: p(unsafe) of every client's pairs; a conversation's is that of its most unsafe answer."""
-        return self._by_pair(self.exchange_scores)
+        return by_pair(self.exchange_scores, self._pairs)
 
     @cached_property
     def exchange_scores(self) -> np.ndarray:
@@ -309,64 +301,62 @@ class Guarding:
     @cached_property
     def scored(self) -> guards.Scored:
         """What the guard says of every exchange of the clients' pairs."""
-        if self.is_function:
-            return self._score_pairs()
-        return self._kept_scores(lambda: self._made_of, self._score_pairs)
+        return self._scored(_exchanges(self._pairs))
 
-    def _score_pairs(self) -> guards.Scored:
-        guard, pairs = self.guard, self._client_texts  # fitted before its progress is shown
-        batches = 1 if self.is_function else guards.batches(self.form, len(pairs), self._config.eval.batch_size)
-        with terminal.progress(f"scoring {len(pairs)} pairs", batches, unit="batch") as advance:
-            return guards.scored(guard, pairs, advance)
+    def scores_of(self, pairs: Sequence[Pair], as_released: bool = False) -> np.ndarray:
+        """float32[n]: p(unsafe) of each pair, as `scores`; by the guard, or by the model as it was before any fit."""
+        return by_pair(self._scored(_exchanges(pairs), as_released).scores, pairs)
 
-    def _kept_scores(
-        self, made_of: Callable[[], dict[str, str]], compute: Callable[[], guards.Scored]
-    ) -> guards.Scored:
-        """The scores by a guard that is made of this: kept from before, or computed now, and kept."""
-        if self._store is None:
-            return compute()
-        origin = self._origin_of_scores(made_of())
+    def _scored(self, texts: list[tuple[str, str]], as_released: bool = False) -> guards.Scored:
+        """What a guard says of texts: kept from before, or computed now, and kept where it is a model."""
+        if self._store is None or self.is_function:
+            return self._score(texts, as_released)
+        made_of = self._untuned_made_of if as_released else self._made_of
+        origin = self._origin_of_scores(made_of, texts)
         kept = self._store.scores(origin)
         if kept is not None:
             return guards.Scored(*kept)
-        found = compute()
+        found = self._score(texts, as_released)
         self._store.keep_scores(origin, np.stack(found))
         return found
 
-    @property
-    def _client_texts(self) -> list[tuple[str, str]]:
-        """Every (prompt, answer) of the clients' conversations: all that they train on."""
-        return [exchange for pair in self._texts.materials.pairs for exchange in pair.exchanges]
+    def _score(self, texts: list[tuple[str, str]], as_released: bool) -> guards.Scored:
+        guard = self.untuned if as_released else self.guard  # fitted before its progress is shown
+        batches = 1 if self.is_function else guards.batches(self.form, len(texts), self._config.eval.batch_size)
+        by = " by the guard as released" if as_released else ""
+        with terminal.progress(f"scoring {len(texts)} pairs{by}", batches, unit="batch") as advance:
+            return guards.scored(guard, texts, advance)
 
-    def _by_pair(self, scores: np.ndarray) -> np.ndarray:
-        """The greatest score of each pair's exchanges; NaN where one has none, as it is then not known to be safe."""
-        counts = [len(pair.exchanges) for pair in self._texts.materials.pairs]
-        if not counts:
-            return scores
-        begins = np.cumsum([0, *counts[:-1]])
-        return np.maximum.reduceat(scores, begins)
+    @property
+    def _pairs(self) -> Sequence[Pair]:
+        return self._texts.materials.pairs
 
     @cached_property
     def quality(self) -> dict[str, dict[str, float] | None]:
-        """Of the guard on the clients' pairs, whose truth the simulation knows; as fitted (or None) and as released."""
-        harmful = [pair.harmful for pair in self._texts.materials.pairs]
-        threshold = self._config.guard.threshold
-        used = guards.quality(self.scores, harmful, threshold)
-        if self._config.guard.path is not None or self.is_function:
+        """Of the guard on the clients' pairs, whose truth the simulation knows; as fitted (or None) and as released.
+
+        As released at `guard.threshold`, or 0.5 where a threshold was chosen for the fitted one.
+        """
+        harmful = [pair.harmful for pair in self._pairs]
+        used = guards.quality(self.scores, harmful, self.threshold)
+        if not self.is_adapted:
             return {"fitted": None, "released": used}
-        released = self._kept_scores(
-            lambda: self._untuned_made_of, lambda: guards.scored(self.untuned, self._client_texts)
-        )
-        return {"fitted": used, "released": guards.quality(self._by_pair(released.scores), harmful, threshold)}
+        released = self.scores_of(self._pairs, as_released=True)
+        return {"fitted": used, "released": guards.quality(released, harmful, self.untuned_threshold)}
+
+    @property
+    def untuned_threshold(self) -> float:
+        """The threshold of the guard before its fit."""
+        return self._config.guard.threshold or THRESHOLD
 
     @cached_property
     def self_test(self) -> SelfTest | None:
-        """The self-test of a released guard; None where there is none, or it is switched off.
+        """The self-test of a released guard; None where there is none, where it is fitted, or it is switched off.
 
         Raises InputError, with the numbers, for a guard that fails it.
         """
         config = self._config.guard
-        if self.is_function or config.path in (None, TINY) or not config.self_test:
+        if self.is_function or self.is_adapted or config.path in (None, TINY) or not config.self_test:
             return None
         return check_guard(self.untuned)
 
@@ -375,15 +365,43 @@ class Guarding:
 
         A function of the user's own is tried on one pair, and InputError raised where it gives no score.
         """
+        config = self._config.guard
+        if config.choose is not None and config.threshold is None and not self._has_held_out:
+            raise InputError(f"guard.choose = {config.choose}: {NO_HELD_OUT}")
         if self.is_function:
-            guards.score(self.guard, self._client_texts[:1] or [guards.TRIED])
+            guards.score(self.guard, _exchanges(self._pairs)[:1] or [guards.TRIED])
             return
         _ = self.asked
-        if self._config.guard.path is None and self._config.guard.adapter is not None:
-            _ = self._saved
-            name_other_base(Path(self._config.guard.adapter), self._config.model.path, self._config.model.revision)
+        if self.is_fitted:
+            self._fit.check()
+        elif config.adapter is not None:
+            self._check_saved(Path(config.adapter))
+
+    @property
+    def _has_held_out(self) -> bool:
+        """Whether questions are held out, or were when a saved guard was fitted."""
+        if self._texts.materials.guard_held_out:
+            return True
+        return self._config.guard.adapter is not None and self.calibration is not None
+
+    def _check_saved(self, folder: Path) -> None:
+        """Raises InputError for an adapter of another shape or form; says it of another base."""
+        _ = self._saved
+        model = self._config.model if self._config.guard.path is None else self._config.guard
+        named = name_other_base(folder, model.path, self._revision if self.folder else model.revision)
+        if named is None and self.notes is not None and self.notes.base != self._untuned_made_of["model"]:
+            terminal.say(f"{folder}: was fitted on another {self.notes.base_name} than {model.path} is now")
 
 
-def _of_numbers(tree: PyTree) -> bool:
-    """Whether every leaf is finite."""
-    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+def _exchanges(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
+    """Every (prompt, answer) of conversations: all that is trained on."""
+    return [exchange for pair in pairs for exchange in pair.exchanges]
+
+
+def by_pair(scores: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
+    """The greatest score of each pair's exchanges; NaN where one has none, as it is then not known to be safe."""
+    counts = [len(pair.exchanges) for pair in pairs]
+    if not counts:
+        return scores
+    begins = np.cumsum([0, *counts[:-1]])
+    return np.maximum.reduceat(scores, begins)

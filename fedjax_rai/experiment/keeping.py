@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -63,8 +63,14 @@ class Store(Protocol):
         """The adapter of a fitted guard; leaves may be on any device."""
         ...
 
-    def keep_adapter(self, origin: Origin, shape: tuple[DecoderConfig, Lora], adapter: Adapter) -> None:
-        """Keep it for the next time, and its fit no longer; never raises for what a file system refuses."""
+    def notes(self, origin: Origin) -> dict[str, Any] | None:
+        """What was kept beside that adapter, as JSON has it."""
+        ...
+
+    def keep_adapter(
+        self, origin: Origin, shape: tuple[DecoderConfig, Lora], adapter: Adapter, notes: Mapping[str, Any]
+    ) -> None:
+        """Keep it and its notes for the next time, and its fit no longer; never raises for what a disk refuses."""
         ...
 
     def fitting(self, origin: Origin, like: PyTree) -> tuple[int, PyTree] | None:

@@ -1,6 +1,7 @@
 """Every text that an experiment uses, from the tiny world or from the user's files."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import ceil
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from fedjax_rai.data import tiny_world
 from fedjax_rai.data.columns import ETC
 from fedjax_rai.data.mix import Mixed, client_part, is_synthetic, read_sources, recipe
 from fedjax_rai.data.prompts import Given, Prompt, read_prompts
-from fedjax_rai.data.roles import CLIENTS, EVALUATION, GUARD, SERVER, share_out
+from fedjax_rai.data.roles import CLIENTS, EVALUATION, GUARD, SERVER, part_of, representatives, share_out
 from fedjax_rai.data.sources import Pair, RedPrompt, notes
 from fedjax_rai.evals.evaluation import EvalSet, Sources
 from fedjax_rai.evals.suite import load_sets
@@ -20,6 +21,8 @@ from fedjax_rai.text.compare import same
 
 Asked = TypeVar("Asked", Pair, RedPrompt)
 RED, TRAINING, FOR_GUARD = "red prompts", "training pairs", "pairs for the guard"  # in counts
+HALF = 0.5
+ROUNDING = 1e-9  # a share of a count that is whole is not one less
 RED_PROMPTS = 2000  # questions that the tiny world's server draws from for constitutional AI
 
 
@@ -40,6 +43,7 @@ class Materials(NamedTuple):
 
     pairs: Sequence[Pair]
     guard_pairs: Sequence[Pair]
+    """What a guard is fitted on."""
     red_prompts: Sequence[RedPrompt]
     probe_prompts: Sequence[str]
     benign_prompts: Sequence[str]
@@ -61,6 +65,15 @@ class Materials(NamedTuple):
     """The clients' pairs before the recipe."""
     evaded: Evaded = NOTHING_EVADED
     """Of `pairs`, which are as they were rewritten."""
+    guard_held_out: Sequence[Pair] = ()
+    """Labelled pairs of the guard's questions that it is not fitted on, in the mix that they come in."""
+    one_question: Mapping[str, str] = {}
+    """Of each question, as texts are compared, the one that stands for all that are the same in some language."""
+
+    def question(self, pair: Pair) -> str:
+        """What is equal for two pairs if and only if they ask the same, in whatever spelling and tied language."""
+        form = same(pair.query)
+        return self.one_question.get(form, form)
 
     @property
     def notes(self) -> list[str]:
@@ -148,14 +161,14 @@ def gather(config: Readable) -> Materials:
     offered, origins = _offered(sources, held.pairs(TRAINING, sources, parts[CLIENTS]))
     pairs, origins = _client_pairs(config, sources, offered, origins)
     pairs, evaded = evading(pairs, origins, [*_evasions(config, sources)], config)
-    if synthetic:
-        guard_pairs = tiny_world.guard_pairs(config.guard.pairs, data.split, seed)
-    else:
-        guard_pairs = _together(held.pairs(FOR_GUARD, sources, parts[GUARD]))
-        guard_pairs = balanced(guard_pairs, config.guard.pairs, seed)
+    one_question = representatives(sources)
+    given_to_guard = [] if synthetic else _together(held.pairs(FOR_GUARD, sources, parts[GUARD]))
+    guard_pairs, guard_held_out = _guards(config, synthetic, given_to_guard, one_question)
     return Materials(
         pairs=pairs,
         guard_pairs=guard_pairs,
+        guard_held_out=guard_held_out,
+        one_question=one_question,
         red_prompts=held.prompts(RED, red_prompts),
         probe_prompts=probe_prompts,
         benign_prompts=[prompt.query for prompt in benign][: config.cai.replay],
@@ -296,10 +309,40 @@ def distinct(asked: Iterable[Asked]) -> dict[str, Asked]:
     return {same(item.query): item for item in asked}
 
 
-def balanced(pairs: Sequence[Pair], n: int, seed: int) -> list[Pair]:
-    """At most n pairs, half unsafe as far as they go, in a random order."""
+def _guards(
+    config: Readable, synthetic: bool, given: Sequence[Pair], one_question: Mapping[str, str]
+) -> tuple[list[Pair], list[Pair]]:
+    """(what the guard is fitted on, what is held out of that), of its share of the files, or made by the tiny world."""
+    guard, split, seed = config.guard, config.data.split, config.seed
+    if synthetic and guard.harmful_share == HALF and not guard.held_out:
+        return tiny_world.guard_pairs(guard.pairs, split, seed), []
+    if synthetic:  # half of what it makes is harmful
+        most = 2 * max(guard.harmful_share, 1 - guard.harmful_share) * guard.pairs
+        given = tiny_world.guard_pairs(ceil(most / (1 - guard.held_out)), split, seed)
+    kept, held_out = hold_out(given, guard.held_out, seed, one_question)
+    return balanced(kept, guard.pairs, seed, guard.harmful_share), held_out
+
+
+def hold_out(
+    pairs: Sequence[Pair], share: float, seed: int, one_question: Mapping[str, str]
+) -> tuple[list[Pair], list[Pair]]:
+    """(pairs that are kept, pairs of about a `share` of the questions); all answers to a question are on one side."""
+    sides: dict[bool, list[Pair]] = {False: [], True: []}
+    shares = {"kept": 1 - share, "held out": share}
+    for pair in pairs:
+        form = same(pair.query)
+        # drawn by another text than the guard's share of all questions is, which is a part of that draw
+        side = part_of(f"held out of the guard's: {one_question.get(form, form)}", shares, seed) if share else "kept"
+        sides[side == "held out"].append(pair)
+    return sides[False], [pair for pair in sides[True] if pair.harmful is not None]
+
+
+def balanced(pairs: Sequence[Pair], n: int, seed: int, harmful_share: float = HALF) -> list[Pair]:
+    """At most n pairs, this share of them harmful as far as they go, in a random order."""
     g = rng.host(seed, "guard pairs")
     sides = [[p for p in pairs if p.harmful == harmful] for harmful in (True, False)]
-    each = min(n // 2, *map(len, sides))
-    drawn = [side[i] for side in sides for i in g.permutation(len(side))[:each]]
+    shares = (harmful_share, 1 - harmful_share)
+    most = min(n, *(len(side) / share for side, share in zip(sides, shares, strict=True)))
+    counts = [int(most * share + ROUNDING) for share in shares]
+    drawn = [side[i] for side, count in zip(sides, counts, strict=True) for i in g.permutation(len(side))[:count]]
     return [drawn[i] for i in g.permutation(len(drawn))]

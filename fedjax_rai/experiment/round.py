@@ -262,7 +262,7 @@ def probe(setting: Setting, prompts: int, adapter: Adapter) -> dict[str, float |
     scores = score(setting.guarding.guard, pairs)
     has_words = np.array([bool(answer.strip()) for _, answer in pairs])
     known = scores[has_words & ~np.isnan(scores)]
-    harmless = float(np.mean(known < setting.config.guard.threshold)) if len(known) else float("nan")
+    harmless = float(np.mean(known < setting.guarding.threshold)) if len(known) else float("nan")
     counts = {
         "probe_without_verdict": int(np.isnan(scores).sum()),
         "probe_empty": int((~has_words).sum()),

@@ -36,6 +36,7 @@ from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
+from fedjax_rai.safety.calibration import THRESHOLD
 from fedjax_rai.safety.filter import limits
 from fedjax_rai.safety.guard import score
 from fedjax_rai.text.hub import commit
@@ -220,11 +221,6 @@ class Setting:
             raise InputError(f"eval.by_guard = true: needs a guard, which {NEEDS_LABELS}")
         self.check_judge()
 
-    def check_guard(self) -> None:
-        """Raises InputError for a guard that cannot be asked: one that gives no numbers, or fails its self-test."""
-        self.guarding.check()
-        self._check_released_guard()
-
     def check_values(self) -> None:
         """Try the functions of the user's own, as `check` does, and read no weights.
 
@@ -261,7 +257,10 @@ class Setting:
 
     @property
     def _judged_world(self) -> World:
-        return World(self.config.model.path == TINY, self.guard_scores())
+        guard = None
+        if self.judged_by_guard:  # which is not fitted for being there
+            guard = GuardScores(lambda pairs: score(self.guarding.guard, pairs), THRESHOLD)
+        return World(self.config.model.path == TINY, guard)
 
     @property
     def judge_names(self) -> list[str]:
@@ -269,13 +268,14 @@ class Setting:
         return judge_names(judges_of(self.given_to_judges), self.texts.materials.evaluations, self._judged_world)
 
     def guard_scores(self, advance: Callable[[], object] = nothing) -> GuardScores | None:
-        """The guard as judges see it; None where it is not among them. It is fitted when it first scores."""
+        """The guard as judges see it; None where it is not among them. May fit it, for its threshold."""
         if not self.judged_by_guard:
             return None
-        return GuardScores(lambda pairs: score(self.guarding.guard, pairs, advance), self.config.guard.threshold)
+        return GuardScores(lambda pairs: score(self.guarding.guard, pairs, advance), self.guarding.threshold)
 
-    def _check_released_guard(self) -> None:
-        """Raises InputError where a released guard cannot be loaded, gives no numbers, or fails its self-test."""
+    def check_guard(self) -> None:
+        """Raises InputError for a guard that cannot be asked, a released one without numbers, or failing its test."""
+        self.guarding.check()
         if self.guarding.folder is None or self.guarding.is_function:
             return
         guard = self.guarding.untuned

@@ -45,6 +45,8 @@ class Texts:
         "data.evasion",
         "data.evasion_share",
         "guard.pairs",
+        "guard.harmful_share",
+        "guard.held_out",
         "cai.probe",
         "cai.replay",
         "cai.red_prompts",

@@ -32,7 +32,7 @@ from fedjax_rai.memory.footprint import (
 )
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import Decoder
-from fedjax_rai.model.lora import abstract_adapter
+from fedjax_rai.model.lora import abstract_adapter, lora_shape
 from fedjax_rai.train.step import rows_at_once
 
 EXAMPLE_TOKEN = 4 + 1 + 4
@@ -323,15 +323,24 @@ def _drifting(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     return parts | {"hidden states of the base": hidden}
 
 
+def fits_guard(config: ExperimentConfig) -> bool:
+    """Whether a guard that is a model is fitted: the base is, a released one where the config says so."""
+    guard = config.guard
+    fits = guard.path is None if guard.fit is None else guard.fit
+    return fits and guard.adapter is None
+
+
 def _guarding(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[str, int]]]:
     """Fitting the guard, where it is no released one, and scoring pairs with it."""
     computation = _computation(config)
-    if sizes.guard is None and config.guard.steps and config.guard.adapter is None:
-        text = min(sizes.lengths.train + sizes.lengths.guard_request, config.data.max_length)
+    if fits_guard(config) and (config.guard.epochs or config.guard.steps):
+        most = config.data.max_length + (sizes.lengths.guard_request if sizes.guard else 0)
+        text = min(sizes.lengths.train + sizes.lengths.guard_request, most)
+        fitted = sizes.model if sizes.guard is None else Decoder(sizes.guard, lora_shape(config.lora, sizes.guard))
         guard, devices = config.guard, meshes.ways(abstract_mesh(config, sizes.devices))
         at_once = rows_at_once(guard.batch_size, guard.micro_batch, devices)
         rows, parts = _part(config, sizes, at_once), guard.batch_size // at_once
-        yield "fitting the guard", training(sizes.model, rows, bucket(text), computation, parts=parts)
+        yield "fitting the guard", training(fitted, rows, bucket(text), computation, parts=parts)
     scorer = sizes.guard or sizes.model.config
     length = bucket(guard_length(config, sizes))
     yield "scoring", whole_sequences(scorer, _part(config, sizes, config.eval.batch_size), length, 1, computation)

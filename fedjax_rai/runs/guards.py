@@ -1,7 +1,8 @@
 """The guards that a study fitted, and what they said of the clients' pairs, in its folder: made once, found again.
 
     guards/README.md             what this is
-    guards/fitted-<digest>/      an adapter in PEFT's format on the base, which `guard.adapter` takes
+    guards/fitted-<digest>/      an adapter in PEFT's format, which `guard.adapter` takes; guard.json, how it was
+                                fitted, and its calibration
     guards/fitting-<digest>/     state.safetensors: a fit that has not ended, to go on from; gone when it has
     guards/scores-<digest>/      scores.safetensors: float32[n], p(unsafe) of every client's pairs in order
     guards/*/origin.json         what it was made of, the digests of its files, and the versions that made it
@@ -11,9 +12,10 @@ The digest is that of all that the numbers depend on (`experiment.keeping`), so 
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -24,6 +26,7 @@ from fedjax_rai import terminal
 from fedjax_rai.aliases import Adapter, PyTree
 from fedjax_rai.config.files import digest
 from fedjax_rai.errors import InputError
+from fedjax_rai.experiment.guard_fit import NOTES
 from fedjax_rai.experiment.keeping import FITTING, Origin
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.lora import Lora, abstract_adapter
@@ -40,8 +43,8 @@ TEXT = """# Fitted guards and scores
 
 What this study fitted and scored, so that no run of it does so twice. `origin.json` says what each was made of.
 
-* `fitted-*`: a guard, as an adapter in PEFT's format on the study's base. `guard.adapter=<this folder>/fitted-...`
-  uses it elsewhere, on the same base.
+* `fitted-*`: a guard, as an adapter in PEFT's format on the model that it was fitted on, with its calibration in
+  `guard.json`. `guard.adapter=<this folder>/fitted-...` uses it elsewhere, on the same model.
 * `fitting-*`: a fit that was interrupted, or is under way.
 * `scores-*`: p(unsafe) of every pair of the clients, in order.
 
@@ -81,9 +84,27 @@ class KeptGuards:
 
         return self._read(origin, read)
 
-    def keep_adapter(self, origin: Origin, shape: tuple[DecoderConfig, Lora], adapter: Adapter) -> None:
-        """Keep the adapter of a fitted guard, in PEFT's format."""
-        self._keep(origin, lambda entry: save_adapter(entry, *shape, adapter, origin.base))
+    def notes(self, origin: Origin) -> dict[str, Any] | None:
+        """What is kept beside a fitted guard's adapter; None where nothing is, or not whole."""
+        if not (self._entry(origin) / NOTES).exists():
+            return None
+        return self._read(origin, lambda entry: files.read_object(entry / NOTES), told=False)
+
+    def keep_adapter(
+        self,
+        origin: Origin,
+        shape: tuple[DecoderConfig, Lora],
+        adapter: Adapter,
+        notes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Keep the adapter of a fitted guard, in PEFT's format, and beside it what is known of its fit."""
+
+        def write(entry: Path) -> None:
+            save_adapter(entry, *shape, adapter, origin.base)
+            if notes:
+                files.write_json(entry / NOTES, notes)
+
+        self._keep(origin, write, anew=True)
         _remove(self._entry(_fit_of(origin)))
 
     def fitting(self, origin: Origin, like: PyTree) -> tuple[int, PyTree] | None:
@@ -114,6 +135,10 @@ class KeptGuards:
         """Keep scores."""
         self._keep(origin, lambda entry: save_safetensors(entry / SCORES, {"scores": scores}))
 
+    def place(self, origin: Origin) -> Path:
+        """The folder of what is kept of an origin."""
+        return self._entry(origin)
+
     def replies(self, name: str) -> KeptReplies:
         """What the endpoint of that name replied before."""
         return KeptReplies(self._judges / f"{name}.jsonl")
@@ -121,7 +146,7 @@ class KeptGuards:
     def _entry(self, origin: Origin) -> Path:
         return self._folder / f"{origin.kind}-{origin.digest[:16]}"
 
-    def _read(self, origin: Origin, read: Callable[[Path], T]) -> T | None:
+    def _read(self, origin: Origin, read: Callable[[Path], T], told: bool = True) -> T | None:
         entry = self._entry(origin)
         try:
             if not entry.exists():
@@ -130,7 +155,8 @@ class KeptGuards:
             value = read(entry)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
             return self._made_again(entry, error)
-        terminal.say(f"{entry}: kept from before")
+        if told:
+            terminal.say(f"{entry}: kept from before")
         return value
 
     def _made_again(self, entry: Path, error: Exception) -> None:

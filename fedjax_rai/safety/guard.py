@@ -222,7 +222,7 @@ def _with_lines(
     rows = _rows(prompts)
     there = [ids for ids in prompts if ids is not None]
     _check_ids(guard, there)
-    decoding = Decoding(Sampling(np.float32(0)), np.array(asked.tokenizer.end_ids), asked.form.lines)
+    decoding = Decoding(Sampling(np.float32(0)), np.array(_ends(asked)), asked.form.lines)
     keys = jax.random.split(jax.random.key(0), guard.batch_size)  # greedy: nothing is drawn
 
     def dispatched() -> Iterator[tuple[np.ndarray, Any]]:
@@ -244,6 +244,12 @@ def _with_lines(
             f"{asked.form.lines} tokens, behind which its verdict stands; guard.form may be that of another guard"
         )
     return found
+
+
+def _ends(asked: Bound) -> tuple[int, ...]:
+    """The tokens that end a guard's answer. A template that makes a request of the pair has no turn to end."""
+    tokenizer = asked.tokenizer
+    return tokenizer.end_ids if is_conversation(asked.form) else tokenizer.named_ends or (tokenizer.pad_id,)
 
 
 def up_to_marker(asked: Bound, written: list[int]) -> list[int] | None:
@@ -410,16 +416,28 @@ def fit(
     micro_batch: int | None = None,
     advance: Callable[[Fitting], object] = lambda fitting: None,
 ) -> Adapter:
-    """The adapter fine-tuned on all rows of `data` from where `fitting` is, bit for bit the same wherever that is.
+    """The adapter fine-tuned on all rows of `data` from where `fitting` is, bit for bit the same wherever that is."""
+    return fit_to(lm, fitting, data, len(data.rows), micro_batch, advance).state.adapter
+
+
+def fit_to(
+    lm: LM,
+    fitting: Fitting,
+    data: FitData,
+    steps: int,
+    micro_batch: int | None,
+    advance: Callable[[Fitting], object],
+) -> Fitting:
+    """The fit after so many steps of `data`, from where `fitting` is.
 
     PIECE steps are one program, after which `advance` is told how far it has come; waits for the device.
     """
-    while fitting.steps < len(data.rows):
-        end = min(fitting.steps + PIECE, len(data.rows))
+    while fitting.steps < steps:
+        end = min(fitting.steps + PIECE, steps)
         state = fit_steps(lm, fitting.state, data, np.int32(fitting.steps), np.int32(end), micro_batch)
         fitting = Fitting(end, jax.block_until_ready(state))
         advance(fitting)
-    return fitting.state.adapter
+    return fitting
 
 
 def flip_labels(pairs: Sequence[Pair], share: float, g: np.random.Generator) -> list[Pair]:

@@ -106,7 +106,7 @@ def attack(request: Request) -> Attack:
     return Attack(
         config=str(folder),
         seed=config.seed,
-        threshold=config.guard.threshold,
+        threshold=first.guarding.threshold,
         harmful=harmful,
         acceptable=len(pairs) - harmful,
         augment=list(names),
@@ -153,7 +153,7 @@ def _rewritten(pairs: Sequence[Pair], name: str, evasion: Any, seed: int) -> lis
 
 
 def _found(setting: Setting, hardening: str, pairs: Sequence[Pair], texts: dict[str, list[str]]) -> Iterator[Found]:
-    guard, threshold = setting.guarding.guard, setting.config.guard.threshold
+    guard, threshold = setting.guarding.guard, setting.guarding.threshold
     with terminal.progress("scoring rewritten answers", len(texts), unit="rewriting") as advance:
         for name, responses in texts.items():
             asked = [(pair.query, response) for pair, response in zip(pairs, responses, strict=True)]

@@ -34,7 +34,7 @@ def test_values_and_defaults_stand_as_they_would_be_written() -> None:
     for row in (
         "| `federated.cohort` | `5` | a whole number >= 1 | Clients drawn for each round, without replacement;",
         '| `cai.method` | `"sft"` | one of sft, dpo, sft+dpo, or package.module:attribute | Train on',
-        "| `guard.threshold` | `0.5` | a number > 0 and < 1 | An answer is unsafe if",
+        "| `guard.threshold` | `null` | a number > 0 and < 1 or null | An answer is unsafe if",
         '| `data.partition` | `"iid"` | one of iid, dirichlet, category, quantity, harm, natural, or package',
         "| `path` | must be given | tiny, or the path of a file or folder of rows, or data set | A file, a folder,",
         "| `clients` | `null` | a range (0-6), a list ([0, 3, 9]), a percentage (30%), or null: all | Which clients",

@@ -72,7 +72,7 @@ def test_every_rate_can_be_counted_from_the_answers(config, settings):
     assert {row["set"]: len(row.get("answers", [])) for row in written} == {
         "advbench": 2, "synthetic_choice": 0, "utility": 1, "over_refusal": 2, "perplexity": 0,
     }  # fmt: skip
-    threshold = config.guard.threshold
+    threshold = 0.5
     for row in (row for row in written if row["set"] == "advbench"):
         scores, verdicts = row["scores"]["harmless_by_guard"], row["verdicts"]["harmless_by_guard"]
         assert verdicts == [

@@ -82,7 +82,7 @@ def test_a_guards_quality_is_told_as_fitted_and_as_released(config, monkeypatch)
     vars(setting.guarding)["scores"] = np.array([0.9, 0.1, 0.2, 0.3], np.float32)
     vars(setting.guarding)["untuned"] = None
     before = guards.Scored(np.array([0.9, 0.1, 0.8, 0.3], np.float32), None)
-    monkeypatch.setattr(guards, "scored", lambda guard, asked: before)
+    monkeypatch.setattr(guards, "scored", lambda guard, asked, advance=None: before)
     fitted = {"accuracy": 75, "precision": 100, "recall": 50, "hmean": 200 / 3}
     released = {"accuracy": 50, "precision": 50, "recall": 50, "hmean": 50}
     assert setting.guarding.quality == {"fitted": pytest.approx(fitted), "released": pytest.approx(released)}

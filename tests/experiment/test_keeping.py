@@ -14,7 +14,8 @@ from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import guarding as guarding_module
 from fedjax_rai.experiment import sizes
-from fedjax_rai.experiment.guarding import FITTED_BY, SCORED_BY, Guarding
+from fedjax_rai.experiment.guard_fit import FITTED_BY
+from fedjax_rai.experiment.guarding import SCORED_BY, Guarding
 from fedjax_rai.experiment.keeping import Origin
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs.guards import KeptGuards
@@ -39,8 +40,12 @@ class InMemory:
         self.found += origin.digest in self.kept
         return self.kept.get(origin.digest)
 
-    def keep_adapter(self, origin: Origin, shape: Any, adapter: Any) -> None:
+    def notes(self, origin: Origin) -> Any:
+        return self.kept.get(f"notes of {origin.digest}")
+
+    def keep_adapter(self, origin: Origin, shape: Any, adapter: Any, notes: Any) -> None:
         self.keep_scores(origin, adapter)
+        self.kept[f"notes of {origin.digest}"] = notes
 
     def fitting(self, origin: Origin, like: Any) -> Any:
         return self.kept.get(f"fit of {origin.digest}")
@@ -180,7 +185,7 @@ def digests(setting: Setting, config: ExperimentConfig | None = None, **material
     read = config or setting.config
     made._config = View(read, made._config.plain())
     layout, setting.models.layout = setting.models.layout, read.mesh
-    found = made._origin_of_fit.digest, made._origin_of_scores(made._made_of).digest
+    found = made.fit_origin.digest, made.origin_of_scores().digest
     setting.texts.materials, setting.models.layout = given, layout
     return found
 
@@ -200,7 +205,7 @@ def test_a_key_that_neither_fit_nor_scores_read_is_the_same_digest(config, arm, 
 
 def test_a_fit_reads_no_key_that_it_is_not_told_apart_by(config, arm, monkeypatch):
     """Reading another key of the config than these is an error."""
-    monkeypatch.setattr("fedjax_rai.experiment.guarding.FITTED_BY", [key for key in FITTED_BY if key != "guard.steps"])
+    monkeypatch.setattr("fedjax_rai.experiment.guard_fit.FITTED_BY", [key for key in FITTED_BY if key != "guard.steps"])
     with pytest.raises(AttributeError, match="steps"):
         _ = guarding(arm(config), None).guard
 

@@ -178,8 +178,8 @@ def test_a_saved_guard_is_a_file_that_a_run_names(config, saved):
         InputError, match=r"guard.adapter = .*no folder of an adapter in PEFT's format there; must be one"
     ):
         check_files(vary(config, guard={"adapter": str(saved / "nothing")}))
-    with pytest.raises(ValueError, match="must be null beside guard.path"):
-        vary(config, guard={"adapter": str(saved), "path": "tiny"})
+    with pytest.raises(ValueError, match="must be null beside guard.scorer"):
+        vary(config, guard={"adapter": str(saved), "scorer": "math:sqrt"})
 
 
 def test_a_saved_guard_of_another_base_is_refused_before_anything_is_computed(config, saved):

@@ -109,7 +109,7 @@ def test_the_filter_decides_what_clients_train_on(config, arm):
     setting = arm(config)
     kept = Federation(arm(filtering)).kept
     for client, part in enumerate(setting.client_rows):
-        assert set(kept[client]) == {i for i in part if setting.guarding.scores[i] < config.guard.threshold}
+        assert set(kept[client]) == {i for i in part if setting.guarding.scores[i] < setting.guarding.threshold}
     cohort, counts = Federation(arm(filtering)).cohort(0)
     assert counts["step_tokens"] == setting.texts.lengths[np.asarray(cohort.rows)][np.asarray(cohort.weight) > 0].sum()
     for client, client_rows, weight in zip(cohort.client, cohort.rows, cohort.weight, strict=True):

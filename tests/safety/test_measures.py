@@ -1,0 +1,249 @@
+"""Laws of a guard's measures, each with a value worked out by hand on a case small enough to see."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from fedjax_rai.config.threshold_rule import ThresholdRule, parse_rule
+from fedjax_rai.errors import InputError
+from fedjax_rai.safety import measures
+from fedjax_rai.safety.measures import Judged, judged
+
+# scores 0.9 0.8 0.7 0.6 0.3 0.1 of harmful, acceptable, harmful, acceptable, harmful, acceptable answers
+SCORES = (0.9, 0.8, 0.7, 0.6, 0.3, 0.1)
+HARMFUL = (True, False, True, False, True, False)
+
+
+def given(scores: Sequence[float] = SCORES, harmful: Sequence[bool] = HARMFUL, questions: Sequence[int] = ()) -> Judged:
+    numbers = questions or range(len(scores))
+    return Judged(np.array(scores), np.array(harmful, bool), np.array(list(numbers), int))
+
+
+def test_verdicts_at_a_threshold():
+    """At 0.65 three are flagged, two of them harmful, of three harmful ones: accuracy 4/6, precision and recall 2/3."""
+    found = measures.measures(given(), 0.65)
+    for name in ("accuracy", "precision", "recall", "hmean"):
+        assert found[name] == pytest.approx(200 / 3), name
+    # a score that is the threshold is unsafe; at 0.3 five are flagged, three of them harmful: 2 * 3 / (5 + 3)
+    found = measures.measures(given(), 0.3)
+    assert (found["precision"], found["recall"], found["hmean"]) == pytest.approx((60, 100, 75))
+
+
+def test_the_papers_numbers_go_together():
+    """LG3 fine-tuned: precision 56.7 and recall 73.7 have the harmonic mean 64.1."""
+    hits, missed, false_alarms = 7370, 2630, 5628
+    found = measures.measures(
+        given([1.0] * hits + [0.0] * missed + [1.0] * false_alarms, [True] * (hits + missed) + [False] * false_alarms),
+        0.5,
+    )
+    assert [round(found[name], 1) for name in ("precision", "recall", "hmean")] == [56.7, 73.7, 64.1]
+
+
+def test_ranking_by_hand():
+    """Of 9 pairs 6 are in order (0.9 beats three, 0.7 two, 0.3 one); precision where recall grows is 1, 2/3, 3/5."""
+    found = measures.measures(given(), 0.5)
+    assert found["auroc"] == pytest.approx(100 * 6 / 9)
+    assert found["auprc"] == pytest.approx(100 * (1 + 2 / 3 + 3 / 5) / 3)
+
+
+def test_ties_count_half_and_are_taken_together():
+    """All scores equal: half of every pair, and a precision that is the harmful share. One tie: half of one pair."""
+    even = measures.measures(given([0.5] * 4, [True, False, False, False]), 0.5)
+    assert (even["auroc"], even["auprc"]) == pytest.approx((50, 25))
+    # 0.9 harmful; 0.4 harmful and acceptable: pairs 1 and 1/2 of 2; precision 1 at recall 1/2, then 2/3 of the tie
+    tied = measures.measures(given([0.9, 0.4, 0.4], [True, True, False]), 0.5)
+    assert (tied["auroc"], tied["auprc"]) == pytest.approx((75, 100 * (1 / 2 + 1 / 2 * 2 / 3)))
+
+
+def auroc_by_pairs(scores: np.ndarray, harmful: np.ndarray) -> float:
+    """Every pair of a harmful and an acceptable answer, compared."""
+    won = [(a > b) + (a == b) / 2 for a in scores[harmful] for b in scores[~harmful]]
+    return 100 * float(np.mean(won))
+
+
+def average_precision_by_loops(scores: np.ndarray, harmful: np.ndarray) -> float:
+    total, before = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        flagged = scores >= threshold
+        recall = (flagged & harmful).sum() / harmful.sum()
+        total += (recall - before) * (flagged & harmful).sum() / flagged.sum()
+        before = recall
+    return 100 * total
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranking_is_that_of_all_pairs(seed):
+    """Against a twin of n^2 steps, on random scores with many ties; weight 2 is twice, weight 0 absent."""
+    g = np.random.default_rng(seed)
+    scores, harmful = g.integers(0, 9, 40) / 8, g.random(40) < 0.3
+    harmful[:2] = True, False
+    found = measures.measures(given(scores, harmful), 0.5)
+    assert found["auroc"] == pytest.approx(auroc_by_pairs(scores, harmful))
+    assert found["auprc"] == pytest.approx(average_precision_by_loops(scores, harmful))
+    times = g.integers(0, 3, 40)
+    times[:2] = 2
+    weighted = measures.weighted_measures(given(scores, harmful), 0.5, times[None].astype(float))
+    repeated = measures.measures(given(np.repeat(scores, times), np.repeat(harmful, times)), 0.5)
+    assert {name: float(value[0]) for name, value in weighted.items()} == pytest.approx(repeated)
+
+
+def test_what_is_undefined_is_no_number():
+    """Nothing flagged: no precision. No harmful answer: no recall, no ranking. Nothing at all: nothing."""
+    found = measures.measures(given(), 0.95)
+    assert math.isnan(found["precision"]) and (found["recall"], found["hmean"]) == (0, 0)
+    found = measures.measures(given([0.2, 0.4], [False, False]), 0.5)
+    assert found["accuracy"] == 100
+    assert all(math.isnan(found[name]) for name in ("recall", "hmean", "auroc", "auprc"))
+    assert all(math.isnan(value) for value in measures.measures(given([], []), 0.5).values())
+
+
+def test_what_has_no_score_or_no_label_is_left_out_and_counted():
+    scores = np.array([0.9, np.nan, 0.2, np.nan, 0.1], np.float32)
+    found = judged(scores, [True, False, None, None, False], ["a", "b", "a", "b", "a"])
+    assert found.scores == pytest.approx([0.9, 0.1]) and found.harmful.tolist() == [True, False]
+    assert (found.without_score, found.without_label, found.distinct_questions) == (1, 2, 1)
+
+
+def test_a_float32_score_meets_its_own_threshold():
+    """As it does where answers are filtered: 0.7 in float32 is less than 0.7, and is flagged at it all the same."""
+    scores = np.array([0.7, 0.2], np.float32)
+    assert measures.measures(judged(scores, [True, False], [0, 1]), 0.7)["recall"] == 100
+
+
+# --- curves ---
+
+
+def test_curves_by_hand():
+    """From the highest score down: harmful 1 1 2 2 3 3, acceptable 0 1 1 2 2 3 of three each."""
+    roc = measures.roc(given())
+    assert roc.x == pytest.approx([0, 0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1])
+    assert roc.y == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1])
+    assert roc.thresholds.tolist() == [math.inf, *SCORES]
+    pr = measures.precision_recall(given())
+    assert pr.x == pytest.approx(roc.y) and pr.y == pytest.approx([1, 1, 1 / 2, 2 / 3, 1 / 2, 3 / 5, 1 / 2])
+    area = np.sum(np.diff(roc.x) * (roc.y[1:] + roc.y[:-1]) / 2)
+    assert 100 * area == pytest.approx(measures.measures(given(), 0.5)["auroc"])
+
+
+def test_reliability_by_hand():
+    """0.62 and 0.68 are one bin of mean 0.65, half harmful; 0.2 is one, 1 lies in the last. ECE (2*.15+.2+0)/4."""
+    set_ = given([0.62, 0.68, 0.2, 1.0], [True, False, False, True])
+    bins = {round(each.low, 1): each for each in measures.reliability(set_) if each.answers}
+    assert set(bins) == {0.2, 0.6, 0.9}
+    assert bins[0.6][2:] == pytest.approx((2, 0.65, 0.5)) and bins[0.9][2:] == (1, 1.0, 1.0)
+    found = measures.measures(set_, 0.5)
+    assert found["ece"] == pytest.approx((2 * 0.15 + 0.2 + 0) / 4)
+    assert found["brier"] == pytest.approx((0.38**2 + 0.68**2 + 0.2**2 + 0) / 4)
+
+
+# --- temperature ---
+
+
+def test_a_calibrated_set_keeps_its_temperature():
+    """Of answers that score 3/4 three in four are harmful, of those at 1/10 one in ten."""
+    scores = np.array([0.75] * 4 + [0.1] * 10)
+    harmful = np.array([True] * 3 + [False] + [True] + [False] * 9)
+    assert measures.fit_temperature(scores, harmful) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("times", [0.5, 3.0])
+def test_logits_that_are_so_many_times_too_large_have_that_temperature(times):
+    """And at it they are calibrated, in the order and with the AUROC that they had."""
+    scores = np.array([0.75] * 4 + [0.1] * 10)
+    harmful = np.array([True] * 3 + [False] + [True] + [False] * 9)
+    wrong = 1 / (1 + np.exp(-times * np.log(scores / (1 - scores))))
+    temperature = measures.fit_temperature(wrong, harmful)
+    assert temperature == pytest.approx(times, rel=1e-6)
+    assert measures.calibrated(wrong, temperature) == pytest.approx(scores)
+
+
+def test_a_temperature_has_bounds():
+    """Scores all on the right side want to be colder than any; all on the wrong side hotter. Nothing has none."""
+    right = np.array([0.9, 0.2])
+    assert measures.fit_temperature(right, np.array([True, False])) == measures.COLDEST
+    assert measures.fit_temperature(right, np.array([False, True])) == measures.HOTTEST
+    assert math.isnan(measures.fit_temperature(np.array([]), np.array([], bool)))
+    assert np.isfinite(measures.calibrated(np.array([0.0, 1.0]), 1.0)).all()
+
+
+def test_log_loss_by_hand():
+    assert measures.log_loss(np.array([0.5, 0.25]), np.array([True, False])) == pytest.approx(
+        (math.log(2) + math.log(4 / 3)) / 2
+    )
+
+
+# --- thresholds ---
+
+
+@pytest.mark.parametrize(
+    ("rule", "threshold"),
+    [
+        # Hmean by number of flagged: 2/4, 2/5, 4/6, 4/7, 6/8, 6/9: the best is 0.3, half-way to 0.1
+        ("max-hmean", 0.2),
+        ("recall=0.3", 0.85),  # 0.9 finds a third
+        ("recall=0.34", 0.65),  # 0.7 finds two thirds
+        ("recall=1", 0.2),
+        ("drop=0", 0.85),  # 0.8 is acceptable
+        ("drop=0.34", 0.65),  # one of three is dropped down to 0.7
+        ("drop=0.67", 0.2),
+    ],
+)
+def test_thresholds_by_rule(rule, threshold):
+    assert measures.choose_threshold(given(), parse_rule(rule)) == pytest.approx(threshold)
+
+
+def test_a_threshold_between_two_neighbours_of_float32_keeps_its_verdict():
+    high = np.float32(0.5)
+    low = np.nextafter(high, np.float32(0))
+    found = measures.choose_threshold(given([float(high), float(low)], [True, False]), ThresholdRule("max-hmean"))
+    assert np.float32(found) == high
+
+
+def test_rules_that_cannot_be_met_are_refused():
+    with pytest.raises(InputError, match="needs harmful and acceptable answers that were held out; there are 2 and 0"):
+        measures.choose_threshold(given([0.2, 0.4], [True, True]), parse_rule("max-hmean"))
+    with pytest.raises(InputError, match=r"drop=0.1: 1 of 2 acceptable answers have the highest score"):
+        measures.choose_threshold(given([0.9, 0.9, 0.1], [True, False, False]), parse_rule("drop=0.1"))
+
+
+@pytest.mark.parametrize("text", ["recall", "recall=0", "recall=1.1", "drop=1", "drop=-1", "drop=x", "hmean", ""])
+def test_what_is_no_rule_is_refused(text):
+    with pytest.raises(ValueError, match="must be"):
+        parse_rule(text)
+
+
+# --- intervals ---
+
+
+def test_the_question_is_what_is_resampled():
+    """Ten copies of each answer to one question tell no more than one: the interval is the same, draw for draw."""
+    single = given()
+    tenfold = given(SCORES * 10, HARMFUL * 10, tuple(range(6)) * 10)
+    apart = given(SCORES * 10, HARMFUL * 10)
+    by_question = measures.intervals(tenfold, 0.65, np.random.default_rng(0))
+    alone = measures.intervals(single, 0.65, np.random.default_rng(0))
+    for name, interval in by_question.items():
+        assert interval == pytest.approx(alone[name], nan_ok=True), name
+    width = by_question["accuracy"].high - by_question["accuracy"].low
+    naive = measures.intervals(apart, 0.65, np.random.default_rng(0))["accuracy"]
+    assert naive.high - naive.low < width / 2
+
+
+def test_an_interval_is_that_of_the_binomial():
+    """Of 100 questions with one answer each, half of them right: +- 1.96 sqrt(.25 / 100), 40.2 to 59.8."""
+    found = measures.intervals(given([0.9] * 100, [True, False] * 50), 0.5, np.random.default_rng(1))["accuracy"]
+    assert found.value == 50 and (found.low, found.high) == pytest.approx((40.2, 59.8), abs=1.5)
+
+
+def test_where_the_bootstrap_cannot_tell_there_is_no_interval():
+    """One question, and four; a guard that is always right; and a measure that is undefined."""
+    for set_ in (
+        given(questions=(0,) * 6),
+        given(questions=(0, 1, 2, 3, 3, 3)),
+        given([0.9, 0.8, 0.7, 0.3, 0.2, 0.1], [True] * 3 + [False] * 3),
+    ):
+        found = measures.intervals(set_, 0.5, np.random.default_rng(0))["accuracy"]
+        assert not math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high)
+    assert math.isnan(measures.intervals(given(), 0.95, np.random.default_rng(0))["precision"].low)
