@@ -8,6 +8,7 @@ from typing import Any
 from fedjax_rai.evals.agreement import Agreement
 from fedjax_rai.evals.means import UNITS
 from fedjax_rai.evals.rate import PERCENT
+from fedjax_rai.evals.spoilt import AnswerCounts
 from fedjax_rai.evals.suite import evaluations
 from fedjax_rai.experiment.cost import CaiCost
 from fedjax_rai.runs.folder import SUMMARY
@@ -33,7 +34,7 @@ def lines(summary: Summary) -> Iterator[str]:
     if absent:
         titles = ", ".join(dict.fromkeys(absent.values()))
         yield from textwrap.wrap(f"  not measured: {titles}", 100, subsequent_indent="    ", break_on_hyphens=False)
-    yield from answer_lines(summary.rates, summary.sets)
+    yield from answer_lines(summary.rates, summary.sets, summary.answers)
     yield from agreement_lines(summary.agreement)
     if summary.guard:
         yield guard_line(summary.guard)
@@ -98,11 +99,16 @@ def share_of_all(rate: Rate) -> float:
     return rate.mean * max(rate.answers - rate.without_verdict, 0) / rate.answers
 
 
-def answer_lines(rates: Mapping[str, Rate | None], sets: Mapping[str, str]) -> Iterator[str]:
-    """A line for each evaluation whose answers were cut off or are empty, whoever judged them."""
+def answer_lines(
+    rates: Mapping[str, Rate | None], sets: Mapping[str, str], answers: Mapping[str, AnswerCounts] | None = None
+) -> Iterator[str]:
+    """A line for each evaluation whose answers were cut off or are empty, whoever judged them, if anybody could."""
     for evaluation in evaluations(sets).values():
         measured = [rates[column.rate] for column in evaluation.columns if rates.get(column.rate)]
-        found = spoilt(measured[0]) if measured and evaluation.generates else ""
+        counted = (answers or {}).get(evaluation.name) or (
+            measured[0] if measured else None
+        )  # a rate of an older version
+        found = spoilt(counted) if counted and evaluation.generates else ""
         if found:
             yield f"  {evaluation.columns[0].title}: {found}"
 
@@ -121,7 +127,8 @@ def spoilt(rate: Any) -> str:
     """How many of a rate's answers were cut off or are empty; "" where none."""
     cut_off = f"{rate.cut_off} of {rate.answers} answers cut off at eval.max_new_tokens" if rate.cut_off else ""
     empty = f"{rate.empty} of {rate.answers} empty" if rate.empty else ""
-    return ", ".join(part for part in (cut_off, empty) if part)
+    lost = f"{rate.non_finite} of these no numbers" if rate.non_finite else ""
+    return ", ".join(part for part in (cut_off, empty, lost) if part)
 
 
 def guard_line(guard: GuardQuality) -> str:

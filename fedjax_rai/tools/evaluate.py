@@ -378,7 +378,7 @@ def lines(found: Evaluated) -> Iterator[str]:
     if absent:
         listed = f"  not measured: {', '.join(map(_words, absent))}"
         yield from textwrap.wrap(listed, 100, subsequent_indent="    ", break_on_hyphens=False)
-    yield from answer_lines(found.rates, record.sets)
+    yield from answer_lines(found.rates, record.sets, record.answers)
     yield from agreement_lines(record.agreement)
     for name, count in record.trained_on.items():
         yield f"{name}: the run was trained on {terminal.plural(count, 'prompt')} of this set"

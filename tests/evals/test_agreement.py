@@ -40,6 +40,7 @@ def test_agreement_is_over_the_answers_on_which_both_have_a_verdict():
         row(a=[True, False], b=[False, True], c=[True, False]),
         {"set": "hhh", "verdicts": {"hhh": [True]}},
         {"set": "advbench", "verdicts": {"harmless": [True, False]}},
+        {"set": "drift", "total": 1.0, "tokens": 2},
     ]
     found = {(agreement.first, agreement.second): agreement for agreement in agreements(rows)}
     assert [*found] == [("a", "b"), ("a", "c"), ("b", "c")]

@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from fedjax_rai.evals.spoilt import AnswerCounts
 from fedjax_rai.runs import files, picture, report, rows
 from fedjax_rai.runs.conversations import Conversation
 from fedjax_rai.runs.rows import (
@@ -223,3 +224,12 @@ def test_a_report_says_what_was_not_saved():
 def test_a_report_without_prompts_names_no_primary():
     rates = {"harmless": None, "harmless_by_rule": None, "harmless_by_guard": None}
     assert "primary" not in "\n".join(report.lines(SUMMARY._replace(rates=rates)))
+
+
+def test_a_report_counts_answers_where_all_of_them_were_cut_off():
+    """Then no judge has a verdict, and the rate is not measured; what the answers were is said all the same."""
+    counts = {"advbench": AnswerCounts(8, empty=2, cut_off=8, non_finite=1)}
+    shown = list(report.answer_lines({"harmless": None}, {}, counts))
+    assert shown == ["  harmless: 8 of 8 answers cut off at eval.max_new_tokens, 2 of 8 empty, 1 of these no numbers"]
+    rate = Rate(50.0, 20.0, 80.0, 4, without_verdict=6, answers=8)
+    assert report.shown(rate) == " 50.0  [20.0, 80.0]  (6 without a verdict; 12.5 of all)"  # 1 of 8
