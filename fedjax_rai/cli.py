@@ -91,6 +91,16 @@ Swept = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show config, data, memory and folders, and write nothing.")]
+Tracker = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Where rows go besides: tensorboard, wandb; the same as tracker=NAME."),
+]
+Margin = Annotated[
+    float | None,
+    typer.Option(
+        metavar="POINTS", show_default=False, help="Say of every difference whether it is within so many points of 0."
+    ),
+]
 
 
 def _show_version(wanted: bool) -> None:
@@ -109,10 +119,10 @@ def main(
 
 
 @app.command()
-def run(config: ConfigFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+def run(config: ConfigFile, overrides: Overrides = None, tracker: Tracker = None, dry_run: DryRun = False) -> None:
     """Run one experiment, or go on with it."""
     with terminal.answering(resumable=True):
-        loaded = _load(config, overrides)
+        loaded = _load(config, _tracked(overrides, tracker))
         if dry_run:
             from fedjax_rai.studies import dry_run as previews
 
@@ -136,11 +146,13 @@ def table(
     seeds: Annotated[
         int, typer.Option(metavar="N", min=1, help="Seeds of each arm, counted up from the config's.")
     ] = 1,
+    margin: Margin = None,
+    tracker: Tracker = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run the arms of the paper's table, and print it."""
     with terminal.answering(resumable=True):
-        loaded = _load(config, overrides, "runs/{stem}-table")
+        loaded = _load(config, _tracked(overrides, tracker), "runs/{stem}-table")
         from fedjax_rai.studies import table as tables
 
         if arms == LIST:
@@ -150,7 +162,7 @@ def table(
             from fedjax_rai.studies import dry_run as previews
 
             return _echo(previews.preview_table(loaded, chosen, seeds))
-        folder = tables.run_table(loaded, arms=chosen, seeds=seeds)
+        folder = tables.run_table(loaded, chosen, seeds, _margin(margin))
         last = folder / f"seed{loaded.seed}" / tables.choose(chosen)[-1]
         _close([folder / "table.png", folder / "table.md", last / "answers.jsonl"], _further(loaded, last))
 
@@ -163,6 +175,8 @@ def sweep(
         bool,
         typer.Option("--together", help="Run points that differ in numbers alone at once, as memory allows."),
     ] = False,
+    margin: Margin = None,
+    tracker: Tracker = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run a config at every combination of some values.
@@ -173,7 +187,7 @@ def sweep(
     with terminal.answering(resumable=True):
         from fedjax_rai.config.grid import load_sweep
 
-        points = load_sweep(config, overrides or ())
+        points = load_sweep(config, _tracked(overrides, tracker))
         _quiet()
         if dry_run:
             from fedjax_rai.studies import dry_run as previews
@@ -181,7 +195,7 @@ def sweep(
             return _echo(previews.preview_sweep(points, together))
         from fedjax_rai.studies import sweep as sweeps
 
-        folder = sweeps.run_sweep(points, together)
+        folder = sweeps.run_sweep(points, together, _margin(margin))
         last = points[-1].config
         _close([folder / "sweep.png", folder / "sweep.md"], _further(last, Path(last.output or "")))
 
@@ -278,6 +292,37 @@ def export(
         typer.echo(out)
 
 
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN_OR_STUDY...", help="Folders of finished runs, tables or sweeps.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page; report.html in the first folder if not given.")
+    ] = None,
+    png: Annotated[bool, typer.Option("--png", help="Also write every picture, in a folder beside the page.")] = False,
+    margin: Margin = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="ARM", help="The arm that others are compared with; the first if not given.")
+    ] = None,
+    answers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="The most prompts of each evaluation whose answers are shown.")
+    ] = 20,
+) -> None:
+    """Write one page of runs, tables and sweeps.
+
+    \b
+    fedjax-rai report runs/tiny_cpu-table
+    """
+    with terminal.answering():
+        points = _margin(margin)
+        _quiet()
+        from fedjax_rai.studies.report import Wanted, write_report
+
+        for path in write_report(folders, Wanted(output, png, points, reference, answers)):
+            typer.echo(path)
+
+
 @app.command("import-gguf")
 def import_gguf(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, as llama.cpp reads it.")],
@@ -347,6 +392,18 @@ def _dtype(name: str, allowed: dict[str, str]) -> str:
     if name not in allowed:
         raise InputError(f"--dtype {name}: must be one of {', '.join(allowed)}")
     return allowed[name]
+
+
+def _tracked(overrides: list[str] | None, tracker: str | None) -> list[str]:
+    """Overrides, and that of `--tracker`."""
+    return [*(overrides or []), *([] if tracker is None else [f"tracker={tracker}"])]
+
+
+def _margin(points: float | None) -> float | None:
+    """A margin of equivalence; raises InputError."""
+    if points is not None and not 0 < points < 100:
+        raise InputError(f"--margin {points:g}: must be greater than 0, less than 100 (percentage points)")
+    return points
 
 
 def _check_sampling(greedy: bool, temperature: float | None, bounds: dict[str, Any]) -> float:

@@ -135,8 +135,8 @@ def test_commands_pass_on_what_they_were_given(calls: list, tmp_path: Path) -> N
         ("run", load_config(path, ["lora.rank=2", "output=b"])),
         ("evaluate", evaluate.request("tiny", ["eval.samples=3", "output=c"])),
         ("serve", "tiny", serve.Options(port=0, dtype="float32")),
-        ("run_table", load_config(path, output="runs/{stem}-table"), None, 1),
-        ("run_table", load_config(path, ["seed=5"], "runs/{stem}-table"), ["fl", "base"], 3),
+        ("run_table", load_config(path, output="runs/{stem}-table"), None, 1, None),
+        ("run_table", load_config(path, ["seed=5"], "runs/{stem}-table"), ["fl", "base"], 3, None),
         ("prepare", load_config(path, ["seed=3"]), Path("set"), 7, Path("b")),
     ]
 

@@ -20,6 +20,7 @@ IMPORTED_AS = {
     "pydantic": ("pydantic", "pydantic_core"),
     "pyyaml": ("yaml",),
     "myst-parser": ("myst_parser",),
+    "tensorboardx": ("tensorboardX",),
 }
 # Programs that are called by these words; what pytest and jax load by themselves.
 CALLED = {
@@ -108,7 +109,8 @@ def test_every_extra_is_used(extra: str, requirement: str) -> None:
 
 
 def test_everything_that_tests_import_is_declared() -> None:
-    listed = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["parity"], *EXTRAS["gguf"], *EXTRAS["eval"]]
+    extras = [*EXTRAS["test"], *EXTRAS["parity"], *EXTRAS["gguf"], *EXTRAS["eval"], *EXTRAS["track"]]
+    listed = [*PROJECT["dependencies"], *extras]
     declared = {name for requirement in listed for name in names(requirement)}
     assert imported("tests") - declared - {"ml_dtypes"} == set()  # of jax
 

@@ -25,9 +25,9 @@ FLOORS = (
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold weights",
         "safety": "calibration evasion filter form form_file forms guard hardening measures released self_test",
         "cai": "align constitution options programs revise",
-        "evals": "advbench agreement answering choice drift evaluation harm harmbench held_out hhh judge korean means "
-        "mt_bench open_ended panel perplexity published rate refusals rubric spoilt strongreject suite tasks user_sets "
-        "xstest",
+        "evals": "advbench agreement answering choice drift evaluation harm harmbench held_out hhh intervals judge "
+        "korean means mt_bench open_ended panel perplexity published rate refusals rubric spoilt "
+        "strongreject suite tasks user_sets xstest",
     },
     {"memory": "advice footprint layout plan"},
     {
@@ -36,10 +36,11 @@ FLOORS = (
     },
     {
         "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs judges "
-        "lockstep loop picture prepare record report rows run target trackers"
+        "lockstep loop palette picture prepare record report rows run target trackers"
     },
     {
-        "studies": "dry_run judged plots results sweep table",
+        "studies": "cells dry_run gathered judged panels plots report report_answers report_filter "
+        "report_judges report_parts report_pictures results svg sweep table",
         "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
         "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
         "tools": "batching config_reference detokenize evaluate generate guard_attack guard_eval guard_fit "

@@ -152,7 +152,8 @@ def curves(rows: Sequence[Row]) -> tuple[str, dict[str, list[tuple[int, float]]]
 
 def draw(path: Path, rows: Sequence[Row]) -> None:
     """Tokens a second, as curves along what is varied, else as a bar for each row; a PNG."""
-    from fedjax_rai.runs.picture import COLOURS, figure
+    from fedjax_rai.runs.palette import COLOURS
+    from fedjax_rai.runs.picture import figure
 
     along, found = curves(rows)
     made = figure(6.4, 3.6 if found else 1.2 + 0.4 * len(rows))

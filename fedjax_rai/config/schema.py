@@ -920,8 +920,8 @@ class ExperimentConfig(Section):
     """The seed of every random number of a run."""
     output: PathText | None = None
     """The run folder; null: `runs/` and the config file's name."""
-    tracker: Annotated[str, Name("none")] = "none"
-    """Where the rows of `metrics.jsonl` go besides; it moves no number."""
+    tracker: Annotated[str, Name("none", "tensorboard", "wandb")] = "none"
+    """Where the rows of `metrics.jsonl` go besides; it moves no number. The two need the extra `track`."""
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()

@@ -16,7 +16,8 @@ from fedjax_rai.experiment.round import Federation
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import DATA, run_folder
-from fedjax_rai.runs.picture import COLOURS, figure
+from fedjax_rai.runs.palette import COLOURS
+from fedjax_rai.runs.picture import figure
 from fedjax_rai.runs.rows import read_data
 
 PICTURE = "data.png"

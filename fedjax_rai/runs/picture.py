@@ -6,11 +6,10 @@ from typing import Any
 
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import SUMMARY
+from fedjax_rai.runs.palette import COLOURS
 from fedjax_rai.runs.record import METRICS
 
 PICTURE = "run.png"
-# of Okabe and Ito, told apart by colour-blind people too
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SYNTHETIC = "synthetic tiny world"
 NAN = float("nan")
 # what a row's seconds of each phase are called; the evaluation's stand in the summary

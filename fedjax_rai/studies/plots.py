@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_rai.runs.picture import COLOURS, SYNTHETIC
+from fedjax_rai.runs.palette import COLOURS, colour, marker
+from fedjax_rai.runs.picture import SYNTHETIC
 from fedjax_rai.runs.picture import figure as new_figure
-from fedjax_rai.studies.results import MAIN, Cell
-
-MARKERS = "osD^vPX"
-Cells = Mapping[str, Sequence[Cell | None]]
+from fedjax_rai.studies.cells import Cell
+from fedjax_rai.studies.panels import Panel, Series
+from fedjax_rai.studies.results import MAIN, Cells
 
 
 def plot_arms(path: Path, arms: Sequence[str], cells: Cells, names: Mapping[str, str], synthetic: bool) -> None:
@@ -17,15 +17,23 @@ def plot_arms(path: Path, arms: Sequence[str], cells: Cells, names: Mapping[str,
     shown = measured(cells)
     figure = new_figure(1.6 * len(arms) + 2.5, 4.2)
     axes = figure.subplots()
-    width = 0.8 / max(len(shown), 1)
+    distance = 0.6 / max(len(shown), 1)
     for i, (rate, rate_cells) in enumerate(shown.items()):
-        bars = _beside_ticks(len(arms), width, i, len(shown))
-        means = [cell.mean for cell in rate_cells]
-        margins = _margins(rate_cells)
-        axes.bar(bars, means, width, yerr=margins, capsize=2, label=names[rate], error_kw={"linewidth": 1})
+        axes.errorbar(
+            _beside_ticks(len(arms), distance, i, len(shown)),
+            [cell.mean for cell in rate_cells],
+            _margins(rate_cells),
+            fmt=marker(i),
+            color=colour(i),
+            label=names[rate],
+            markersize=5,
+            capsize=2,
+            linewidth=1,
+        )
     axes.set_xticks(range(len(arms)), arms)
     axes.set_title(SYNTHETIC if synthetic else "", fontsize=10)
-    _percent(axes)
+    axes.set_xlim(-0.5, len(arms) - 0.5)
+    _percent(axes, low=-3.0)  # a marker at 0 is seen whole
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=4, frameon=False)
     figure.savefig(path)
 
@@ -86,8 +94,8 @@ def _rates(axes: Any, points: SweptPoints, cells: Mapping[str, list[Cell]], name
             _beside_ticks(len(points.labels), distance, i, len(cells)),
             means,
             _margins(rate_cells),
-            fmt=MARKERS[i % len(MARKERS)] + line,
-            color=COLOURS[i % len(COLOURS)],
+            fmt=marker(i) + line,
+            color=colour(i),
             label=names[rate],
             markersize=4,
             capsize=2,
@@ -168,3 +176,46 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def draw_panel(path: Path, panel: Panel) -> None:
+    """A panel of the report, as a PNG."""
+    is_rows = not panel.y.label
+    figure = new_figure(5.4, 0.8 + 0.3 * max(len(panel.y.ticks), 2) if is_rows else 4.0)
+    axes = figure.subplots()
+    for series in panel.series:
+        _draw_series(axes, series)
+    for bar in panel.bars:
+        axes.barh(bar.y, bar.end - bar.start, left=bar.start, height=0.55, color=colour(bar.look))
+    if panel.rule is not None:
+        axes.axvline(panel.rule, color="#888888", linestyle=":", linewidth=1)
+    if panel.diagonal:
+        axes.plot([panel.x.low, panel.x.high], [panel.y.low, panel.y.high], color="#888888", linestyle=":", linewidth=1)
+    axes.set(xlim=(panel.x.low, panel.x.high), ylim=(panel.y.low, panel.y.high), xlabel=panel.x.label)
+    axes.set_ylabel(panel.y.label)
+    axes.set_xticks(*zip(*panel.x.ticks, strict=True), fontsize=8)
+    axes.set_yticks(*zip(*panel.y.ticks, strict=True), fontsize=8)
+    axes.set_title(panel.title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    if panel.legend:
+        axes.legend(handles=[_handle(panel, *entry) for entry in panel.legend], frameon=False, fontsize=8, loc="best")
+    figure.savefig(path)
+
+
+def _draw_series(axes: Any, series: Series) -> None:
+    if series.line:
+        x, y = zip(*((point.x, point.y) for point in series.points), strict=True)
+        axes.plot(x, y, "-", color=colour(series.look), linewidth=1)
+    for point in series.points if series.dots else ():
+        across = None if point.x_range is None else [[point.x - point.x_range[0]], [point.x_range[1] - point.x]]
+        up = None if point.y_range is None else [[point.y - point.y_range[0]], [point.y_range[1] - point.y]]
+        style = {"fmt": marker(series.look), "color": colour(series.look), "markersize": 5, "elinewidth": 1}
+        axes.errorbar(point.x, point.y, up, across, clip_on=False, **style)
+
+
+def _handle(panel: Panel, name: str, look: int) -> Any:
+    """A legend's entry."""
+    from matplotlib.lines import Line2D
+
+    shape = "s" if panel.bars else marker(look)
+    return Line2D([], [], color=colour(look), marker=shape, linestyle="", label=name, markersize=5)

@@ -5,9 +5,7 @@ import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any, TypeAlias
 
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
@@ -17,12 +15,11 @@ from fedjax_rai.evals.agreement import BY
 from fedjax_rai.evals.evaluation import LOWER, Column, Evaluation
 from fedjax_rai.evals.judge import JUDGES
 from fedjax_rai.evals.means import UNITS
-from fedjax_rai.evals.rate import PERCENT, Unit
+from fedjax_rai.evals.rate import PERCENT
 from fedjax_rai.evals.suite import columns, evaluations
 from fedjax_rai.runs.folder import differences
+from fedjax_rai.studies.cells import VERDICTS, Cell, Summary, cell, over
 
-Summary = Mapping[str, Any]
-"""A run's summary.json."""
 MAIN = tuple(column.rate for column in columns() if column.main)
 """The rates that pictures show, and narrow tables first."""
 WIDTH = 100
@@ -32,27 +29,7 @@ CSV_COLUMNS = (*NUMBERS, "prompts")
 NOT_MEASURED = "not measured"
 
 
-class Cell(NamedTuple):
-    """A mean and its 95 % interval. One seed: the interval over prompts; more: over seeds."""
-
-    mean: float
-    low: float
-    high: float
-    unit: Unit = PERCENT
-
-    def __str__(self) -> str:
-        return self._shown(self.unit.digits)
-
-    @property
-    def short(self) -> str:
-        """Mean, and its interval with a digit less."""
-        return self._shown(self.unit.digits - 1)
-
-    def _shown(self, digits: int) -> str:
-        return f"{self.mean:.{self.unit.digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
-
-
-def _evaluations(summaries: Sequence[Summary]) -> list[Evaluation]:
+def evaluations_of(summaries: Iterable[Summary]) -> list[Evaluation]:
     """Those shipped, and those of the sets of the user's own that some run measured."""
     kinds: dict[str, str] = {}
     for summary in summaries:
@@ -66,7 +43,7 @@ def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
     The primary rate has its judge in brackets, and its column by that judge is left out where it alone judged.
     """
     shown: dict[str, str] = {}
-    for evaluation in _evaluations(summaries):
+    for evaluation in evaluations_of(summaries):
         repeated = ""  # the column of the judge that alone gave the primary rate
         for column in (*evaluation.columns, *_further_judges(evaluation, summaries)):
             measured = _is_measured(summaries, column.rate)
@@ -84,7 +61,7 @@ def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
 def unmeasured_note(summaries: Sequence[Summary]) -> list[str]:
     """A note that names the evaluations of which no run measured anything; none where there is none."""
     titles = []
-    for evaluation in _evaluations(summaries):
+    for evaluation in evaluations_of(summaries):
         if not any(_is_measured(summaries, column.rate) or column.always for column in evaluation.columns):
             titles.append(evaluation.columns[0].title)
     return [f"Not measured: {', '.join(titles)}."] if titles else []
@@ -128,13 +105,28 @@ def _is_measured(summaries: Sequence[Summary], rate: str) -> bool:
     return any(summary["rates"].get(rate) for summary in summaries)
 
 
-def rate_columns(rates: Mapping[str, str], by_row: Sequence[Sequence[Summary]], short: bool = False) -> dict[str, list]:
-    """Title -> a text for each row, of the rates in `rates` (rate -> title) over each row's runs."""
-    found: dict[str, list[str]] = {}
+Cells: TypeAlias = Mapping[str, Sequence[Cell | None]]
+"""Rate -> its cell in each row."""
+
+
+def cells_of(rates: Iterable[str], by_row: Sequence[Sequence[Summary]]) -> dict[str, list[Cell | None]]:
+    """The cells of these rates over each row's runs."""
+    return {rate: [cell(summaries, rate) for summaries in by_row] for rate in rates}
+
+
+def rate_columns(rates: Mapping[str, str], cells: Cells, short: bool = False) -> dict[str, list[str]]:
+    """Title -> a text for each row, of the rates in `rates` (rate -> title)."""
+    return {title: [_shown(rate_cell, short) for rate_cell in cells[rate]] for rate, title in rates.items()}
+
+
+def prompt_note(rates: Mapping[str, str], cells: Cells) -> list[str]:
+    """A note of how many distinct prompts each of `rates` (rate -> title) rests on; none where nobody knows."""
+    found = []
     for rate, title in rates.items():
-        cells = [cell(summaries, rate) for summaries in by_row]
-        found[title] = [_shown(rate_cell, short) for rate_cell in cells]
-    return found
+        known = sorted({rate_cell.prompts for rate_cell in cells[rate] if rate_cell and rate_cell.prompts})
+        if known:
+            found.append(f"{title} {known[0]:,}" + (f" to {known[-1]:,}" if len(known) > 1 else ""))
+    return [f"Distinct prompts: {'; '.join(found)}."] if found else []
 
 
 def _shown(rate_cell: Cell | None, short: bool) -> str:
@@ -144,54 +136,11 @@ def _shown(rate_cell: Cell | None, short: bool) -> str:
     return rate_cell.short if short else str(rate_cell)
 
 
-def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
-    """A rate over seeds, or None where it was not measured."""
-    measured = [summary["rates"].get(rate) for summary in summaries]
-    if None in measured:
-        return None
-    unit = UNITS[measured[0].get("unit", PERCENT.name)]  # a run of an older version has percent alone
-    if len(measured) == 1:
-        mean, low, high = (measured[0][key] for key in NUMBERS)
-        return Cell(mean, low, high, unit)
-    mean, low, high = interval([seed["mean"] for seed in measured])
-    return Cell(mean, max(low, unit.least), min(high, unit.most), unit)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high) of the 95 % interval of a few independent values, by Student's t."""
-    from scipy.stats import t
-
-    count = len(values)
-    mean = np.mean(values)
-    standard_error = np.std(values, ddof=1) / count**0.5
-    margin = t.ppf(0.975, count - 1) * standard_error
-    return float(mean), float(mean - margin), float(mean + margin)
-
-
-def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> str | None:
-    """A rate of some runs minus that of others, paired by seed (same data, same prompts): mean, interval, each seed.
-
-    None for a single pair, or where the rate of some run was not measured.
-    """
-    gaps = []
-    for run, other in zip(runs, others, strict=True):
-        measured = run["rates"].get(rate)
-        measured_other = other["rates"].get(rate)
-        if not measured or not measured_other:
-            return None
-        gaps.append(measured["mean"] - measured_other["mean"])
-    if len(gaps) < 2:
-        return None
-    mean, low, high = interval(gaps)
-    by_seed = ", ".join(f"{gap:+.1f}" for gap in gaps)
-    return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]; by seed {by_seed}"
-
-
 def answer_notes(rows: Mapping[str, Sequence[Summary]]) -> list[str]:
     """A note for each evaluation of which some run's answers were cut off or are empty; `rows`: label -> its runs."""
     notes = []
     everything = [summary for summaries in rows.values() for summary in summaries]
-    for evaluation in _evaluations(everything):
+    for evaluation in evaluations_of(everything):
         if not evaluation.generates:
             continue
         found = []
@@ -224,10 +173,10 @@ def is_synthetic(summaries: Iterable[Summary]) -> bool:
 def basis(summaries: Sequence[Summary]) -> str:
     """What the percentages of a table are of, and what its training seconds are."""
     seeds = sorted({summary["seed"] for summary in summaries})
-    over = f"{len(seeds)} seeds (Student's t)" if len(seeds) > 1 else f"prompts (one seed, {seeds[0]})"
     world = "SYNTHETIC tiny world. " if is_synthetic(summaries) else ""
+    with_answers = all(summary.get(VERDICTS) for summary in summaries)
     return (
-        f"{world}Percent, 95 % intervals over {over}."
+        f"{world}Percent, 95 % intervals over {over(seeds, with_answers)}."
         f" {LOWER}: lower is better."
         " Seconds: rounds x the median of all but the first, which compiles; guard and evaluation are not in it."
     )

@@ -19,26 +19,27 @@ from fedjax_rai.experiment.setting import Setting, views
 from fedjax_rai.experiment.together import but_numbers
 from fedjax_rai.runs import compiled, files
 from fedjax_rai.runs.beside import lanes_of
-from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
+from fedjax_rai.runs.folder import check_folder, pins, run_folder
 from fedjax_rai.runs.guards import KeptGuards
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.lockstep import run_beside, run_together
 from fedjax_rai.runs.record import METRICS
 from fedjax_rai.runs.rows import read_rounds
 from fedjax_rai.runs.run import run
+from fedjax_rai.studies.cells import Summary, paired, read_run
 from fedjax_rai.studies.judged import agreement_tables, answer_columns, fitting
 from fedjax_rai.studies.plots import SweptPoints, plot_sweep
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
-    Summary,
+    Cells,
     answer_notes,
     basis,
-    cell,
+    cells_of,
     check_same,
     is_synthetic,
     main_first,
-    paired,
     printed,
+    prompt_note,
     rate_columns,
     rate_rows,
     shown_rates,
@@ -90,13 +91,14 @@ LEGEND = (
 )
 
 
-def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
+def run_sweep(points: Sequence[Point], together: bool = False, margin: float | None = None) -> Path:
     """Run every point; write and print the table. Finished runs are kept, and unfinished ones gone on with.
 
     Returns the folder, in which each point has a run folder (`config.grid.load_sweep`). Points share what they can: a
     setting, a base, and up to the end of the first CAI phase all runs that differ in `cai.iterations` alone. Or
     `together`, those that differ in numbers alone are one vmapped axis, as many as memory allows. Raises InputError for
-    that with a trigger, and for files that are not as they should be, before the first run.
+    that with a trigger, and for files that are not as they should be, before the first run. `margin`, in points: say
+    of every difference whether two points are equivalent within it.
     """
     check_inputs(point.config for point in points)
     if together:
@@ -123,7 +125,7 @@ def run_sweep(points: Sequence[Point], together: bool = False) -> Path:
             else:
                 run_family(family, arms)
             done += len(family)
-    write(folder, points)
+    write(folder, points, margin)
     return folder
 
 
@@ -236,21 +238,23 @@ def collect(points: Sequence[Point]) -> list[Row]:
         values = {key: value for key, value in point.values.items() if key != "seed"}
         row = rows.setdefault(tuple(values.values()), Row(values, [], []))
         row.folders.append(output(point))
-        row.summaries.append(files.read_object(output(point) / SUMMARY))
+        row.summaries.append(read_run(output(point)))
     return list(rows.values())
 
 
-def write(folder: Path, points: Sequence[Point]) -> None:
+def write(folder: Path, points: Sequence[Point], margin: float | None = None) -> None:
     """sweep.md, sweep.csv, sweep.png and the config beside the run folders; the table on stdout."""
     rows = collect(points)
     keys = list(rows[0].values)
     everything = [summary for row in rows for summary in row.summaries]
     titles = shown_rates(everything)
-    notes = [basis(everything), LEGEND, *comparisons(rows, titles["harmless"])]
+    cells = cells_of(titles, [row.summaries for row in rows])
+    compared = comparisons(rows, titles["harmless"], margin)
+    notes = [basis(everything), *prompt_note(titles, cells), LEGEND, *compared]
     notes += [*answer_notes({row.label: row.summaries for row in rows}), *unmeasured_note(everything)]
     counts = answer_columns([row.summaries for row in rows])
     judges = agreement_tables(everything)
-    table = wide(table_columns(rows, titles) | counts)
+    table = wide(table_columns(rows, titles, cells) | counts)
     files.write_text(folder / "sweep.md", with_notes(table, [*notes, *judges]))
     files.write_text(folder / "sweep.csv", to_csv([*keys, "seed", "name", *CSV_COLUMNS], numbers(rows)))
     swept = SweptPoints(
@@ -259,16 +263,17 @@ def write(folder: Path, points: Sequence[Point]) -> None:
         seconds=[mean_cost(row, "CAI s") or 0.0 for row in rows],
         probes=[probed(row) for row in rows],
     )
-    cells = {rate: [cell(row.summaries, rate) for row in rows] for rate in titles}
     plot_sweep(folder / "sweep.png", swept, cells, titles, is_synthetic(everything))
-    columns = table_columns(rows, main_first(titles), short=True) | counts
+    columns = table_columns(rows, main_first(titles), cells, short=True) | counts
     print("\n" + "\n\n".join([printed(columns, notes, "sweep.md"), *fitting(judges, "sweep.md"), str(folder)]))
 
 
-def table_columns(rows: Sequence[Row], titles: Mapping[str, str], short: bool = False) -> dict[str, list[str]]:
+def table_columns(
+    rows: Sequence[Row], titles: Mapping[str, str], cells: Cells, short: bool = False
+) -> dict[str, list[str]]:
     """Title -> what the table shows of each row: swept values, the rates of `titles` (rate -> title), costs."""
     found = {key: [row.values[key] for row in rows] for key in rows[0].values}
-    found |= rate_columns(titles, [row.summaries for row in rows], short)
+    found |= rate_columns(titles, cells, short)
     for name, (_, _, shown) in COSTS.items():
         costs = [mean_cost(row, name) for row in rows]
         found[name] = ["" if cost is None else shown(cost) for cost in costs]
@@ -308,12 +313,12 @@ def numbers(rows: Sequence[Row]) -> Iterator[list[Any]]:
                 yield [*run_columns, name, value, "", "", ""]
 
 
-def comparisons(rows: Sequence[Row], title: str) -> list[str]:
+def comparisons(rows: Sequence[Row], title: str, margin: float | None = None) -> list[str]:
     """The harmless rate, which is called `title`, of each row minus the first one's, seed by seed."""
     first, *others = rows
     lines = []
     for row in others:
-        gap = paired("harmless", row.summaries, first.summaries)
+        gap = paired("harmless", row.summaries, first.summaries, margin)
         if gap:
             lines.append(f"{title}, {row.label} minus {first.label}: {gap}")
     return lines

@@ -15,23 +15,23 @@ from fedjax_rai.evals.judge import GUARD
 from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import compiled, files
-from fedjax_rai.runs.folder import SUMMARY, check_folder, pins, run_folder
+from fedjax_rai.runs.folder import check_folder, pins, run_folder
 from fedjax_rai.runs.guards import GUARDS, KeptGuards
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.run import run
+from fedjax_rai.studies.cells import Summary, paired, read_run
 from fedjax_rai.studies.judged import agreement_tables, answer_columns, fitting
 from fedjax_rai.studies.plots import plot_arms
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
-    Summary,
     answer_notes,
     basis,
-    cell,
+    cells_of,
     check_same,
     is_synthetic,
     main_first,
-    paired,
     printed,
+    prompt_note,
     rate_columns,
     rate_rows,
     shown_rates,
@@ -92,10 +92,13 @@ TABLE = "table.yaml"
 BY_GUARD = f"harmless_by_{GUARD.name}"
 
 
-def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds: int = 1) -> Path:
+def run_table(
+    config: ExperimentConfig, arms: Sequence[str] | None = None, seeds: int = 1, margin: float | None = None
+) -> Path:
     """Run every arm with seeds `config.seed`, + 1, ...; write and print the table. Finished runs are kept.
 
-    Returns the folder. Raises InputError for an unknown arm, or a folder that holds another table.
+    `margin`, in points: say of every difference whether two arms are equivalent within it. Returns the folder. Raises
+    InputError for an unknown arm, or a folder that holds another table.
     """
     chosen = choose(arms)
     folder = Path(config.output or "runs/table")
@@ -118,8 +121,8 @@ def run_table(config: ExperimentConfig, arms: Sequence[str] | None = None, seeds
         for arm, run_config in by_arm.items():
             setting = Setting(run_config, setting, begun, store)
             terminal.say(f"[{len(summaries) + 1}/{len(configs)}] {arm}, seed {seed}")
-            summaries[arm, seed] = files.read_object(run(run_config, setting) / SUMMARY)
-    write(folder, config, chosen, summaries)
+            summaries[arm, seed] = read_run(run(run_config, setting))
+    write(folder, config, chosen, summaries, margin)
     return folder
 
 
@@ -185,13 +188,17 @@ def comparisons(
     chosen: Sequence[str],
     by_arm: Mapping[str, Sequence[Summary]],
     titles: Mapping[str, str],
+    margin: float | None = None,
 ) -> list[str]:
-    """One arm's rate minus another's, seed by seed, a line each; `titles`: rate -> what it is called."""
+    """One arm's rate minus another's, paired, a line each; `titles`: rate -> what it is called.
+
+    `margin`, in points: also whether the two are equivalent within it.
+    """
     lines = []
     for rate, arm, other in COMPARED:
         if arm not in chosen or other not in chosen:
             continue
-        gap = paired(rate, by_arm[arm], by_arm[other])
+        gap = paired(rate, by_arm[arm], by_arm[other], margin)
         mixed = differs_from_unrevised(config) if other == "fl+unrevised" else None
         if gap and mixed:
             lines.append(f"{arm} minus {other} is left out: cai.{mixed} differs too, and is {UNREVISED[mixed]} there")
@@ -209,21 +216,27 @@ def differs_from_unrevised(config: ExperimentConfig) -> str | None:
 
 
 def write(
-    folder: Path, config: ExperimentConfig, chosen: Sequence[str], summaries: Mapping[tuple[str, int], Summary]
+    folder: Path,
+    config: ExperimentConfig,
+    chosen: Sequence[str],
+    summaries: Mapping[tuple[str, int], Summary],
+    margin: float | None = None,
 ) -> None:
     """table.md, table.csv, table.png and the config beside the run folders; the table on stdout."""
     seeds = sorted({seed for _, seed in summaries})
     by_arm = {arm: [summaries[arm, seed] for seed in seeds] for arm in chosen}
     everything = list(summaries.values())
     titles = shown_rates(everything)
-    notes = [basis(everything), *comparisons(config, chosen, by_arm, titles), *_guard_notes(everything, seeds[0])]
-    notes += [*answer_notes(by_arm), *unmeasured_note(everything)]
     by_row = list(by_arm.values())
+    cells = cells_of(titles, by_row)
+    compared = comparisons(config, chosen, by_arm, titles, margin)
+    notes = [basis(everything), *prompt_note(titles, cells), *compared, *_guard_notes(everything, seeds[0])]
+    notes += [*answer_notes(by_arm), *unmeasured_note(everything)]
     first = {"arm": list(chosen)}
     counts = answer_columns(by_row)
     judges = agreement_tables(everything)
     seconds = {"seconds": [_training_seconds(row_summaries) for row_summaries in by_row]}
-    table = wide(first | rate_columns(titles, by_row) | counts | seconds)
+    table = wide(first | rate_columns(titles, cells) | counts | seconds)
     files.write_text(folder / "table.md", with_notes(table, [*notes, *judges]))
     numbers = []  # a row for each arm, seed and rate
     for arm in chosen:
@@ -231,9 +244,8 @@ def write(
             numbers += [[arm, summary["seed"], *fields] for fields in rate_rows(summary)]
     files.write_text(folder / "table.csv", to_csv(["arm", "seed", "rate", *CSV_COLUMNS], numbers))
     files.write_text(folder / TABLE, dump_config(config))
-    cells = {rate: [cell(by_arm[arm], rate) for arm in chosen] for rate in titles}
     plot_arms(folder / "table.png", chosen, cells, titles, is_synthetic(everything))
-    columns = first | rate_columns(main_first(titles), by_row, short=True) | seconds | counts
+    columns = first | rate_columns(main_first(titles), cells, short=True) | seconds | counts
     print("\n" + "\n\n".join([printed(columns, notes, "table.md"), *fitting(judges, "table.md"), str(folder)]))
 
 

@@ -27,6 +27,7 @@ RUN = {
     "answers.jsonl": "A row for each prompt of the evaluation; every rate can be counted from their verdicts.",
     "summary.json": "Rates, costs and counts; written last, so that a run that has it is finished.",
     "run.png": "The picture of the run: loss and safety by round, seconds by phase.",
+    "tensorboard/": "The rows of metrics.jsonl as TensorBoard reads them; by `tracker: tensorboard` alone.",
     "evals/<digest>/": "What was evaluated afterwards (`fedjax-rai eval`), by the digest of all that it depends on.",
 }
 TABLE = {

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,7 +62,10 @@ def test_a_tracker_that_fails_is_named_once_and_left_out(mine, capsys):
 
 
 def test_a_name_of_no_tracker_is_refused():
-    with pytest.raises(InputError, match="tracker = 'nome': must be one of none, or package.module:attribute; did you"):
+    with pytest.raises(
+        InputError,
+        match="tracker = 'nome': must be one of none, tensorboard, wandb, or package.module:attribute; did you",
+    ):
         track("nome", Path("run"))
 
 
@@ -77,3 +81,82 @@ def test_what_is_no_tracker_is_refused_and_a_check_calls_none(tmp_path):
 def test_a_tracker_is_checked_before_a_run(config):
     with pytest.raises(InputError, match="^tracker = os:getcwd"):
         check_inputs([vary(config, tracker="os:getcwd")])
+
+
+ROW = {"round": 3, "train_loss": 0.5, "cai_diverged": False, "probe_harmless": None, "delta_norm": float("nan")}
+
+
+class Writer:
+    """In the place of tensorboardX's."""
+
+    def __init__(self, logdir: str):
+        self.written: list[tuple] = [("logdir", logdir)]
+        made.append(self)
+
+    def add_scalar(self, *scalar: object) -> None:
+        self.written.append(scalar)
+
+    def flush(self) -> None:
+        self.written.append(("flush",))
+
+
+made: list[Writer] = []
+
+
+def test_tensorboard_gets_the_numbers_of_a_row_by_its_round(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
+    made.clear()
+    sink = track("tensorboard", tmp_path)
+    assert not made, "a run that does not start leaves nothing"
+    sink(ROW)
+    sink({**ROW, "round": 4})
+    (writer,) = made
+    three = [("train_loss", 0.5, 3), ("cai_diverged", 0.0, 3), ("flush",)]
+    four = [("train_loss", 0.5, 4), ("cai_diverged", 0.0, 4), ("flush",)]
+    assert writer.written == [("logdir", str(tmp_path / "tensorboard")), *three, *four]
+
+
+def test_wandb_gets_a_run_that_is_gone_on_with(monkeypatch, tmp_path):
+    begun, logged = [], []
+    fake = SimpleNamespace(log=lambda numbers, step: logged.append((numbers, step)))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: begun.append(given) or fake))
+    for _ in range(2):  # another process
+        track("wandb", tmp_path)(ROW)
+    assert logged == [({"train_loss": 0.5, "cai_diverged": 0.0}, 3)] * 2
+    assert begun[0] == begun[1] and begun[0]["resume"] == "allow" and begun[0]["name"] == tmp_path.name
+    track("wandb", tmp_path / "other")(ROW)
+    assert begun[2]["id"] != begun[0]["id"]
+
+
+@pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_package_that_is_missing_is_named_before_a_run(config, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"^tracker = {name}: needs the package {package} .*'fedjax-rai\[track\]'$"):
+        check_inputs([vary(config, tracker=name)])
+
+
+def test_a_service_that_cannot_be_reached_ends_no_run(monkeypatch, tmp_path, capsys):
+    def refuse(**given: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
+    sink = track("wandb", tmp_path)
+    sink(ROW)
+    sink(ROW)
+    assert capsys.readouterr().err == (
+        "tracker = wandb: failed and is left out from now on (ConnectionError: no route)\n"
+    )
+
+
+def test_tensorboards_own_writer_takes_them(tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs the extra track")
+    track("tensorboard", tmp_path)(ROW)
+    (written,) = (tmp_path / "tensorboard").iterdir()
+    assert written.stat().st_size > 0
+
+
+def test_wandbs_own_run_takes_them(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("wandb", reason="needs the extra track")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    track("wandb", tmp_path)(ROW)
+    assert "failed" not in capsys.readouterr().err

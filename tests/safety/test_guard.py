@@ -79,7 +79,6 @@ def test_grades_are_weighed_by_their_steps_from_harmless_to_harmful(monkeypatch)
         np.testing.assert_allclose(found.shares, [0.2], rtol=1e-5)
 
 
-
 def test_quality_is_the_textbook_one():
     """3 hits, 1 false alarm, 2 misses, 4 rightly passed."""
     harmful = [True] * 5 + [False] * 5

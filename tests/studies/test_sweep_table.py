@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from fedjax_rai.runs import files, rows
 from fedjax_rai.runs.rows import Probe
 from fedjax_rai.studies import plots, sweep
-from fedjax_rai.studies.results import Cell, shown_rates
+from fedjax_rai.studies.cells import Cell
+from fedjax_rai.studies.results import cells_of, shown_rates
 from tests.tiny_runs import ROUND
 
 
@@ -23,8 +24,9 @@ def summary(harmless: float | None, cost: dict[str, Any] | None = None, seed: in
 def test_what_no_run_measured_is_left_out_and_no_cai_costs_nothing() -> None:
     cost = {"seconds": 1.0, "generated_tokens": 12345, "trained_tokens": 500, "share_saved": 0.755}
     none, some = (sweep.Row({"k": "v"}, [], [summary(50.0, own)]) for own in (None, cost))
-    found = sweep.table_columns([none, some], shown_rates(none.summaries))
-    assert found["k"] == ["v", "v"] and found["harmless"] == ["50.0 [0.0, 100.0]"] * 2
+    titles = shown_rates(none.summaries)
+    found = sweep.table_columns([none, some], titles, cells_of(titles, [none.summaries, some.summaries]))
+    assert found["k"] == ["v", "v"] and found["harmless"] == ["50.0 [0.0, 100.0] n=4"] * 2
     assert "utility" not in found and found["seconds"] == ["3.0", "3.0"]
     assert (found["CAI s"], found["generated"]) == (["0.0", "1.0"], ["0.0k", "12.3k"])
     assert (found["trained"], found["saved"], found["made safe"]) == (["0.0k", "0.5k"], ["", "76 %"], ["", ""])

@@ -9,7 +9,8 @@ import pytest
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.studies import plots, results, table
-from fedjax_rai.studies.results import Cell, cell, interval, narrow, shown_rates
+from fedjax_rai.studies.cells import Cell, cell, paired, students
+from fedjax_rai.studies.results import narrow, shown_rates
 from fedjax_rai.studies.table import ARMS, CONTROLS, arm_config, arm_lines, choose, comparisons, run_table, write
 from tests.tiny_runs import vary
 
@@ -41,7 +42,7 @@ def test_unknown_arms_are_named():
 
 def test_intervals_are_students():
     """Three values with standard deviation 1: 4.3027 / sqrt(3)."""
-    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    assert students([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
 
 
 def test_cells_of_one_seed_take_the_interval_over_prompts():
@@ -213,11 +214,58 @@ def test_answers_that_were_cut_off_are_a_note():
     assert results.answer_notes({"base": [run(0, 0)]}) == []
 
 
+def kept(verdicts: list[bool], seed: int = 0, rate: str = "harmless") -> dict[str, Any]:
+    """A run whose answers are kept: a verdict a prompt."""
+    mean = 100 * sum(verdicts) / len(verdicts)
+    judged = [(f"prompt {i}", [verdict]) for i, verdict in enumerate(verdicts)]
+    rates = {rate: {"mean": mean, "low": 0.0, "high": 100.0, "prompts": len(verdicts), "judge": "rule"}}
+    return {"rates": rates, "seed": seed, "synthetic": [], "verdicts": {rate: judged}}
+
+
+def test_cells_of_kept_answers_hold_prompts_and_seeds() -> None:
+    """All right in every seed: Student's over seeds would have no width."""
+    found = cell([kept([True] * 50, seed) for seed in range(3)], "harmless")
+    assert found is not None and (found.mean, found.high, found.prompts) == (100.0, 100.0, 50)
+    assert found.low == pytest.approx(95.1, abs=0.5) and str(found).endswith(", 100.0] n=50")
+    assert "n=" not in found.short
+    forgotten = [kept([True] * 50, 0), {**kept([True] * 50, 1), "verdicts": {}}]
+    assert cell(forgotten, "harmless") == Cell(100.0, 100.0, 100.0), "without answers, Student's over seeds"
+
+
+def test_a_pair_of_one_seed_is_paired_by_prompt_and_equivalence_needs_a_margin() -> None:
+    arm = [kept([True] * 90 + [False] * 10)]
+    line = paired("harmless", arm, arm)
+    assert line is not None and line.startswith("+0.0 points [-") and line.endswith("]; every verdict is the same")
+    within = paired("harmless", arm, arm, margin=5.0)
+    assert within is not None and "; equivalent within 5 points (two one-sided tests at 5 %: 90 % interval [-" in within
+    beyond = paired("harmless", arm, [kept([False] * 100)], margin=5.0)
+    assert beyond is not None and "; not shown to be equivalent within 5 points (90 % interval [+" in beyond
+    assert paired("harmless", arm, [{**arm[0], "verdicts": {}}]) is None, "one seed, of which answers are not kept"
+
+
+def test_what_intervals_hold_is_said() -> None:
+    one, three = [kept([True], 4)], [kept([True], seed) for seed in range(3)]
+    assert "intervals over prompts alone (one seed, 4: what another seed would change is not" in results.basis(one)
+    assert "intervals over prompts and 3 seeds (bootstrap)." in results.basis(three)
+    without = [{**run, "verdicts": {}} for run in three]
+    assert "intervals over 3 seeds alone (Student's t; answers are not kept)." in results.basis(without)
+
+
+def test_distinct_prompts_are_told_by_rate() -> None:
+    cells = {
+        "a": [Cell(1.0, 0.0, 2.0, 100)] * 2,
+        "b": [Cell(1.0, 0.0, 2.0, 90), Cell(1.0, 0.0, 2.0, 1000)],
+        "c": [None],
+    }
+    titles = {"a": "harmless", "b": "HHH", "c": "utility"}
+    assert results.prompt_note(titles, cells) == ["Distinct prompts: harmless 100; HHH 90 to 1,000."]
+
+
 def test_a_cell_is_shown_in_the_unit_of_its_rate():
     """Nats to a ten-thousandth, perplexity to a hundredth, and neither is held below 100."""
     nats = {"mean": 0.01234, "low": 0.0, "high": 0.02, "prompts": 9, "unit": "nats a token"}
     found = cell([{"rates": {"x": nats}}], "x")
-    assert str(found) == "0.0123 [0.0000, 0.0200]" and found and found.short == "0.0123 [0.000, 0.020]"
+    assert str(found) == "0.0123 [0.0000, 0.0200] n=9" and found and found.short == "0.0123 [0.000, 0.020]"
     runs = [{"rates": {"x": {"mean": mean, "unit": "perplexity"}}} for mean in (150.0, 170.0)]
     over_seeds = cell(runs, "x")
     assert str(over_seeds) == "160.00 [32.94, 287.06]"

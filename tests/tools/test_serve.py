@@ -97,14 +97,14 @@ def test_the_endpoint_answers_as_our_own_sampler_does(server):
     assert all(token["logprob"] == token["top_logprobs"][0]["logprob"] for token in tokens)  # greedy
     model = server.service.model
     subject = Subject(model.lm, model.adapter, model.tokenizer, 96, 2)
-    ((own,), _) = likelihoods(subject, [(QUESTIONS[0], expected[0])])
+    (expected_logp,) = likelihoods(subject, [(QUESTIONS[0], expected[0])]).logps
     ends = asked["choices"][0]["finish_reason"] == "stop"
     assert asked["usage"]["completion_tokens"] == len(tokens) + ends
     text = model.tokenizer.render([*turns(QUESTIONS[0]), *turns(expected[0], "assistant")])
     ids = model.tokenizer.encode(text.removesuffix(model.tokenizer.trailer))
     echoed = complete(server, prompt=ids, max_tokens=0, echo=True, logprobs=1)["choices"][0]["logprobs"]
     answer = len(tokens) + 1  # with its end
-    np.testing.assert_allclose(sum(echoed["token_logprobs"][-answer:]), own, atol=1e-4)
+    np.testing.assert_allclose(sum(echoed["token_logprobs"][-answer:]), expected_logp, atol=1e-4)
     np.testing.assert_allclose(echoed["token_logprobs"][-answer:-1], [token["logprob"] for token in tokens], atol=1e-4)
     assert echoed["token_logprobs"][0] is None and len(echoed["tokens"]) == len(ids)
 

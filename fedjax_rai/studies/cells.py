@@ -1,0 +1,146 @@
+"""What a cell of a table holds: a rate of some runs with its interval, and the paired difference of two cells."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_rai.evals import intervals
+from fedjax_rai.evals.intervals import Difference, Judged
+from fedjax_rai.evals.means import UNITS
+from fedjax_rai.evals.rate import PERCENT, Unit
+from fedjax_rai.runs import files
+from fedjax_rai.runs.folder import ANSWERS, SUMMARY
+
+Summary = Mapping[str, Any]
+"""A run's summary.json and, where its answers are kept, under `VERDICTS` what they got, by rate (`read_run`)."""
+VERDICTS = "verdicts"
+
+
+class Cell(NamedTuple):
+    """A mean and its 95 % interval over prompts and seeds; of one seed over prompts alone."""
+
+    mean: float
+    low: float
+    high: float
+    prompts: int = 0
+    """Distinct prompts that it rests on; 0: not known, as the answers of several seeds are not kept."""
+    unit: Unit = PERCENT
+
+    def __str__(self) -> str:
+        counted = f" n={self.prompts}" if self.prompts else ""
+        return self._shown(self.unit.digits) + counted
+
+    @property
+    def short(self) -> str:
+        """Mean, and its interval with a digit less."""
+        return self._shown(self.unit.digits - 1)
+
+    def _shown(self, digits: int) -> str:
+        return f"{self.mean:.{self.unit.digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def read_run(folder: Path) -> Summary:
+    """A finished run's summary, and its answers' verdicts where they are kept."""
+    summary = files.read_object(folder / SUMMARY)
+    return summary | {VERDICTS: intervals.by_rate(files.read_rows(folder / ANSWERS))}
+
+
+def judged(summaries: Sequence[Summary], rate: str) -> list[Judged]:
+    """The verdicts on the answers of each run; none at all where those of some run are not kept."""
+    found = [summary.get(VERDICTS, {}).get(rate) for summary in summaries]
+    return found if all(found) else []
+
+
+def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
+    """A rate over prompts and seeds, or None where it was not measured.
+
+    Of what is no verdict, and without the answers, it is what the summaries have: of one seed its interval over
+    prompts, of several Student's over seeds.
+    """
+    measured = [summary["rates"].get(rate) for summary in summaries]
+    if not all(measured):
+        return None
+    unit = unit_of(measured[0])
+    by_seed = judged(summaries, rate)
+    found = intervals.interval(by_seed) if by_seed else None
+    if found:
+        return Cell(found.mean, found.low, found.high, found.prompts, unit)
+    if len(measured) == 1:
+        (alone,) = measured
+        return Cell(alone["mean"], alone["low"], alone["high"], alone.get("prompts", 0), unit)
+    mean, low, high = students([seed["mean"] for seed in measured])
+    return Cell(mean, max(low, unit.least), min(high, unit.most), unit=unit)
+
+
+def unit_of(measured: Mapping[str, Any]) -> Unit:
+    """What a rate of a summary is counted in; a run of an older version has percent alone."""
+    return UNITS[measured.get("unit", PERCENT.name)]
+
+
+def students(values: Sequence[float], level: float = 95.0) -> tuple[float, float, float]:
+    """(mean, low, high): Student's interval of a few independent values."""
+    from scipy.stats import t
+
+    count = len(values)
+    mean = np.mean(values)
+    standard_error = np.std(values, ddof=1) / count**0.5
+    margin = t.ppf(0.5 + level / 200, count - 1) * standard_error
+    return float(mean), float(mean - margin), float(mean + margin)
+
+
+def difference(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> Difference | None:
+    """A rate of some runs minus that of others, paired by seed and, where answers are kept, by prompt, in points.
+
+    None where the rate of some run was not measured or is no percentage, and of one seed whose answers are not kept.
+    """
+    pairs = []
+    for run, other in zip(runs, others, strict=True):
+        pairs.append((run["rates"].get(rate), other["rates"].get(rate)))
+    if not all(measured and other and unit_of(measured) == PERCENT for measured, other in pairs):
+        return None
+    by_seed = judged(runs, rate)
+    other_by_seed = judged(others, rate)
+    if by_seed and other_by_seed:
+        return intervals.difference(by_seed, other_by_seed)
+    gaps = [measured["mean"] - other["mean"] for measured, other in pairs]
+    if len(gaps) < 2:
+        return None
+    mean, low, high = students(gaps)
+    _, *inner = students(gaps, 90.0)
+    return Difference(mean, low, high, 0, tuple(gaps), (inner[0], inner[1]), same=False)
+
+
+def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary], margin: float | None = None) -> str | None:
+    """The difference of two arms in words: mean, interval, each seed's; None where there is none.
+
+    With a margin, in points, also whether the two are equivalent within it.
+    """
+    found = difference(rate, runs, others)
+    if found is None:
+        return None
+    line = f"{found.mean:+.1f} points [{found.low:+.1f}, {found.high:+.1f}]"
+    if len(found.by_seed) > 1:
+        line += f"; by seed {', '.join(f'{gap:+.1f}' for gap in found.by_seed)}"
+    if found.same:
+        line += "; every verdict is the same"
+    return line if margin is None else f"{line}; {equivalence(found, margin)}"
+
+
+def equivalence(found: Difference, margin: float) -> str:
+    """Whether a difference is within so many points of 0, and the interval that tells."""
+    low, high = found.inner
+    shown = f"90 % interval [{low:+.1f}, {high:+.1f}]"
+    if found.within(margin):
+        return f"equivalent within {margin:g} points (two one-sided tests at 5 %: {shown})"
+    return f"not shown to be equivalent within {margin:g} points ({shown})"
+
+
+def over(seeds: Sequence[int], with_answers: bool) -> str:
+    """What intervals of runs of these seeds hold, in words."""
+    if len(seeds) == 1:
+        return f"prompts alone (one seed, {seeds[0]}: what another seed would change is not in them)"
+    if with_answers:
+        return f"prompts and {len(seeds)} seeds (bootstrap)"
+    return f"{len(seeds)} seeds alone (Student's t; answers are not kept)"

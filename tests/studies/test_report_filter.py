@@ -1,0 +1,66 @@
+"""The guard's curves in a report: the scores that a filter went by are found among those that are kept."""
+
+import numpy as np
+import pytest
+
+from fedjax_rai.experiment import materials
+from fedjax_rai.experiment.keeping import digest_of_texts
+from fedjax_rai.model.weights import save_safetensors
+from fedjax_rai.runs import files
+from fedjax_rai.runs.rows import Filtered, GuardQuality, Quality
+from fedjax_rai.safety.measures import judged, measures
+from fedjax_rai.studies import report_filter
+from fedjax_rai.studies.gathered import gather
+from fedjax_rai.studies.report_parts import report_of
+from tests.studies.report_folders import some_rows, write_run
+from tests.tiny_runs import vary
+
+
+def keep(folder, name: str, scores: np.ndarray, texts: str) -> None:
+    """Scores in a run's own store."""
+    entry = folder / "guards" / f"scores-{name}"
+    entry.mkdir(parents=True)
+    save_safetensors(entry / "scores.safetensors", {"scores": scores.astype(np.float32)})
+    files.write_json(entry / "origin.json", {"made_of": {"pairs": texts, "guard": {"model": name}}})
+
+
+@pytest.fixture
+def filtered(tmp_path, config):
+    """A run whose guard finds two thirds of its harmful pairs, and the scores of two other guards beside its own."""
+    config = vary(config, filter={"enabled": True})
+    pairs = materials.gather(config).pairs
+    harmful = np.array([bool(pair.harmful) for pair in pairs])
+    good = np.where(harmful & (np.arange(len(pairs)) % 3 != 0), 0.9, 0.1)
+    of_good = measures(judged(good, harmful.tolist(), [pair.query for pair in pairs]), 0.5)
+    quality = Quality(**{name: of_good[name] for name in Quality._fields})
+    left = Filtered(int((good < 0.5).sum()), int((good >= 0.5).sum()), 0, None)
+    folder = write_run(tmp_path / "run", config, some_rows(4), guard=GuardQuality(quality, quality), filter=left)
+    texts = digest_of_texts([exchange for pair in pairs for exchange in pair.exchanges])
+    keep(folder, "a-blind", np.full(len(pairs), 0.3), texts)
+    keep(folder, "b-good", np.stack([good, np.ones_like(good)]), texts)  # scores, and what stands beside them
+    keep(folder, "c-elsewhere", good, "of other pairs")
+    return folder, of_good
+
+
+def test_the_scores_are_those_that_have_the_summarys_quality(filtered):
+    folder, of_good = filtered
+    section = report_filter.guard(report_of(gather([folder]), None, None))
+    (row,) = section.grids[0].rows
+    assert row[:4] == ["run", "0", f"{of_good['accuracy']:.1f}", "100.0"] and row[-2] == "40"
+    assert [panel.title for panel in section.panels] == ["ROC", "Precision against recall", "Reliability"]
+    curve, dot = section.panels[0].series
+    assert (curve.points[0][:2], curve.points[-1][:2]) == ((0.0, 0.0), (100.0, 100.0)) and curve.line
+    assert dot.points[0][:2] == pytest.approx((0.0, of_good["recall"]))
+    assert not section.absent
+
+
+def test_scores_that_are_gone_are_said_to_be(filtered):
+    folder, _ = filtered
+    (folder / "guards" / "scores-b-good" / "origin.json").unlink()
+    section = report_filter.guard(report_of(gather([folder]), None, None))
+    assert not section.panels and section.absent[0].startswith("run: the scores that its filter went by are not among")
+
+
+def test_without_a_filter_there_is_nothing_to_draw(tmp_path, config):
+    folder = write_run(tmp_path / "run", config, some_rows(4))
+    assert report_filter.guard(report_of(gather([folder]), None, None)).absent == ["No arm has a filter."]
