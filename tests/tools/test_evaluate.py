@@ -154,6 +154,7 @@ def test_what_was_measured_in_words():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("config")  # fewer items
 def test_where_nothing_is_changed_the_numbers_are_the_runs_own(finished_run, tmp_path):
     """Of a run whose adapter does something: as a run, and as an adapter by the config of that run."""
     run = tmp_path / "run"
