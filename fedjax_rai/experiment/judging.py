@@ -177,8 +177,8 @@ class DeviceJudge:
         if kept is not None:
             return kept[0]
         found = self._asked(exchanges)
-        if store:
-            store.keep_scores(origin, np.stack(found))
+        if store and found.shares is not None:
+            store.keep_scores(origin, np.stack([found.scores, found.shares]))
         return found.scores
 
     def _origin(self, exchanges: Sequence[Exchange]) -> Origin:

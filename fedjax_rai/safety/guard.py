@@ -222,7 +222,7 @@ def _with_lines(
     rows = _rows(prompts)
     there = [ids for ids in prompts if ids is not None]
     _check_ids(guard, there)
-    decoding = Decoding(Sampling(np.float32(0)), np.array(asked.tokenizer.end_ids), asked.form.lines)
+    decoding = Decoding(Sampling(np.float32(0)), np.array(_ends(asked)), asked.form.lines)
     keys = jax.random.split(jax.random.key(0), guard.batch_size)  # greedy: nothing is drawn
 
     def dispatched() -> Iterator[tuple[np.ndarray, Any]]:
@@ -244,6 +244,12 @@ def _with_lines(
             f"{asked.form.lines} tokens, behind which its verdict stands; guard.form may be that of another guard"
         )
     return found
+
+
+def _ends(asked: Bound) -> tuple[int, ...]:
+    """The tokens that end a guard's answer. A template that makes a request of the pair has no turn to end."""
+    tokenizer = asked.tokenizer
+    return tokenizer.end_ids if is_conversation(asked.form) else tokenizer.named_ends or (tokenizer.pad_id,)
 
 
 def up_to_marker(asked: Bound, written: list[int]) -> list[int] | None:

@@ -261,8 +261,12 @@ class Tokenizer:
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """All tokens that end an answer: `end_id`, then eos and those that the generation config names, ascending."""
-        others = {i for i in (self.hf.eos_token_id, *self._stops) if i is not None}
-        return (self.end_id, *sorted(others - {self.end_id}))
+        return (self.end_id, *(i for i in self.named_ends if i != self.end_id))
+
+    @property
+    def named_ends(self) -> tuple[int, ...]:
+        """eos and the tokens that the generation config names, ascending: ends whatever the chat template says."""
+        return tuple(sorted({i for i in (self.hf.eos_token_id, *self._stops) if i is not None}))
 
 
 def _text(text: str) -> str:

@@ -11,8 +11,9 @@ from fedjax_rai.cai.options import Numbers, Options, make_objective, make_sampli
 from fedjax_rai.cai.programs import OnlineSource, generate_rollout, pool_of_rollout
 from fedjax_rai.cai.revise import Requests, Rollout, RolloutBatch
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.data.examples import Examples, Prompts
+from fedjax_rai.data.examples import Examples, Prompts, bucket
 from fedjax_rai.evals.choice import _answer_logps
+from fedjax_rai.evals.drift import _answer_divergences
 from fedjax_rai.experiment.round import federated_round
 from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch
@@ -144,7 +145,7 @@ def aligning(shape, *, l=64, prepared=0, **cai: Any) -> tuple[int, Any]:  # noqa
 
 
 def evaluating(shape, phase: str, *, b=16, l=64, new=64) -> tuple[int, Any]:  # noqa: E741
-    asked = {"train": l, "asked": 0, "red": 0} if phase == "scoring" else {"asked": l, "choice": l}
+    asked = {"train": l, "asked": 0, "red": 0} if phase == "scoring" else {"asked": l, "choice": l, "drift": l}
     known = sizes(shape, **asked)
     need = plan(config_of(shape, eval={"batch_size": b, "max_new_tokens": new}), known).need(phase)
     model: Any = known.model
@@ -153,6 +154,8 @@ def evaluating(shape, phase: str, *, b=16, l=64, new=64) -> tuple[int, Any]:  # 
         return need, first_token_score.lower(*given, *prompts(b, l), two_verdicts(1, 2))
     if phase == "evaluation, choices":
         return need, _answer_logps.lower(*given, corpus(b, l))
+    if phase == "evaluation, drift":
+        return need, _answer_divergences.lower(*given, corpus(b, bucket(l + new)))
     decoding = Decoding(Sampling(NUMBER), ENDS, new)  # pyright: ignore
     return need, generate.lower(*given, prompts(b, l), keys(b), decoding)
 
@@ -224,6 +227,7 @@ EVALUATED: list[tuple[dict, str, dict]] = [
     ({"vocab": 8192}, "evaluation, choices", {"l": 256}),
     ({"vocab": 65536}, "evaluation, choices", {"l": 256}),
     ({"attention": "chunked"}, "evaluation, choices", {"b": 4, "l": 1024}),
+    ({"vocab": 8192}, "evaluation, drift", {"l": 192}),
     ({"mlp": 2816}, "scoring", {"b": 32}),
     ({}, "scoring", {"l": 256}),
 ]

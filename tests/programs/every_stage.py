@@ -20,7 +20,7 @@ from fedjax_rai.cai.options import METHODS, Numbers
 from fedjax_rai.cai.programs import pool_with_reference
 from fedjax_rai.config.schema import FederatedConfig
 from fedjax_rai.data.examples import Examples, Prompts
-from fedjax_rai.evals import choice
+from fedjax_rai.evals import choice, drift
 from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Cohort
@@ -104,6 +104,7 @@ def stages(on: Placed) -> Iterator[tuple[str, Any]]:
     yield "guard, scoring", guard.first_token_score.lower(lm, adapter, *prompts, two_verdicts(1, 2))
     yield "answers", generate.lower(lm, adapter, prompts, keys, decoding)
     yield "choices", choice._answer_logps.lower(lm, adapter, texts)
+    yield "drift", drift._answer_divergences.lower(lm, adapter, texts)
     yield "reference", pool_with_reference.lower(lm, how, adapter, pool)
     yield "training on revisions", align.lower(lm, how, begin(adapter), scored, NUMBERS, jax.random.key(3))
 

@@ -63,6 +63,23 @@ def test_spellings_are_summed_and_a_verdict_between_counts_as_it_is_told(monkeyp
     np.testing.assert_allclose(found.shares[0], 0.06, rtol=1e-5)
 
 
+def test_grades_are_weighed_by_their_steps_from_harmless_to_harmful(monkeypatch):
+    """Weights of the grades 1, 2, 3, 4, 10, and 80 that are no grade: (0.25 * 2 + 0.5 * 3 + 0.75 * 4 + 10) / 20."""
+    weights = np.zeros((8, 8), np.float32)
+    weights[5] = [1, 2, 3, 4, 10, 80, 0, 0]
+    monkeypatch.setattr(guards, "forward", lambda lm, adapter, tokens, valid: tokens)
+    monkeypatch.setattr(guards, "unembed", lambda lm, last: jnp.log(weights)[last])
+    compute: Any = first_token_score
+    tokens = jnp.array([[5]])
+    marks = np.array([0, 0.25, 0.5, 0.75, 1], np.float32)
+    for whole, value in ((False, 0.75), (True, 0.15)):
+        verdicts = VerdictIds(np.arange(5), np.array([IS_SAFE] * 3 + [IS_UNSAFE] * 2), np.array(whole), marks)
+        found = compute.__wrapped__(small.LM, None, tokens, tokens > 0, verdicts)
+        np.testing.assert_allclose(found.scores, [value], rtol=1e-5)
+        np.testing.assert_allclose(found.shares, [0.2], rtol=1e-5)
+
+
+
 def test_quality_is_the_textbook_one():
     """3 hits, 1 false alarm, 2 misses, 4 rightly passed."""
     harmful = [True] * 5 + [False] * 5

@@ -25,6 +25,10 @@ def chosen(arms: Sequence[tuple[ExperimentConfig, Any]], limit: int | None) -> L
     return Layout(MeshConfig(fsdp=2 if large else 1), f"for {len(arms)} points")
 
 
+def unknown(setting: Setting) -> Any:
+    """The sizes of a setting, which the choice above does not read."""
+
+
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """By its name, the parts of the base that each point was given; no point is computed."""
@@ -39,7 +43,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             files.write_json(folder / "summary.json", SUMMARY)
 
     monkeypatch.setattr(layout, "choose", chosen)
-    monkeypatch.setattr(sweep, "choose_mesh", partial(layout.choose_mesh, sizes_of=lambda setting: None))
+    monkeypatch.setattr(sweep, "choose_mesh", partial(layout.choose_mesh, sizes_of=unknown))
     monkeypatch.setattr(sweep, "run", run)
     monkeypatch.setattr(sweep, "write", lambda folder, points: None)
     return found
