@@ -100,7 +100,7 @@ class PlainProgress:
 
     def _pace(self, took: float) -> tuple[str, ...]:
         """(time a round, time left); the first step, which compiles, tells nothing about the others."""
-        if self._counted is None:
+        if self._counted is None or not self._counted[1]:
             return (f"{duration(took)}, compiling included",)
         spent, counted = self._counted
         each = spent / counted

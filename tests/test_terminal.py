@@ -208,3 +208,12 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
     for error in (ValueError("x"), OSError("no number"), BrokenPipeError(errno.EPIPE, "")):
         with pytest.raises(type(error)), terminal.answering():
             raise error
+
+
+def test_a_note_between_the_first_steps_and_the_next_is_a_line(capsys):
+    """What took no step tells no pace: nothing is divided by it."""
+    times = iter([0.0, 700.0, 800.0, 900.0])
+    advance = terminal.PlainProgress("fitting", 63, 0, "step", lambda: next(times))
+    advance(steps=11)
+    advance("loss 0.500", steps=0)
+    assert "fitting: 11/63  loss 0.500" in capsys.readouterr().err

@@ -271,6 +271,7 @@ class GuardFit:
         self, done: int, advance: terminal.Advance, whole: Callable[[TrainState], PyTree]
     ) -> Callable[[guards.Fitting], None]:
         """Shows how far a fit has come since `done`, and keeps it, `whole`, for another process now and then."""
+        _ = self._kept_at  # the first minute is counted from here
 
         def note(fitting: guards.Fitting) -> None:
             nonlocal done
