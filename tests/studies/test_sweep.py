@@ -156,10 +156,10 @@ def test_the_command_runs_the_points_it_was_given(config, tmp_path, monkeypatch)
 
     monkeypatch.setattr(sweep, "run_sweep", noted)
     points = load_sweep(tmp_path / "a.yaml", ["seed=0,1", "output=b"])
-    for options, together in (((), False), (("--together",), True)):
+    for options, others in (((), (False, None)), (("--together",), (True, None)), (("--margin", "3"), (False, 3.0))):
         asked = ["sweep", str(tmp_path / "a.yaml"), "seed=0,1", "output=b", *options]
         assert CliRunner().invoke(app, asked).exit_code == 0
-        assert given.pop() == (points, together)
+        assert given.pop() == (points, *others)
 
 
 @pytest.mark.slow

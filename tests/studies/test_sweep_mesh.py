@@ -45,7 +45,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     monkeypatch.setattr(layout, "choose", chosen)
     monkeypatch.setattr(sweep, "choose_mesh", partial(layout.choose_mesh, sizes_of=unknown))
     monkeypatch.setattr(sweep, "run", run)
-    monkeypatch.setattr(sweep, "write", lambda folder, points: None)
+    monkeypatch.setattr(sweep, "write", lambda folder, points, margin: None)
     return found
 
 
