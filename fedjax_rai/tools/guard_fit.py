@@ -6,16 +6,20 @@ from typing import NamedTuple
 
 from fedjax_rai import terminal
 from fedjax_rai.config.files import check_files
-from fedjax_rai.config.load import dump_config
+from fedjax_rai.config.load import dump_config, load_config
 from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment.guard_fit import of_numbers
 from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.setting import NEEDS_LABELS, Setting
 from fedjax_rai.runs import compiled, files
-from fedjax_rai.runs.folder import CONFIG
+from fedjax_rai.runs.folder import CONFIG, SUMMARY, VERSIONS, differences
 from fedjax_rai.runs.guards import KeptGuards
 from fedjax_rai.safety.calibration import Notes
+
+OF_RUNS = {VERSIONS: "a run", SUMMARY: "a run", "table.yaml": "a table", "sweep.yaml": "a sweep"}
+"""By file, what a folder that has it holds."""
 
 
 class Made(NamedTuple):
@@ -40,13 +44,14 @@ def to_be_fitted(config: ExperimentConfig) -> ExperimentConfig:
 def fit(config: ExperimentConfig) -> Made:
     """Fit the guard of a config into its output folder, or find it there; an interrupted fit is gone on with.
 
-    Nothing is written before config, data and model have been read. Raises InputError where there are no labelled pairs
-    of both kinds, and for a fit that ends in numbers that are none.
+    Nothing is written before config, data and model have been read, nor to a folder that is refused (`check_folder`).
+    Raises InputError where there are no labelled pairs of both kinds, and for a fit that ends in numbers that are none.
     """
     config = to_be_fitted(config)
     check_files(config)
     folder = Path(config.output or "runs/guard")
     files.check_writable(folder, f"output = {folder}")
+    check_folder(folder, config)
     compiled.keep_compiled()
     store = KeptGuards(folder)
     setting = Setting(config, store=store)
@@ -54,11 +59,25 @@ def fit(config: ExperimentConfig) -> Made:
     check(setting)
     folder.mkdir(parents=True, exist_ok=True)
     with files.alone(folder):
+        check_folder(folder, config)  # another process may have been there meanwhile
         files.write_text(folder / CONFIG, dump_config(config))
         fitted = setting.guarding.fitted
     if not of_numbers(fitted.adapter):
         raise InputError("the fitted guard has numbers that are none (NaN); guard.learning_rate may be too high")
     return Made(store.place(setting.guarding.fit_origin), fitted.notes)
+
+
+def check_folder(folder: Path, config: ExperimentConfig) -> None:
+    """Raises InputError for the folder of a run, a table or a sweep, and for one that holds another config."""
+    for name, what in OF_RUNS.items():
+        if (folder / name).is_file():
+            raise InputError(f"output = {folder}: holds {what}; give the guard a folder of its own by another output=")
+    if not (folder / CONFIG).is_file():
+        return
+    changed = differences(relevant(load_config(folder / CONFIG)), relevant(config))
+    if changed:
+        listed = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
+        raise InputError(f"output = {folder}: holds another config; give another output=, or undo\n{listed}")
 
 
 def check(setting: Setting) -> None:
