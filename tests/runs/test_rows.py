@@ -87,7 +87,8 @@ def folder(tmp_path_factory) -> Path:
 
 def test_every_file_of_a_run_is_on_the_page(folder):
     written = {path.name + "/" * path.is_dir() for path in folder.iterdir()}
-    assert written == reference.RUN.keys() - {"evals/<digest>/", "tensorboard/"}, "which come by other commands and keys"
+    elsewhere = {"evals/<digest>/", "tensorboard/"}  # by another command, by a key
+    assert written == reference.RUN.keys() - elsewhere
 
 
 def test_the_rows_of_a_run_are_what_their_types_say(folder):
