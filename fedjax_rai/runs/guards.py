@@ -4,7 +4,8 @@
     guards/fitted-<digest>/      an adapter in PEFT's format, which `guard.adapter` takes; guard.json, how it was
                                 fitted, and its calibration
     guards/fitting-<digest>/     state.safetensors: a fit that has not ended, to go on from; gone when it has
-    guards/scores-<digest>/      scores.safetensors: float32[n], p(unsafe) of every client's pairs in order
+    guards/scores-<digest>/      scores.safetensors: float32[2, n], p(unsafe) and how probable a verdict was at all,
+                                of every answer in order: of the clients' pairs, of a test set, or judged by a model
     guards/*/origin.json         what it was made of, the digests of its files, and the versions that made it
 
 The digest is that of all that the numbers depend on (`experiment.keeping`), so what is found is what would be made.
@@ -46,7 +47,8 @@ What this study fitted and scored, so that no run of it does so twice. `origin.j
 * `fitted-*`: a guard, as an adapter in PEFT's format on the model that it was fitted on, with its calibration in
   `guard.json`. `guard.adapter=<this folder>/fitted-...` uses it elsewhere, on the same model.
 * `fitting-*`: a fit that was interrupted, or is under way.
-* `scores-*`: p(unsafe) of every pair of the clients, in order.
+* `scores-*`: two numbers for every answer, in order: p(unsafe), and how probable a verdict was at all. The answers are
+  those of the clients' pairs, of `guard eval`, or those that a model judged in an evaluation.
 
 All of it may be deleted: it is made again when it is needed, with the same numbers.
 """
