@@ -25,7 +25,7 @@ from fedjax_rai.text.prompts import Turn
 from fedjax_rai.text.tokenizer import stop_ids
 from fedjax_rai.tools import generate
 from fedjax_rai.tools.evaluate import DIGITS, RECORD, Record, is_there, place, whole
-from fedjax_rai.tools.sampler import Model, Row, Settings, answer, fitting, score
+from fedjax_rai.tools.sampler import Model, Row, Settings, answer, fitting, has_numbers, score
 
 RESULTS, SAMPLES = "results.json", "samples.jsonl"
 LIMIT = 256  # tokens of an answer where a task names none, as lm-eval's own models have it
@@ -218,7 +218,7 @@ def language_model(model: Model, ends: Sequence[int], asked: Request) -> Any:
             for request in requests:
                 context, wanted = request.args
                 settings = drawn_by(wanted, ends)
-                rows.append((self.tok_encode(context)[-(self.max_length - settings.limit) :], settings))
+                rows.append((fitted(self.tok_encode(context), settings.limit, self.max_length), settings))
             return texts(model, rows, asked.batch_size)
 
     return FedjaxRai()
@@ -240,19 +240,35 @@ def encode(tokenizer: Any, text: str, special: bool | None) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=special, verbose=False)
 
 
+def fitted(ids: Sequence[int], limit: int, longest: int) -> Sequence[int]:
+    """A prompt without what of its beginning leaves no room for an answer; raises InputError where there is no room."""
+    if not 0 < limit < longest:
+        wrong = f"a task asks for answers of up to {limit} tokens (max_gen_toks); must be 1 to {longest - 1}"
+        raise InputError(f"{wrong}, as the model takes {longest} with the prompt")
+    return ids[-(longest - limit) :]
+
+
 def likelihoods(
     model: Model, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], longest: int
 ) -> Iterator[tuple[float, bool]]:
     """(log p of the continuation, whether each of its tokens is the likeliest) of pairs (context, continuation).
 
-    Tokens; what is longer than the model takes loses its beginning.
+    Tokens; what is longer than the model takes loses its beginning. Raises InputError for a continuation that is longer
+    by itself, and where the model gives no numbers.
     """
+    most = max((len(text) for _, text in pairs), default=0)
+    if most > longest:
+        raise InputError(
+            f"a continuation of a task has {most} tokens; must be at most {longest}, which the model takes"
+        )
     with terminal.progress("scoring", len(pairs), unit="text") as advance:
         for first in range(0, len(pairs), TOGETHER):
             part = pairs[first : first + TOGETHER]
             whole_texts = [[*context, *text][-(longest + 1) :] for context, text in part]
             for (_, text), tokens in zip(part, score(model, whole_texts), strict=True):
                 scored = tokens[len(tokens) - len(text) :]
+                if not has_numbers(scored):
+                    raise InputError("no log p of a text: the logits of the model are no numbers (NaN)")
                 total = sum(token.logp for token in scored if token.logp is not None)
                 greedy = all(token.top and token.top[0][0] == token.id for token in scored)
                 yield float(total), greedy

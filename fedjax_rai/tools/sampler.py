@@ -5,6 +5,7 @@ Temperatures, bounds, limits and seeds are traced, so other ones compile nothing
 `fedjax-rai generate` gives for its prompt alone.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -402,6 +403,11 @@ def score(model: Model, texts: Sequence[Sequence[int]], tops: int = 1) -> Iterat
             found[i] = [token._replace(top=token.top[:tops]) for token in tokens]
     for i in range(len(texts)):
         yield found.pop(i)
+
+
+def has_numbers(tokens: Sequence[Token]) -> bool:
+    """Whether log p of these tokens are numbers; log 0 is one, NaN is not."""
+    return not any(token.logp is not None and math.isnan(token.logp) for token in tokens)
 
 
 def _score_batch(model: Model, texts: Sequence[Sequence[int]], tops: int, rows: int) -> Iterator[list[Token]]:

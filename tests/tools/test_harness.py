@@ -1,7 +1,9 @@
 """Our models under lm-evaluation-harness: its own numbers on the same checkpoint, and tasks without a network."""
 
 import json
+import math
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.runs.target import read_target
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.tools import harness
+from fedjax_rai.tools.sampler import Token
 
 TEXTS = ["What is 3 plus 4?", "The town is old.", "Who broke it?\nNobody knows. ", "3 plus 4 is 7, and 3 더하기 4는 7."]
 PAIRS = [
@@ -70,6 +73,49 @@ def test_special_tokens_are_added_once():
     tokenizer.eos_token_id = None
     with pytest.raises(InputError, match="neither a bos nor an eos token"):
         harness.prefix(tokenizer)
+
+
+@pytest.mark.parametrize(("limit", "longest", "kept"), [(3, 8, [2, 3, 4, 5, 6]), (7, 8, [6]), (1, 64, [*range(7)])])
+def test_a_prompt_loses_what_leaves_no_room_for_its_answer(limit, longest, kept):
+    assert list(harness.fitted(range(7), limit, longest)) == kept
+
+
+@pytest.mark.parametrize("limit", [0, 8, 9])
+def test_an_answer_leaves_room_for_a_prompt(limit):
+    with pytest.raises(InputError, match=rf"answers of up to {limit} tokens \(max_gen_toks\); must be 1 to 7"):
+        harness.fitted([1, 2, 3], limit, 8)
+
+
+def with_logps(monkeypatch: pytest.MonkeyPatch, *logps: float | None) -> None:
+    """In place of a model: the last tokens of each text have these log p."""
+
+    def score(model: object, texts: list[list[int]]) -> Iterator[list[Token]]:
+        for ids in texts:
+            of_text = [None, *(-1.0 for _ in ids), *logps][-len(ids) :]
+            yield [Token(id, logp, ((id, -1.0),)) for id, logp in zip(ids, of_text, strict=True)]
+
+    monkeypatch.setattr(harness, "score", score)
+
+
+def test_a_model_without_numbers_has_no_score(monkeypatch):
+    """NaN of the continuation is refused; log 0 is a number; what comes before the continuation is not asked for."""
+    model: Any = None
+    with_logps(monkeypatch, math.nan)
+    with pytest.raises(InputError, match="no log p of a text"):
+        list(harness.likelihoods(model, [([1, 2], [3])], 8))
+    with_logps(monkeypatch, -math.inf)
+    assert list(harness.likelihoods(model, [([1, 2], [3])], 8)) == [(-math.inf, True)]
+    with_logps(monkeypatch, math.nan, -2.0)
+    assert list(harness.likelihoods(model, [([1, 2], [3])], 8)) == [(-2.0, True)]
+
+
+def test_a_continuation_is_scored_whole_or_not_at_all(monkeypatch):
+    """As long as the model takes it keeps one token of its context; longer it would lose its own beginning."""
+    model: Any = None
+    with_logps(monkeypatch, -1.0)
+    assert list(harness.likelihoods(model, [([1, 2], [3] * 4)], 4)) == [(-4.0, True)]
+    with pytest.raises(InputError, match="a continuation of a task has 5 tokens; must be at most 4"):
+        list(harness.likelihoods(model, [([1, 2], [3]), ([1], [3] * 5)], 4))
 
 
 @pytest.mark.parametrize(
