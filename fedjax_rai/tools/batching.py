@@ -3,8 +3,8 @@
 import queue
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from typing import NamedTuple, TypeAlias
 
 from fedjax_rai import terminal
@@ -12,6 +12,7 @@ from fedjax_rai.reading import one_line
 from fedjax_rai.tools.sampler import Model, Piece, Row, Token, answer, fitting, score
 
 GATHERED = 0.01  # seconds in which requests that come together are waited for
+LOOK = 0.5  # seconds between two looks at whether somebody waits still
 
 
 class _Texts(NamedTuple):
@@ -52,10 +53,20 @@ class Batcher:
         for row in rows:
             self._asked.put(row)
 
-    def score(self, texts: Sequence[Sequence[int]], tops: int) -> list[list[Token]]:
-        """The tokens of texts with log p (`sampler.score`); waits for them."""
+    def score(
+        self, texts: Sequence[Sequence[int]], tops: int, look: Callable[[], object] = lambda: None
+    ) -> list[list[Token]]:
+        """The tokens of texts with log p (`sampler.score`); waits for them.
+
+        `look` is called now and then: what it raises ends the wait, and texts that are not begun are not scored.
+        """
         found: Future[list[list[Token]]] = Future()
         self._asked.put(_Texts(texts, tops, found))
+        try:
+            while not wait([found], LOOK).done:
+                look()
+        finally:
+            found.cancel()
         return found.result()
 
     def stop(self) -> None:
@@ -71,8 +82,9 @@ class Batcher:
             for asked in self._gathered(block=not waiting):
                 if isinstance(asked, Row):
                     waiting.append(asked)
-                elif isinstance(asked, _Texts):
+                elif isinstance(asked, _Texts) and asked.found.set_running_or_notify_cancel():
                     texts.append(asked)
+            waiting = [row for row in waiting if not row.gone()]
             if texts:
                 self._score(texts)
             if waiting and not self.stopping.is_set():

@@ -13,6 +13,8 @@ from fedjax_rai.text.prompts import ASSISTANT, USER, Turn
 
 SYSTEM = "system"
 MOST_CHOICES = 128
+MOST_ANSWERS = 1024
+"""Of all prompts of a request."""
 MOST_STOPS = 16
 MOST_TOPS = 20
 LARGEST_SEED = 2**31 - 1
@@ -141,6 +143,9 @@ def read_completion(body: Any) -> Asked:
         tops=_integer(fields, "logprobs", 0, MOST_TOPS),
         echo=echo,
     )
+    if len(asked.texts) * asked.choices > MOST_ANSWERS:
+        wrong = f"prompt: {len(asked.texts)} prompts with n = {asked.choices}; must be at most {MOST_ANSWERS} answers"
+        raise BadRequest(wrong, "prompt")
     if asked.stream and echo:
         raise BadRequest("echo: must be false where stream is true", "echo")
     return asked

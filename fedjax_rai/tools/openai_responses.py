@@ -147,8 +147,8 @@ LEAST = -9999.0
 
 
 def finite(logp: float | None) -> Any:
-    """A log p as JSON can hold it."""
-    return logp if logp is None or math.isfinite(logp) else LEAST
+    """A log p as JSON can hold it; NaN stays, so that no response can hold it."""
+    return LEAST if logp == -math.inf else logp
 
 
 def _by_text(token: Token, tops: int, decode: Decode) -> dict[str, float] | None:

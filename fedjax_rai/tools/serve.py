@@ -4,11 +4,14 @@ import errno
 import ipaddress
 import json
 import queue
+import re
 import secrets
+import selectors
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -21,10 +24,10 @@ from fedjax_rai.text.prompts import prompt
 from fedjax_rai.text.tokenizer import stop_ids
 from fedjax_rai.tools import generate
 from fedjax_rai.tools import openai_responses as responses
-from fedjax_rai.tools.batching import FAILED, Batcher
+from fedjax_rai.tools.batching import FAILED, LOOK, Batcher
 from fedjax_rai.tools.openai_requests import Asked, BadRequest, Text, read_chat, read_completion
 from fedjax_rai.tools.openai_responses import Choice, Head, Usage
-from fedjax_rai.tools.sampler import Model, Piece, Row, Settings, Token
+from fedjax_rai.tools.sampler import Model, Piece, Row, Settings, Token, has_numbers
 
 LARGEST_BODY = 32 * 2**20
 IDLE_SECONDS = 600
@@ -104,14 +107,19 @@ class Service:
             self._batcher.answer(self.rows(under_way))
 
     def echoed(self, under_way: "UnderWay") -> list[tuple[str, list[Token]]]:
-        """(text, tokens with log p where they are asked for) of each prompt that is to be given back; waits."""
+        """(text, tokens with log p where they are asked for) of each prompt that is to be given back; waits.
+
+        Raises BadRequest, of status 500, where the model gives no numbers.
+        """
         asked = under_way.asked
         if not asked.echo:
             return [("", [])] * len(under_way.prompts)
         texts = [self.decode_all(ids) for ids in under_way.prompts]
         if asked.tops is None:
             return [(text, []) for text in texts]
-        scored = self._batcher.score(under_way.prompts, max(asked.tops, 1))
+        scored = self._batcher.score(under_way.prompts, max(asked.tops, 1), under_way.look)
+        if not all(map(has_numbers, scored)):
+            raise BadRequest(NO_NUMBERS, status=500)
         return list(zip(texts, scored, strict=True))
 
     def decode(self, token: int) -> str:
@@ -172,6 +180,7 @@ class UnderWay:
         self.prompts = prompts
         self.limits = limits
         self.gone = threading.Event()
+        self.hung_up: Callable[[], bool] = lambda: False
         kind = "chatcmpl" if asked.conversation is not None else "cmpl"
         name = f"{kind}-{secrets.token_hex(12)}"
         self.head = Head(name, int(time.time()), service.name, asked.conversation is not None)
@@ -187,13 +196,24 @@ class UnderWay:
         """What takes the pieces of an answer."""
         return lambda piece: self._came.put((index, piece))
 
+    def look(self) -> None:
+        """Raises ConnectionResetError where nobody waits any more."""
+        if self.hung_up():
+            raise ConnectionResetError
+
+    def _next(self) -> tuple[int, Piece]:
+        while True:
+            try:
+                return self._came.get(timeout=LOOK)
+            except queue.Empty:
+                self.look()
+
     def pieces(self) -> Iterator[tuple[int, Piece]]:
         """(answer, what came to it) until all have ended; raises BadRequest, of status 500, for one that has none."""
         left = 0 if self.asked.limit == 0 else self.answers
         while left:
-            index, piece = self._came.get()
+            index, piece = self._next()
             if piece.finish in ("lost", FAILED):
-                self.gone.set()
                 raise BadRequest(NO_NUMBERS if piece.finish == "lost" else piece.text, status=500)
             left -= piece.finish is not None
             yield index, piece
@@ -249,6 +269,11 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
     service: Service
 
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return is_loopback(str(self.server_address[0]))
+
 
 class Handler(BaseHTTPRequestHandler):
     """One connection."""
@@ -270,6 +295,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answering(self, act) -> None:
         try:
+            self._check_host()
             act()
         except BadRequest as wrong:
             self._send(wrong.status, responses.error(wrong))
@@ -279,6 +305,14 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             terminal.say(f"{self.path}: {one_line(error)}")
             self._send(500, responses.error(BadRequest(one_line(error), status=500)))
+
+    def _check_host(self) -> None:
+        """Raises BadRequest for a page in a browser whose name was made to point at this machine."""
+        for host in self.headers.get_all("Host", []):
+            if self.server.is_local and not is_loopback(_name(host)):
+                self.close_connection = True
+                wrong = f"Host {host}: must be localhost, 127.0.0.1 or [::1]; serve --host lets others ask"
+                raise BadRequest(wrong, status=403)
 
     def _get(self) -> None:
         service = self.server.service
@@ -297,10 +331,20 @@ class Handler(BaseHTTPRequestHandler):
         if path not in COMPLETIONS:
             self._refuse_path(path)
         under_way = self.server.service.begin(_parsed(body), COMPLETIONS[path])
-        if under_way.asked.stream:
-            self._stream(under_way)
-        else:
-            self._send(200, under_way.whole())
+        under_way.hung_up = self._hung_up
+        try:
+            if under_way.asked.stream:
+                self._stream(under_way)
+            else:
+                self._send(200, under_way.whole())
+        finally:
+            under_way.gone.set()
+
+    def _hung_up(self) -> bool:
+        """Whether the other end has closed the connection."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.connection, selectors.EVENT_READ)
+            return bool(selector.select(0)) and not self.connection.recv(1, socket.MSG_PEEK)
 
     def _refuse_path(self, path: str) -> None:
         if path in COMPLETIONS:
@@ -343,9 +387,6 @@ class Handler(BaseHTTPRequestHandler):
                 self._event(json.dumps(chunk, ensure_ascii=False, allow_nan=False))
         except BadRequest as wrong:  # too late for a status
             self._event(json.dumps(responses.error(wrong)))
-        except OSError:
-            under_way.gone.set()
-            raise
         self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
@@ -382,6 +423,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _name(host: str) -> str:
+    """The name or address in a header `Host`, without its port."""
+    found = re.fullmatch(r"(?:\[(.*)\]|([^:]*))(?::\d*)?", host.strip())
+    return "" if found is None else (found[1] or found[2] or "").lower()
 
 
 def load(target: str, options: Options) -> Service:

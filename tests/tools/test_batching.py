@@ -21,6 +21,7 @@ class Sampler:
         self.began = threading.Event()
         monkeypatch.setattr(batching, "answer", self.answer)
         monkeypatch.setattr(batching, "score", self.score)
+        monkeypatch.setattr(batching, "LOOK", 0.01)
 
     def answer(self, model: object, rows: Sequence[Row]) -> None:
         self.began.set()
@@ -94,6 +95,23 @@ def test_a_failure_is_told_and_others_are_served(sampler, batcher, capsys):
     with pytest.raises(ValueError, match="out of memory"):
         batcher.score([[13]], 1)
     assert [token.id for token in batcher.score([[4, 5]], 1)[0]] == [4, 5]
+
+
+def test_what_nobody_waits_for_is_not_computed(sampler, batcher):
+    """A row whose asker has gone while others were computed, and texts that are not begun."""
+    waiting = Waiting()
+    batcher.answer([waiting.row(1)])
+    assert sampler.began.wait(SECONDS)
+    batcher.answer([waiting.row(2)._replace(gone=lambda: True), waiting.row(3)])
+    with pytest.raises(ConnectionResetError):
+        batcher.score([[4]], 1, look)
+    sampler.may.set()
+    waiting.until(2)
+    assert sampler.batches == [[1], [3]]
+
+
+def look() -> None:
+    raise ConnectionResetError
 
 
 def test_each_gets_as_many_likeliest_tokens_as_it_asked_for(sampler, batcher):

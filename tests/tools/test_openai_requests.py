@@ -124,11 +124,16 @@ def test_bad_requests_say_what_where_and_what_is_allowed(fields, param, words):
         ({"echo": True, "stream": True}, "must be false where stream is true"),
         ({"logprobs": True}, "from 0 to 20"),
         ({"max_tokens": 0}, ">= 1"),
+        ({"prompt": ["a"] * 9, "n": 114}, "prompt: 9 prompts with n = 114; must be at most 1024 answers"),
     ],
 )
 def test_bad_completions(fields, words):
     with pytest.raises(BadRequest, match=words):
         completion(**fields)
+
+
+def test_as_many_answers_as_are_allowed():
+    assert len(completion(prompt=["a"] * 8, n=128).texts) == 8
 
 
 def test_a_body_is_an_object():

@@ -1,5 +1,7 @@
 """Responses have OpenAI's shape: what a client reads of them is worked out by hand here."""
 
+import math
+
 from fedjax_rai.tools import openai_responses as responses
 from fedjax_rai.tools.openai_requests import BadRequest
 from fedjax_rai.tools.openai_responses import Choice, Head, Usage
@@ -95,3 +97,4 @@ def test_errors():
 def test_log_0_is_a_number_of_json():
     assert responses.finite(float("-inf")) == -9999.0 and responses.finite(-1.5) == -1.5
     assert responses.finite(None) is None
+    assert math.isnan(responses.finite(math.nan))  # no log 0: json.dumps refuses it

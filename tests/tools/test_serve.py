@@ -1,10 +1,12 @@
 """The endpoint answers as `fedjax-rai generate` does, whatever shares the batch; log p are our own likelihoods."""
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,9 @@ import pytest
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.choice import likelihoods
 from fedjax_rai.evals.open_ended import Subject
-from fedjax_rai.tools import sampler, serve
+from fedjax_rai.tools import batching, sampler, serve
 from fedjax_rai.tools.generate import Request, answers, prompts_of_texts
+from fedjax_rai.tools.sampler import Model, Token
 from tests.small import compilations
 
 QUESTIONS = ["What is 3 plus 4?", "Who broke it?", "Tell me about the town."]
@@ -176,6 +179,87 @@ def test_the_openai_client_reads_what_is_served(server):
 )
 def test_who_can_reach_an_address(host, here):
     assert serve.is_loopback(host) is here
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200), ("LOCALHOST", 200), ("localhost:1", 200), ("[::1]:8000", 200), ("[::1]", 200),
+        ("evil.example", 403), ("evil.example:8000", 403), ("10.0.0.1", 403), ("127.0.0.1.evil.example", 403),
+        ("[::2]", 403), ("a@127.0.0.1", 403), ("localhost:evil.example", 403), ("", 403),
+    ],
+)  # fmt: skip
+def test_a_name_that_was_made_to_point_here_is_refused(unasked, host, status):
+    got, response = raw(unasked, host, "GET", "/v1/models")
+    assert got == status and (got == 200 or "must be localhost" in response["error"]["message"])
+
+
+def test_an_address_that_others_can_reach_has_any_name(unasked, monkeypatch):
+    monkeypatch.setattr(serve.Server, "is_local", False)
+    assert raw(unasked, "box.example", "GET", "/v1/models")[0] == 200
+
+
+def test_an_echo_without_numbers_is_an_error(unasked, monkeypatch):
+    """NaN is never -9999, which is log 0."""
+    asked = {"model": "fake", "prompt": [1, 2], "echo": True, "logprobs": 1, "max_tokens": 0}
+    for logp, status in ((math.nan, 500), (-math.inf, 200), (-1.0, 200)):
+        monkeypatch.setattr(
+            batching, "score", lambda model, texts, tops, logp=logp: iter([[Token(1), Token(2, logp)] for _ in texts])
+        )
+        got, response = ask(unasked, "/v1/completions", asked)
+        assert got == status and (got == 200 or response["error"]["message"] == serve.NO_NUMBERS)
+        assert got == 500 or response["choices"][0]["logprobs"]["token_logprobs"] == [None, max(logp, -9999.0)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_hangs_up_is_answered_no_more(unasked, monkeypatch, stream):
+    began = threading.Event()
+    gone = threading.Event()
+
+    def answer(model: Any, rows: Any) -> None:
+        began.set()
+        while not (rows[0].gone() or gone.wait(0.005)):
+            pass
+        gone.set()
+
+    monkeypatch.setattr(batching, "answer", answer)
+    monkeypatch.setattr(serve, "LOOK", 0.01)
+    connection = HTTPConnection(*unasked.server_address[:2], timeout=20)
+    body = json.dumps({"model": "fake", "prompt": [1, 2], "max_tokens": 4, "stream": stream})
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+    assert began.wait(20) and not gone.wait(0.05)
+    connection.close()
+    noticed = gone.wait(5)
+    gone.set()
+    assert noticed
+
+
+@pytest.fixture
+def unasked() -> Iterator[serve.Server]:
+    """A server without a model."""
+    tokenizer = SimpleNamespace(hf=SimpleNamespace(decode=lambda ids, **_: "a" * len(ids)), decode=lambda ids: "")
+    lm = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vocab_size=8)))
+    options = serve.Options(port=0)
+    bound = serve.bind(options.host, options.port)
+    bound.service = serve.Service("fake", Model(lm, None, tokenizer, "float32", 16), (), options)  # pyright: ignore
+    thread = threading.Thread(target=bound.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield bound
+    bound.shutdown()
+    bound.server_close()
+    bound.service.stop()
+
+
+def raw(server: serve.Server, host: str, method: str, path: str) -> tuple[int, Any]:
+    """(status, what came back) of a request by this name."""
+    connection = HTTPConnection(*server.server_address[:2], timeout=20)  # pyright: ignore[reportArgumentType]
+    connection.putrequest(method, path, skip_host=True)
+    connection.putheader("Host", host)
+    connection.endheaders()
+    response = connection.getresponse()
+    found = json.loads(response.read())
+    connection.close()
+    return response.status, found
 
 
 def test_a_port_that_is_taken_is_named():
