@@ -411,10 +411,11 @@ class FederatedConfig(Section):
     aggregator: Annotated[str, Name("weighted_mean", "median", "trimmed_mean")] = "weighted_mean"
     """How the clients' deltas become one; by median and trimmed mean every client counts the same."""
     weight: Annotated[str, Name("uniform", "examples", "steps", "noised")] = "uniform"
-    """What a client reports to be weighted by: `uniform` tells nothing, `examples` how many pairs its filter left.
+    """What a client reports to be weighted by: `uniform` is 1, `examples` how many pairs its filter left.
 
     `steps`: its local steps, the same for all; `noised`: its examples with noise, by the numbers of the section of that
-    name (docs/filtering.md). A function of the user's own: counts and a NumPy generator to a number greater than 0.
+    name. By every weight the server learns which clients have nothing left, and how many tokens the others trained on
+    (docs/filtering.md). A function of the user's own: counts and a NumPy generator to a number greater than 0.
     """
     optimizer: Annotated[str, Name("adam", "adamw", "sgd")] = "adam"
     """The clients' optimizer, begun anew in every round."""

@@ -27,7 +27,7 @@ def examples() -> Weigher:
 
 
 def uniform() -> Weigher:
-    """1: tells nothing but that the client has something to train on."""
+    """1: tells nothing beyond presence, that the client has something to train on; its trained tokens tell more."""
     return _uniform
 
 
@@ -40,8 +40,9 @@ def noised(distribution: str, scale: float) -> Weigher:
     """The number of its examples with noise of that scale, drawn once for all rounds; at least 1.
 
     Laplace noise of scale s tells the presence of one example apart by a factor of at most exp(1 / s): one report is
-    (1 / s)-differentially private for one example, and (m / s) for m of them. Gaussian noise, whose standard deviation
-    the scale is, is so with a small chance of failure only.
+    (1 / s)-differentially private for one example, and (m / s) for m of them, among clients that have one left to
+    train on. Not between none and one: a client without any makes no weight, and is known by its weight of exactly 0.
+    Gaussian noise, whose standard deviation the scale is, is so with a small chance of failure only.
     """
 
     def weigh(counts: Counts, g: np.random.Generator) -> float:

@@ -47,6 +47,20 @@ def test_a_noised_weight_is_never_that_of_an_absent_client():
     assert min(found) == 1.0 and max(found) > 50
 
 
+def test_the_noise_knows_nothing_of_the_number_of_pairs():
+    """So that a pair more shifts a report by at most 1, whose Laplace density changes by at most exp(1 / scale).
+
+    Only from one pair on: of none there is no report, and a weight of exactly 0, which no report is.
+    """
+    weigher = noised("laplace", 2.0)
+    for seed in range(200):
+        noise = float(np.random.default_rng(seed).laplace(0.0, 2.0))
+        for kept in (1, 2, 5):
+            assert report(weigher, kept, seed) == max(kept + noise, 1.0)
+        assert 0 <= report(weigher, 2, seed) - report(weigher, 1, seed) <= 1
+        assert report(weigher, 1, seed) > 0
+
+
 def test_the_schema_names_the_noises_of_the_table():
     from typing import get_args
 
