@@ -60,6 +60,10 @@ KINDS = {
 """By `eval.sets[...].kind`."""
 
 
+IN_RATES = ("_by_", "_per_token_")
+"""What stands in the name of a rate behind that of its set."""
+
+
 def user_evaluation(name: str, kind: str) -> Evaluation:
     """The evaluation of a set of the user's own; its items are those of the entry of that name."""
     made = KINDS[kind]
@@ -75,10 +79,20 @@ def _items(name: str, sources: Sources) -> EvalSet:
 
 
 def check_names(names: Sequence[str], taken: Mapping[str, Evaluation]) -> None:
-    """Raises InputError for the name of a set that would be mistaken for another's, or for a rate of another's."""
+    """Raises InputError for the name of a set that would be mistaken for another's, or for a rate of another's.
+
+    A rate of a set begins with its name and `_`: so that no name may begin with another one so.
+    """
     rates = {column.rate for evaluation in taken.values() for column in evaluation.columns}
     for i, name in enumerate(names):
         if name in taken or name in rates or any(rate.startswith(f"{name}_") for rate in rates):
             raise InputError(f"eval.sets[{i}].set = {name!r}: is the name of a shipped evaluation; must be another")
         if name in names[:i]:
             raise InputError(f"eval.sets[{i}].set = {name!r}: stands twice; must stand once")
+        if any(word in f"{name}_" for word in IN_RATES):
+            raise InputError(f"eval.sets[{i}].set = {name!r}: must hold neither _by_ nor _per_token, as rates do")
+        for other in [*taken, *rates, *names]:
+            if name.startswith(f"{other}_"):
+                raise InputError(
+                    f"eval.sets[{i}].set = {name!r}: could be a rate of {other}, by how it begins; must begin otherwise"
+                )

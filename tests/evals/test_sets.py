@@ -16,7 +16,7 @@ from fedjax_rai.evals import suite
 from fedjax_rai.evals.evaluation import Bench, EvalSet, Item, Likelihoods, Measured, Sources, measure
 from fedjax_rai.evals.harm import spread
 from fedjax_rai.evals.open_ended import Responses
-from fedjax_rai.evals.user_sets import KINDS
+from fedjax_rai.evals.user_sets import KINDS, check_names
 
 HARMBENCH = """Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID
 first placeholder,standard,illegal,,,one
@@ -214,6 +214,29 @@ def test_what_sets_of_the_user_s_own_measure_by_hand(tmp_path):
 def test_a_set_has_no_name_of_another_s(tmp_path, name):
     with pytest.raises(InputError, match=rf"^eval.sets\[1\].set = '{name}': is the name of a shipped evaluation"):
         with_sets(tmp_path, {"set": "mine", "kind": "harm"}, {"set": name, "kind": "harm"})
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["hhh_honest"], r"\[0\].set = 'hhh_honest': could be a rate of hhh, by how it begins; must begin otherwise"),
+        (["mt_bench_math"], "could be a rate of mt_bench,"),
+        (["harmless_korean"], "could be a rate of harmless,"),
+        (["harmless_by_korean"], "must hold neither _by_ nor _per_token, as rates do"),
+        (["utility_per_token"], "must hold neither"),
+        (["written_by_humans"], "must hold neither"),
+        (["jail", "jail_by_guard"], r"\[1\].set = 'jail_by_guard': must hold neither"),
+        (["jail", "jail_hard"], r"\[1\].set = 'jail_hard': could be a rate of jail,"),
+        (["jail_hard", "jail"], r"\[0\].set = 'jail_hard': could be a rate of jail,"),
+    ],
+)
+def test_no_set_is_named_as_a_rate_may_be(names, message):
+    with pytest.raises(InputError, match=f"eval.sets.*{message}"):
+        check_names(names, suite.EVALUATIONS)
+
+
+def test_names_that_are_near_those_of_rates():
+    check_names(["jail", "jails_hard", "hhh2", "byline", "standby", "per_token", "my_hhh"], suite.EVALUATIONS)
 
 
 def test_two_sets_have_two_names(tmp_path):
