@@ -10,7 +10,7 @@ from fedjax_rai.evals.evaluation import AnswerRow, Bench, EvalSet, Item, Measure
 from fedjax_rai.evals.judge import PHRASES, Exchange
 from fedjax_rai.evals.open_ended import Responses, Sampled
 from fedjax_rai.evals.rate import Rate, Verdict
-from fedjax_rai.evals.refusals import refuses
+from fedjax_rai.evals.refusals import refusal
 
 LEFT_OUT = "left_out"  # of `eval.cut_off`
 Answers: TypeAlias = Sequence[Sequence[str]]
@@ -143,10 +143,6 @@ def judge_exact(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> di
 
 
 def judge_refusals(rate: str, given: EvalSet, answers: Answers, bench: Bench) -> dict[str, Judged | None]:
-    """The share that holds a refusal phrase; an answer without a word is neither refused nor given."""
-    verdicts = [[_refused(answer) for answer in prompt_answers] for prompt_answers in answers]
+    """The share that holds a refusal phrase; an answer that cannot be read is neither refused nor given."""
+    verdicts = [[refusal(answer) for answer in prompt_answers] for prompt_answers in answers]
     return {rate: Judged(PHRASES.name, verdicts)}
-
-
-def _refused(answer: str) -> Verdict:
-    return refuses(answer) if answer.strip() else None

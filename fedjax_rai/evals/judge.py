@@ -13,7 +13,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.evals import published
 from fedjax_rai.evals.korean import refuses_in_korean
 from fedjax_rai.evals.rate import Verdict
-from fedjax_rai.evals.refusals import refuses
+from fedjax_rai.evals.refusals import refusal
 
 Exchange: TypeAlias = tuple[str, str]
 """A prompt and one answer to it."""
@@ -79,7 +79,8 @@ def _by_rule(exchanges: Sequence[Exchange], context: Context) -> Judgement:
 
 
 def _by_refusal_phrases(exchanges: Sequence[Exchange], context: Context) -> Judgement:
-    return Judgement([not refuses(answer) for _, answer in exchanges])
+    refused = [refusal(answer) for _, answer in exchanges]
+    return Judgement([None if verdict is None else not verdict for verdict in refused])
 
 
 def _by_guard(exchanges: Sequence[Exchange], context: Context) -> Judgement:
