@@ -26,7 +26,7 @@ def completion(text: str) -> bytes:
 
 
 @contextmanager
-def serving(script: Script, retry_after: str | None = None) -> Iterator[Served]:
+def serving(script: Script, retry_after: str | None = None, location: str | None = None) -> Iterator[Served]:
     """Serves what `script` says on a free port of this machine alone."""
     requests: list[dict[str, Any]] = []
     headers: list[dict[str, str]] = []
@@ -43,9 +43,17 @@ def serving(script: Script, retry_after: str | None = None) -> Iterator[Served]:
             self.send_response(status)
             if retry_after is not None:
                 self.send_header("Retry-After", retry_after)
+            if location is not None:
+                self.send_header("Location", location)
             self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
             self.wfile.write(reply)
+
+        def do_GET(self) -> None:
+            """What a redirect leads to."""
+            with lock:
+                headers.append({**dict(self.headers), "path": self.path})
+            self.send_error(501)
 
         def log_message(self, *_: Any) -> None:
             """Says nothing."""

@@ -25,6 +25,8 @@ BYTES_A_TOKEN = 4
 """Of UTF-8: an estimate, good for English (4 letters) and Korean (a syllable and a third)."""
 REFUSED = (401, 403, 404)
 """HTTP statuses that tell of a wrong key, address or model: every request would get them."""
+FLAGGED = 403
+"""That of `REFUSED` which hosts answer as well where moderation flags one request; of these others may succeed."""
 AGAIN = (408, 409, 425, 429)
 """HTTP statuses, besides those of the server's own faults, of what may go well another time."""
 Message = Mapping[str, str]
@@ -62,6 +64,7 @@ class Endpoint:
         self._replies = InMemory() if replies is None else replies
         self._where = f"eval.endpoints: {config.name}"
         self._key = self._read_key()
+        self._succeeded = False
         if not config.url.startswith(("http://", "https://")):
             raise InputError(f"{self._where}: url = {config.url!r}: must begin with http:// or https://")
 
@@ -76,6 +79,7 @@ class Endpoint:
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raises InputError where nobody gives a reply, after one more try."""
+        self._succeeded = False
         frozen = _frozen(messages)
         try:
             self._reply(frozen, threading.Event(), min(self.config.retries, 1))
@@ -107,13 +111,15 @@ class Endpoint:
         """The reply to each conversation; None where there is none after all tries. The same is asked once.
 
         Each reply is kept as it comes, so that what was interrupted goes on. How many have none is said, with the last
-        cause. Raises InputError where the endpoint refuses key, address or model.
+        cause. Raises InputError where the endpoint refuses key, address or model; 403 tells of these only as long as
+        no request has succeeded.
         """
         frozen = [_frozen(messages) for messages in asked]
         found: dict[tuple, str | None] = {}
         for messages in frozen:
             found[messages] = self._replies.get(self._digest(messages))
         missing = [messages for messages, reply in found.items() if reply is None]
+        self._succeeded |= len(missing) < len(found)
         causes = self._ask_all(missing, found, advance)
         if causes:
             lost = f"{terminal.plural(len(causes), 'request')} of {len(found):,} had no reply"
@@ -167,22 +173,24 @@ class Endpoint:
         """One try."""
         body = json.dumps(self._body(messages)).encode()
         headers = {"Content-Type": "application/json"}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self.config.url.rstrip("/") + "/chat/completions", body, headers)
+        if self._key is not None:  # for this address alone, wherever it may redirect to
+            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
             with urllib.request.urlopen(request, timeout=self.config.timeout) as response:
-                return _content(response.read())
+                content = _content(response.read())
         except urllib.error.HTTPError as error:
             with error:
                 raise self._of_status(error.code, error.headers.get("Retry-After"), error.read()) from None
         except (OSError, http.client.HTTPException) as error:  # no connection, a broken one, no answer in time
             raise Failed(f"{type(error).__name__}: {error}", again=True) from None
+        self._succeeded = True
+        return content
 
     def _of_status(self, status: int, retry_after: str | None, body: bytes) -> Exception:
         """What an HTTP error means."""
         cause = f"HTTP {status}: {_shortened(body)}"
-        if status in REFUSED:
+        if status in REFUSED and not (status == FLAGGED and self._succeeded):
             return InputError(f"{self._where}: {self.config.url} refused the request for {self.config.model} ({cause})")
         return Failed(cause, again=status in AGAIN or status >= 500, after=_seconds(retry_after))
 

@@ -86,6 +86,35 @@ def test_a_wrong_key_address_or_model_ends_it_at_once(status):
     assert len(served.requests) < 8
 
 
+def test_a_request_that_moderation_flags_has_no_reply_and_the_others_have():
+    """403 for one of three, behind the first that succeeds: asked once. At the check it ends everything."""
+
+    def script(number: int, body: dict[str, Any]) -> tuple[int, bytes]:
+        return (403, b"flagged") if body["messages"][0]["content"] == "bad" else echo(number, body)
+
+    replies = InMemory()
+    with serving(script) as served:
+        config = entry(served.url, concurrency=1)
+        endpoint = Endpoint(config, replies)
+        assert endpoint.ask(asked("a", "bad", "b")) == ["A", None, "B"]
+        assert len(served.requests) == 3
+        assert Endpoint(config, replies).ask(asked("a", "bad")) == ["A", None]  # one was answered before
+        with pytest.raises(InputError, match="HTTP 403: flagged"):
+            endpoint.check(asked("bad")[0])
+        with pytest.raises(InputError, match="HTTP 403: flagged"):
+            Endpoint(config).ask(asked("bad", "a"))
+
+
+def test_the_key_does_not_follow_a_redirect(monkeypatch):
+    """What is sent to the address holds the key; what it redirects to gets a request without."""
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    with serving(lambda number, body: (302, b""), location="/elsewhere") as served:
+        assert Endpoint(entry(served.url, api_key_env="JUDGE_KEY", retries=0)).ask(asked("a")) == [None]
+    first, second = served.headers
+    assert first["Authorization"] == "Bearer secret" and first["path"] == "/v1/chat/completions"
+    assert "Authorization" not in second and second["path"] == "/elsewhere"
+
+
 def test_nobody_there_is_said_before_anything_begins():
     with serving(echo) as served:
         pass
