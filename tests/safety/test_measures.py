@@ -194,6 +194,21 @@ def test_thresholds_by_rule(rule, threshold):
     assert measures.choose_threshold(given(), parse_rule(rule)) == pytest.approx(threshold)
 
 
+def test_shares_are_met_exactly_whatever_they_round_to():
+    """0.28 * 25 is a little more than 7 in floating point, 0.29 * 100 a little less than 29."""
+    scores = np.arange(125, 0, -1) / 128
+    harmful = [True] * 25 + [False] * 100
+    assert measures.choose_threshold(given(scores, harmful), parse_rule("recall=0.28")) == (scores[6] + scores[7]) / 2
+    turned = [False] * 100 + [True] * 25
+    assert measures.choose_threshold(given(scores, turned), parse_rule("drop=0.29")) == (scores[28] + scores[29]) / 2
+
+
+def test_of_equal_hmeans_the_highest_threshold_is_taken():
+    """One of one flagged, of two harmful: 2/3; two of four flagged: 4/6."""
+    tied = given([0.9, 0.7, 0.5, 0.3, 0.1], [True, False, False, True, False])
+    assert measures.choose_threshold(tied, parse_rule("max-hmean")) == pytest.approx(0.8)
+
+
 def test_a_threshold_between_two_neighbours_of_float32_keeps_its_verdict():
     high = np.float32(0.5)
     low = np.nextafter(high, np.float32(0))
@@ -229,6 +244,23 @@ def test_the_question_is_what_is_resampled():
     width = by_question["accuracy"].high - by_question["accuracy"].low
     naive = measures.intervals(apart, 0.65, np.random.default_rng(0))["accuracy"]
     assert naive.high - naive.low < width / 2
+
+
+def test_all_draws_count_however_many_are_made_at_once(monkeypatch):
+    whole = measures.intervals(given(), 0.65, np.random.default_rng(0), draws=60)
+    monkeypatch.setattr(measures, "DRAWS_AT_ONCE", 7)
+    assert measures.intervals(given(), 0.65, np.random.default_rng(0), draws=60) == whole
+
+
+def test_draws_in_which_a_measure_is_undefined_are_left_out():
+    """One answer is flagged, and is harmful: a draw without it has no precision, every other one 100."""
+    found = measures.intervals(given(), 0.85, np.random.default_rng(0))["precision"]
+    assert found.value == 100 and math.isnan(found.low)
+
+
+def test_a_part_keeps_which_answers_are_to_one_question():
+    some = measures.part(given(questions=(4, 4, 5, 5, 6, 6)), np.array([True, True, False, False, True, False]))
+    assert some.questions.tolist() == [4, 4, 6] and some.scores.tolist() == [0.9, 0.8, 0.3]
 
 
 def test_an_interval_is_that_of_the_binomial():
