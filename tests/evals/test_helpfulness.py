@@ -15,7 +15,7 @@ from fedjax_rai.evals import drift, suite
 from fedjax_rai.evals.choice import read_once
 from fedjax_rai.evals.drift import answered_examples, divergences
 from fedjax_rai.evals.evaluation import BaseAnswers, Bench, EvalSet, Item, Likelihoods, Sources, TokensRow, measure
-from fedjax_rai.evals.means import NATS, Total, mean_rate
+from fedjax_rai.evals.means import MARK, NATS, Total, mean_rate
 from fedjax_rai.evals.open_ended import Subject
 from fedjax_rai.model.decoder import forward, unembed
 from fedjax_rai.model.lora import init_adapter
@@ -86,7 +86,9 @@ def test_a_mean_is_over_tokens_and_its_interval_over_prompts():
     assert with_none == rate._replace(without_verdict=3)
     assert mean_rate([Total(float("inf"), 1), Total(0.0, 0)], NATS, "base") is None
     alone = mean_rate([Total(2.0, 4)], NATS, "base")
-    assert alone and (alone.low, alone.mean, alone.high) == (0.5, 0.5, 0.5)
+    assert alone and alone.mean == 0.5 and np.isnan([alone.low, alone.high]).all(), "one prompt shows no spread"
+    in_marks = mean_rate([Total(6.0, 1)], MARK, "mine")
+    assert in_marks and in_marks.mean == 6.0 and np.isnan([in_marks.low, in_marks.high]).all()
 
 
 def test_the_perplexity_of_uniform_logits_is_the_vocabulary_s_size():
