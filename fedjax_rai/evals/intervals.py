@@ -75,7 +75,7 @@ class Difference(NamedTuple):
     inner: tuple[float, float]
     """The 90 % interval, by which two one-sided tests at 5 % say whether two arms are equivalent."""
     same: bool
-    """Every prompt has the same verdicts in both arms."""
+    """Every prompt has as many verdicts of either kind in both arms, in each seed."""
 
     def within(self, margin: float) -> bool:
         """Whether the arms are equivalent within so many points: two one-sided tests at 5 % (Schuirmann 1987)."""
@@ -134,7 +134,7 @@ def difference(judged: Sequence[Judged], others: Sequence[Judged]) -> Difference
     mean = float(by_seed.mean())
     points = 100 * np.concatenate(replicates)
     low, high = _ends(points, mean, LEVEL)
-    same = all(np.array_equal(one, other) for one, other in zip(counts, other_counts, strict=True))
+    same = all(np.array_equal(mine, theirs) for mine, theirs in zip(counts, other_counts, strict=True))
     prompts = int(present.any(axis=0).sum())
     return Difference(mean, low, high, prompts, tuple(by_seed.tolist()), _ends(points, mean, 90.0), same)
 

@@ -1,6 +1,7 @@
 """What a cell of a table holds: a rate of some runs with its interval, and the paired difference of two cells."""
 
 from collections.abc import Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ from fedjax_rai.runs.folder import ANSWERS, SUMMARY
 Summary = Mapping[str, Any]
 """A run's summary.json and, where its answers are kept, under `VERDICTS` what they got, by rate (`read_run`)."""
 VERDICTS = "verdicts"
+SAME = "the same number of verdicts of either kind on every prompt"
 
 
 class Cell(NamedTuple):
-    """A mean and its 95 % interval over prompts and seeds; of one seed over prompts alone."""
+    """A mean and its 95 % interval over prompts and seeds; of one seed over prompts alone; NaN: of one prompt."""
 
     mean: float
     low: float
@@ -27,6 +29,11 @@ class Cell(NamedTuple):
     prompts: int = 0
     """Distinct prompts that it rests on; 0: not known, as the answers of several seeds are not kept."""
     unit: Unit = PERCENT
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Of the interval; None where there is none."""
+        return None if isnan(self.low) else (self.low, self.high)
 
     def __str__(self) -> str:
         counted = f" n={self.prompts}" if self.prompts else ""
@@ -38,6 +45,8 @@ class Cell(NamedTuple):
         return self._shown(self.unit.digits - 1)
 
     def _shown(self, digits: int) -> str:
+        if isnan(self.low):
+            return f"{self.mean:.{self.unit.digits}f} [?]"
         return f"{self.mean:.{self.unit.digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
@@ -54,13 +63,13 @@ def judged(summaries: Sequence[Summary], rate: str) -> list[Judged]:
 
 
 def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
-    """A rate over prompts and seeds, or None where it was not measured.
+    """A rate over prompts and seeds, or None where it was not measured, or by other judges in other seeds.
 
     Of what is no verdict, and without the answers, it is what the summaries have: of one seed its interval over
     prompts, of several Student's over seeds.
     """
     measured = [summary["rates"].get(rate) for summary in summaries]
-    if not all(measured):
+    if not all(measured) or len(judges_of(summaries, rate)) > 1:
         return None
     unit = unit_of(measured[0])
     by_seed = judged(summaries, rate)
@@ -69,9 +78,24 @@ def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
         return Cell(found.mean, found.low, found.high, found.prompts, unit)
     if len(measured) == 1:
         (alone,) = measured
-        return Cell(alone["mean"], alone["low"], alone["high"], alone.get("prompts", 0), unit)
+        low, high = (nan if alone[end] is None else alone[end] for end in ("low", "high"))
+        return Cell(alone["mean"], low, high, alone.get("prompts", 0), unit)
     mean, low, high = students([seed["mean"] for seed in measured])
     return Cell(mean, max(low, unit.least), min(high, unit.most), unit=unit)
+
+
+def judges_of(summaries: Sequence[Summary], rate: str) -> list[str]:
+    """Who gave a rate in the runs that measured it, each once; "" where a run of an older version does not say."""
+    measured = [summary["rates"].get(rate) for summary in summaries]
+    return list(dict.fromkeys(found.get("judge", "") for found in measured if found))
+
+
+def other_judges(rate: str, summaries: Sequence[Summary]) -> str | None:
+    """Why these runs' rates make no mean and no difference, in words; None where one judge gave them all."""
+    judges = judges_of(summaries, rate)
+    if len(judges) < 2:
+        return None
+    return f"not comparable, as judges differ ({', '.join(judge or 'not named' for judge in judges)})"
 
 
 def unit_of(measured: Mapping[str, Any]) -> Unit:
@@ -93,8 +117,11 @@ def students(values: Sequence[float], level: float = 95.0) -> tuple[float, float
 def difference(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> Difference | None:
     """A rate of some runs minus that of others, paired by seed and, where answers are kept, by prompt, in points.
 
-    None where the rate of some run was not measured or is no percentage, and of one seed whose answers are not kept.
+    None where the rate of some run was not measured or is no percentage, where judges differ (`other_judges`), and of
+    one seed whose answers are not kept.
     """
+    if other_judges(rate, [*runs, *others]):
+        return None
     pairs = []
     for run, other in zip(runs, others, strict=True):
         pairs.append((run["rates"].get(rate), other["rates"].get(rate)))
@@ -113,10 +140,13 @@ def difference(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) ->
 
 
 def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary], margin: float | None = None) -> str | None:
-    """The difference of two arms in words: mean, interval, each seed's; None where there is none.
+    """The difference of two arms in words: mean, interval, each seed's, or why judges forbid it; None: there is none.
 
     With a margin, in points, also whether the two are equivalent within it.
     """
+    why = other_judges(rate, [*runs, *others])
+    if why:
+        return why
     found = difference(rate, runs, others)
     if found is None:
         return None
@@ -124,7 +154,7 @@ def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary], margin
     if len(found.by_seed) > 1:
         line += f"; by seed {', '.join(f'{gap:+.1f}' for gap in found.by_seed)}"
     if found.same:
-        line += "; every verdict is the same"
+        line += f"; {SAME}"
     return line if margin is None else f"{line}; {equivalence(found, margin)}"
 
 

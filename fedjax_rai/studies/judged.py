@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from fedjax_rai.evals.agreement import Agreement, matrix, together
 from fedjax_rai.evals.spoilt import AnswerCounts
-from fedjax_rai.evals.suite import EVALUATIONS
-from fedjax_rai.studies.results import WIDTH, Summary, markdown
+from fedjax_rai.studies.results import WIDTH, Summary, evaluations_of, markdown
 from fedjax_rai.terminal import plural
 
 KINDS = "empty, cut off, not finite"
@@ -14,7 +13,7 @@ KINDS = "empty, cut off, not finite"
 def answer_columns(by_row: Sequence[Sequence[Summary]]) -> dict[str, list[str]]:
     """Title -> a text for each row, of every evaluation that has an answer of `KINDS` in some run of some row."""
     found = {}
-    for evaluation in EVALUATIONS.values():
+    for evaluation in evaluations_of(summary for summaries in by_row for summary in summaries):
         counts = [_of_row(evaluation.name, summaries) for summaries in by_row]
         if any(of_row and of_row.spoilt for of_row in counts):
             found[f"{evaluation.columns[0].title}: {KINDS}"] = [_shown(of_row) for of_row in counts]

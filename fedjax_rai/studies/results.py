@@ -18,7 +18,7 @@ from fedjax_rai.evals.means import UNITS
 from fedjax_rai.evals.rate import PERCENT
 from fedjax_rai.evals.suite import columns, evaluations
 from fedjax_rai.runs.folder import differences
-from fedjax_rai.studies.cells import VERDICTS, Cell, Summary, cell, over
+from fedjax_rai.studies.cells import VERDICTS, Cell, Summary, cell, other_judges, over
 
 MAIN = tuple(column.rate for column in columns() if column.main)
 """The rates that pictures show, and narrow tables first."""
@@ -136,6 +136,17 @@ def _shown(rate_cell: Cell | None, short: bool) -> str:
     return rate_cell.short if short else str(rate_cell)
 
 
+def judge_notes(titles: Mapping[str, str], rows: Mapping[str, Sequence[Summary]]) -> list[str]:
+    """A note for each cell that is left out as its seeds have other judges; `rows`: label -> its runs."""
+    notes = []
+    for rate, title in titles.items():
+        for label, summaries in rows.items():
+            why = other_judges(rate, summaries)
+            if why:
+                notes.append(f"{title}, seeds of {label}: {why}; left out.")
+    return notes
+
+
 def answer_notes(rows: Mapping[str, Sequence[Summary]]) -> list[str]:
     """A note for each evaluation of which some run's answers were cut off or are empty; `rows`: label -> its runs."""
     notes = []
@@ -236,7 +247,7 @@ def rate_rows(summary: Summary) -> list[list[Any]]:
     for name, rate in summary["rates"].items():
         if rate:
             digits = UNITS[rate.get("unit", PERCENT.name)].digits + 3
-            mean_and_interval = [round(float(rate[key]), digits) for key in NUMBERS]
+            mean_and_interval = ["" if rate[key] is None else round(float(rate[key]), digits) for key in NUMBERS]
             rows.append([name, *mean_and_interval, rate["prompts"]])
     return rows
 

@@ -37,6 +37,7 @@ from fedjax_rai.studies.results import (
     cells_of,
     check_same,
     is_synthetic,
+    judge_notes,
     main_first,
     printed,
     prompt_note,
@@ -251,7 +252,8 @@ def write(folder: Path, points: Sequence[Point], margin: float | None = None) ->
     cells = cells_of(titles, [row.summaries for row in rows])
     compared = comparisons(rows, titles["harmless"], margin)
     notes = [basis(everything), *prompt_note(titles, cells), LEGEND, *compared]
-    notes += [*answer_notes({row.label: row.summaries for row in rows}), *unmeasured_note(everything)]
+    by_label = {row.label: row.summaries for row in rows}
+    notes += [*judge_notes(titles, by_label), *answer_notes(by_label), *unmeasured_note(everything)]
     counts = answer_columns([row.summaries for row in rows])
     judges = agreement_tables(everything)
     table = wide(table_columns(rows, titles, cells) | counts)

@@ -29,6 +29,7 @@ from fedjax_rai.studies.results import (
     cells_of,
     check_same,
     is_synthetic,
+    judge_notes,
     main_first,
     printed,
     prompt_note,
@@ -231,7 +232,7 @@ def write(
     cells = cells_of(titles, by_row)
     compared = comparisons(config, chosen, by_arm, titles, margin)
     notes = [basis(everything), *prompt_note(titles, cells), *compared, *_guard_notes(everything, seeds[0])]
-    notes += [*answer_notes(by_arm), *unmeasured_note(everything)]
+    notes += [*judge_notes(titles, by_arm), *answer_notes(by_arm), *unmeasured_note(everything)]
     first = {"arm": list(chosen)}
     counts = answer_columns(by_row)
     judges = agreement_tables(everything)

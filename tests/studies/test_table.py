@@ -9,7 +9,8 @@ import pytest
 from fedjax_rai.config.load import dump_config
 from fedjax_rai.errors import InputError
 from fedjax_rai.studies import plots, results, table
-from fedjax_rai.studies.cells import Cell, cell, paired, students
+from fedjax_rai.studies.cells import Cell, cell, difference, paired, students
+from fedjax_rai.studies.judged import answer_columns
 from fedjax_rai.studies.results import narrow, shown_rates
 from fedjax_rai.studies.table import ARMS, CONTROLS, arm_config, arm_lines, choose, comparisons, run_table, write
 from tests.tiny_runs import vary
@@ -235,12 +236,37 @@ def test_cells_of_kept_answers_hold_prompts_and_seeds() -> None:
 def test_a_pair_of_one_seed_is_paired_by_prompt_and_equivalence_needs_a_margin() -> None:
     arm = [kept([True] * 90 + [False] * 10)]
     line = paired("harmless", arm, arm)
-    assert line is not None and line.startswith("+0.0 points [-") and line.endswith("]; every verdict is the same")
+    assert (
+        line is not None
+        and line.startswith("+0.0 points [-")
+        and line.endswith("]; the same number of verdicts of either kind on every prompt")
+    )
     within = paired("harmless", arm, arm, margin=5.0)
     assert within is not None and "; equivalent within 5 points (two one-sided tests at 5 %: 90 % interval [-" in within
     beyond = paired("harmless", arm, [kept([False] * 100)], margin=5.0)
     assert beyond is not None and "; not shown to be equivalent within 5 points (90 % interval [+" in beyond
     assert paired("harmless", arm, [{**arm[0], "verdicts": {}}]) is None, "one seed, of which answers are not kept"
+
+
+def test_rates_of_other_judges_are_not_compared(config, tmp_path) -> None:
+    """Nor do they make a mean over seeds; both say why. What no judge is named for is no judge's either."""
+    by_rule, by_phrases = summary({"harmless": 90.0}), summary({"harmless": 40.0}, "refusal_phrases")
+    assert difference("harmless", [by_rule] * 2, [by_phrases] * 2) is None
+    words = "not comparable, as judges differ (rule, refusal_phrases)"
+    assert paired("harmless", [by_rule] * 2, [by_phrases] * 2, margin=60.0) == words
+    assert cell([by_rule, by_phrases], "harmless") is None and cell([by_rule, by_rule], "harmless")
+    notes = results.judge_notes({"harmless": "harm"}, {"fl": [by_rule, by_phrases], "base": [by_rule]})
+    assert notes == [f"harm, seeds of fl: {words}; left out."]
+    unnamed = {"rates": {"harmless": {"mean": 90.0}}}
+    assert cell([by_rule, unnamed], "harmless") is None and cell([unnamed, unnamed], "harmless")
+    write(tmp_path, config, ["base", "fl"], {("base", 0): by_rule, ("fl", 0): by_phrases})
+    assert f"fl minus base: {words}" in (tmp_path / "table.md").read_text()
+
+
+def test_answers_that_say_nothing_have_columns_for_sets_of_the_users_own() -> None:
+    counts = {"mine": {"answers": 8, "empty": 2, "cut_off": 1, "non_finite": 0}}
+    run = {"rates": {}, "sets": {"mine": "red"}, "answers": counts}
+    assert list(answer_columns([[run], [{"rates": {}}]]).values()) == [["2, 1, 0 of 8", ""]]
 
 
 def test_what_intervals_hold_is_said() -> None:
@@ -266,6 +292,10 @@ def test_a_cell_is_shown_in_the_unit_of_its_rate():
     nats = {"mean": 0.01234, "low": 0.0, "high": 0.02, "prompts": 9, "unit": "nats a token"}
     found = cell([{"rates": {"x": nats}}], "x")
     assert str(found) == "0.0123 [0.0000, 0.0200] n=9" and found and found.short == "0.0123 [0.000, 0.020]"
+    alone = {"rates": {"x": nats | {"low": None, "high": None, "prompts": 1}}}
+    assert str(cell([alone], "x")) == "0.0123 [?] n=1" and results.rate_rows(alone)[0][2:4] == ["", ""]
+    of_one = cell([alone], "x")
+    assert of_one and of_one.ends is None and found and found.ends == (0.0, 0.02)
     runs = [{"rates": {"x": {"mean": mean, "unit": "perplexity"}}} for mean in (150.0, 170.0)]
     over_seeds = cell(runs, "x")
     assert str(over_seeds) == "160.00 [32.94, 287.06]"
