@@ -90,7 +90,8 @@ def guard_quality(setting: Setting) -> GuardQuality | None:
     fitted, released = found["fitted"], found["released"]
     if released is None:
         return None
-    return GuardQuality(Quality(**fitted) if fitted else None, Quality(**released))
+    fitted_quality = Quality(**fitted) if fitted else None
+    return GuardQuality(fitted_quality, Quality(**released), setting.guarding.threshold)
 
 
 def guard_asked(setting: Setting) -> GuardAsked | None:

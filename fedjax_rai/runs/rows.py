@@ -178,6 +178,8 @@ class GuardQuality(NamedTuple):
     """Of the guard as fitted, which is the one used. Null: a released model is used as it is."""
     released: Quality
     """Of the model before fitting, or of the released guard."""
+    threshold: float | None = None
+    """The least p(unsafe) that the guard that is used calls unsafe. Null: an older version ran."""
 
 
 class GuardAsked(NamedTuple):

@@ -39,7 +39,7 @@ class Wanted(NamedTuple):
     output: Path | None = None
     """The page; None: `report.html` in the first folder."""
     png: bool = False
-    """Also write every picture, in a folder beside the page."""
+    """Also write every picture, in the folder `<name>-pictures` beside the page."""
     margin: float | None = None
     """Points within which two arms count as equivalent, if the interval says so."""
     reference: str | None = None
@@ -93,13 +93,13 @@ def html(report: Report, sections: Sequence[Section], most_answers: int) -> str:
 
 
 def _write_pictures(page: Path, sections: Sequence[Section]) -> list[Path]:
-    """Every panel as a PNG, in a folder of the page's name."""
-    folder = page.with_suffix("")
+    """Every panel as a PNG, in a folder of the page's name; numbered, as titles may be long, or the same."""
+    folder = page.with_name(f"{page.stem}-pictures")
     folder.mkdir(exist_ok=True)
     written = []
     for section in sections:
-        for panel in section.panels:
-            path = folder / f"{section.anchor}-{panel.name}.png"
+        for i, panel in enumerate(section.panels, 1):
+            path = folder / f"{section.anchor}-{i:02d}-{panel.name[:60]}.png"
             draw_panel(path, panel)
             written.append(path)
     return written

@@ -23,6 +23,10 @@ from fedjax_rai.studies.report_parts import Grid, Report, Section
 
 SHOWN = ("accuracy", "precision", "recall", "hmean", "auroc", "auprc")
 WHOLE = (0.0, 100.0)
+OWN_LIMITS = (
+    "clients have limits of their own (filter.thresholds); numbers and dot are at the guard's threshold, which "
+    "only the others' filters go by."
+)
 
 
 class Scored(NamedTuple):
@@ -38,14 +42,14 @@ class Scored(NamedTuple):
 def guard(report: Report) -> Section:
     """Curves of every guard whose scores are kept and told apart, of each arm's first seed."""
     title = "The filter's guard"
-    found: dict[Path, Scored] = {}
+    found: dict[tuple[Path, float], Scored] = {}
     absent = []
     for arm in report.arms:
         if arm.first.summary["filter"] is None:
             continue
         try:
             scored = _scored(arm.first)
-            found.setdefault(scored.entry, scored).arms.append(arm.label)
+            found.setdefault((scored.entry, scored.threshold), scored).arms.append(arm.label)
         except (InputError, OSError, ValueError, KeyError) as error:
             absent.append(f"{arm.label}: {error}")
     if not found:
@@ -53,8 +57,11 @@ def guard(report: Report) -> Section:
     every = list(found.values())
     about = [
         "Scores of the clients' pairs against what people, or the tiny world, say of them; unsafe is positive. The dot "
-        "of a curve is the threshold that was used. Of each arm's first seed."
+        "of a curve is the guard's threshold. Of each arm's first seed."
     ]
+    for arm in report.arms:
+        if arm.first.config.filter.enabled and arm.first.config.filter.thresholds:
+            about.append(f"{arm.label}: {OWN_LIMITS}")
     return Section(title, about, [_numbers(every)], list(_curves(every)), absent)
 
 
@@ -73,18 +80,18 @@ def _numbers(scored: Sequence[Scored]) -> Grid:
         rows.append([", ".join(guard_scores.arms), str(guard_scores.seed), *values, f"{len(judged.scores):,}",
                      f"{judged.distinct_questions:,}"])  # fmt: skip
     header = ["arms", "seed", "accuracy", "precision", "recall", "Hmean", "AUROC", "AUPRC", "pairs", "questions"]
-    return Grid("Percent, at the threshold that was used", header, rows)
+    return Grid("Percent, at the guard's threshold", header, rows)
 
 
 def _curves(scored: Sequence[Scored]) -> Iterator[Panel]:
     """ROC, precision against recall, reliability."""
-    legend = [(", ".join(one.arms), i) for i, one in enumerate(scored)] if len(scored) > 1 else []
+    legend = [(", ".join(entry.arms), i) for i, entry in enumerate(scored)] if len(scored) > 1 else []
     rocs, recalls, reliable = [], [], []
-    for i, one in enumerate(scored):
-        name = ", ".join(one.arms)
-        rocs += _with_dot(name, measures.roc(one.judged), one.threshold, i)
-        recalls += _with_dot(name, measures.precision_recall(one.judged), one.threshold, i)
-        reliable.append(Series(name, _reliability(one.judged), i, line=True))
+    for i, entry in enumerate(scored):
+        name = ", ".join(entry.arms)
+        rocs += _with_dot(name, measures.roc(entry.judged), entry.threshold, i)
+        recalls += _with_dot(name, measures.precision_recall(entry.judged), entry.threshold, i)
+        reliable.append(Series(name, _reliability(entry.judged), i, line=True))
     names = (
         "safe pairs flagged, percent",
         "recall, percent",
@@ -99,7 +106,7 @@ def _curves(scored: Sequence[Scored]) -> Iterator[Panel]:
 
 
 def _with_dot(name: str, curve: measures.Curve, threshold: float, look: int) -> list[Series]:
-    """A curve, and on it the threshold that was used."""
+    """A curve, and on it the guard's threshold."""
     known = np.isfinite(curve.x) & np.isfinite(curve.y)
     points = [Point(100 * x, 100 * y) for x, y in zip(curve.x[known], curve.y[known], strict=True)]
     flagged = np.flatnonzero(known & (curve.thresholds >= np.float32(threshold)))
@@ -161,10 +168,15 @@ def _agree(found: Mapping[str, float], stated: Mapping[str, float]) -> bool:
 
 
 def _thresholds(run: Run, scores: np.ndarray) -> list[float]:
-    """The threshold of the config, and where it states none what drops as many pairs as the filter dropped."""
-    stated = run.config.guard.threshold
+    """The guard's threshold; of an older version the config's, and where it states none what drops as many pairs as the
+    filter dropped, if all clients dropped by it.
+    """
+    noted = run.summary["guard"].get("threshold")
+    stated = run.config.guard.threshold if noted is None else noted
     if stated is not None:
         return [stated]
+    if run.config.filter.action != "drop" or run.config.filter.thresholds:
+        raise InputError("the guard's threshold is not noted; an older version ran")
     kept = run.summary["filter"]["kept"]
     known = np.sort(scores[~np.isnan(scores)])
     return [float(known[kept])] if kept < len(known) else [0.5]

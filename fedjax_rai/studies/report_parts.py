@@ -1,6 +1,6 @@
 """The sections of a report: what each shows, and why it is absent where it is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -11,7 +11,7 @@ from fedjax_rai.evals.intervals import Difference
 from fedjax_rai.runs.folder import differences
 from fedjax_rai.studies import cells as cell_values
 from fedjax_rai.studies import report_pictures as pictures
-from fedjax_rai.studies.cells import Cell
+from fedjax_rai.studies.cells import Cell, Summary
 from fedjax_rai.studies.gathered import Arm, Gathered
 from fedjax_rai.studies.panels import Panel
 from fedjax_rai.studies.results import (
@@ -22,6 +22,7 @@ from fedjax_rai.studies.results import (
     cells_of,
     evaluations_of,
     is_synthetic,
+    judge_notes,
     main_first,
     prompt_note,
     shown_rates,
@@ -101,7 +102,8 @@ def table(report: Report) -> Section:
         rows.append([arm.label, _listed(arm.seeds), *fields, f"{seconds:.0f}"])
     header = ["arm", "seeds", *report.titles.values(), "seconds"]
     notes = [_basis(report), *prompt_note(report.titles, report.cells)]
-    notes += answer_notes({arm.label: arm.summaries for arm in report.arms}) + unmeasured_note(report.summaries)
+    by_label = {arm.label: arm.summaries for arm in report.arms}
+    notes += [*judge_notes(report.titles, by_label), *answer_notes(by_label), *unmeasured_note(report.summaries)]
     absent = [f"{title}: not measured in any arm" for title in _never(report)]
     absent += [f"{folder}: begun and not finished, so it is not shown" for folder in report.gathered.unfinished]
     return Section("Table", notes, [Grid("", header, rows), _every_rate(report)], absent=absent)
@@ -152,15 +154,17 @@ def compared(report: Report) -> Section:
     (reference,) = [arm for arm in report.arms if arm.label == report.reference]
     if not others:
         return Section(title, absent=["There is one arm: nothing to compare it with."])
-    grids, panels = [], []
+    grids, panels, absent = [], [], []
     for rate, rate_title in report.titles.items():
         found = _gaps(rate, others, reference)
+        absent += [f"{rate_title}, {reason}" for reason in _other_judges(rate, others, reference)]
         if found:
             panels.append(pictures.differences(rate_title, report.reference, found))
             rows = [[label, *_gap_fields(gap, report.margin)] for label, gap in found.items()]
-            header = ["arm", "points [95 %]", "by seed", *(["equivalence"] if report.margin else [])]
+            header = ["arm", "points [95 %]", "by seed", *([] if report.margin is None else ["equivalence"])]
             grids.append(Grid(f"{rate_title}, minus {report.reference}", header, rows, folded=True))
-    absent = [] if panels else ["No arm has a seed in common with the reference, or no rate that both measured."]
+    if not panels:
+        absent.append("No arm has a seed in common with the reference, or no rate that both measured by one judge.")
     about = [
         f"Points, each arm minus {report.reference}, paired: the same seeds, and the same prompts where their answers "
         "are kept. An interval that holds 0 does not show that there is no difference."
@@ -174,21 +178,35 @@ def _gaps(rate: str, others: Sequence[Arm], reference: Arm) -> dict[str, Differe
     """The paired difference of each arm that has one, over the seeds that both have."""
     found = {}
     for arm in others:
-        shared = sorted({*arm.seeds} & {*reference.seeds})
-        runs = [run.summary for run in arm.runs if run.seed in shared]
-        against = [run.summary for run in reference.runs if run.seed in shared]
-        gap = cell_values.difference(rate, runs, against) if shared else None
+        runs, against = _of_shared_seeds(arm, reference)
+        gap = cell_values.difference(rate, runs, against) if runs else None
         if gap:
             found[arm.label] = gap
     return found
+
+
+def _of_shared_seeds(arm: Arm, reference: Arm) -> tuple[list[Summary], list[Summary]]:
+    """The summaries of either, of the seeds that both have."""
+    shared = {*arm.seeds} & {*reference.seeds}
+    runs = [run.summary for run in arm.runs if run.seed in shared]
+    return runs, [run.summary for run in reference.runs if run.seed in shared]
+
+
+def _other_judges(rate: str, others: Sequence[Arm], reference: Arm) -> Iterator[str]:
+    """Of each arm that other judges than the reference's judged, that it is not compared, and why."""
+    for arm in others:
+        runs, against = _of_shared_seeds(arm, reference)
+        why = cell_values.other_judges(rate, [*runs, *against])
+        if why:
+            yield f"{arm.label} minus {reference.label}: {why}"
 
 
 def _gap_fields(gap: Difference, margin: float | None) -> list[str]:
     by_seed = ", ".join(f"{points:+.1f}" for points in gap.by_seed)
     shown = f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]" + (f" n={gap.prompts}" if gap.prompts else "")
     if gap.same:
-        shown += ", every verdict the same"
-    return [shown, by_seed, *([cell_values.equivalence(gap, margin)] if margin else [])]
+        shown += f", {cell_values.SAME}"
+    return [shown, by_seed, *([] if margin is None else [cell_values.equivalence(gap, margin)])]
 
 
 def rounds(report: Report) -> Section:
@@ -316,16 +334,16 @@ def _cai_fields(arm: Arm) -> list[str]:
 def data(report: Report) -> Section:
     """Clients and parts of the data, of each arm's first seed; arms with the same stand together."""
     held = {arm.label: arm.first.data for arm in report.arms}
-    absent = [f"{label}: data.json is not there; an older version ran" for label, of in held.items() if of is None]
-    known = {label: of for label, of in held.items() if of is not None}
+    absent = [f"{label}: data.json is not there; an older version ran" for label, file in held.items() if file is None]
+    known = {label: file for label, file in held.items() if file is not None}
     panels, rows = [], []
-    for names, clients in _alike({label: of.clients for label, of in known.items()}):
+    for names, clients in _alike({label: file.clients for label, file in known.items()}):
         panels.append(pictures.clients(f"Clients: {names}", clients))
         if len(clients) > pictures.MOST_CLIENTS:
             absent.append(
                 f"{names}: clients from number {pictures.MOST_CLIENTS} on, of {len(clients)}; data.json has all"
             )
-    for names, parts in _alike({label: of.summary.parts for label, of in known.items()}):
+    for names, parts in _alike({label: file.summary.parts for label, file in known.items()}):
         for part, of_part in parts.items():
             left_out = "; ".join(f"{count:,} by {why}" for why, count in of_part.left_out.items())
             harmful = "" if of_part.harmful is None else f"{of_part.harmful:,}"

@@ -35,7 +35,7 @@ def rates(labels: Sequence[str], titles: Mapping[str, str], cells: Cells) -> lis
 
 def _across(i: int, labels: Sequence[str], rate_cell: Cell) -> Point:
     note = f"{labels[i]}: {rate_cell}"
-    return Point(rate_cell.mean, row(i, labels), (rate_cell.low, rate_cell.high), note=note)
+    return Point(rate_cell.mean, row(i, labels), rate_cell.ends, note=note)
 
 
 def _unit(rate_cells: Sequence[Cell | None]) -> Unit:
@@ -74,7 +74,7 @@ def probes(arms: Sequence[Arm]) -> Panel | None:
             series.append(Series(arm.label, points, i, line=True))
     if not series:
         return None
-    ends = [value for one in series for point in one.points for value in (point.y_range or ())]
+    ends = [value for drawn in series for point in drawn.points for value in (point.y_range or ())]
     return _over_rounds("Safe answers to the probe", series, percent_axis("percent, by the guard", ends))
 
 
@@ -88,7 +88,7 @@ def losses(arms: Sequence[Arm]) -> Panel | None:
             series.append(Series(arm.label, points, i, line=True, dots=len(points) < 30))
     if not series:
         return None
-    values = [point.y for one in series for point in one.points]
+    values = [point.y for drawn in series for point in drawn.points]
     return _over_rounds("Training loss of the clients", series, number_axis("nats a token", values, zero=True))
 
 
@@ -104,8 +104,8 @@ def _by_round(arm: Arm, read) -> dict[int, list[float]]:
 
 
 def _over_rounds(title: str, series: Sequence[Series], y) -> Panel:
-    rounds = [point.x for one in series for point in one.points]
-    legend = [(one.name, one.look) for one in series]
+    rounds = [point.x for drawn in series for point in drawn.points]
+    legend = [(drawn.name, drawn.look) for drawn in series]
     return Panel(title, number_axis("round", rounds, zero=True, least_span=2.0, whole=True), y, series, legend=legend)
 
 
@@ -115,11 +115,11 @@ def against(labels: Sequence[str], x: tuple[str, Sequence[Cell | None]], y: tupl
     for i, (label, across, up) in enumerate(zip(labels, x[1], y[1], strict=True)):
         if across and up:
             note = f"{label}: {x[0]} {across}, {y[0]} {up}"
-            point = Point(across.mean, up.mean, (across.low, across.high), (up.low, up.high), note)
+            point = Point(across.mean, up.mean, across.ends, up.ends, note)
             series.append(Series(label, [point], i))
-    across_ends = [end for one in series for point in one.points for end in (point.x_range or ())]
-    up_ends = [end for one in series for point in one.points for end in (point.y_range or ())]
-    legend = [(one.name, one.look) for one in series]
+    across_ends = [end for drawn in series for point in drawn.points for end in (point.x_range or ())]
+    up_ends = [end for drawn in series for point in drawn.points for end in (point.y_range or ())]
+    legend = [(drawn.name, drawn.look) for drawn in series]
     axes = axis_of(x[0], _unit(x[1]), across_ends), axis_of(y[0], _unit(y[1]), up_ends)
     return Panel(f"{x[0]} against {y[0]}", *axes, series, legend=legend)
 
@@ -133,7 +133,7 @@ def by_number(title: str, label: str, points: Sequence[tuple[str, int, float, Ce
         series.append(Series(arm, [point], look))
     ends = [end for *_, rate_cell in points for end in (rate_cell.low, rate_cell.high)]
     x = number_axis(label, [number for _, _, number, _ in points], zero=True)
-    legend = [(one.name, one.look) for one in series]
+    legend = [(drawn.name, drawn.look) for drawn in series]
     return Panel(title, x, axis_of(rate, _unit([points[0][-1]]), ends), series, legend=legend)
 
 
@@ -148,8 +148,8 @@ def by_judge(title: str, labels: Sequence[str], cells: Mapping[str, Sequence[Cel
                 point = _across(i, labels, rate_cell)
                 points.append(point._replace(y=point.y + shift, note=f"{judge}, {point.note}"))
         series.append(Series(judge, points, look))
-    ends = [end for one in series for end in _ends(one.points)]
-    legend = [(one.name, one.look) for one in series]
+    ends = [end for drawn in series for end in _ends(drawn.points)]
+    legend = [(drawn.name, drawn.look) for drawn in series]
     return Panel(title, percent_axis("percent", ends), named_axis(labels), series, legend=legend)
 
 

@@ -8,10 +8,13 @@ import pytest
 
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import intervals
+from fedjax_rai.runs import files
 from fedjax_rai.studies import report
 from fedjax_rai.studies.gathered import gather
+from fedjax_rai.studies.panels import Panel, named_axis
 from fedjax_rai.studies.report import Wanted, write_report
 from fedjax_rai.studies.report_judges import agreement
+from fedjax_rai.studies.report_parts import Section
 from tests.studies.report_folders import ARABIC, HANGUL, SCRIPT, some_rows, write_run, write_table
 from tests.tiny_runs import vary
 
@@ -106,10 +109,23 @@ def test_arms_are_compared_by_prompt_and_seed_with_a_margin_if_there_is_one(tabl
     found = next(row for row in rows if len(row) == 4 and row[0] == "fl+cai" and row[1].startswith("+40.0"))
     assert found[2] == "+40.0, +40.0" and found[3].startswith("not shown to be equivalent within 5 points")
     same = next(row for row in rows if len(row) == 4 and row[0] == "fl+cai" and row[1].startswith("+0.0"))
-    assert same[1].endswith("every verdict the same")
+    assert same[1].endswith("the same number of verdicts of either kind on every prompt")
     without = page_of([table])
     assert "takes a margin" in without and "equivalent within" not in without
     assert "points, minus fl+cai" in page_of([table], reference="fl+cai")
+
+
+def test_arms_of_other_judges_are_not_compared_and_it_is_said(table):
+    for seed in (0, 1):
+        path = table / f"seed{seed}" / "fl+cai" / "summary.json"
+        changed = files.read_object(path)
+        changed["rates"]["harmless"]["judge"] = "refusal_phrases"
+        files.write_json(path, changed)
+    page = Page(page_of([table]))
+    gaps = [row for row in page.rows if len(row) > 1 and row[0] == "fl+cai" and row[1].startswith("+40.0")]
+    assert len(gaps) == 1, "of the rule's own rate alone"
+    why = "fl+cai minus fl: not comparable, as judges differ (refusal_phrases, rule)"
+    assert f"harmless (rule, phrases), {why}" in " ".join(page.texts)
 
 
 def test_judges_agree_beyond_chance_by_hand():
@@ -191,5 +207,17 @@ def test_pictures_go_beside_the_page(table, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "draw_panel", lambda path, panel: path.write_bytes(panel.title.encode()))
     page, *pictures = write_report([table], Wanted(output=tmp_path / "page.html", png=True, answers=0))
     assert page == tmp_path / "page.html" and len(pictures) == len({*pictures}) >= 10
-    assert all(picture.parent == tmp_path / "page" for picture in pictures)
-    assert "rates-harmless-rule.png" in {picture.name for picture in pictures}
+    assert all(picture.parent == tmp_path / "page-pictures" for picture in pictures)
+    assert "rates-01-harmless-rule.png" in {picture.name for picture in pictures}
+
+
+def test_pictures_of_long_and_equal_titles_and_of_a_page_without_a_suffix(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_panel", lambda path, panel: path.write_text(panel.title))
+    axis = named_axis(["x"])
+    titles = ["k" * 476, "k" * 476, "same", "same"]
+    sections = [Section("Data", panels=[Panel(title, axis, axis) for title in titles])]
+    page = tmp_path / "report"
+    page.write_text("the page")
+    written = report._write_pictures(page, sections)
+    assert len({*written}) == 4 and [path.read_text() for path in written] == titles
+    assert page.read_text() == "the page" and written[2].name == "data-03-same.png"

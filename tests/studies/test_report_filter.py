@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from fedjax_rai.config.load import dump_config
+from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import materials
 from fedjax_rai.experiment.keeping import digest_of_texts
 from fedjax_rai.model.weights import save_safetensors
@@ -52,6 +54,25 @@ def test_the_scores_are_those_that_have_the_summarys_quality(filtered):
     assert (curve.points[0][:2], curve.points[-1][:2]) == ((0.0, 0.0), (100.0, 100.0)) and curve.line
     assert dot.points[0][:2] == pytest.approx((0.0, of_good["recall"]))
     assert not section.absent
+
+
+def test_the_threshold_is_the_guards_that_was_noted(filtered):
+    """Between 0.1 and 0.9 all thresholds have this quality; clients' own limits are said to be no part of it."""
+    folder, _ = filtered
+    (run,) = gather([folder]).arms[0].runs
+    noted = run._replace(summary=run.summary | {"guard": run.summary["guard"] | {"threshold": 0.7}})
+    assert report_filter._thresholds(noted, np.array([0.1, 0.9])) == [0.7]
+    kept = vary(run.config, filter={"action": "keep"})
+    with pytest.raises(InputError, match="threshold is not noted"):
+        report_filter._thresholds(run._replace(config=kept), np.array([0.1, 0.9]))
+    own = vary(run.config, filter={"thresholds": [{"drop_rate": 0.5}]})
+    (folder / "config.yaml").write_text(dump_config(own))
+    changed = files.read_object(folder / "summary.json")
+    changed["guard"]["threshold"] = 0.7
+    files.write_json(folder / "summary.json", changed)
+    section = report_filter.guard(report_of(gather([folder]), None, None))
+    assert section.panels[0].series[1].points[0].note == "run, threshold 0.7"
+    assert section.about[1].startswith("run: clients have limits of their own")
 
 
 def test_scores_that_are_gone_are_said_to_be(filtered):
