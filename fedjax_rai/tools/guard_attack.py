@@ -241,7 +241,7 @@ def draw(found: Attack, path: Path) -> None:
         axes.set_xlabel(f"{name.replace('_', ' ')}, percent")
         axes.spines[["top", "right"]].set_visible(False)
     left.set_yticks(range(len(evasions)), evasions)
-    left.invert_yaxis()
+    left.set_ylim(len(evasions) - 0.5, -0.5)  # from the top, with room for the outer dots
     left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(guards), frameon=False, fontsize=8)
     made.suptitle(f"guard under rewritten answers{', ' + SYNTHETIC if found.synthetic else ''}", fontsize=10)
     made.savefig(path)
