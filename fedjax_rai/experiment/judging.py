@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_rai import terminal
-from fedjax_rai.config.schema import EndpointConfig, ExperimentConfig
+from fedjax_rai.config.schema import TINY, EndpointConfig, ExperimentConfig
 from fedjax_rai.config.views import View
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.evaluation import Conversation, Marks
@@ -58,7 +58,9 @@ def judges_of(given: Given) -> JudgesOfHarm:
     if config.judges is None:
         return JudgesOfHarm(chosen)
     beside = [_judge(name, f"eval.judges[{i}]", given) for i, name in enumerate(config.judges)]
-    _check_names(config.judges, beside)
+    named_beside = [*zip(config.judges, beside, strict=True)]
+    others = [(name, judge) for name, judge in named_beside if name != config.judge and judge != chosen]
+    _check_names(named_beside if isinstance(chosen, str) else [(config.judge, chosen), *others])
     if config.by_guard and GUARD not in beside:
         beside.append(GUARD)
     return JudgesOfHarm(chosen, beside)
@@ -74,10 +76,10 @@ def _judge(name: str, key: str, given: Given) -> Judge:
     return JUDGES[judge] if isinstance(judge, str) else judge
 
 
-def _check_names(keys: Sequence[str], judges: Sequence[Judge]) -> None:
+def _check_names(judges: Sequence[tuple[str, Judge]]) -> None:
     """Raises InputError where two judges have one name, by which columns and rates are told apart."""
     seen: dict[str, str] = {}
-    for key, judge in zip(keys, judges, strict=True):
+    for key, judge in judges:
         if judge.name in seen:
             raise InputError(
                 f"eval.judges: {seen[judge.name]} and {key} would both be named {judge.name}, as folder or function is "
@@ -100,7 +102,7 @@ class DeviceJudge:
         self._key = f"{key} = {GUARD_JUDGE}:{path}"
         self._given = given
         self._revision = given.pins.get(f"judge {self.name}")
-        if self.path == given.config.guard.path:
+        if given.config.guard.path is not None and _place(path) == _place(given.config.guard.path):
             raise InputError(f"{self._key}: is the filter's own guard, guard.path; must be named {GUARD_JUDGE}")
 
     @property
@@ -217,13 +219,25 @@ class DeviceJudge:
         return room if most is None else min(room, most - self.request_length)
 
 
+def _place(path: str) -> Path | str:
+    """Where a model lies, however its path is written; the name itself of one that is no folder here."""
+    if path == TINY:
+        return resolve(path).resolve()
+    folder = Path(path).expanduser()
+    return folder.resolve() if folder.is_dir() else path.rstrip("/")
+
+
 def device_judge(name: str, key: str, given: Given) -> DeviceJudge:
     """The judge that `guard:PATH`, or `guard:FORM:PATH`, names."""
+    form, path = form_and_path(name)
+    return DeviceJudge(path, form, key, given)
+
+
+def form_and_path(name: str) -> tuple[str, str]:
+    """What `guard:PATH`, or `guard:FORM:PATH`, names; `auto` where it says no form."""
     _, _, text = name.partition(":")
     form, colon, path = text.partition(":")
-    if colon:
-        return DeviceJudge(path, form, key, given)
-    return DeviceJudge(text, AUTO_FORM, key, given)
+    return (form, path) if colon else (AUTO_FORM, text)
 
 
 def device_judges(given: Given) -> list[DeviceJudge]:

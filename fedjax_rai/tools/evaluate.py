@@ -30,7 +30,7 @@ from fedjax_rai.evals.agreement import Agreement, agreements
 from fedjax_rai.evals.spoilt import AnswerCounts, answer_counts
 from fedjax_rai.evals.suite import ITEM_KEYS, kinds_of
 from fedjax_rai.experiment.evaluation import evaluate as measure
-from fedjax_rai.experiment.judging import GUARD_JUDGE
+from fedjax_rai.experiment.judging import GUARD_JUDGE, form_and_path
 from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.setting import Setting
@@ -243,8 +243,8 @@ def _judging_models(config: ExperimentConfig) -> list[tuple[str, str | None]]:
     """(path, revision) of the models on the device that may judge, other than the base."""
     found = [] if config.guard.path is None else [(config.guard.path, config.guard.revision)]
     for name in (config.eval.judge, *(config.eval.judges or ())):
-        word, _, path = name.partition(":")
-        if word == GUARD_JUDGE and path:
+        if name.startswith(f"{GUARD_JUDGE}:"):
+            _, path = form_and_path(name)
             found.append((path, None))
     return found
 

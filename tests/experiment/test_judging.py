@@ -60,10 +60,36 @@ def test_judges_that_would_have_one_name_are_refused(config, model):
         judges_of(given(config, judges=[f"guard:{model}", f"guard:{other}"]))
 
 
+def test_no_judge_beside_takes_the_place_of_the_primary_by_its_name(config, model):
+    """Two that would have one name are refused; the same one may be named twice."""
+    other = str(Path(model).with_name("some_model.v2"))
+    with pytest.raises(InputError, match="guard:.* and guard:.* would both be named guard_some_model_v2"):
+        judges_of(given(config, judge=f"guard:{other}", judges=[f"guard:{model}"]))
+    same = judges_of(given(config, judge=f"guard:{model}", judges=[f"guard:{model}", "gcg"]))
+    assert [*same.named] == ["guard_some_model_v2", "gcg"]
+    published = judges_of(given(config, judge="gcg", judges=["fedjax_rai.evals.published:gcg"]))
+    assert [*published.named] == ["gcg"]
+
+
 def test_the_filters_own_guard_is_named_guard(config, model):
-    setting = Setting(vary(config, guard={"path": model}, eval={"judges": [f"guard:{model}"]}))
-    with pytest.raises(InputError, match="is the filter's own guard, guard.path; must be named guard"):
-        judges_of(setting.given_to_judges)
+    for judge in (f"guard:{model}", f"guard:{model}/", f"guard:{model}/../{Path(model).name}"):
+        setting = Setting(vary(config, guard={"path": model}, eval={"judges": [judge]}))
+        with pytest.raises(InputError, match="is the filter's own guard, guard.path; must be named guard"):
+            judges_of(setting.given_to_judges)
+
+
+@pytest.mark.parametrize("written", ["{0}/", "{0}/.", "{0}/../{1}", "{0}.link"])
+def test_the_filters_own_guard_is_known_however_its_path_is_written(model, written):
+    link = Path(f"{model}.link")
+    if not link.exists():
+        link.symlink_to(model)
+    path = written.format(model, Path(model).name)
+    assert judging._place(path) == judging._place(model)
+
+
+def test_models_elsewhere_are_other_models(model):
+    assert judging._place("owner/name/") == judging._place("owner/name") != judging._place("owner/other")
+    assert judging._place("tiny") == judging._place(str(TINY)) != judging._place(model)
 
 
 def test_a_folder_that_is_no_model_is_said_before_anything_is_computed(config, tmp_path):

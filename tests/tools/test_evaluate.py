@@ -108,6 +108,16 @@ def test_the_digest_is_of_weights_keys_and_files(run, tmp_path):
     assert evaluate.digest_of(asked) != known
 
 
+def test_the_digest_is_of_judges_in_any_form_that_names_them(run):
+    """`guard:FORM:PATH` is the model of PATH."""
+    named = evaluate.request(str(run), ["eval.judges=['guard:a/b','guard:request:c/d']"])
+    assert evaluate._judging_models(named.config) == [("a/b", None), ("c/d", None)]
+    with_form = evaluate.request(str(run), ["eval.judges=['guard:request:tiny']"])
+    assert evaluate.digest_of(with_form) != evaluate.digest_of(
+        evaluate.request(str(run), ["eval.judges=['guard:tiny']"])
+    )
+
+
 @pytest.mark.parametrize("override", ["federated.rounds=1", "seed=3", "data.red=5", "lora.rank=3", "cai.iterations=1"])
 def test_what_a_run_was_trained_on_cannot_be_changed(run, override):
     with pytest.raises(InputError, match=f"override of {override.partition('=')[0]}: .*; must be of eval, guard"):
