@@ -265,7 +265,7 @@ def test_rates_of_other_judges_are_not_compared(config, tmp_path) -> None:
 
 def test_answers_that_say_nothing_have_columns_for_sets_of_the_users_own() -> None:
     counts = {"mine": {"answers": 8, "empty": 2, "cut_off": 1, "non_finite": 0}}
-    run = {"rates": {}, "sets": {"mine": "red"}, "answers": counts}
+    run = {"rates": {}, "sets": {"mine": "harm"}, "answers": counts}
     assert list(answer_columns([[run], [{"rates": {}}]]).values()) == [["2, 1, 0 of 8", ""]]
 
 
