@@ -1,6 +1,7 @@
 """Rates: verdicts counted, with a 95 % interval over prompts."""
 
 from collections.abc import Sequence
+from math import isnan
 from typing import NamedTuple, TypeAlias
 
 Verdict: TypeAlias = bool | None
@@ -28,9 +29,9 @@ class Rate(NamedTuple):
     mean: float
     """Percent of the verdicts, or a mean in another `unit`."""
     low: float
-    """In the same unit; lower end of the 95 % interval over prompts."""
+    """In the same unit; lower end of the 95 % interval over prompts. NaN, null in files: there is none, as of one prompt."""
     high: float
-    """In the same unit; upper end of the 95 % interval over prompts."""
+    """In the same unit; its upper end, NaN in the same way."""
     prompts: int
     """Prompts with at least one verdict."""
     without_verdict: int = 0
@@ -49,6 +50,12 @@ class Rate(NamedTuple):
     """Of the empty ones, those that are none because the logits were no numbers (NaN, infinity), or all one."""
     unit: str = PERCENT.name
     """Of mean, low and high: `percent`, `nats a token`, `perplexity`, `mark of 10`."""
+
+    def interval(self, digits: int) -> str:
+        """The interval as a person reads it: `[70.1, 80.2]`; `[?]` where there is none."""
+        if isnan(self.low):
+            return "[?]"
+        return f"[{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
     @classmethod
     def of(cls, verdicts: Sequence[Sequence[Verdict]], judge: str = "") -> "Rate | None":

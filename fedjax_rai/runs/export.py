@@ -169,4 +169,4 @@ def cells(rate: Rate | None) -> str:
     unit = UNITS[rate.unit]
     digits = unit.digits
     named = "" if unit == PERCENT else f" {unit.name}"
-    return f"{rate.mean:.{digits}f}{named} | [{rate.low:.{digits}f}, {rate.high:.{digits}f}]"
+    return f"{rate.mean:.{digits}f}{named} | {rate.interval(digits)}"

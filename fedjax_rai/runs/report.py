@@ -91,7 +91,7 @@ def shown(rate: Rate | None) -> str:
     unit = UNITS[rate.unit]
     digits = unit.digits
     named = "" if unit == PERCENT else f" {unit.name}"
-    return f"{rate.mean:5.{digits}f}  [{rate.low:.{digits}f}, {rate.high:.{digits}f}]{named}{missing}"
+    return f"{rate.mean:5.{digits}f}  {rate.interval(digits)}{named}{missing}"
 
 
 def share_of_all(rate: Rate) -> float:

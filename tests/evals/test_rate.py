@@ -51,3 +51,9 @@ def test_what_has_no_verdict_is_counted_and_in_no_other_number():
 @pytest.mark.parametrize("nothing", [[], [[]], [[None]], [[None, None], []]])
 def test_a_rate_of_nothing_is_none(nothing):
     assert Rate.of(nothing) is None
+
+
+def test_an_interval_is_shown_unless_there_is_none():
+    rate = Rate(75.5, 70.14, 80.25, prompts=9)
+    assert (rate.interval(1), rate.interval(0)) == ("[70.1, 80.2]", "[70, 80]")
+    assert rate._replace(low=float("nan"), high=float("nan")).interval(1) == "[?]"
