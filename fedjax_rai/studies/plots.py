@@ -15,7 +15,7 @@ from fedjax_rai.studies.results import MAIN, Cells
 def plot_arms(path: Path, arms: Sequence[str], cells: Cells, names: Mapping[str, str], synthetic: bool) -> None:
     """The main rates of each arm, with their intervals, as a PNG."""
     shown = measured(cells)
-    figure = new_figure(1.6 * len(arms) + 2.5, 4.2)
+    figure = new_figure(max(1.6 * len(arms) + 2.5, 7.0), 4.2)  # a legend has room beside one arm, too
     axes = figure.subplots()
     distance = 0.6 / max(len(shown), 1)
     for i, (rate, rate_cells) in enumerate(shown.items()):

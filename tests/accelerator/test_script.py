@@ -127,7 +127,7 @@ def test_a_small_part_is_measured_here(tmp_path) -> None:
     rows = [json.loads(line) for line in (out / "generate_1b_advbench.jsonl").read_text().splitlines()]
     assert [row["order"] for row in rows] == ["queue", "batches"]
     queue, batches = rows
-    assert queue["steps"] == queue["steps_in_queue"] < batches["steps"] == queue["steps_in_batches"]
+    assert queue["steps"] == queue["steps_in_queue"] <= batches["steps"] == queue["steps_in_batches"]
     assert queue["tokens_per_second"] * queue["median_seconds"] == pytest.approx(
         batches["tokens_per_second"] * batches["median_seconds"]
     )

@@ -256,7 +256,7 @@ def test_a_fit_goes_on_where_it_was_left_bit_for_bit(config, arm, monkeypatch, t
     setting = arm(vary(config, guard={"steps": 5}))
     whole = fitted(guarding(setting, None))
     monkeypatch.setattr(guards, "PIECE", 2)
-    monkeypatch.setattr("fedjax_rai.experiment.guarding.SECONDS_BETWEEN_FITTINGS", 0.0)
+    monkeypatch.setattr("fedjax_rai.experiment.guard_fit.SECONDS_BETWEEN_FITTINGS", 0.0)
     in_pieces = fitted(guarding(setting, None))
     steps = guards.fit_steps
     done: list[tuple[int, int]] = []

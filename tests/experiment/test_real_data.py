@@ -11,6 +11,7 @@ SMALL = [
     "federated.rounds=1", "federated.local_steps=1", "federated.batch_size=2", "guard.steps=1", "guard.batch_size=2",
     "cai.prompts=2", "cai.replay=2", "cai.iterations=1", "cai.max_new_tokens=4", "cai.batch_size=2",
     "eval.prompts=3", "eval.samples=1", "eval.max_new_tokens=4", "eval.batch_size=32", "data.max_length=512",
+    "eval.cut_off=judged",
 ]  # fmt: skip
 
 
