@@ -29,7 +29,7 @@ class Rate(NamedTuple):
     mean: float
     """Percent of the verdicts, or a mean in another `unit`."""
     low: float
-    """In the same unit; lower end of the 95 % interval over prompts. NaN, null in files: there is none, as of one prompt."""
+    """In the same unit; lower end of the 95 % interval over prompts. NaN, null in files: there is none."""
     high: float
     """In the same unit; its upper end, NaN in the same way."""
     prompts: int

@@ -57,7 +57,7 @@ EVALUATIONS = {
 GUARDS = {
     "README.md": "What this is. All of it may be deleted: it is made again, with the same numbers.",
     "fitted-<digest>/": "A guard, as an adapter in PEFT's format on the base; `guard.adapter` takes it.",
-    "scores-<digest>/": "`scores.safetensors`, float32[2, n]: p(unsafe) and how probable a verdict was, of answers in order.",
+    "scores-<digest>/": "`scores.safetensors`, float32[2, n]: p(unsafe), and how probable a verdict was.",
     "*/origin.json": "What the digest is of, the digests of the files beside it, and the versions that wrote them.",
 }
 SET = {

@@ -260,7 +260,8 @@ def test_a_grid_with_seeds_has_a_row_for_every_other_combination(config, apart, 
     assert [row.label for row in rows] == ["sft, 0", "sft, 3", "dpo, 0", "dpo, 3"]
     assert all([summary["seed"] for summary in row.summaries] == [0, 1] for row in rows)
     printed = capsys.readouterr().out
-    assert printed.startswith("\n| cai.method | cai.iterations | harmless ") and "over prompts and 2 seeds (bootstrap)" in printed
+    assert printed.startswith("\n| cai.method | cai.iterations | harmless ")
+    assert "over prompts and 2 seeds (bootstrap)" in printed
     assert "harmless (rule), sft, 3 minus sft, 0: " in printed and "by seed " in printed
     lines = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
     assert list(lines[0]) == ["cai.method", "cai.iterations", "seed", "name", "mean", "low", "high", "prompts"]
