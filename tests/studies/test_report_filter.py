@@ -1,5 +1,7 @@
 """The guard's curves in a report: the scores that a filter went by are found among those that are kept."""
 
+from copy import copy
+
 import numpy as np
 import pytest
 
@@ -60,11 +62,13 @@ def test_the_threshold_is_the_guards_that_was_noted(filtered):
     """Between 0.1 and 0.9 all thresholds have this quality; clients' own limits are said to be no part of it."""
     folder, _ = filtered
     (run,) = gather([folder]).arms[0].runs
-    noted = run._replace(summary=run.summary | {"guard": run.summary["guard"] | {"threshold": 0.7}})
+    noted = copy(run)
+    noted.__dict__["summary"] = run.summary | {"guard": run.summary["guard"] | {"threshold": 0.7}}
     assert report_filter._thresholds(noted, np.array([0.1, 0.9])) == [0.7]
-    kept = vary(run.config, filter={"action": "keep"})
+    keeping = copy(run)
+    keeping.config = vary(run.config, filter={"action": "keep"})
     with pytest.raises(InputError, match="threshold is not noted"):
-        report_filter._thresholds(run._replace(config=kept), np.array([0.1, 0.9]))
+        report_filter._thresholds(keeping, np.array([0.1, 0.9]))
     own = vary(run.config, filter={"thresholds": [{"drop_rate": 0.5}]})
     (folder / "config.yaml").write_text(dump_config(own))
     changed = files.read_object(folder / "summary.json")

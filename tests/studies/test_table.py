@@ -259,8 +259,9 @@ def test_rates_of_other_judges_are_not_compared(config, tmp_path) -> None:
     assert notes == [f"harm, seeds of fl: {words}; left out."]
     unnamed = {"rates": {"harmless": {"mean": 90.0}}}
     assert cell([by_rule, unnamed], "harmless") is None and cell([unnamed, unnamed], "harmless")
-    write(tmp_path, config, ["base", "fl"], {("base", 0): by_rule, ("fl", 0): by_phrases})
-    assert f"fl minus base: {words}" in (tmp_path / "table.md").read_text()
+    seeds = {("base", seed): by_rule for seed in (0, 1)} | {("fl", seed): by_phrases for seed in (0, 1)}
+    write(tmp_path, config, ["base", "fl"], seeds)
+    assert "fl minus base: not comparable, as judges differ (" in (tmp_path / "table.md").read_text()
 
 
 def test_answers_that_say_nothing_have_columns_for_sets_of_the_users_own() -> None:

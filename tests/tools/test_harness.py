@@ -15,7 +15,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.runs.target import read_target
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.tools import harness
-from fedjax_rai.tools.sampler import Token
+from fedjax_rai.tools.sampler import Model, Token
 
 TEXTS = ["What is 3 plus 4?", "The town is old.", "Who broke it?\nNobody knows. ", "3 plus 4 is 7, and 3 더하기 4는 7."]
 PAIRS = [
@@ -86,6 +86,10 @@ def test_an_answer_leaves_room_for_a_prompt(limit):
         harness.fitted([1, 2, 3], limit, 8)
 
 
+NO_MODEL: Any = Model(*[None] * len(Model._fields))  # pyright: ignore[reportArgumentType]
+"""In place of a model that is not asked."""
+
+
 def with_logps(monkeypatch: pytest.MonkeyPatch, *logps: float | None) -> None:
     """In place of a model: the last tokens of each text have these log p."""
 
@@ -99,23 +103,21 @@ def with_logps(monkeypatch: pytest.MonkeyPatch, *logps: float | None) -> None:
 
 def test_a_model_without_numbers_has_no_score(monkeypatch):
     """NaN of the continuation is refused; log 0 is a number; what comes before the continuation is not asked for."""
-    model: Any = None
     with_logps(monkeypatch, math.nan)
     with pytest.raises(InputError, match="no log p of a text"):
-        list(harness.likelihoods(model, [([1, 2], [3])], 8))
+        list(harness.likelihoods(NO_MODEL, [([1, 2], [3])], 8))
     with_logps(monkeypatch, -math.inf)
-    assert list(harness.likelihoods(model, [([1, 2], [3])], 8)) == [(-math.inf, True)]
+    assert list(harness.likelihoods(NO_MODEL, [([1, 2], [3])], 8)) == [(-math.inf, True)]
     with_logps(monkeypatch, math.nan, -2.0)
-    assert list(harness.likelihoods(model, [([1, 2], [3])], 8)) == [(-2.0, True)]
+    assert list(harness.likelihoods(NO_MODEL, [([1, 2], [3])], 8)) == [(-2.0, True)]
 
 
 def test_a_continuation_is_scored_whole_or_not_at_all(monkeypatch):
     """As long as the model takes it keeps one token of its context; longer it would lose its own beginning."""
-    model: Any = None
     with_logps(monkeypatch, -1.0)
-    assert list(harness.likelihoods(model, [([1, 2], [3] * 4)], 4)) == [(-4.0, True)]
+    assert list(harness.likelihoods(NO_MODEL, [([1, 2], [3] * 4)], 4)) == [(-4.0, True)]
     with pytest.raises(InputError, match="a continuation of a task has 5 tokens; must be at most 4"):
-        list(harness.likelihoods(model, [([1, 2], [3]), ([1], [3] * 5)], 4))
+        list(harness.likelihoods(NO_MODEL, [([1, 2], [3]), ([1], [3] * 5)], 4))
 
 
 @pytest.mark.parametrize(
