@@ -255,5 +255,5 @@ def guard_requests(setting: Setting) -> Cut:
     rows = np.concatenate(setting.client_rows)
     near = rows if released else rows[setting.texts.lengths[rows] + words + MARGIN > room]
     exchanges = [exchange for row in near for exchange in pairs[row].exchanges]
-    lengths = [len(asked.request_ids(*exchange, question)) for exchange in exchanges]
+    lengths = [len(asked.request_ids(query, response, question)) for query, response in exchanges]
     return summary.cut(lengths, room, sum(len(pairs[row].exchanges) for row in rows))

@@ -210,7 +210,7 @@ class GuardFit:
         if not share:
             return
         labels = [pair.harmful for pair in self._materials.guard_held_out]
-        harmful = sum(labels)
+        harmful = labels.count(True)
         if not 0 < harmful < len(labels):
             raise InputError(
                 f"guard.held_out = {share:g}: holds out {harmful} harmful and {len(labels) - harmful} acceptable "
@@ -226,9 +226,11 @@ class GuardFit:
         pass_steps = ceil(len(data.examples.tokens) / config.batch_size)
         zero = np.int32(0)
         begun = guards.begin_fit(fresh)
-        done, watched = self._resumed(
+        resumed = self._resumed(
             guards.Fitting(0, Watched(begun.state, fresh, np.float32(np.inf), zero, zero, zero))  # pyright: ignore
         )
+        done = resumed.steps
+        watched: Any = resumed.state  # a `Watched`, kept in the place of the state alone
         fitting = guards.Fitting(done, watched.state)
         with terminal.progress(described, total, done) as advance:
             while watched.checked < total and watched.waited < config.patience:

@@ -317,7 +317,8 @@ class Guarding:
         if kept is not None:
             return guards.Scored(*kept)
         found = self._score(texts, as_released)
-        self._store.keep_scores(origin, np.stack(found))
+        assert found.shares is not None, "of a model"
+        self._store.keep_scores(origin, np.stack((found.scores, found.shares)))
         return found
 
     def _score(self, texts: list[tuple[str, str]], as_released: bool) -> guards.Scored:

@@ -92,8 +92,9 @@ def parse_notes(raw: Mapping[str, Any], place: str) -> Notes:
     """The notes in a JSON object; raises InputError where it holds anything else."""
     try:
         held_out = raw["calibration"]
-        known = {name: raw[name] for name in Notes._fields}
-        return Notes(**known | {"calibration": None if held_out is None else _parsed(held_out)})
+        known: dict[str, Any] = {name: raw[name] for name in Notes._fields}
+        known["calibration"] = None if held_out is None else _parsed(held_out)
+        return Notes(**known)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{place}: does not hold what is known of a fitted guard ({error!r}); restore it from a copy, or remove it "

@@ -82,8 +82,8 @@ class ModelFiles(NamedTuple):
     tokenizer: Tokenizer | None
 
 
-def key_of(seed: int | Array, row: int | Array) -> Key[Array, ""]:
-    """The random key of the answer to the prompt of that number, from 0."""
+def key_of(seed: Any, row: Any) -> Key[Array, ""]:
+    """The random key of the answer to the prompt of that number, from 0; both whole numbers, which may be traced."""
     return rng.stream(jax.random.key(seed), "generate", row=row)
 
 

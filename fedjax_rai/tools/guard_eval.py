@@ -216,8 +216,9 @@ def _threshold(
     if rule is None:
         if before_fit:
             return setting.guarding.untuned_threshold, "guard.threshold"
-        chosen = held_out is not None and setting.config.guard.threshold is None
-        words = f"{setting.config.guard.choose or held_out.rule} on held-out questions" if chosen else "guard.threshold"
+        words = "guard.threshold"
+        if held_out is not None and setting.config.guard.threshold is None:
+            words = f"{setting.config.guard.choose or held_out.rule} on held-out questions"
         return setting.guarding.threshold, words
     if held_out is None:
         if before_fit:
