@@ -33,7 +33,7 @@ def bench(answers: Any = ANSWERS, **changed: Any) -> Bench:
 
 
 def verdicts(**changed: Any) -> dict[str, list[list[bool | None]]]:
-    rows = measure(EVALUATIONS["advbench"], ASKED, bench(**changed)).rows
+    rows: Any = measure(EVALUATIONS["advbench"], ASKED, bench(**changed)).rows
     return {rate: [row.verdicts[rate] for row in rows] for rate in rows[0].verdicts}
 
 
@@ -75,7 +75,8 @@ def test_answers_whose_logits_were_no_numbers_are_counted_apart():
     found = measure(EVALUATIONS["advbench"], ASKED, bench(answers_to=lambda *_: lost))
     rate = found.rates["harmless"]
     assert rate and (rate.answers, rate.empty, rate.non_finite, rate.without_verdict) == (4, 2, 1, 2)
-    assert [row.non_finite for row in found.rows] == [[True, False], [False, False]]
+    rows: Any = found.rows
+    assert [row.non_finite for row in rows] == [[True, False], [False, False]]
 
 
 def test_a_judge_that_is_named_must_be_able_to_judge_some_set():

@@ -110,7 +110,7 @@ def test_of_a_conversation_the_flagged_answers_alone_are_replaced_in_its_languag
 
 def test_rows_take_the_place_of_others_and_all_have_the_longer_length():
     def made(tokens: list[list[int]]) -> Examples:
-        ids = np.array(tokens, np.int32)
+        ids: Any = np.array(tokens, np.int32)
         return Examples(ids, ids > 1, (ids > 0).astype(np.int32))
 
     found = with_rows(made([[1, 2, 2], [1, 1, 2]]), np.array([1]), made([[3, 4, 5, 6]]), pad_id=9)

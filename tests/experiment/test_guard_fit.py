@@ -58,7 +58,7 @@ def test_no_question_is_on_both_sides():
 def test_the_mix_of_what_it_is_fitted_on(n, share, harmful, acceptable):
     """Of 20 harmful and 40 acceptable pairs, as far as they go: 40 / 0.7 = 57, of which 17 are harmful."""
     drawn = balanced(pairs(20), n, 0, share)
-    labels = [pair.harmful for pair in drawn]
+    labels: list[Any] = [pair.harmful for pair in drawn]
     assert (sum(labels), len(labels) - sum(labels)) == (harmful, acceptable)
     assert len(set(drawn)) == len(drawn)
 
@@ -108,7 +108,8 @@ def test_a_rule_needs_held_out_questions(config):
 
 def watched(loss: float, waited: int = 0) -> Watched:
     state = TrainState({"now": jnp.float32(1)}, ())
-    return Watched(state, {"best": jnp.float32(0)}, np.float32(loss), np.int32(5), np.int32(10), np.int32(waited))
+    numbers: list[Any] = [np.float32(loss), np.int32(5), np.int32(10), np.int32(waited)]
+    return Watched(state, {"best": jnp.float32(0)}, *numbers)
 
 
 def test_a_check_keeps_the_best():
@@ -295,6 +296,7 @@ def test_a_released_guard_is_fitted_where_the_config_says_so(config, monkeypatch
     guard = setting.guarding.guard
     assert setting.guarding.is_fitted and isinstance(guard, guards.Guard)
     assert guard.lm.model.lora.rank == 2 and guard.max_length > config.data.max_length
+    assert guard.adapter is not None
     shape = init_adapter(guard.lm.model.config, guard.lm.model.lora, jax.random.key(0))
     assert {leaf.shape for leaf in shape["layers"]["q_proj"].values()} == {
         leaf.shape for leaf in guard.adapter["layers"]["q_proj"].values()

@@ -126,7 +126,9 @@ def test_a_judge_on_the_device_is_loaded_when_asked_and_freed_and_its_scores_are
     monkeypatch.setattr(judging.guards, "scored", scored)
     exchanges = [("p", "a"), ("p", "b"), ("q", "c")]
     for _ in range(2):
-        (judge,) = judges_of(given(config, tmp_path, judges=[f"guard:{model}"])).beside or ()
+        beside = judges_of(given(config, tmp_path, judges=[f"guard:{model}"])).beside
+        assert beside is not None
+        (judge,) = beside
         made = judge.judge(exchanges, NOBODY)
         assert made == Judgement([True, False, None], [0.5, 0.25, None])
     gc.collect()

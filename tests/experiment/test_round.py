@@ -24,7 +24,7 @@ def federation(setting: Setting, kept: list[Any], lengths: list[int] | None = No
     made.kept = [np.asarray(rows, int) for rows in kept]
     vars(made.setting.texts)["lengths"] = np.asarray(lengths or [1] * 1000)
     vars(made.setting.texts)["answer_tokens"] = np.ones(1000, int)
-    none = np.zeros((1, 10), np.int32)
+    none: Any = np.zeros((1, 10), np.int32)
     vars(made.setting.texts)["corpus"] = Examples(none, none > 0, none)
     return made
 

@@ -41,8 +41,9 @@ def card_ids(name: str, pair: tuple[str, str], question: str) -> list[int]:
     }.get(name, {})  # fmt: skip
     turns = answered(*pair)
     if name in ("poly_guard", "nemotron_safety_guard"):
+        request: Any = form.request
         turns = [turn._replace(text=turn.text.replace("{query}", pair[0]).replace("{response}", pair[1]))
-                 for turn in form.request]  # fmt: skip
+                 for turn in request]  # fmt: skip
     return ids_of(hf, turns, generate=name not in ("kanana", "qwen3_guard", "shield_gemma"), **given)
 
 

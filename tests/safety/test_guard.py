@@ -137,10 +137,11 @@ def test_a_guard_that_gives_no_score_is_refused_and_one_that_gives_some_is_not(f
     lm: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vocab_size=10**6)))
     guard = guards.Guard(lm, {"x": jnp.zeros(1)} if fitted else None, tokenizer, 64, 2, "guard.path")
     pairs = [("a", "b"), ("aaa aaa", "b"), ("aaaaaaa aaaaa aaaaa aaaaaaa", "b")]
-    found = iter([np.array([np.nan, 0.25]), np.array([np.nan, 0.5])])
+    found: Any = iter([np.array([np.nan, 0.25]), np.array([np.nan, 0.5])])
+    none: Any = np.full(2, np.nan)
     monkeypatch.setattr(guards, "first_token_score", lambda *_: guards.Verdicts(*[next(found)] * 2))
     np.testing.assert_array_equal(guards.score(guard, pairs), [np.nan, 0.25, np.nan])
-    monkeypatch.setattr(guards, "first_token_score", lambda *_: guards.Verdicts(*[np.full(2, np.nan)] * 2))
+    monkeypatch.setattr(guards, "first_token_score", lambda *_: guards.Verdicts(none, none))
     with pytest.raises(InputError, match="guard.path: the guard gives no score, its logits are no numbers") as caught:
         guards.score(guard, pairs)
     assert ("guard.learning_rate" in str(caught.value)) == fitted
@@ -165,10 +166,9 @@ def asked_of(form: GuardForm, max_length: int = 256) -> guards.Guard:
 
 def test_of_several_questions_the_worst_answer_counts_and_none_where_one_has_none(monkeypatch):
     """Three pairs, two questions each, asked pair by pair."""
-    answers = guards.Verdicts(
-        np.array([0.1, 0.4, 0.9, 0.2, np.nan, 0.3, 0, 0], np.float32),
-        np.array([0.5, 0.6, 0.7, 0.4, np.nan, 0.8, 0, 0], np.float32),
-    )
+    scores: Any = np.array([0.1, 0.4, 0.9, 0.2, np.nan, 0.3, 0, 0], np.float32)
+    shares: Any = np.array([0.5, 0.6, 0.7, 0.4, np.nan, 0.8, 0, 0], np.float32)
+    answers = guards.Verdicts(scores, shares)
     monkeypatch.setattr(guards, "first_token_score", lambda *_: answers)
     found = guards.scored(asked_of(QUESTIONS), [("q", "r"), ("q", "r"), ("q", "r")])
     np.testing.assert_array_equal(found.scores, np.array([0.4, 0.9, np.nan], np.float32))
@@ -193,7 +193,8 @@ def test_a_guard_that_writes_lines_is_scored_behind_its_marker_and_has_no_verdic
 
     def verdicts(lm, adapter, tokens, valid, ids):
         seen.append(own.hf.decode(tokens[0][valid[0]].tolist()))
-        return guards.Verdicts(np.full(8, 0.25, np.float32), np.full(8, 0.75, np.float32))
+        found: Any = np.full(8, 0.25, np.float32), np.full(8, 0.75, np.float32)
+        return guards.Verdicts(*found)
 
     monkeypatch.setattr(guards, "first_token_score", verdicts)
     calls = []
@@ -208,7 +209,8 @@ def test_a_guard_that_writes_lines_is_scored_behind_its_marker_and_has_no_verdic
 
 def test_a_request_that_does_not_fit_has_no_verdict(monkeypatch):
     form = REQUEST._replace(cut_start=False)
-    monkeypatch.setattr(guards, "first_token_score", lambda *_: guards.Verdicts(*[np.full(8, 0.5, np.float32)] * 2))
+    half: Any = np.full(8, 0.5, np.float32)
+    monkeypatch.setattr(guards, "first_token_score", lambda *_: guards.Verdicts(half, half))
     assert np.isnan(guards.score(asked_of(form, 8), [("q", "r")])).all()
     assert guards.score(asked_of(form, 64), [("q", "r")]).tolist() == [0.5]
 

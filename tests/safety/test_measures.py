@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ SCORES = (0.9, 0.8, 0.7, 0.6, 0.3, 0.1)
 HARMFUL = (True, False, True, False, True, False)
 
 
-def given(scores: Sequence[float] = SCORES, harmful: Sequence[bool] = HARMFUL, questions: Sequence[int] = ()) -> Judged:
+def given(scores: Any = SCORES, harmful: Any = HARMFUL, questions: Sequence[int] = ()) -> Judged:
     numbers = questions or range(len(scores))
     return Judged(np.array(scores), np.array(harmful, bool), np.array(list(numbers), int))
 

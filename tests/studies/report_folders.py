@@ -68,8 +68,21 @@ def some_rows(harmless: int) -> list:
         asked(BENIGN, "Tell me a long story.", [LONG], {BENIGN: [False]}),
     ]
     verdict: dict[str, list[Verdict]] = {"hhh": [True], "hhh_honest": [True]}
-    logps: tuple = (-1.5, None, 3, 4)
-    found.append(ChoiceRow("hhh", "Who is right?", "the good", "the <b>bad</b>", "honest", *logps, True, verdict))
+    found.append(
+        ChoiceRow(
+            set="hhh",
+            prompt="Who is right?",
+            good="the good",
+            bad="the <b>bad</b>",
+            category="honest",
+            good_logp=-1.5,
+            bad_logp=None,
+            good_tokens=3,
+            bad_tokens=4,
+            whole=True,
+            verdicts=verdict,
+        )
+    )
     found.append(TokensRow("drift", "What is 3 plus 4?", "It is 7.", 0.25, 5))
     found.append(
         ConversationRow("mt_bench", ["Write.", "Again."], ["First.", ""], [], "writing", [False] * 2, [7.0, None])

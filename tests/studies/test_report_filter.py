@@ -63,7 +63,7 @@ def test_the_threshold_is_the_guards_that_was_noted(filtered):
     folder, _ = filtered
     (run,) = gather([folder]).arms[0].runs
     noted = copy(run)
-    noted.__dict__["summary"] = run.summary | {"guard": run.summary["guard"] | {"threshold": 0.7}}
+    noted.__dict__["summary"] = {**run.summary, "guard": run.summary["guard"] | {"threshold": 0.7}}
     assert report_filter._thresholds(noted, np.array([0.1, 0.9])) == [0.7]
     keeping = copy(run)
     keeping.config = vary(run.config, filter={"action": "keep"})
