@@ -161,6 +161,7 @@ def test_a_part_that_fails_or_sleeps_is_named_and_the_others_run(stub, tmp_path)
     assert (out / "tests.log").read_text() == "broken\n"
 
 
+@pytest.mark.slow
 def test_all_of_it_ends_in_time(stub, tmp_path) -> None:
     """The last part that begins has the time that is left, and what has none is named."""
     out = tmp_path / "out"

@@ -121,6 +121,7 @@ def test_what_is_measured_before_a_failure_is_shown(measured: list, monkeypatch:
     assert done.exit_code == 2 and "rows 1," in done.stdout
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_measured_in_a_process_of_its_own(capfd: pytest.CaptureFixture) -> None:
     done = RUNNER.invoke(app, ["bench", "load", "--folder", str(FIXTURES / "models" / "phi3")])
     assert done.exit_code == 0, capfd.readouterr().err

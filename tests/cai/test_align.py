@@ -122,6 +122,7 @@ def test_in_place_it_is_the_same_and_takes_the_states_memory_over():
     assert not before.iterations.is_deleted()
 
 
+@pytest.mark.slow
 def test_another_count_or_number_compiles_nothing():
     run = partial(train, options_of("sft+dpo"), begin(FRESH), with_reference(pool(), FRESH))
     run(1)

@@ -15,6 +15,7 @@ from tests.memory.test_footprint import config_of, decoder, sizes
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_remedy_does_what_it_says_and_only_what_helps_is_named():
     shape = decoder()
     config = config_of(shape, federated={"clients_per_chunk": 4, "batch_size": 8, "cohort": 4}, eval={"batch_size": 4})

@@ -127,6 +127,7 @@ def test_machines_of_different_features_share_no_programs(tmp_path, monkeypatch)
     assert len(set(names)) == 3
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_keep_what_a_third_finds(caches) -> None:
     with ThreadPoolExecutor() as pool:
         together = list(pool.map(lambda _: run_program("compile_twice"), range(2)))

@@ -135,6 +135,7 @@ def test_pairs_of_empty_or_equal_texts_are_degenerate_too(response, revision, de
 KILLED = [small.slow("dropped-00001.jsonl"), "pairs-00001.jsonl", small.slow("summary.json")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_at", KILLED)
 def test_killed_and_gone_on_with_is_uninterrupted(warm, tmp_path, monkeypatch, killed_at):
     monkeypatch.setattr(prepare, "SHARD", 4)

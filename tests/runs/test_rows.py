@@ -85,12 +85,14 @@ def folder(tmp_path_factory) -> Path:
     return run(ExperimentConfig.model_validate(fields))
 
 
+@pytest.mark.slow
 def test_every_file_of_a_run_is_on_the_page(folder):
     written = {path.name + "/" * path.is_dir() for path in folder.iterdir()}
     elsewhere = {"evals/<digest>/", "tensorboard/"}  # by another command, by a key
     assert written == reference.RUN.keys() - elsewhere
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_run_are_what_their_types_say(folder):
     """Strict reading: a key that is unknown or missing is an error."""
     first, second = rows.read_rounds(folder / "metrics.jsonl")
@@ -109,6 +111,7 @@ def test_the_rows_of_a_run_are_what_their_types_say(folder):
     assert began.model_commit is None and began.files == {} and "jax" in began.packages
 
 
+@pytest.mark.slow
 def test_the_summary_of_a_run_is_what_its_type_says(folder):
     """And what can be counted from the other files is counted from them."""
     summary = rows.read_summary(folder / "summary.json")
@@ -130,6 +133,7 @@ def test_the_summary_of_a_run_is_what_its_type_says(folder):
     assert summary.pairs.usable == metrics[1]["cai_usable"] and summary.pairs.cut_off == metrics[1]["cai_cut_off"]
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_fits(folder):
     shown = report.report(folder).splitlines()
     assert shown[-1] == str(folder) and all(len(line) <= 100 for line in shown[:-1])

@@ -28,6 +28,7 @@ def play(config, arm, **options):
     return folder, adapter_bytes(folder)
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_all_that_the_run_was(config, arm, capsys):
     folder, _ = play(config, arm)
     lines = [line.split("  ") for line in capsys.readouterr().err.splitlines() if ": round " in line]
