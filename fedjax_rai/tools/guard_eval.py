@@ -19,6 +19,7 @@ from fedjax_rai.experiment.guarding import NO_HELD_OUT
 from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.runs import compiled, files
+from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.folder import CONFIG, versions
 from fedjax_rai.runs.guards import KeptGuards, study_of
 from fedjax_rai.safety import measures
@@ -29,6 +30,7 @@ from fedjax_rai.tools.guard_pictures import draw
 
 RESULT = "guard.json"
 EVALUATED = "guard-eval"
+OF_A_GUARD = ("model", "data")  # what may be the tiny world's of what a guard is measured on
 FITTED, RELEASED, FUNCTION = "fitted", "as released", "function"
 SHOWN = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "hmean": "Hmean"}
 SHOWN |= {"auroc": "AUROC", "auprc": "AUPRC"}
@@ -236,6 +238,7 @@ def describe(setting: Setting, tested: TestSet, scored: Mapping[str, Scored]) ->
     notes = setting.guarding.notes
     questions = len({each.question for each in tested.answers})
     return {
+        "synthetic": [part for part in synthetic_parts(setting.config) if part in OF_A_GUARD],
         "seed": setting.config.seed,
         "answers": len(tested.answers),
         "questions": questions,
@@ -311,6 +314,8 @@ def _groups(tested: TestSet, scored: Scored, seed: int, key: Callable[[Tested], 
 def report(evaluated: Evaluated) -> Iterator[str]:
     """The measures of each guard, with their 95 % intervals over questions, as lines."""
     result = evaluated.result
+    if result["synthetic"]:
+        yield f"SYNTHETIC (tiny world: {', '.join(result['synthetic'])}): says nothing about real models"
     answers, questions = (terminal.plural(result[name], name[:-1]) for name in ("answers", "questions"))
     yield f"{answers} to {questions}; percent, with 95 % intervals over questions ({result['draws']:,} draws)"
     for reason, count in result["left_out"].items():

@@ -85,9 +85,9 @@ def test_before_and_after_its_fit(config, arm, monkeypatch, tmp_path):
     by_category = written["guards"]["fitted"]["by_category"]
     assert sum(group["answers"] for group in by_category.values()) == len(answers) and len(by_category) > 1
     lines = list(report(first))
-    assert lines[0].startswith(f"{len(answers)} answers to ") and any(
-        line.startswith("fitted: thresh") for line in lines
-    )
+    assert lines[0] == "SYNTHETIC (tiny world: model, data): says nothing about real models"
+    assert lines[1].startswith(f"{len(answers)} answers to ")
+    assert any(line.startswith("fitted: thresh") for line in lines)
     assert guess
 
 
