@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_rai.config.schema import EvalConfig
 from fedjax_rai.data.examples import encode_chats, take
 from fedjax_rai.data.sources import Choice
-from fedjax_rai.evals.evaluation import Bench, ChoiceRow, Column, EvalSet, Likelihoods, Measured
+from fedjax_rai.evals.evaluation import Bench, ChoiceRow, Column, EvalSet, Likelihoods, Measured, WithoutAnswers
 from fedjax_rai.evals.judge import Exchange
 from fedjax_rai.evals.open_ended import Subject, nothing
 from fedjax_rai.evals.rate import Rate, Verdict
@@ -80,16 +80,8 @@ def choice_columns(rate: str, title: str) -> tuple[Column, ...]:
     return Column(rate, title), Column(f"{rate}_per_token", f"{title} (per token)", main=False)
 
 
-class Comparing:
+class Comparing(WithoutAnswers):
     """Two answers to each prompt are read, and their likelihoods compared."""
-
-    @property
-    def judges_harm(self) -> bool:
-        return False
-
-    @property
-    def generates(self) -> bool:
-        return False
 
     def measure(self, name: str, given: EvalSet, bench: Bench) -> Measured:
         """The shares of all choices and, by the same sums, of each category."""

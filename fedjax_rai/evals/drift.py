@@ -25,6 +25,7 @@ from fedjax_rai.evals.evaluation import (
     Measured,
     Sources,
     TokensRow,
+    WithoutAnswers,
 )
 from fedjax_rai.evals.judge import Exchange
 from fedjax_rai.evals.means import NATS, Total, mean_rate
@@ -121,16 +122,8 @@ def divergences(subject: Subject, examples: Examples, advance: Callable[[], obje
     return found
 
 
-class Drifting:
+class Drifting(WithoutAnswers):
     """The base's own answers are read by base and policy, and their next tokens' distributions compared."""
-
-    @property
-    def judges_harm(self) -> bool:
-        return False
-
-    @property
-    def generates(self) -> bool:
-        return False
 
     def measure(self, name: str, given: EvalSet, bench: Bench) -> Measured:
         answers = bench.base_answers()

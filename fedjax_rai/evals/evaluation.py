@@ -286,6 +286,18 @@ class Measured(NamedTuple):
     rows: Sequence[Row]
 
 
+class WithoutAnswers:
+    """What ways of measuring share for which the model answers nothing: no judge, nothing that could be cut off."""
+
+    @property
+    def judges_harm(self) -> bool:
+        return False
+
+    @property
+    def generates(self) -> bool:
+        return False
+
+
 @runtime_checkable
 class Way(Protocol):
     """How the items of an evaluation are measured."""

@@ -6,7 +6,17 @@ from math import ceil
 
 from fedjax_rai.config.schema import EvalConfig
 from fedjax_rai.data.mix import is_synthetic
-from fedjax_rai.evals.evaluation import Bench, Column, EvalSet, Evaluation, Item, Measured, Sources, TokensRow
+from fedjax_rai.evals.evaluation import (
+    Bench,
+    Column,
+    EvalSet,
+    Evaluation,
+    Item,
+    Measured,
+    Sources,
+    TokensRow,
+    WithoutAnswers,
+)
 from fedjax_rai.evals.held_out import tiny_choices
 from fedjax_rai.evals.judge import Exchange
 from fedjax_rai.evals.means import PERPLEXITY, Total, mean_rate
@@ -29,16 +39,8 @@ def exchanges(given: EvalSet) -> list[Exchange]:
     return [(item.prompt, item.right or "") for item in given.items if isinstance(item, Item)]
 
 
-class Reading:
+class Reading(WithoutAnswers):
     """An answer to each prompt is read; its perplexity is that of all answers' tokens together."""
-
-    @property
-    def judges_harm(self) -> bool:
-        return False
-
-    @property
-    def generates(self) -> bool:
-        return False
 
     def measure(self, name: str, given: EvalSet, bench: Bench) -> Measured:
         """Of an answer that was cut off at `data.max_length` what is left counts, if anything is."""
