@@ -280,3 +280,8 @@ def test_where_the_bootstrap_cannot_tell_there_is_no_interval():
         found = measures.intervals(set_, 0.5, np.random.default_rng(0))["accuracy"]
         assert not math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high)
     assert math.isnan(measures.intervals(given(), 0.95, np.random.default_rng(0))["precision"].low)
+
+
+def test_five_questions_are_enough_for_an_interval():
+    found = measures.intervals(given(questions=(0, 1, 2, 3, 4, 4)), 0.65, np.random.default_rng(0))["accuracy"]
+    assert found.low < found.value < found.high
