@@ -9,7 +9,7 @@ from fedjax_rai import __version__
 from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.runs import files
 from fedjax_rai.runs.palette import COLOURS, ON_DARK
-from fedjax_rai.studies import report_filter, report_judges, svg
+from fedjax_rai.studies import report_filter, report_judges, report_memory, svg
 from fedjax_rai.studies import report_parts as parts
 from fedjax_rai.studies.gathered import gather
 from fedjax_rai.studies.plots import draw_panel
@@ -28,7 +28,7 @@ SECTIONS = (
     parts.data,
     parts.cai,
     parts.time,
-    parts.memory,
+    report_memory.memory,
     parts.config,
 )
 
