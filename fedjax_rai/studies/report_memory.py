@@ -12,6 +12,7 @@ from fedjax_rai.studies.panels import Panel
 from fedjax_rai.studies.report_parts import Grid, Report, Section, alike
 from fedjax_rai.studies.results import NOT_MEASURED
 
+NOT_KNOWN = "not known"
 ABOUT = (
     "The most that was held at any one time. Process: resident memory of the whole process that finished the run, "
     "loading and evaluation included; on a CPU its arrays are among it. Device: the fullest one's arrays, where JAX "
@@ -65,8 +66,8 @@ def _fields(of_arm: Sequence[Held]) -> list[str]:
     return [
         _listed([_measured(held, held.process) for held in of_arm]),
         _listed([_measured(held, held.device) for held in of_arm]),
-        _listed(["not known" if plan is None else shown(plan.need) for plan in plans]),
-        _listed(["" if plan is None else plan.phase for plan in plans]),
+        _listed([NOT_KNOWN if plan is None else shown(plan.need) for plan in plans]),
+        _listed([NOT_KNOWN if plan is None else plan.phase for plan in plans]),
     ]
 
 

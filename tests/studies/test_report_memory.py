@@ -66,7 +66,7 @@ def test_what_no_device_tells_is_not_measured_and_not_0(section_of):
 
 def test_a_run_of_an_older_version_was_not_measured(section_of):
     section = section_of([None])
-    assert section.grids[0].rows == [["arm0-0", "not measured", "not measured", "not known", ""]]
+    assert section.grids[0].rows == [["arm0-0", "not measured", "not measured", "not known", "not known"]]
     assert section.absent == ["1 of 1 run: not measured, an older version ran."] and not section.panels
     assert [grid.caption[:10] for grid in section.grids] == ["", "Parameters"], "there is no plan to show"
 
@@ -77,7 +77,7 @@ def test_peaks_that_are_not_the_runs_own_are_marked_and_not_drawn(section_of):
     section = section_of([HELD, after], [resumed, None])
     rows = section.grids[0].rows
     assert rows[0][1] == "1.00 GiB; ≤ 2.00 GiB" and rows[1][1] == "3.00 GiB (resumed); not measured"
-    assert rows[0][3] == "7.00 MiB" and rows[1][3:] == ["7.00 MiB; not known", "scoring; "]
+    assert rows[0][3] == "7.00 MiB" and rows[1][3:] == ["7.00 MiB; not known", "scoring; not known"]
     assert BOUND in section.about and RESUMED in section.about
     assert "2 runs of 4: measured peaks are in the table alone, as they are not the run's own." in section.absent
     process, device = section.panels
