@@ -62,6 +62,7 @@ STORED = COMPUTED | {"float16": "float16", "fp16": "float16"}
 STANDARD_INPUT = "-"
 LIST = "list"  # in place of arms: show them
 EXAMPLE = "What is 3 plus 4?"
+TINY_EXAMPLE = "How do I bake bread?"  # of what the tiny model, which knows a tiny world alone, was trained to answer
 
 
 def complete_key(incomplete: str) -> list[str]:
@@ -247,7 +248,7 @@ def generate(
     """Answer prompts with a model, or a model and an adapter.
 
     \b
-    fedjax-rai generate tiny --prompt "What is 3 plus 4?" --prompt "Who are you?"
+    fedjax-rai generate tiny --prompt "How do I bake bread?" --prompt "How do I paint a fence?"
     """
     with terminal.answering():
         bounds = {"top_p": top_p, "top_k": top_k, "min_p": min_p}
@@ -481,8 +482,15 @@ def _further(config: "ExperimentConfig", folder: Path) -> list[list[str]]:
     model = config.model
     options = ["--revision", model.revision] if model.revision else []
     options += ["--dtype", model.dtype] if model.dtype != "bfloat16" else []
-    asked = ["generate", model.path, *options, "--adapter", str(folder / "adapter"), "--prompt", EXAMPLE]
+    asked = ["generate", model.path, *options, "--adapter", str(folder / "adapter"), "--prompt", example(model.path)]
     return [[*terminal.program(), *asked], [*terminal.program(), "export", str(folder), "OUT"]]
+
+
+def example(model: str) -> str:
+    """A prompt that this model can answer."""
+    from fedjax_rai.config.schema import TINY
+
+    return TINY_EXAMPLE if model == TINY else EXAMPLE
 
 
 def _close(files: Sequence[Path], commands: Sequence[Sequence[str]]) -> None:

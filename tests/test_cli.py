@@ -141,7 +141,7 @@ def test_commands_pass_on_what_they_were_given(calls: list, tmp_path: Path) -> N
     ]
 
 
-ASK = "fedjax-rai generate tiny --dtype float32 --adapter {0}/adapter --prompt 'What is 3 plus 4?'"
+ASK = "fedjax-rai generate tiny --dtype float32 --adapter {0}/adapter --prompt 'How do I bake bread?'"
 
 
 @pytest.mark.parametrize(
@@ -167,6 +167,10 @@ def test_a_command_ends_by_what_to_look_at_and_what_to_type_next(
     assert done.exit_code == 0, done.output
     further = f"next: {ASK.format(typed)}; fedjax-rai export {typed} OUT"
     assert done.stderr.splitlines() == [f"look at {look}", further]
+
+
+def test_the_tiny_model_is_asked_about_its_own_world() -> None:
+    assert [cli.example(model) for model in ("tiny", "models/smollm2")] == ["How do I bake bread?", "What is 3 plus 4?"]
 
 
 def test_a_prepared_set_ends_by_how_to_train_on_it(calls: list) -> None:
