@@ -18,11 +18,14 @@ from fedjax_rai.runs.folder import ANSWERS, CONFIG, DATA, SUMMARY, VERSIONS
 from fedjax_rai.runs.record import METRICS
 from fedjax_rai.runs.rows import Round, read_data, read_rounds
 from fedjax_rai.studies.cells import VERDICTS, Summary
+from fedjax_rai.studies.results import read_planned
 from fedjax_rai.studies.sweep import SWEEP
 from fedjax_rai.studies.table import ARMS, CONTROLS, TABLE
 
 KINDS = {TABLE: f"*/*/{CONFIG}", SWEEP: f"*/{CONFIG}"}
 """What makes a folder a study's, and where its runs lie."""
+BEGUN_TABLE = f"seed*/*/{CONFIG}"
+"""Where they lie in a table's folder that has no `table.yaml` yet, as that is written when all are finished."""
 
 
 class Run:
@@ -90,12 +93,15 @@ class Gathered(NamedTuple):
     arms: list[Arm]
     unfinished: list[Path]
     """Run folders without a summary, of which nothing is shown."""
+    not_begun: list[Path]
+    """Run folders that a study is to have and has not."""
 
 
 def gather(paths: Sequence[Path]) -> Gathered:
     """The finished runs of run folders, tables and sweeps. Raises InputError for any other folder, and for none."""
     found: list[Run] = []
     unfinished = []
+    not_begun: list[Path] = []
     for path in dict.fromkeys(paths):
         study, folders = _runs_in(path)
         for folder in folders:
@@ -103,10 +109,11 @@ def gather(paths: Sequence[Path]) -> Gathered:
                 found.append(Run(folder, study))
             else:
                 unfinished.append(folder)
+        not_begun += [folder for folder in read_planned(path) if not (folder / CONFIG).is_file()]
     if not found:
         named = ", ".join(map(str, paths))
         raise InputError(f"{named}: no finished run there ({len(unfinished)} begun); finish one by the same command")
-    return Gathered(_arms(found), unfinished)
+    return Gathered(_arms(found), unfinished, not_begun)
 
 
 def _runs_in(path: Path) -> tuple[Path | None, list[Path]]:
@@ -116,6 +123,8 @@ def _runs_in(path: Path) -> tuple[Path | None, list[Path]]:
             return path, sorted((config.parent for config in path.glob(pattern)), key=_order)
     if (path / CONFIG).is_file():
         return None, [path]
+    if begun := sorted((config.parent for config in path.glob(BEGUN_TABLE)), key=_order):
+        return path, begun
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; must be a run, a table or a sweep{did_you_mean_file(path)}")
     expected = ", ".join([CONFIG, *KINDS])

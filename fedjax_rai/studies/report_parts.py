@@ -28,8 +28,11 @@ from fedjax_rai.studies.results import (
     shown_rates,
     unmeasured_note,
 )
+from fedjax_rai.terminal import plural
 
 Value = TypeVar("Value")
+MOST_NAMED = 8
+"""Of the runs that are not begun."""
 
 
 class Grid(NamedTuple):
@@ -106,7 +109,17 @@ def table(report: Report) -> Section:
     notes += [*judge_notes(report.titles, by_label), *answer_notes(by_label), *unmeasured_note(report.summaries)]
     absent = [f"{title}: not measured in any arm" for title in _never(report)]
     absent += [f"{folder}: begun and not finished, so it is not shown" for folder in report.gathered.unfinished]
+    absent += not_begun_note(report.gathered)
     return Section("Table", notes, [Grid("", header, rows), _every_rate(report)], absent=absent)
+
+
+def not_begun_note(gathered: Gathered) -> list[str]:
+    """How many runs of the studies are not there yet, and which ones."""
+    missing = gathered.not_begun
+    if not missing:
+        return []
+    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+    return [f"not begun yet: {plural(len(missing), 'run')}, {', '.join(map(str, missing[:MOST_NAMED]))}{more}"]
 
 
 def _basis(report: Report) -> str:

@@ -17,6 +17,7 @@ from fedjax_rai.evals.judge import JUDGES
 from fedjax_rai.evals.means import UNITS
 from fedjax_rai.evals.rate import PERCENT
 from fedjax_rai.evals.suite import columns, evaluations
+from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import differences
 from fedjax_rai.studies.cells import VERDICTS, Cell, Summary, cell, other_judges, over
 
@@ -27,6 +28,7 @@ WIDTH = 100
 NUMBERS = ("mean", "low", "high")
 CSV_COLUMNS = (*NUMBERS, "prompts")
 NOT_MEASURED = "not measured"
+PLANNED = "planned.txt"
 
 
 def evaluations_of(summaries: Iterable[Summary]) -> list[Evaluation]:
@@ -257,6 +259,19 @@ def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
+
+
+def write_planned(folder: Path, runs: Iterable[Path]) -> None:
+    """Write down, before the first run, which run folders the study in this folder is to have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / PLANNED, "".join(f"{run.relative_to(folder).as_posix()}\n" for run in runs))
+
+
+def read_planned(folder: Path) -> list[Path]:
+    """The run folders that a study is to have; none where an older version began it."""
+    path = folder / PLANNED
+    names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [folder / name for name in names]
 
 
 def check_same(written: Path, config: ExperimentConfig, kind: str, free: Iterable[str]) -> None:

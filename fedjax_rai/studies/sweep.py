@@ -48,6 +48,7 @@ from fedjax_rai.studies.results import (
     unmeasured_note,
     wide,
     with_notes,
+    write_planned,
 )
 
 SWEEP = "sweep.yaml"
@@ -110,6 +111,7 @@ def run_sweep(points: Sequence[Point], together: bool = False, margin: float | N
     compiled.keep_compiled()
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / SWEEP, dump_config(base_config(points)))
+    write_planned(folder, map(output, points))
     arms = Arms(KeptGuards(folder))
     done = 0
     for group in with_one_mesh(points, todo, arms):

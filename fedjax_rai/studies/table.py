@@ -24,6 +24,7 @@ from fedjax_rai.studies.judged import agreement_tables, answer_columns, fitting
 from fedjax_rai.studies.plots import plot_arms
 from fedjax_rai.studies.results import (
     CSV_COLUMNS,
+    PLANNED,
     answer_notes,
     basis,
     cells_of,
@@ -40,6 +41,7 @@ from fedjax_rai.studies.results import (
     unmeasured_note,
     wide,
     with_notes,
+    write_planned,
 )
 
 NO_FILTER = {"filter": {"enabled": False}}
@@ -111,6 +113,7 @@ def run_table(
     check_inputs(configs)
     for run_config in configs:
         check_folder(run_folder(run_config), run_config)
+    write_planned(folder, map(run_folder, configs))
     compiled.keep_compiled()
     summaries: dict[tuple[str, int], Summary] = {}
     setting: Setting | None = None
@@ -152,7 +155,7 @@ def check_table(folder: Path, config: ExperimentConfig) -> None:
 
 def _of_a_table(path: Path) -> bool:
     """Whether a table's folder, begun and cut off, may hold this."""
-    return path.name.startswith("seed") or path.name == GUARDS
+    return path.name.startswith("seed") or path.name in (GUARDS, PLANNED)
 
 
 def choose(arms: Sequence[str] | None) -> list[str]:

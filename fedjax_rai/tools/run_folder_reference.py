@@ -31,7 +31,8 @@ RUN = {
     "evals/<digest>/": "What was evaluated afterwards (`fedjax-rai eval`), by the digest of all that it depends on.",
 }
 TABLE = {
-    "table.yaml": "The table's config, which arms and seeds vary.",
+    "table.yaml": "The table's config, which arms and seeds vary; written last.",
+    "planned.txt": "The run folders of the last command, a line each; written first.",
     "seed<N>/<arm>/": "The run folder of each cell.",
     "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "table.md": "The table with notes, as it was printed.",
@@ -40,6 +41,7 @@ TABLE = {
 }
 SWEEP = {
     "sweep.yaml": "What the points agree in; the first point's values for the swept keys.",
+    "planned.txt": "The run folders of the last command, a line each; written first.",
     "<point>/": "The run folder of each point, named by its values.",
     "guards/": "The guards that were fitted and their scores, by the digest of what they were made of; found again.",
     "sweep.md": "The table with notes, as it was printed.",

@@ -10,11 +10,12 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.evals import intervals
 from fedjax_rai.runs import files
 from fedjax_rai.studies import report
-from fedjax_rai.studies.gathered import gather
+from fedjax_rai.studies.gathered import Gathered, gather
 from fedjax_rai.studies.panels import Panel, named_axis
 from fedjax_rai.studies.report import Wanted, write_report
 from fedjax_rai.studies.report_judges import agreement
-from fedjax_rai.studies.report_parts import Section
+from fedjax_rai.studies.report_parts import Section, not_begun_note
+from fedjax_rai.studies.results import write_planned
 from tests.studies.report_folders import ARABIC, HANGUL, SCRIPT, some_rows, write_run, write_table
 from tests.tiny_runs import vary
 
@@ -180,6 +181,34 @@ def test_points_of_a_sweep_are_arms_without_their_seeds(tmp_path, config):
     assert [arm.label for arm in found.arms] == ["cai.iterations=2", "cai.iterations=10"]
     assert [path.name for path in found.unfinished] == ["cai.iterations=25,seed=0"]
     assert "cai.iterations=25,seed=0: begun and not finished" in page_of([tmp_path / "s"])
+
+
+def test_a_table_that_was_interrupted_is_shown_as_far_as_it_is(tmp_path, config):
+    """Of five runs that were planned one is finished, one begun, three are not there; `table.yaml` comes last."""
+    folder = tmp_path / "t"
+    arms = [f"seed0/{arm}" for arm in ("base", "fl", "fl+filter", "fl+cai", "fl+filter+cai")]
+    write_planned(folder, [folder / arm for arm in arms])
+    write_run(folder / "seed0" / "base", config, some_rows(4))
+    (folder / "seed0" / "fl").mkdir()
+    (folder / "seed0" / "fl" / "config.yaml").write_text("seed: 0\n")
+    found = gather([folder])
+    assert [arm.label for arm in found.arms] == ["base"]
+    assert found.unfinished == [folder / "seed0" / "fl"]
+    assert found.not_begun == [folder / arm for arm in arms[2:]]
+    page = " ".join(Page(page_of([folder])).texts)
+    assert "seed0/fl: begun and not finished" in page
+    assert "not begun yet: 3 runs, " in page and f"{folder}/seed0/fl+filter+cai" in page
+    (folder / "seed0" / "base" / "summary.json").unlink()
+    with pytest.raises(InputError, match=r"no finished run there \(2 begun\)"):
+        gather([folder])
+
+
+def test_no_more_than_some_runs_that_are_not_there_are_named():
+    missing = [Path(f"s/{i}") for i in range(10)]
+    names = "s/0, s/1, s/2, s/3, s/4, s/5, s/6, s/7"
+    assert not_begun_note(Gathered([], [], missing)) == [f"not begun yet: 10 runs, {names} and 2 more"]
+    assert not_begun_note(Gathered([], [], missing[:1])) == ["not begun yet: 1 run, s/0"]
+    assert not_begun_note(Gathered([], [], [])) == []
 
 
 @pytest.mark.parametrize("wrong", ["nowhere", "empty"])

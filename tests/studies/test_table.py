@@ -196,6 +196,8 @@ def test_a_table_is_written_and_taken_up_again(config, capsys):
 def test_a_table_does_not_mix_with_another(config):
     folder = Path(config.output)
     folder.mkdir()
+    (folder / "planned.txt").write_text("seed0/base\n")
+    table.check_table(folder, config)  # begun, and interrupted in its first run
     (folder / "table.yaml").write_text(dump_config(config))
     other = config.model_copy(update={"lora": config.lora.model_copy(update={"rank": 3})})
     with pytest.raises(InputError, match="another config, which differs in lora.rank .2 there, 3 now."):
