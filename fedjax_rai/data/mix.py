@@ -18,6 +18,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.text.compare import same
 from fedjax_rai.text.prompts import USER
 
+ALL_PAIRS = "data.recipe=all data.red=null data.acceptable=null"
 TINY_RED, TINY_ACCEPTABLE = 1800, 4200  # the proportions of SQuARe20K
 RED_SHARE, ACCEPTABLE_SHARE = 3, 7  # of SQuARe20K, arXiv 2502.16691
 TRAIN = "data.train"
@@ -205,7 +206,10 @@ def recipe(pairs: Sequence[Pair], name: str, red: int | None, acceptable: int | 
     most, others = map(len, sides)
     for kind, wanted, there in (("red", red, most), ("acceptable", acceptable, others)):
         if wanted is not None and wanted > there:
-            raise InputError(f"data.{kind} = {wanted}: more than there are; must be at most {there}, the {kind} pairs")
+            raise InputError(
+                f"data.{kind} = {wanted}: more than there are; must be at most {there}, the {kind} pairs; to take all "
+                f"pairs: {ALL_PAIRS}"
+            )
     if name == "all":
         red = most if red is None else red
         acceptable = others if acceptable is None else acceptable

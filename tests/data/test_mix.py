@@ -64,7 +64,12 @@ def test_the_recipe_is_shuffled_by_the_seed() -> None:
 @pytest.mark.parametrize(
     ("there", "asked", "message"),
     [
-        ((3, 7), (4, None), r"data\.red = 4: more than there are; must be at most 3, the red pairs"),
+        (
+            (3, 7),
+            (4, None),
+            r"data\.red = 4: more than there are; must be at most 3, the red pairs; to take all pairs: "
+            "data.recipe=all data.red=null data.acceptable=null$",
+        ),
         ((3, 7), (None, 8), r"data\.acceptable = 8: more than there are; must be at most 7, the acceptable pairs"),
         ((3, 7), (0, 0), "no pairs to train on, of 3 red and 7 acceptable"),
         ((0, 0), (None, None), "no pairs to train on"),
