@@ -255,6 +255,7 @@ def generate(
         chosen = _check_sampling(greedy, temperature, bounds)
         precise = _dtype(dtype, COMPUTED)
         _check_prompts(prompt, prompts)
+        _refuse_run(model)
         from fedjax_rai.text.hub import resolve
 
         resolve(model, revision)
@@ -386,6 +387,17 @@ def prepare(
         typer.echo(prepare.report(prepare.prepare(loaded, out, prompts, adapter)))
         trained = [*terminal.program(), "run", str(config), *(overrides or ()), f"cai.data={out}"]
         _close([out / "pairs-00000.jsonl", out / "summary.json"], [trained])
+
+
+def _refuse_run(model: str) -> None:
+    """Raises InputError where a run stands in the place of a model: its base and its adapter are named apart."""
+    from fedjax_rai.config.load import load_config
+
+    folder = Path(model).expanduser()
+    written = folder / "config.yaml"
+    if written.is_file():
+        asked, _ = _further(load_config(written), folder)
+        raise InputError(f"{model}: is a run; must be a model, as in: {shlex.join(asked)}")
 
 
 def _dtype(name: str, allowed: dict[str, str]) -> str:

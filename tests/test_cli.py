@@ -173,6 +173,14 @@ def test_the_tiny_model_is_asked_about_its_own_world() -> None:
     assert [cli.example(model) for model in ("tiny", "models/smollm2")] == ["How do I bake bread?", "What is 3 plus 4?"]
 
 
+def test_a_run_in_the_place_of_a_model_is_told_how_to_ask_it(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "config.yaml").write_text("model: {dtype: float32}\n")
+    done = RUNNER.invoke(app, ["generate", str(folder), "--prompt", "Hello"])
+    assert done.exit_code == 2
+    assert done.stderr == f"{folder}: is a run; must be a model, as in: {ASK.format(folder)}\n"
+
+
 def test_a_prepared_set_ends_by_how_to_train_on_it(calls: list) -> None:
     done = RUNNER.invoke(app, ["cai", "generate", "a.yaml", "set", "seed=3"])
     assert done.stderr.splitlines() == [
