@@ -49,6 +49,13 @@ def label_text(value: Any) -> str | None:
     return "0" if text in _FALSE else text
 
 
+def shown_label(label: str) -> str:
+    """What `label_text` gives, as a user may write it."""
+    if label not in ("0", "1"):
+        return label
+    return " / ".join((_TRUE if label == "1" else _FALSE)[:3])
+
+
 def opposites(labels: set[str]) -> set[str]:
     """The labels that mean the contrary of these, of those that have one by themselves."""
     both_ways = {**_OPPOSITES, **{other: label for label, other in _OPPOSITES.items()}}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from fedjax_rai.config.column_names import HOLDS, checked_columns, label_text, label_values, opposites
+from fedjax_rai.config.column_names import HOLDS, checked_columns, label_text, label_values, opposites, shown_label
 from fedjax_rai.config.names import attribute, is_attribute
 from fedjax_rai.data.turns import (
     SYSTEM,
@@ -29,6 +29,11 @@ from fedjax_rai.text.prompts import ASSISTANT, USER, Turn
 
 Language = Literal["en", "ko"]
 ETC = "etc"  # the category of what has none
+
+
+def shown_category(category: str) -> str:
+    """A category as a person reads it; SQuARe has one that is called as what is not there."""
+    return "none or etc" if category == ETC else category
 
 
 class Pair(NamedTuple):
@@ -207,7 +212,7 @@ def _own(names: Mapping[str, Any]) -> Answer:
     acceptable = label_values(names["acceptable"]) if "acceptable" in names else opposites(harmful) - harmful
     harmful = harmful or opposites(acceptable) - acceptable
     listed = [
-        f"{kind}: {', '.join(sorted(values)) or 'none named'}"
+        f"{kind}: {', '.join(map(shown_label, sorted(values))) or 'none named'}"
         for kind, values in (("harmful", harmful), ("acceptable", acceptable))
     ]
     return answer._replace(

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedjax_rai import terminal
 from fedjax_rai.config.schema import FilterConfig
+from fedjax_rai.data.columns import shown_category
 from fedjax_rai.data.summary import Client, Clients, Cut, DataFile, DataSummary, Spread
 from fedjax_rai.experiment.data_summary import describe
 from fedjax_rai.experiment.round import Federation
@@ -180,7 +181,7 @@ def client_table(clients: Sequence[Client]) -> Iterator[str]:
     for i, client in enumerate(clients):
         share = percent(client.harmful, client.pairs - client.unlabelled)
         kept = f" {client.kept:>7,} {client.pairs - (client.kept or 0):>7,}" if client.kept is not None else ""
-        most = f"{client.category} ({client.of_category:,})" if client.category is not None else "-"
+        most = f"{shown_category(client.category)} ({client.of_category:,})" if client.category is not None else "-"
         yield f"  {i:>6} {client.pairs:>7,} {share:>9}{kept}  {most}"[:WIDTH]
 
 

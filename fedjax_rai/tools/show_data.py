@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_rai.config.prepared import check_language, columns_of, is_prepared, language_of
 from fedjax_rai.config.schema import TINY
 from fedjax_rai.data import records, tiny_world
-from fedjax_rai.data.columns import COLUMNS, Pair
+from fedjax_rai.data.columns import COLUMNS, ETC, Pair, shown_category
 from fedjax_rai.data.corpus import TEXTS
 from fedjax_rai.data.partition import LABELS
 from fedjax_rai.data.sources import Read, Source, read_pairs
@@ -76,7 +76,7 @@ def question_lines(source: Source, questions: Sequence[dict[str, Any]]) -> Itera
     yield f"source      {source.path}, split {source.split}"
     yield f"columns     {', '.join(questions[0])}; no answers, so no pairs to train on"
     yield f"rows        {len(questions):,}, {sum(row['sensitive?'] for row in questions):,} sensitive"
-    yield f"categories  {_most_common(row['category'] or 'etc' for row in questions)}"
+    yield f"categories  {_most_common(row['category'] or ETC for row in questions)}"
     yield f"question    {lengths([row[text] for row in questions])}"
 
 
@@ -98,7 +98,7 @@ def _labels(pairs: Sequence[Pair]) -> str:
 
 def _most_common(categories: Iterable[str]) -> str:
     counts = Counter(categories)
-    named = [f"{name} {count:,}" for name, count in counts.most_common(MOST_CATEGORIES)]
+    named = [f"{shown_category(name)} {count:,}" for name, count in counts.most_common(MOST_CATEGORIES)]
     others = len(counts) - len(named)
     return ", ".join(named) + (f", and {others:,} more" if others else "")
 
@@ -114,7 +114,7 @@ def row_lines(pairs: Sequence[Pair]) -> Iterator[str]:
     """Rows as a person reads them: label and category, the turns, the answer."""
     for number, pair in enumerate(pairs, 1):
         yield ""
-        yield f"{number}. {LABELS[pair.harmful]}, {pair.category}"
+        yield f"{number}. {LABELS[pair.harmful]}, {shown_category(pair.category)}"
         for turn in pair.before:
             yield f"   {turn.role}: {turn.text}"
         yield f"   prompt: {pair.query}"

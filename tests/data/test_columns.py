@@ -203,6 +203,8 @@ def test_a_value_that_nobody_named_is_refused(tmp_path: Path) -> None:
         read(tmp_path, {"q": "x", "a": "y", "l": "Toxik"}, columns=columns)
     message = "row 0: field 'l' is \"Toxik\"; must be a value that is named (harmful: toxic; acceptable: none named)"
     assert message in str(caught.value)
+    with pytest.raises(InputError, match=r"\(harmful: true / yes / 1; acceptable: false / no / 0\)"):
+        read(tmp_path, {"q": "x", "a": "y", "l": "maybe"}, columns=columns | {"harmful": "yes"})
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_what_is_said_in_lines_of_a_hundred_columns():
         "  NOTHING TO TRAIN ON at 1 of 2 clients: 1 kept none by the filter",
         "  client   pairs   harmful    kept dropped  most of",
         "       0       8    25.0 %       6       2  race (5)",
-        "       1       4   100.0 %       0       4  etc (4)",
+        "       1       4   100.0 %       0       4  none or etc (4)",
     ]
 
 
@@ -86,7 +86,7 @@ def test_without_a_filter_nothing_is_kept_or_dropped():
     assert said[-3:] == [
         "  client   pairs   harmful  most of",
         "       0       8    25.0 %  race (5)",
-        "       1       4   100.0 %  etc (4)",
+        "       1       4   100.0 %  none or etc (4)",
     ]
     assert not any("kept," in line for line in said)
 

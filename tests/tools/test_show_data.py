@@ -80,7 +80,7 @@ def test_earlier_turns_and_rows_without_labels_are_shown() -> None:
     spoken = Pair("And then?", "Nothing.", None, before=(Turn("user", "What?"), Turn("assistant", "This.")))
     assert list(row_lines([spoken])) == [
         "",
-        "1. unlabelled, etc",
+        "1. unlabelled, none or etc",
         "   user: What?",
         "   assistant: This.",
         "   prompt: And then?",
@@ -108,7 +108,7 @@ def test_the_tiny_world_and_questions_are_shown() -> None:
     assert lines[1:4] == [
         "columns     category, question, sensitive?; no answers, so no pairs to train on",
         "rows        3, 2 sensitive",
-        "categories  etc 3",
+        "categories  none or etc 3",
     ]
     assert lines[-1] == '1. {"category": "", "question": "질문 0", "sensitive?": 1}'
 
