@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fedjax_rai import terminal
 from fedjax_rai.config import grid, load
 from fedjax_rai.config.names import attribute, given
 from fedjax_rai.config.schema import ExperimentConfig
@@ -222,6 +223,7 @@ def run(config: Source, output: str | Path | None = None, **values: Any) -> Run:
     `rater`, `tracker`. A run that began with another value is refused. Raises InputError for what is wrong with config,
     files or values.
     """
+    terminal.quiet_libraries()
     from fedjax_rai.runs import run as runs
 
     return Run(runs.run(with_values(_load(config, (), "runs/{stem}", output), values)))
@@ -239,6 +241,7 @@ def table(
     Values are those of `run`, in every arm. Finished runs are kept. Raises InputError as `run` does, and for an unknown
     arm.
     """
+    terminal.quiet_libraries()
     from fedjax_rai.studies.table import run_table
 
     return Table(run_table(with_values(_load(config, (), "runs/{stem}-table", output), values), arms, seeds))
@@ -257,6 +260,7 @@ def sweep(
     in every point; a key may also be swept over such values. Raises InputError as `run` does, and for keys that are not
     swept over at least one value.
     """
+    terminal.quiet_libraries()
     from fedjax_rai.studies.sweep import run_sweep
 
     def point(overrides: Sequence[str]) -> ExperimentConfig:
@@ -279,6 +283,7 @@ def evaluate(
     those of `run` that an evaluation reads: `judge`, `rater`, `guard`, `guard_form`. Raises InputError for what is
     wrong with any of them.
     """
+    terminal.quiet_libraries()
     from fedjax_rai.tools import evaluate as evaluations
 
     named = None if config is None else Path(config)
@@ -304,6 +309,7 @@ def generate(
     """
     if isinstance(prompts, str):
         raise InputError("prompts: must be a list of texts, not one text")
+    terminal.quiet_libraries()
     from fedjax_rai.tools.generate import Request, answers, prompts_of_texts
 
     known = [name for name in Request._fields if name not in ("model", "adapter")]

@@ -5,6 +5,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+NEAR_FILE = 0.75
+"""How alike names of files must be, of 1: more than of other words, as files of one kind end alike."""
+
 
 class InputError(ValueError):
     """Bad input of a user: the message says what is wrong, where, and what is allowed."""
@@ -26,5 +29,5 @@ def did_you_mean_file(path: str | Path, pattern: str = "*", inside: Iterable[str
     folder, name = Path(path).parent, Path(path).name
     there = sorted(folder.glob(pattern)) if folder.is_dir() else []
     fitting = {other.name: other for other in there if all(os.path.exists(other / file) for file in inside)}
-    close = difflib.get_close_matches(name, fitting.keys() - {name}, n=1)
+    close = difflib.get_close_matches(name, fitting.keys() - {name}, n=1, cutoff=NEAR_FILE)
     return f"; did you mean {fitting[close[0]]}?" if close else ""

@@ -444,7 +444,11 @@ def bind(host: str, port: int) -> Server:
     except OverflowError:
         raise InputError(f"--port {port}: must be 0 to 65535") from None
     except OSError as error:
-        key = f"--port {port}" if error.errno in (errno.EADDRINUSE, errno.EACCES) else f"--host {host}"
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(
+                f"--port {port}: another process listens there already; name another one (0 takes any that is free)"
+            ) from None
+        key = f"--port {port}" if error.errno == errno.EACCES else f"--host {host}"
         raise InputError(f"{key}: cannot be listened at ({error.strerror or error}); name another one") from None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fedjax_rai as rai
-from fedjax_rai import api
+from fedjax_rai import api, terminal
 from fedjax_rai.cai.constitution import Constitution, Principle, find_constitution
 from fedjax_rai.config.files import digests
 from fedjax_rai.config.keys import schemas
@@ -24,6 +24,19 @@ def test_importing_loads_nothing_heavy_and_is_quick() -> None:
 
 def test_loading_a_config_needs_no_jax() -> None:
     succeed("config_without_jax")
+
+
+@pytest.mark.parametrize("name", ["run", "table", "sweep", "evaluate", "generate"])
+def test_what_computes_silences_libraries_before_it_loads_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silenced(Exception):
+        pass
+
+    def silenced() -> None:
+        raise Silenced
+
+    monkeypatch.setattr(terminal, "quiet_libraries", silenced)
+    with pytest.raises(Silenced):
+        getattr(rai, name)("nothing", [])
 
 
 def test_everything_that_is_offered_is_there_and_nothing_else() -> None:

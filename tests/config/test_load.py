@@ -326,6 +326,11 @@ def test_a_folder_without_what_its_key_needs_is_named_beside_one_that_has_it(tmp
         check_files(load_config(path, [f"guard.adapter={tmp_path / 'saved'}"]))
 
 
+def test_an_ending_in_common_makes_no_two_files_alike(tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").touch()
+    assert did_you_mean_file(tmp_path / "nothere.jsonl") == ""
+
+
 def test_a_folder_in_common_makes_no_two_files_alike(tmp_path: Path) -> None:
     (tmp_path / "none.json").touch()
     assert did_you_mean_file(tmp_path / "adapter_config.json") == ""
