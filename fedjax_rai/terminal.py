@@ -130,6 +130,11 @@ def plural(number: int, unit: str) -> str:
     return f"{number:,} {unit}{ending}"
 
 
+def verb(number: int, of_one: str, of_several: str) -> str:
+    """The form of a verb that goes with a number of things: 1 was, 2 were."""
+    return of_one if number == 1 else of_several
+
+
 def quiet_libraries() -> None:
     """Silence what libraries say about themselves, unless the user asked otherwise; before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -163,6 +163,7 @@ def test_numbers_of_things_are_plain_english() -> None:
         "1,200 answers",
         "0 pairs",
     ]
+    assert [f"{n} {terminal.verb(n, 'was', 'were')}" for n in (0, 1, 2)] == ["0 were", "1 was", "2 were"]
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,6 @@ def matrix(agreements: Sequence[Agreement], rate: str) -> list[list[str]]:
 
 
 def _cell(agreement: Agreement) -> str:
-    kappa = "-" if agreement.kappa is None else f"{agreement.kappa:.2f}"
+    kappa = "-" if agreement.kappa is None else f"{agreement.kappa:z.2f}"
     same = 100 * (agreement.both + agreement.neither) / sum(agreement.counts)
     return f"{kappa}, {same:.0f} %"

@@ -118,7 +118,9 @@ def _name_missing_verdicts(measured: Measured) -> None:
     for (missing, count), names in alike.items():
         if missing:
             listed = ", ".join(names)
-            terminal.say(f"{listed}: {missing} of {count} answers have no verdict, and are kept out of the rate")
+            has = terminal.verb(missing, "has", "have")
+            kept_out = f"and {terminal.verb(missing, 'is', 'are')} kept out of the rate"
+            terminal.say(f"{listed}: {missing} of {count} answers {has} no verdict, {kept_out}")
 
 
 def _name_spoilt_answers(name: str, measured: Measured, max_new: int) -> None:
@@ -127,9 +129,10 @@ def _name_spoilt_answers(name: str, measured: Measured, max_new: int) -> None:
     texts = [text for row in measured.rows if isinstance(row, AnswerRow | ConversationRow) for text in row.answers]
     empty = sum(not text.strip() for text in texts)
     if any(cut_off):
-        terminal.say(f"{name}: {sum(cut_off)} of {len(texts)} answers were cut off at eval.max_new_tokens = {max_new}")
+        was = terminal.verb(sum(cut_off), "was", "were")
+        terminal.say(f"{name}: {sum(cut_off)} of {len(texts)} answers {was} cut off at eval.max_new_tokens = {max_new}")
     if empty:
-        terminal.say(f"{name}: {empty} of {len(texts)} answers are empty")
+        terminal.say(f"{name}: {empty} of {len(texts)} answers {terminal.verb(empty, 'is', 'are')} empty")
 
 
 def make_bench(setting: Setting, adapter: Adapter | None, advance: Callable[[], object] = nothing) -> Bench:

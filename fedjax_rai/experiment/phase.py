@@ -25,6 +25,7 @@ from fedjax_rai.data.examples import Prompts, take
 from fedjax_rai.data.order import cycle
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.mesh import replicated, ways
+from fedjax_rai.terminal import verb
 from fedjax_rai.train.dispatch import ahead
 from fedjax_rai.train.step import PLAIN, TrainState
 
@@ -166,15 +167,17 @@ def warnings(row: Mapping[str, Any], config: ExperimentConfig) -> Iterator[str]:
     total = row["cai_pairs"] + sum(causes.values())
     at_round = f"round {row['round']}:"
     if causes["cut_off"]:
-        yield f"{at_round} {causes['cut_off']} of {total} {_cut_off(config)}"
+        yield f"{at_round} {causes['cut_off']} of {total} {_cut_off(causes['cut_off'], config)}"
     if not row["cai_usable"]:
         counted = [f"{count} {cause.replace('_', ' ')}" for cause, count in causes.items() if count]
         listed = f" ({', '.join(counted)})" if counted else ""
         yield f"{at_round} no usable pair among {total}{listed}: the CAI phase trained on no revision"
 
 
-def _cut_off(config: ExperimentConfig) -> str:
+def _cut_off(number: int, config: ExperimentConfig) -> str:
     """What cut off the conversations of a phase, or its prepared pairs: a key and its value."""
     if config.cai.data == ONLINE:
-        return f"conversations were cut off at cai.max_new_tokens = {config.cai.max_new_tokens}"
-    return f"prepared pairs are longer than data.max_length = {config.data.max_length}"
+        return (
+            f"conversations {verb(number, 'was', 'were')} cut off at cai.max_new_tokens = {config.cai.max_new_tokens}"
+        )
+    return f"prepared pairs {verb(number, 'is', 'are')} longer than data.max_length = {config.data.max_length}"

@@ -13,7 +13,7 @@ from fedjax_rai.evals.suite import evaluations
 from fedjax_rai.experiment.cost import CaiCost
 from fedjax_rai.runs.folder import SUMMARY
 from fedjax_rai.runs.rows import Critique, Filtered, GuardAsked, GuardQuality, PairCounts, Rate, Summary, read_summary
-from fedjax_rai.terminal import plural
+from fedjax_rai.terminal import plural, verb
 
 
 def report(folder: Path) -> str:
@@ -118,7 +118,7 @@ def agreement_lines(agreement: Sequence[Agreement]) -> Iterator[str]:
     for found in agreement:
         common = sum(found.counts)
         if common:
-            kappa = "undefined" if found.kappa is None else f"{found.kappa:.2f}"
+            kappa = "undefined" if found.kappa is None else f"{found.kappa:z.2f}"
             same = f"{found.both + found.neither} of {common} the same"
             yield f"  {found.rate}, {found.first} and {found.second}: kappa {kappa}, {same}"
 
@@ -178,7 +178,7 @@ def cai_lines(cost: CaiCost, pairs: PairCounts | None = None) -> Iterator[str]:
     tokens = f"{cost.generated_tokens} tokens generated, {cost.trained_tokens} trained on"
     yield f"constitutional AI: {phases}, {cost.seconds:.0f} s, {tokens}"
     if pairs and pairs.cut_off:
-        yield f"  {pairs.cut_off} of {pairs.conversations} {cut_off_at(cost)}"
+        yield f"  {pairs.cut_off} of {pairs.conversations} {cut_off_at(pairs.cut_off, cost)}"
     if cost.untrained_phases:
         untrained = plural(cost.untrained_phases, "phase")
         yield f"  {untrained} had no usable revision, or diverged and was undone: no revision was learnt, nothing saved"
@@ -190,11 +190,11 @@ def cai_lines(cost: CaiCost, pairs: PairCounts | None = None) -> Iterator[str]:
         yield f"  as many FLOPs as {1 - cost.share_saved:.1f} full epochs"
 
 
-def cut_off_at(cost: CaiCost) -> str:
+def cut_off_at(number: int, cost: CaiCost) -> str:
     """What cut off conversations, or prepared pairs, which nothing was generated for."""
     if cost.generated_tokens:
-        return "conversations were cut off at cai.max_new_tokens"
-    return "prepared pairs are longer than data.max_length"
+        return f"conversations {verb(number, 'was', 'were')} cut off at cai.max_new_tokens"
+    return f"prepared pairs {verb(number, 'is', 'are')} longer than data.max_length"
 
 
 def percent(value: float | None) -> str:

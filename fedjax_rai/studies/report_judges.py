@@ -63,7 +63,7 @@ def judges(report: Report) -> Section:
 
 
 def _fields(found: Agreement) -> list[str]:
-    kappa = "none" if found.kappa is None else f"{found.kappa:.2f}"
+    kappa = "none" if found.kappa is None else f"{found.kappa:z.2f}"
     return [
         f"{found.answers:,}",
         f"{100 * found.agree:.1f} %",

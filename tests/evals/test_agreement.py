@@ -6,6 +6,8 @@ import pytest
 
 from fedjax_rai.evals.agreement import agreements, kappa_of, matrix, together
 from fedjax_rai.evals.spoilt import AnswerCounts, answer_counts
+from fedjax_rai.runs import report
+from fedjax_rai.studies import report_judges
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,16 @@ def test_the_matrix_has_a_cell_for_every_two_judges_that_share_an_answer():
         ["d", "", "", "-, 100 %"],
     ]
     assert matrix([], "harmless") == []
+
+
+def test_a_kappa_of_nothing_has_no_sign():
+    """9, 10, 10 and 11 of 40: 2 (9 * 11 - 10 * 10) / (2 * 19 * 21) = -1 / 399."""
+    firsts, seconds = [True] * 19 + [False] * 21, [True] * 9 + [False] * 10 + [True] * 10 + [False] * 11
+    (found,) = agreements([row(a=firsts, b=seconds)])
+    assert found.kappa == pytest.approx(-1 / 399)
+    assert matrix([found], "harmless") == [["kappa, agreement", "b"], ["a", "0.00, 50 %"]]
+    assert list(report.agreement_lines([found])) == ["  harmless, a and b: kappa 0.00, 20 of 40 the same"]
+    assert "0.00" in report_judges._fields(report_judges.agreement(firsts, seconds))
 
 
 def test_answers_that_say_nothing_are_counted_by_evaluation():

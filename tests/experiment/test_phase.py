@@ -192,7 +192,7 @@ def test_a_phase_may_be_due_where_some_round_can_have_one():
         (
             {"cai_usable": 5, "cai_pairs": 4, "cai_cut_off": 1, "cai_empty": 0, "cai_equal": 1},
             "online",
-            ["round 3: 1 of 6 conversations were cut off at cai.max_new_tokens = 24"],
+            ["round 3: 1 of 6 conversations was cut off at cai.max_new_tokens = 24"],
         ),
         (
             {"cai_usable": 1, "cai_pairs": 1, "cai_cut_off": 3, "cai_held_out": 1, "cai_equal": 1},

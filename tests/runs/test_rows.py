@@ -223,6 +223,11 @@ def test_a_report_says_what_was_not_saved():
         CAI._replace(generated_tokens=0), PairCounts(6, 1, usable=3, held_out=1, cut_off=3, empty=0, equal=1)
     )
     assert "  3 of 6 prepared pairs are longer than data.max_length" in list(prepared)
+    one = PairCounts(6, 1, usable=5, held_out=0, cut_off=1, empty=0, equal=0)
+    assert "  1 of 6 conversations was cut off at cai.max_new_tokens" in list(report.cai_lines(CAI, one))
+    assert "  1 of 6 prepared pairs is longer than data.max_length" in list(
+        report.cai_lines(CAI._replace(generated_tokens=0), one)
+    )
     assert shown(share_saved=-0.5).endswith("as many FLOPs as 1.5 full epochs")
 
 
