@@ -48,7 +48,7 @@ def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
         for column in (*evaluation.columns, *_further_judges(evaluation, summaries)):
             measured = _is_measured(summaries, column.rate)
             if column.main and (measured or column.always):
-                judges = _judges_of(summaries, column.rate)
+                judges = judges_of(summaries, column.rate)
                 shown[column.rate] = column.heading
                 if evaluation.judges_harm and judges:
                     shown[column.rate] += f" ({', '.join(map(title_of, judges))})"
@@ -90,7 +90,7 @@ def main_first(rates: Mapping[str, str]) -> dict[str, str]:
     return {rate: rates[rate] for rate in (*MAIN, *rates) if rate in rates}
 
 
-def _judges_of(summaries: Sequence[Summary], rate: str) -> list[str]:
+def judges_of(summaries: Sequence[Summary], rate: str) -> list[str]:
     """The names of the judges who gave a rate, each once."""
     judges = []
     for summary in summaries:

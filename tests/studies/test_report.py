@@ -3,6 +3,8 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,10 +12,10 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.evals import intervals
 from fedjax_rai.runs import files
 from fedjax_rai.studies import report
-from fedjax_rai.studies.gathered import gather
+from fedjax_rai.studies.gathered import Arm, gather
 from fedjax_rai.studies.panels import Panel, named_axis
 from fedjax_rai.studies.report import Wanted, write_report
-from fedjax_rai.studies.report_judges import agreement
+from fedjax_rai.studies.report_judges import agreement, verdicts_by_set
 from fedjax_rai.studies.report_parts import Section
 from tests.studies.report_folders import ARABIC, HANGUL, SCRIPT, some_rows, write_run, write_table
 from tests.tiny_runs import vary
@@ -144,6 +146,15 @@ def test_judges_stand_against_each_other_once(table):
     rows = Page(page_of([table])).rows
     pairs = [row for row in rows if len(row) == 6 and " and harmless" in row[0]]
     assert [row[:2] for row in pairs] == [["harmless (rule) and harmless (phrases)", "40"]]
+
+
+def test_a_judge_that_agrees_with_another_throughout_is_shown_beside_it():
+    """The rule is the primary judge: its own column alone repeats it, and the guard's, which is equal, does not."""
+    verdicts = {"harmless": [True, False], "harmless_by_rule": [True, False], "harmless_by_guard": [True, False]}
+    row = {"set": "advbench", "answers": ["no", "yes"], "verdicts": verdicts}
+    run: Any = SimpleNamespace(answers=[row], summary={"rates": {"harmless": {"judge": "rule"}}})
+    found = verdicts_by_set([Arm("fl", [run])])
+    assert found == {"advbench": {"harmless": [True, False], "harmless_by_guard": [True, False]}}
 
 
 def test_what_is_absent_says_why(tmp_path, config):
