@@ -13,7 +13,7 @@ from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.agreement import BY
 from fedjax_rai.evals.evaluation import LOWER, Column, Evaluation
-from fedjax_rai.evals.judge import JUDGES
+from fedjax_rai.evals.judge import title_of
 from fedjax_rai.evals.means import UNITS
 from fedjax_rai.evals.rate import PERCENT
 from fedjax_rai.evals.suite import columns, evaluations
@@ -65,11 +65,6 @@ def unmeasured_note(summaries: Sequence[Summary]) -> list[str]:
         if not any(_is_measured(summaries, column.rate) or column.always for column in evaluation.columns):
             titles.append(evaluation.columns[0].title)
     return [f"Not measured: {', '.join(titles)}."] if titles else []
-
-
-def title_of(judge: str) -> str:
-    """What a judge is called in a column."""
-    return JUDGES[judge].title if judge in JUDGES else judge.replace("_", " ")
 
 
 def _further_judges(evaluation: Evaluation, summaries: Sequence[Summary]) -> list[Column]:
