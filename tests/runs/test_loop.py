@@ -47,7 +47,7 @@ def test_the_seconds_of_a_round_are_shared_out_evenly():
 def test_progress_tells_of_a_round_and_of_the_phase_that_followed():
     assert note(ROUND._replace(train_loss=0.51944)) == "loss 0.519"
     phase = ROUND._replace(train_loss=2.0, cai=PHASE._replace(iterations=25), cai_seconds=12.34)
-    assert note(phase) == "loss 2.000  CAI 25 iterations, 12 s"
+    assert note(phase) == "loss 2.000  25 iterations of CAI in 12 s"
     assert note(ROUND._replace(train_loss=float("nan"), without_data=2)) == "no loss  2 clients without data"
 
 
