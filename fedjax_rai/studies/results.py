@@ -5,7 +5,7 @@ import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
@@ -169,6 +169,33 @@ def _spoilt(evaluation_columns: Sequence[Column], summaries: Sequence[Summary]) 
         for place, key in enumerate(("cut_off", "empty", "answers")):
             totals[place] += rate.get(key, 0)  # a run of an older version counted none
     return totals[0], totals[1], totals[2]
+
+
+class GuardOverSeeds(NamedTuple):
+    """The quality of the guard that runs used, on the clients' pairs."""
+
+    seeds: tuple[int, ...]
+    """Those of which some run used one; of several such runs of a seed the first counts."""
+    measures: dict[str, str]
+    """Percent by name: the mean over these seeds, of several with the least and the most behind it."""
+
+
+def guard_over_seeds(summaries: Iterable[Summary]) -> GuardOverSeeds | None:
+    """Of the guards of runs; None where no run used one whose quality is known."""
+    by_seed: dict[int, Mapping[str, float]] = {}
+    for summary in summaries:
+        if summary["guard"]:
+            by_seed.setdefault(summary["seed"], summary["guard"]["fitted"] or summary["guard"]["released"])
+    if not by_seed:
+        return None
+    qualities = [by_seed[seed] for seed in sorted(by_seed)]
+    found = {name: _mean_and_range([quality[name] for quality in qualities]) for name in qualities[0]}
+    return GuardOverSeeds(tuple(sorted(by_seed)), found)
+
+
+def _mean_and_range(values: Sequence[float]) -> str:
+    mean = f"{sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} [{min(values):.1f}, {max(values):.1f}]"
 
 
 def is_synthetic(summaries: Iterable[Summary]) -> bool:

@@ -28,6 +28,7 @@ from fedjax_rai.studies.results import (
     basis,
     cells_of,
     check_same,
+    guard_over_seeds,
     is_synthetic,
     judge_notes,
     main_first,
@@ -231,7 +232,7 @@ def write(
     by_row = list(by_arm.values())
     cells = cells_of(titles, by_row)
     compared = comparisons(config, chosen, by_arm, titles, margin)
-    notes = [basis(everything), *prompt_note(titles, cells), *compared, *_guard_notes(everything, seeds[0])]
+    notes = [basis(everything), *prompt_note(titles, cells), *compared, *_guard_notes(everything)]
     notes += [*judge_notes(titles, by_arm), *answer_notes(by_arm), *unmeasured_note(everything)]
     first = {"arm": list(chosen)}
     counts = answer_columns(by_row)
@@ -256,9 +257,9 @@ def _training_seconds(summaries: Sequence[Summary]) -> str:
     return f"{np.mean(seconds):.0f}"
 
 
-def _guard_notes(summaries: Sequence[Summary], seed: int) -> list[str]:
-    """The guard's quality, in a line, of the first run that used one; and why some runs lack its rate."""
-    return [*_guard_quality(summaries, seed), *_without_rate_by_guard(summaries)]
+def _guard_notes(summaries: Sequence[Summary]) -> list[str]:
+    """The guard's quality, in a line, over the seeds; and why some runs lack its rate."""
+    return [*_guard_quality(summaries), *_without_rate_by_guard(summaries)]
 
 
 def _without_rate_by_guard(summaries: Sequence[Summary]) -> list[str]:
@@ -270,10 +271,11 @@ def _without_rate_by_guard(summaries: Sequence[Summary]) -> list[str]:
     ]
 
 
-def _guard_quality(summaries: Sequence[Summary], seed: int) -> list[str]:
-    for summary in summaries:
-        if summary["guard"]:
-            quality = summary["guard"]["fitted"] or summary["guard"]["released"]
-            listed = ", ".join(f"{name} {value:.1f}" for name, value in quality.items())
-            return [f"guard, seed {seed}: {listed}"]
-    return []
+def _guard_quality(summaries: Sequence[Summary]) -> list[str]:
+    found = guard_over_seeds(summaries)
+    if found is None:
+        return []
+    listed = ", ".join(f"{name} {value}" for name, value in found.measures.items())
+    seeds = ", ".join(map(str, found.seeds))
+    which = f"seed {seeds}" if len(found.seeds) == 1 else f"mean [least, most] of the seeds {seeds}"
+    return [f"guard, {which}: {listed}"]

@@ -89,3 +89,17 @@ def test_scores_that_are_gone_are_said_to_be(filtered):
 def test_without_a_filter_there_is_nothing_to_draw(tmp_path, config):
     folder = write_run(tmp_path / "run", config, some_rows(4))
     assert report_filter.guard(report_of(gather([folder]), None, None)).absent == ["No arm has a filter."]
+
+
+def test_the_quality_of_all_seeds_stands_beside_the_first(tmp_path, config):
+    """By hand: 60 and 70 have the mean 65; the arm without a filter, and seeds without a guard, are in no row."""
+    config = vary(config, filter={"enabled": True})
+    for seed, accuracy in ((0, 60.0), (1, 70.0)):
+        quality = GuardQuality(Quality(accuracy, 90.0, 50.0, 64.2), Quality(0.0, 0.0, 0.0, 0.0))
+        folder = tmp_path / f"run{seed}"
+        write_run(folder, vary(config, seed=seed), some_rows(4), guard=quality, filter=Filtered(1, 1, 0, None))
+    report = report_of(gather([tmp_path / "run0", tmp_path / "run1"]), None, None)
+    (grid,) = report_filter._over_seeds(report)
+    assert grid.rows == [["run0", "0, 1", "65.0 [60.0, 70.0]", "90.0 [90.0, 90.0]", "50.0 [50.0, 50.0]",
+                          "64.2 [64.2, 64.2]"]]  # fmt: skip
+    assert report_filter.guard(report).grids == [grid], "though no scores are kept"

@@ -97,6 +97,18 @@ def summary(means: dict[str, float | None], judge: str = "rule", seed: int = 0) 
     return {"rates": rates, "seed": seed, "synthetic": [], "guard": None, "seconds": {"training": 12.0}}
 
 
+def test_the_guards_note_is_of_all_seeds():
+    """By hand: 80 and 90 have the mean 85; of two runs of a seed the first counts, one without a guard does not."""
+    guards = [(0, None), (0, 80.0), (0, 10.0), (1, 90.0)]
+    runs = [
+        summary({"harmless": None}, seed=seed) | {"guard": accuracy and {"fitted": {"accuracy": accuracy}}}
+        for seed, accuracy in guards
+    ]
+    assert table._guard_quality(runs) == ["guard, mean [least, most] of the seeds 0, 1: accuracy 85.0 [80.0, 90.0]"]
+    assert table._guard_quality(runs[:3]) == ["guard, seed 0: accuracy 80.0"]
+    assert table._guard_quality(runs[:1]) == []
+
+
 def test_columns_are_named_by_their_judge_and_the_primarys_stands_once():
     every: dict[str, float | None] = {f"harmless_by_{name}": 50.0 for name in ("rule", "refusal_phrases", "guard")}
     one: dict[str, float | None] = {"harmless": 1.0}
