@@ -15,7 +15,7 @@ from fedjax_rai.evals import drift, suite
 from fedjax_rai.evals.choice import read_once
 from fedjax_rai.evals.drift import answered_examples, divergences
 from fedjax_rai.evals.evaluation import BaseAnswers, Bench, EvalSet, Item, Likelihoods, Sources, TokensRow, measure
-from fedjax_rai.evals.means import MARK, NATS, Total, mean_rate
+from fedjax_rai.evals.means import MARK, NATS, PERPLEXITY, Total, mean_rate
 from fedjax_rai.evals.open_ended import Subject
 from fedjax_rai.model.decoder import forward, unembed
 from fedjax_rai.model.lora import init_adapter
@@ -89,6 +89,19 @@ def test_a_mean_is_over_tokens_and_its_interval_over_prompts():
     assert alone and alone.mean == 0.5 and np.isnan([alone.low, alone.high]).all(), "one prompt shows no spread"
     in_marks = mean_rate([Total(6.0, 1)], MARK, "mine")
     assert in_marks and in_marks.mean == 6.0 and np.isnan([in_marks.low, in_marks.high]).all()
+
+
+def test_intervals_of_means_in_their_units():
+    """1, 2 and 3 nats of a token each: 2 -+ 1.96 sqrt(2 x 3/2) / 3. Of 2 and 3 nats: 5/2 -+ 1.96 / 2, exponentiated.
+
+    Marks of 10 and 8: 9 -+ 1.96, and no mark is more than 10.
+    """
+    nats = mean_rate([Total(n, 1) for n in (1.0, 2.0, 3.0)], NATS, "base")
+    perplexity = mean_rate([Total(2.0, 1), Total(3.0, 1)], PERPLEXITY, "base")
+    marks = mean_rate([Total(10.0, 1), Total(8.0, 1)], MARK, "mine")
+    assert nats and nats[:3] == pytest.approx((2, 2 - 1.96 / 3**0.5, 2 + 1.96 / 3**0.5))
+    assert perplexity and perplexity[:3] == pytest.approx((exp(2.5), exp(1.52), exp(3.48)))
+    assert marks and marks[:3] == pytest.approx((9, 7.04, 10))
 
 
 def test_the_perplexity_of_uniform_logits_is_the_vocabulary_s_size():
