@@ -23,6 +23,7 @@ from fedjax_rai.studies.table import ARMS, CONTROLS, TABLE
 
 KINDS = {TABLE: f"*/*/{CONFIG}", SWEEP: f"*/{CONFIG}"}
 """What makes a folder a study's, and where its runs lie."""
+_NUMBER = re.compile(r"((?:(?<==)-)?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 
 
 class Run:
@@ -126,7 +127,7 @@ def _order(folder: Path) -> tuple[Any, ...]:
     """Arms as the command lists them, then by name, numbers by their size."""
     name = folder.name
     known = list(ARMS | CONTROLS)
-    parts = [(float(part), "") if part.isdigit() else (math.inf, part) for part in re.split(r"(\d+)", name)]
+    parts = [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(_NUMBER.split(name))]
     return known.index(name) if name in known else len(known), parts, str(folder)
 
 
