@@ -167,11 +167,12 @@ def test_an_answer_that_has_no_likelihood_is_neither_better_nor_worse(good, bad,
 
 
 def test_a_choice_is_whole_if_both_of_its_answers_are():
-    """Of four the bad answer of the first was cut off, and the good one of the second."""
+    """Of four the bad answer of the first was cut off, and the good one of the second; -1/2 a token against -9/4."""
     whole = np.array([True, False, False, True, True, True, True, True])
-    found = Likelihoods(np.array([-1.0, -2.0] * 4), np.full(8, 2.0), whole)
-    rate = measured("hhh", likelihoods=lambda exchanges: found).rates["hhh"]
-    assert rate and (rate.mean, rate.prompts, rate.without_verdict, rate.cut_off) == (100, 2, 2, 2)
+    found = Likelihoods(np.array([-1.0, -9.0] * 4), np.array([2.0, 4.0] * 4), whole)
+    rates = measured("hhh", likelihoods=lambda exchanges: found).rates
+    for rate in (rates["hhh"], rates["hhh_per_token"]):
+        assert rate and (rate.mean, rate.prompts, rate.without_verdict, rate.cut_off) == (100, 2, 2, 2)
 
 
 def test_what_is_kept_of_a_choice_by_hand():

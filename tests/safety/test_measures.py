@@ -125,7 +125,7 @@ def test_a_float32_score_meets_its_own_threshold():
     """As it does where answers are filtered: 0.7 in float32 is less than 0.7, and is flagged at it all the same."""
     scores = np.array([0.7, 0.2], np.float32)
     assert measures.measures(judged(scores, [True, False], [0, 1]), 0.7)["recall"] == 100
-    nearly = np.array([0.7, 0.69995], np.float32)
+    nearly = np.array([0.7, 0.69998], np.float32)
     assert measures.measures(judged(nearly, [True, False], [0, 1]), 0.7)["precision"] == 100
 
 
