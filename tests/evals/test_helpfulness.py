@@ -59,14 +59,14 @@ def by_numpy(adapter: Any, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_drift_of_a_small_model_is_that_of_its_logits(monkeypatch):
-    """In one slice and in several; and 0 for a fresh adapter."""
+    """In one slice; in several, the rows split over the devices; and 0 for a fresh adapter."""
     examples = take(small.corpus(), np.arange(6))
     adapter = small.adapter()
     wanted, tokens = by_numpy(adapter, examples)
     assert (wanted > 1e-3).all()
-    for width in (small.LENGTH - 1, 3):
+    for width, measured in ((small.LENGTH - 1, losses.answer_divergences), (3, losses.split_answer_divergences)):
         monkeypatch.setattr(losses, "positions_at_once", lambda *_, width=width: width)
-        totals, weights = jax.jit(losses.answer_divergences)(small.LM, adapter, examples)
+        totals, weights = jax.jit(measured)(small.LM, adapter, examples)
         np.testing.assert_allclose(totals, wanted, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(weights, tokens)
     fresh = init_adapter(small.CONFIG, small.LORA, jax.random.key(3))
