@@ -149,7 +149,8 @@ def _of_category(name: str, category: str) -> str:
 
 def _total(marks: Sequence[float | None] | None, turns: Sequence[int]) -> Total:
     """Of the marks of these answers; of weight 0 where there is none."""
-    known = [marks[turn] for turn in turns if marks[turn] is not None] if marks else []
+    of_turns = [marks[turn] for turn in turns] if marks else []
+    known = [mark for mark in of_turns if mark is not None]
     return Total(sum(known) if known else nan, len(known))
 
 
