@@ -215,7 +215,8 @@ def same_text(found: Difference) -> str:
 def equivalence(found: Difference, margin: float) -> str:
     """Whether a difference is within so many points of 0, and the interval that tells; only points have a margin."""
     if found.unit != PERCENT:
-        return f"equivalence not tested: the margin is in points, not in {found.unit.gap}"
+        kind = "a ratio" if found.unit.is_ratio else f"in {found.unit.gap}"
+        return f"equivalence not tested: the margin is in points, not {kind}"
     shown = f"90 % interval {_bracketed(found.inner, found.unit)}"
     if found.within(margin):
         return f"equivalent within {margin:g} points (two one-sided tests at 5 %: {shown})"

@@ -56,7 +56,7 @@ def test_differences_stand_in_their_unit() -> None:
     assert paired("perplexity", halved, seeds) == "0.500 times [0.500, 0.500]; by seed 0.500, 0.500"
     assert paired("perplexity", seeds, seeds, margin=5.0) == (
         "1.000 times [1.000, 1.000]; by seed 1.000, 1.000; the same on every prompt; "
-        "equivalence not tested: the margin is in points, not in times"
+        "equivalence not tested: the margin is in points, not a ratio"
     )
     better = [marked([8.0, 6.0, 9.0], 23 / 3)]
     worse = [marked([7.0, 5.0, 8.0], 20 / 3)]
@@ -92,7 +92,7 @@ def test_the_table_compares_means(config) -> None:
 
 def test_the_report_shows_them_in_their_unit() -> None:
     ratio = Difference(0.9, 0.8, 1.1, 64, (0.9,), (0.85, 1.05), False, PERPLEXITY)
-    untested = "equivalence not tested: the margin is in points, not in times"
+    untested = "equivalence not tested: the margin is in points, not a ratio"
     assert _gap_fields(ratio, 5.0) == ["0.900 [0.800, 1.100] n=64", "0.900", untested]
     panel = report_pictures.differences("perplexity", "base", {"fl": ratio})
     assert panel.rule == 1.0 and panel.x.label == "times, over base"
