@@ -269,19 +269,6 @@ def time(report: Report) -> Section:
     return Section("Time by phase", about, [Grid("", header, rows)], [pictures.times(report.labels, by_arm)])
 
 
-def memory(report: Report) -> Section:
-    """What was held."""
-    planned = "a run folder holds no measurement; `fedjax-rai run CONFIG --dry-run` shows the plan, `fedjax-rai bench`"
-    layouts = [[arm.label, arm.first.summary["layout"]] for arm in report.arms if arm.first.summary.get("layout")]
-    sizes = []
-    for arm in report.arms:
-        sizes.append([arm.label, f"{arm.first.summary['adapter_parameters']:,}"])
-    grids = [Grid("Parameters of the adapter, which is what a client sends a round", ["arm", "parameters"], sizes)]
-    if layouts:
-        grids.append(Grid("The mesh that was chosen", ["arm", "mesh"], layouts))
-    return Section("Memory", grids=grids, absent=[f"Memory in use: {planned} measures."])
-
-
 def cai(report: Report) -> Section:
     """Iterations of constitutional AI against safety and cost."""
     title = "Constitutional AI"
@@ -340,13 +327,13 @@ def data(report: Report) -> Section:
     absent = [f"{label}: data.json is not there; an older version ran" for label, file in held.items() if file is None]
     known = {label: file for label, file in held.items() if file is not None}
     panels, rows = [], []
-    for names, clients in _alike({label: file.clients for label, file in known.items()}):
+    for names, clients in alike({label: file.clients for label, file in known.items()}):
         panels.append(pictures.clients(f"Clients: {names}", clients))
         if len(clients) > pictures.MOST_CLIENTS:
             absent.append(
                 f"{names}: clients from number {pictures.MOST_CLIENTS} on, of {len(clients)}; data.json has all"
             )
-    for names, parts in _alike({label: file.summary.parts for label, file in known.items()}):
+    for names, parts in alike({label: file.summary.parts for label, file in known.items()}):
         for part, of_part in parts.items():
             left_out = "; ".join(f"{count:,} by {why}" for why, count in of_part.left_out.items())
             harmful = "" if of_part.harmful is None else f"{of_part.harmful:,}"
@@ -355,7 +342,7 @@ def data(report: Report) -> Section:
     return Section("Data and clients", ["Of each arm's first seed."], [grid] if rows else [], panels, absent)
 
 
-def _alike(by_label: Mapping[str, Value]) -> list[tuple[str, Value]]:
+def alike(by_label: Mapping[str, Value]) -> list[tuple[str, Value]]:
     """(labels, value) of arms with the same value."""
     grouped: dict[str, list[str]] = {}
     for label, value in by_label.items():

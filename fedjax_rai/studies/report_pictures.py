@@ -218,3 +218,28 @@ def times(labels: Sequence[str], by_arm: Sequence[Mapping[str, float]]) -> Panel
     shown = [look for look, phase in enumerate(phases) if any(spent[phase] for spent in by_arm)]
     x = number_axis("seconds", [sum(spent.values()) for spent in by_arm], zero=True)
     return Panel("Seconds by phase", x, named_axis(labels), bars=bars, legend=[(phases[i], i) for i in shown])
+
+
+def unit_of(size: int) -> tuple[int, str]:
+    """(bytes, name) of the unit in which so many bytes are shown: MiB below a tenth of a GiB."""
+    return (2**30, "GiB") if size >= 2**30 / 10 else (2**20, "MiB")
+
+
+def memory(title: str, labels: Sequence[str], dots: Mapping[str, Sequence[Sequence[tuple[int, int]]]]) -> Panel | None:
+    """A dot for each run; `dots`: what was held -> of each arm (seed, bytes). None without any."""
+    every = [size for by_arm in dots.values() for of_arm in by_arm for _, size in of_arm]
+    if not every:
+        return None
+    unit, name = unit_of(max(every))
+    series = []
+    for look, (what, by_arm) in enumerate(dots.items()):
+        shift = 0.4 * ((len(dots) - 1) / 2 - look)
+        points = []
+        for i, of_arm in enumerate(by_arm):
+            for seed, size in of_arm:
+                note = f"{labels[i]}, seed {seed}: {size / unit:.2f} {name} {what}"
+                points.append(Point(size / unit, row(i, labels) + shift, note=note))
+        if points:
+            series.append(Series(what, points, look))
+    x = number_axis(name, [max(every) / unit], zero=True)
+    return Panel(title, x, named_axis(labels), series, legend=[(drawn.name, drawn.look) for drawn in series])
