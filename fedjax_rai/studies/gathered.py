@@ -12,12 +12,11 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.data.summary import DataFile
 from fedjax_rai.errors import InputError, did_you_mean_file
-from fedjax_rai.evals import intervals
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import ANSWERS, CONFIG, DATA, SUMMARY, VERSIONS
 from fedjax_rai.runs.record import METRICS
 from fedjax_rai.runs.rows import Round, read_data, read_rounds
-from fedjax_rai.studies.cells import VERDICTS, Summary
+from fedjax_rai.studies.cells import Summary, with_answers
 from fedjax_rai.studies.sweep import SWEEP
 from fedjax_rai.studies.table import ARMS, CONTROLS, TABLE
 
@@ -45,8 +44,8 @@ class Run:
 
     @cached_property
     def summary(self) -> Summary:
-        """`summary.json`, and under `VERDICTS` what its answers got, by rate."""
-        return files.read_object(self.folder / SUMMARY) | {VERDICTS: intervals.by_rate(self.answers)}
+        """`summary.json`, and what its answers add to rates and means."""
+        return with_answers(files.read_object(self.folder / SUMMARY), self.answers)
 
     @cached_property
     def rounds(self) -> list[Round]:

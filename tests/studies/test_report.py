@@ -70,7 +70,7 @@ def test_the_table_has_arms_rates_intervals_and_counts(table):
     assert fl[:2] == ["fl", "0, 1"] and with_cai[:2] == ["fl+cai", "0, 1"]
     assert re.fullmatch(r"40\.0 \[1\d\.\d, [67]\d\.\d\] n=10", fl[2]) and with_cai[2].startswith("80.0 [")
     assert fl[4].startswith("33.3 [") and fl[4].endswith(" n=3"), "the empty answer has no verdict"
-    assert fl[6] == "0.0500 [0.0500, 0.0500]" and "Not measured: " in " ".join(page.texts)
+    assert fl[6] == "0.0500 [?] n=1" and "Not measured: " in " ".join(page.texts)
 
 
 def test_no_text_is_markup_and_nothing_comes_from_elsewhere(table):
