@@ -75,9 +75,9 @@ class JudgeSize(NamedTuple):
     request: int
     """Tokens of its own words around a pair."""
     is_base: bool
-    """Its weights are the base's, which are there."""
+    """Its weights, without an adapter, are the base's, which are there."""
     weights: int = 0
-    """Bytes a device of its weights, and of their copy where there is one."""
+    """Bytes a device of its adapter, of its weights, and of their copy where there is one."""
 
 
 class Sizes(NamedTuple):
