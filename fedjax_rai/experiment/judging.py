@@ -97,19 +97,20 @@ def _check_names(judges: Sequence[tuple[str, Judge]]) -> None:
 
 
 class DeviceJudge:
-    """A released guard or classifier, asked in its own form: a whole model, or an adapter with the base that it names."""
+    """A released guard or classifier, asked in its own form: a whole model, or an adapter on the base that it names."""
 
     def __init__(self, path: str, form: str, key: str, given: Given):
-        """`path`: a folder or `owner/name`; `form`: as `guard.form` takes it. Raises InputError for the filter's own."""
+        """`path`: a folder or `owner/name`; `form`: as `guard.form` takes it. Raises InputError for the filter's."""
         self.name = f"{GUARD_JUDGE}_{safe_name(path)}"
         self.path = str(Path(path).expanduser()) if path.startswith("~") else path
         self._chosen = form
         self._key = f"{key} = {GUARD_JUDGE}:{path}"
         self._given = given
         self._revision = given.pins.get(f"judge {self.name}")
-        for key, own in (("guard.path", given.config.guard.path), ("guard.adapter", given.config.guard.adapter)):
-            if own is not None and _place(path) == _place(own):
-                raise InputError(f"{self._key}: is the filter's own guard, {key}; must be named {GUARD_JUDGE}")
+        guard = given.config.guard
+        for filter_key, filter_path in (("guard.path", guard.path), ("guard.adapter", guard.adapter)):
+            if filter_path is not None and _place(path) == _place(filter_path):
+                raise InputError(f"{self._key}: is the filter's own guard, {filter_key}; must be named {GUARD_JUDGE}")
 
     @property
     def judge(self) -> Judge:
