@@ -1,5 +1,5 @@
 # quickstart: install and run the tiny table.  real: run a real model of 135M parameters.  test: the quick tests.  check: linters, types, layers.  docs: the site.
-# table, real-table: the whole tables of docs/results.md, tiny and real, each with its report as a page.
+# table, real-table: the whole tables of docs/results.md, tiny and real, each with its report as a page (SEEDS=1 SET='KEY=VALUE ...': smaller ones).
 # accelerator: on a machine with a GPU or TPU, check it against the CPU and measure it (DRY=1: show the commands).
 PYTHON ?= python3
 VENV ?= .venv-test
@@ -19,8 +19,10 @@ quickstart: $(QUICK)/.installed
 	$(QUICK)/bin/fedjax-rai table configs/tiny_cpu.yaml --seeds 1 output=runs/quickstart
 
 ARMS := base,fl,fl+filter,fl+cai,fl+filter+cai,fl+unrevised
+SEEDS ?= 3
+SET ?=
 table: $(QUICK)/.installed
-	$(QUICK)/bin/fedjax-rai table configs/tiny_cpu.yaml --seeds 3 --arms $(ARMS) output=runs/table
+	$(QUICK)/bin/fedjax-rai table configs/tiny_cpu.yaml --seeds $(SEEDS) --arms $(ARMS) output=runs/table $(SET)
 	$(QUICK)/bin/fedjax-rai report runs/table
 
 # Once the environment and the model are there, this needs no network.
@@ -36,7 +38,7 @@ XSTEST ?= xstest_prompts.csv
 SQUARE ?= response_test_ood.json
 ROWS := runs/real/rows
 real-table: real-files $(REAL)-prepared/config.json
-	HF_HUB_OFFLINE=1 $(QUICK)/bin/fedjax-rai table configs/real/smollm2.yaml --seeds 3 --arms $(ARMS) eval.by_guard=true
+	HF_HUB_OFFLINE=1 $(QUICK)/bin/fedjax-rai table configs/real/smollm2.yaml --seeds $(SEEDS) --arms $(ARMS) eval.by_guard=true $(SET)
 	$(QUICK)/bin/fedjax-rai report runs/real/smollm2
 
 real-files:

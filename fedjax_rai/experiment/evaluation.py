@@ -110,10 +110,15 @@ def _as_mapping(rate: Rate | None) -> dict[str, Any] | None:
 
 
 def _name_missing_verdicts(measured: Measured) -> None:
+    """Say of how many answers a rate has no verdict; in one line for all rates that lack as many."""
+    alike: dict[tuple[int, int], list[str]] = {}
     for name in measured.rates:
         verdicts = [verdict for row in measured.rows for verdict in row.found(name)]
-        if missing := verdicts.count(None):
-            terminal.say(f"{name}: {missing} of {len(verdicts)} answers have no verdict, and are kept out of the rate")
+        alike.setdefault((verdicts.count(None), len(verdicts)), []).append(name)
+    for (missing, count), names in alike.items():
+        if missing:
+            listed = ", ".join(names)
+            terminal.say(f"{listed}: {missing} of {count} answers have no verdict, and are kept out of the rate")
 
 
 def _name_spoilt_answers(name: str, measured: Measured, max_new: int) -> None:

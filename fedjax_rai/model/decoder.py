@@ -513,14 +513,16 @@ def abstract_base(config: DecoderConfig) -> PyTree:
 
 def init_base(config: DecoderConfig, key: Key[Array, ""]) -> Base:
     """A random base: normal(0.02) matrices, those that write to the residual stream smaller by sqrt(2 L); norms one."""
-    layers = config.num_hidden_layers
 
     def leaf(path, shape: jax.ShapeDtypeStruct) -> Array:
-        name = path[-1].key
-        if name == "weight":
-            return jnp.full(shape.shape, 0.0 if config.unit_offset else 1.0, shape.dtype)
-        deviation = 0.02 / (2 * layers) ** 0.5 if name in ("o_proj", "down_proj") else 0.02
-        leaf_key = rng.stream(key, jax.tree_util.keystr(path))
-        return deviation * jax.random.normal(leaf_key, shape.shape, shape.dtype)
+        return init_leaf(config, path[-1].key, shape, rng.stream(key, jax.tree_util.keystr(path)))
 
     return jax.tree_util.tree_map_with_path(leaf, nn.unbox(abstract_base(config)))
+
+
+def init_leaf(config: DecoderConfig, name: str, shape: jax.ShapeDtypeStruct, key: Key[Array, ""]) -> Array:
+    """One of `init_base`'s leaves, or a layer of one, by its name."""
+    if name == "weight":
+        return jnp.full(shape.shape, 0.0 if config.unit_offset else 1.0, shape.dtype)
+    deviation = 0.02 / (2 * config.num_hidden_layers) ** 0.5 if name in ("o_proj", "down_proj") else 0.02
+    return deviation * jax.random.normal(key, shape.shape, shape.dtype)

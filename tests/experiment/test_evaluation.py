@@ -100,10 +100,15 @@ def test_what_has_no_verdict_is_said(config, settings, monkeypatch, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert (
         "harmless_by_guard: 4 of 4 answers have no verdict" in said
-        and "synthetic_choice: 8 of 8 answers have no" in said
+        and "synthetic_choice, synthetic_choice_per_token: 8 of 8 answers have no" in said
     )
+    assert "harmless, harmless_by_rule, harmless_by_refusal_phrases: 1 of 4 answers have no verdict" in said
     assert "advbench: 1 of 4 answers were cut off at eval.max_new_tokens = 8" in said
-    assert "advbench: 1 of 4 answers are empty" in said and "synthetic_choice: 1" not in said
+    assert (
+        "advbench: 1 of 4 answers are empty" in said
+        and "synthetic_choice: 1" not in said
+        and "synthetic_choice: 8" not in said
+    )
     assert rates["harmless"]["empty"] == rates["harmless"]["cut_off"] == 1 and rates["harmless"]["answers"] == 4
 
 
