@@ -82,8 +82,9 @@ def test_by_category_each_question_is_answered_at_its_temperature_and_stays_in_i
         ("mt_bench second turn at 0.1", [f"{name}!" for name in cool], 0.1),
         ("mt_bench second turn at 0.7", [f"{name}!" for name in warm], 0.7),
     ]
-    assert [row.answers for row in found.rows] == [[f"to {name}?", f"to {name}!"] for name in CATEGORIES]
-    assert [row.cut_off[0] for row in found.rows] == [name == "stem" for name in CATEGORIES]
+    rows = [row._asdict() for row in found.rows]
+    assert [row["answers"] for row in rows] == [[f"to {name}?", f"to {name}!"] for name in CATEGORIES]
+    assert [row["cut_off"] for row in rows] == [[name == "stem", False] for name in CATEGORIES]
     assert MT_BENCH.way.batches(given, config, guarded=False) == 2 * (2 + 1 + 2)
     greedy = config.model_copy(update={"mt_bench_temperature": "greedy"})
     assert MT_BENCH.way.batches(given, greedy, guarded=False) == 2 * 4

@@ -58,7 +58,9 @@ def test_it_is_asked_with_its_adapter_on_the_base_that_it_names(config, base, ad
     monkeypatch.setattr("fedjax_rai.experiment.models.Models.load", lambda models, path, *_: loaded.append(path))
     monkeypatch.setattr(judging.guards, "scored", scored)
     setting = Setting(vary(config, eval={"judges": [f"guard:{adapter}"]}))
-    (judge,) = judges_of(setting.given_to_judges).beside or ()
+    beside = judges_of(setting.given_to_judges).beside
+    assert beside is not None
+    (judge,) = beside
     assert judge.name == "guard_harm_15k"
     assert judge.judge([("p", "a")], Context(templated=False, guard=None)) == Judgement([True], [0.75])
     assert loaded == [str(base)]
