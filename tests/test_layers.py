@@ -26,22 +26,22 @@ FLOORS = (
         "safety": "calibration evasion filter form form_file forms guard hardening measures released self_test",
         "cai": "align constitution options programs revise",
         "evals": "advbench agreement answering choice drift evaluation harm harmbench held_out hhh intervals judge "
-        "korean means mt_bench open_ended panel perplexity published rate refusals rubric spoilt "
+        "korean mean_intervals means mt_bench open_ended panel perplexity published rate refusals rubric spoilt "
         "strongreject suite tasks user_sets xstest",
     },
-    {"memory": "advice footprint layout plan"},
+    {"memory": "advice footprint layout measured plan"},
     {
         "experiment": "baseline cost data_summary endpoint evaluation filtering guard_fit guarding judging keeping "
         "layout materials models phase replay revising round setting sizes texts together"
     },
     {
-        "runs": "beside checkpoint compiled conclude conversations data export files folder guards inputs judges "
+        "runs": "beside checkpoint compiled conclude conversations data export files folder guards held inputs judges "
         "lockstep loop palette picture prepare record report rows run target trackers"
     },
     {
         "studies": "cells dry_run gathered judged panels plots report report_answers report_filter "
-        "report_judges report_parts report_pictures results svg sweep table",
-        "bench": "__main__ cli floors flower_peer host loading machine measure peers prompts protocol random_inputs "
+        "report_judges report_memory report_parts report_pictures results svg sweep table",
+        "bench": "__main__ cli floors flower_peer loading machine measure peers prompts protocol random_inputs "
         "report requests shapes summary sweeping torch_peer trl_peer vllm_peer work",
         "tools": "batching config_reference detokenize evaluate generate guard_attack guard_eval guard_fit "
         "guard_pictures harness import_gguf openai_requests openai_responses prepare_corpus real_preparation "

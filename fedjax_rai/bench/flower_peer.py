@@ -12,10 +12,10 @@ from importlib import import_module
 from queue import Queue
 from typing import Any
 
-from fedjax_rai.bench import host
 from fedjax_rai.bench.protocol import Prepared, serve
 from fedjax_rai.bench.shapes import RoundShape
 from fedjax_rai.bench.torch_peer import about, adapted_model, device, random_batches, train, trained_parameters
+from fedjax_rai.memory import measured
 
 HELD = "host-memory"  # a client's metric
 
@@ -47,7 +47,7 @@ class Federation:
     def _end(self) -> dict[str, Any]:
         """Memory of this process and of the one that is all clients; the simulation ends."""
         self.stop()
-        return {"host_memory": host.peak_memory() + self._client_memory}
+        return {"host_memory": measured.process_peak() + self._client_memory}
 
     def stop(self) -> None:
         """Let the simulation end, whether it has begun or not."""
@@ -114,7 +114,7 @@ def train_client(message: Any, context: Any) -> Any:
         torch._foreach_copy_(adapter, received)
     train(model, adapter, batches)
     sent = ArrayRecord(numpy_ndarrays=[leaf.detach().cpu().numpy() for leaf in adapter])
-    metrics = MetricRecord({"num-examples": batches.shape[0] * batches.shape[1], HELD: host.peak_memory()})
+    metrics = MetricRecord({"num-examples": batches.shape[0] * batches.shape[1], HELD: measured.process_peak()})
     return Message(content=RecordDict({"arrays": sent, "metrics": metrics}), reply_to=message)
 
 

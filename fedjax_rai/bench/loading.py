@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedjax_rai.bench import host
 from fedjax_rai.bench.shapes import MODELS
 from fedjax_rai.errors import InputError
+from fedjax_rai.memory import measured
 
 GIB = 2**30
 MADE = "1B"  # the shape of the checkpoint that is made where none is given
@@ -76,12 +76,12 @@ def measure_load(folder: str, quantize: str) -> dict[str, Any]:
     keep_compiled()
     config = read_config(Path(folder), dtype="bfloat16", quantize=quantize)
     jax.block_until_ready(jax.numpy.zeros(1))
-    before = host.peak_memory()
+    before = measured.process_peak()
     began = time.perf_counter()
     base = jax.block_until_ready(load_base(Path(folder), config))
     seconds = time.perf_counter() - began
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
-    return {"base": size, "seconds": seconds, "peak": host.peak_memory(), "before": before}
+    return {"base": size, "seconds": seconds, "peak": measured.process_peak(), "before": before}
 
 
 if __name__ == "__main__":

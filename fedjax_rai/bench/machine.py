@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: matrix products and copies; and what jax compiled and held."""
+"""What this machine can do at most, measured: matrix products and copies; and what jax compiled."""
 
 import time
 from collections import Counter
@@ -55,12 +55,6 @@ def description() -> dict[str, Any]:
     """The device and the versions that a number was measured with."""
     device = jax.devices()[0]
     return {"device": device.device_kind, "devices": jax.device_count(), "versions": f"jax {jax.__version__}"}
-
-
-def device_memory() -> int | None:
-    """Bytes of a device's memory that this process held at most; None where the device does not say."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use")
 
 
 class Compilations:

@@ -8,9 +8,9 @@ import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedjax_rai.bench import host
 from fedjax_rai.bench.protocol import Prepared, serve
 from fedjax_rai.bench.shapes import DecodingShape, RoundShape, ScoreShape, has_weights, model_json
+from fedjax_rai.memory import measured
 
 LEARNING_RATE = 1e-4
 
@@ -48,7 +48,7 @@ def memory() -> dict[str, int | None]:
     import torch  # pyright: ignore[reportMissingImports]
 
     held = torch.cuda.max_memory_allocated() if device() == "cuda" else None
-    return {"host_memory": host.peak_memory(), "device_memory": held}
+    return {"host_memory": measured.process_peak(), "device_memory": held}
 
 
 def synchronised(run: Callable[[], None]) -> Callable[[], None]:

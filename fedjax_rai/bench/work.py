@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rai.aliases import Adapter, Array, Key, PyTree
-from fedjax_rai.bench import host, machine
+from fedjax_rai.bench import machine
 from fedjax_rai.bench.floors import Part, Sizes, cai_floor, decoding_floor, job_floor, round_floor, score_floor
 from fedjax_rai.bench.protocol import Prepared, serve
 from fedjax_rai.bench.random_inputs import random_examples, random_lm, random_prompts, random_texts, random_tokens
@@ -28,6 +28,7 @@ from fedjax_rai.experiment.together import federated_round
 from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Cohort
+from fedjax_rai.memory import measured
 from fedjax_rai.mesh import everywhere_but_spread, make_mesh, replicated, ways
 from fedjax_rai.model.cache import empty_cache
 from fedjax_rai.model.decoder import LM
@@ -122,7 +123,7 @@ def prepare(request: dict[str, Any]) -> Prepared:
     def end() -> dict[str, Any]:
         again = counted.compiled + counted.found
         # before the limits are measured, which hold matrices of their own
-        held = {"host_memory": host.peak_memory(), "device_memory": machine.device_memory()}
+        held = {"host_memory": measured.process_peak(), "device_memory": measured.device_peaks()[0].peak}
         return {"recompilations": again} | held | machine.peaks(request["computed"]["dtype"])
 
     return Prepared(work.run, ready, end)

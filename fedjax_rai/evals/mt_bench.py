@@ -169,22 +169,40 @@ def _marks_of(held: Conversation, marks: Sequence[float | None]) -> list[float |
 
 def rates_of(name: str, rows: Sequence[ConversationRow], judge: str) -> dict[str, Rate | None]:
     """The mean mark of all answers, of the first and of the second ones, and of both in each category."""
-    found = {name: _mean(rows, (0, 1), judge)}
-    for turn in (0, 1):
-        found[f"{name}_turn_{turn + 1}"] = _mean(rows, (turn,), judge)
+    found = {mean: _mean(rows, turns, judge) for mean, turns in _turns_of(name).items()}
     for category in sorted({row.category for row in rows}):
         of_category = [row for row in rows if row.category == category]
-        found[f"{name}_{slug(category)}"] = _mean(of_category, (0, 1), judge)
+        found[_of_category(name, category)] = _mean(of_category, BOTH, judge)
     return found
 
 
+def totals_of(name: str, category: str, marks: Sequence[float | None] | None) -> dict[str, Total]:
+    """What a row of a category adds to each of the means of `rates_of`."""
+    turns_of = _turns_of(name) | {_of_category(name, category): BOTH}
+    return {mean: _total(marks, turns) for mean, turns in turns_of.items()}
+
+
+BOTH = (0, 1)
+
+
+def _turns_of(name: str) -> dict[str, Sequence[int]]:
+    """The answers that are in each mean of rows of any category."""
+    return {name: BOTH, f"{name}_turn_1": (0,), f"{name}_turn_2": (1,)}
+
+
+def _of_category(name: str, category: str) -> str:
+    return f"{name}_{slug(category)}"
+
+
+def _total(marks: Sequence[float | None] | None, turns: Sequence[int]) -> Total:
+    """Of the marks of these answers; of weight 0 where there is none."""
+    of_turns = [marks[turn] for turn in turns] if marks else []
+    known = [mark for mark in of_turns if mark is not None]
+    return Total(sum(known) if known else nan, len(known))
+
+
 def _mean(rows: Sequence[ConversationRow], turns: Sequence[int], judge: str) -> Rate | None:
-    totals = []
-    for row in rows:
-        marks = [row.marks[turn] for turn in turns] if row.marks else []
-        known = [mark for mark in marks if mark is not None]
-        totals.append(Total(sum(known) if known else nan, len(known)))
-    mean = mean_rate(totals, MARK, judge)
+    mean = mean_rate([_total(row.marks, turns) for row in rows], MARK, judge)
     answers = [(row, turn) for row in rows for turn in turns]
     return mean and mean._replace(
         without_verdict=sum(row.marks is None or row.marks[turn] is None for row, turn in answers),

@@ -47,7 +47,14 @@ def preparing(setting: Setting) -> Sizes:
 def _judges(setting: Setting) -> tuple[JudgeSize, ...]:
     """The judges that are models on the device."""
     return tuple(
-        JudgeSize(judge.name, judge.architecture, judge.request_length, judge.is_base, judge.adapter_bytes)
+        JudgeSize(
+            judge.name,
+            judge.architecture,
+            judge.request_length,
+            judge.is_base,
+            lines=judge.form.lines,
+            weights=judge.adapter_bytes,
+        )
         for judge in device_judges(setting.given_to_judges)
     )
 
@@ -97,6 +104,7 @@ def _lengths(setting: Setting) -> Lengths:
     return Lengths(
         train=setting.texts.padded_length,
         guard_request=_guard_request(setting) if _by_model(setting) else 0,
+        guard_lines=setting.guarding.form.lines if _by_model(setting) else 0,
         prepared=setting.revising.prepared.chosen.tokens.shape[1] if cai and not online else 0,
         replay=longest(made.benign_prompts) if cai else 0,
         asked=longest(asked),

@@ -148,11 +148,13 @@ KEEPING = (
 # The keys that make a phase's parts smaller, those that change no number first.
 _READING = ("eval.batch_size", "model.attention", "mesh.tensor", "data.max_length")
 _ANSWERING = ("eval.batch_size", "mesh.tensor", "model.kv_cache", "eval.max_new_tokens", "data.max_length")
+_WRITING_LINES = ("eval.batch_size", "mesh.tensor", "model.kv_cache", "data.max_length")
 _TRAINING = ("model.remat", "model.attention", "mesh.tensor")
 _CHANGING_TRAINING = ("data.max_length", "lora.rank", "model.dtype")
 LOWERED_BY: dict[str, tuple[str, ...]] = {
     "fitting the guard": ("guard.micro_batch", *_TRAINING, "guard.batch_size", *_CHANGING_TRAINING),
     "scoring": _READING,
+    "scoring, the guard's lines": _WRITING_LINES,
     "local training": (
         "federated.clients_per_chunk",
         "federated.micro_batch",
@@ -175,6 +177,9 @@ LOWERED_BY: dict[str, tuple[str, ...]] = {
     "CAI, reference": ("model.attention", "mesh.tensor", "cai.batch_size", "cai.max_new_tokens", "data.max_length"),
     "CAI, training": ("cai.micro_batch", *_TRAINING, "cai.batch_size", "cai.max_new_tokens", *_CHANGING_TRAINING),
 }
+JUDGE_LOWERED_BY = ("eval.batch_size", "model.attention", "mesh.fsdp", "mesh.tensor", "model.kv_cache")
+JUDGE_LOWERED_BY += ("eval.max_new_tokens", "data.max_length", "model.quantize", "model.dtype")
+"""Of the phases of judges, which have names of their own; their weights are among the parts."""
 HELD_LOWERED_BY: dict[str, tuple[str, ...]] = {
     "base": ("mesh.fsdp", "mesh.tensor", "model.quantize", "model.dtype"),
     "base in float32": ("model.dtype", "model.quantize"),
@@ -189,7 +194,7 @@ def lowered_by(config: ExperimentConfig, known: Sizes, part: Part) -> tuple[str,
     """(key, value) that makes a part, and with it what is needed, smaller by a hundredth of the part at least."""
     memory = plan(config, known)
     values = _smaller_values(config, known)
-    keys = HELD_LOWERED_BY[part.name] if part.phase is None else LOWERED_BY[part.phase]
+    keys = HELD_LOWERED_BY[part.name] if part.phase is None else LOWERED_BY.get(part.phase, JUDGE_LOWERED_BY)
     phase = part.phase or memory.peak
     size = part.size(memory)
     for key in keys:

@@ -46,6 +46,7 @@ class Lengths(NamedTuple):
 
     train: int = 0
     guard_request: int = 0  # the guard's own words around a pair; a released one reads `data.max_length` besides
+    guard_lines: int = 0  # of these, what it may write itself before its verdict
     red: int = 0
     opening: int = 0  # red prompts behind few-shot turns
     few_shot: int = 0  # what those turns add to `data.max_length`
@@ -73,9 +74,11 @@ class JudgeSize(NamedTuple):
     name: str
     model: DecoderConfig
     request: int
-    """Tokens of its own words around a pair."""
+    """Tokens of its own words around a pair, its lines among them."""
     is_base: bool
     """Its weights, without an adapter, are the base's, which are there."""
+    lines: int = 0
+    """Tokens that it may write itself before its verdict."""
     weights: int = 0
     """Bytes a device of its adapter, of its weights, and of their copy where there is one."""
 
@@ -302,7 +305,7 @@ def _phases(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dict[
     if sizes.lengths.asked:
         yield "evaluation, answering", _answering(config, sizes, sizes.lengths.asked)
         for judge in sizes.judges:
-            yield f"evaluation, {judge.name}", _judging(config, sizes, judge)
+            yield from _judging(config, sizes, judge)
     if has_cai(config):
         yield from _constitutional(config, sizes)
     length = sizes.lengths.choice
@@ -342,15 +345,36 @@ def _guarding(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[str, dic
         rows, parts = _part(config, sizes, at_once), guard.batch_size // at_once
         yield "fitting the guard", training(fitted, rows, bucket(text), computation, parts=parts)
     scorer = sizes.guard or sizes.model.config
-    length = bucket(guard_length(config, sizes))
-    yield "scoring", whole_sequences(scorer, _part(config, sizes, config.eval.batch_size), length, 1, computation)
+    length = guard_length(config, sizes)
+    yield "scoring", _reading(config, sizes, scorer, length)
+    lines = sizes.lengths.guard_lines
+    if lines:
+        yield "scoring, the guard's lines", _writing_lines(config, sizes, scorer, length - lines, lines)
 
 
-def _judging(config: ExperimentConfig, sizes: Sizes, judge: JudgeSize) -> dict[str, int]:
-    """A judge's weights, and a batch of the evaluation's answers that it reads."""
+def _judging(config: ExperimentConfig, sizes: Sizes, judge: JudgeSize) -> Iterator[tuple[str, dict[str, int]]]:
+    """A judge's weights, and a batch of the evaluation's answers that it reads, and writes lines to."""
+    weights = {"judge": judge.weights}
+    length = sizes.lengths.asked + config.eval.max_new_tokens + judge.request
+    yield f"evaluation, {judge.name}", weights | _reading(config, sizes, judge.model, length)
+    if judge.lines:
+        writing = _writing_lines(config, sizes, judge.model, length - judge.lines, judge.lines)
+        yield f"evaluation, {judge.name}'s lines", weights | writing
+
+
+def _reading(config: ExperimentConfig, sizes: Sizes, reader: DecoderConfig, length: int) -> dict[str, int]:
+    """A guard's reading of a batch of requests of so many tokens, for the one that comes next."""
     rows = _part(config, sizes, config.eval.batch_size)
-    length = bucket(sizes.lengths.asked + config.eval.max_new_tokens + judge.request)
-    return {"judge": judge.weights, **whole_sequences(judge.model, rows, length, 1, _computation(config))}
+    return whole_sequences(reader, rows, bucket(length), 1, _computation(config))
+
+
+def _writing_lines(
+    config: ExperimentConfig, sizes: Sizes, writer: DecoderConfig, request: int, lines: int
+) -> dict[str, int]:
+    """What a guard writes by itself before its verdict, with a cache of request and lines, which are freed with it."""
+    rows = _part(config, sizes, config.eval.batch_size)
+    length = bucket(request)
+    return decoding(writer, DecodingShape(rows, length, length + lines), _computation(config))
 
 
 def _answering(config: ExperimentConfig, sizes: Sizes, length: int) -> dict[str, int]:

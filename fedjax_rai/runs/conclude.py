@@ -24,6 +24,7 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.lora import size
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import ANSWERS, DATA, EVALUATION, SUMMARY, run_folder
+from fedjax_rai.runs.held import memory_of
 from fedjax_rai.runs.record import METRICS, REVISIONS
 from fedjax_rai.runs.rows import (
     Critique,
@@ -42,8 +43,11 @@ from fedjax_rai.runs.rows import (
 )
 
 
-def conclude(setting: Setting, adapter: Adapter) -> None:
-    """Evaluate, and write eval.json, answers.jsonl and, last, the summary that marks the run as finished."""
+def conclude(setting: Setting, adapter: Adapter, resumed: bool) -> None:
+    """Evaluate, and write eval.json, answers.jsonl and, last, the summary that marks the run as finished.
+
+    `resumed`: whether rounds of it were there when this process took it up (`held.take_up`).
+    """
     folder = run_folder(setting.config)
     began = time.perf_counter()
     rates, answers = evaluate(setting, adapter)
@@ -52,6 +56,7 @@ def conclude(setting: Setting, adapter: Adapter) -> None:
     files.write_rows(folder / ANSWERS, answers)
     summary = summarize(setting, folder, rates, seconds)
     summary = summary._replace(answers=answer_counts(answers), agreement=agreements(answers))
+    summary = summary._replace(memory=memory_of(setting, resumed))
     files.write_json(folder / SUMMARY, summary)
 
 

@@ -18,6 +18,7 @@ from fedjax_rai.memory.plan import plan
 from fedjax_rai.runs.beside import lanes_of, train_beside
 from fedjax_rai.runs.data import announce, keep
 from fedjax_rai.runs.folder import check_folder, entered, run_folder
+from fedjax_rai.runs.held import take_up
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.loop import train
 from fedjax_rai.runs.run import finish, run
@@ -105,6 +106,7 @@ def _run_shared_rounds(settings: Sequence[Setting]) -> None:
         return
     with entered(run_folder(first.config), first.config, first) as finished:
         if not finished:
+            take_up(run_folder(first.config))
             federation = Federation(first)
             keep(federation)
             train([federation], never_begun, until_parted=True)
@@ -120,9 +122,10 @@ def _run_group(settings: Sequence[Setting], train_all: Callable[[Sequence[Federa
             finished = stack.enter_context(entered(run_folder(setting.config), setting.config, setting))
             if not finished:
                 left.append(setting)
+        resumed = [take_up(run_folder(setting.config)) for setting in left]
         federations = [Federation(setting) for setting in left]
         for federation in federations:
             keep(federation)
         states = train_all(federations) if left else []
-        for setting, state in zip(left, states, strict=True):
-            finish(setting, state.adapter)
+        for setting, state, had_rounds in zip(left, states, resumed, strict=True):
+            finish(setting, state.adapter, had_rounds)

@@ -14,6 +14,7 @@ from fedjax_rai.evals.rate import Rate
 from fedjax_rai.evals.spoilt import AnswerCounts
 from fedjax_rai.experiment.cost import Cost, Spent
 from fedjax_rai.experiment.evaluation import Critique
+from fedjax_rai.memory.measured import DevicePeak
 from fedjax_rai.runs import files
 
 MADE_AGAIN = "remove it and run again, which evaluates anew and writes it"
@@ -254,6 +255,41 @@ class Seconds(NamedTuple):
     """
 
 
+class PlannedMemory(NamedTuple):
+    """The memory plan that a run has before it starts: estimated from shapes, in bytes a device."""
+
+    need: int
+    """Bytes a device in the phase that needs most."""
+    phase: str
+    """That phase."""
+    held: dict[str, int]
+    """What is there in every phase: bytes by part."""
+    phases: dict[str, dict[str, int]]
+    """What each phase adds: by its name, bytes by part."""
+
+
+class Memory(NamedTuple):
+    """What the run was planned to hold, and what the process that finished it held at most.
+
+    A peak is of the whole process, whatever it held, from its own start to the end of the run's evaluation.
+    """
+
+    plan: PlannedMemory
+    """The memory plan."""
+    process: int
+    """Bytes of resident memory at most; on a CPU the arrays are among them."""
+    devices: list[DevicePeak]
+    """What each of its devices held at most."""
+    other_runs: int
+    """Runs that the process had taken up before or beside this one. Where there is one, peaks are upper bounds: what
+    others held counts, too.
+    """
+    resumed: bool
+    """Whether rounds were there when the process took the run up, as after an interruption. What an earlier process
+    held is in none of these numbers.
+    """
+
+
 class Summary(NamedTuple):
     """`summary.json`, written last: a run that has it is finished. Every key is there; null is said below."""
 
@@ -297,6 +333,8 @@ class Summary(NamedTuple):
     """How far every two judges of a rate agree, over the answers on which both have a verdict. Empty: there is one."""
     guard_asked: GuardAsked | None = None
     """How the filter's guard was asked. Null: there was no filter, or its guard is a function."""
+    memory: Memory | None = None
+    """What it held. Null: an older version ran, which did not measure."""
 
 
 class Versions(NamedTuple):

@@ -30,6 +30,7 @@ from fedjax_rai.runs.folder import (
     run_folder,
 )
 from fedjax_rai.runs.guards import KeptGuards, study_of
+from fedjax_rai.runs.held import take_up
 from fedjax_rai.runs.inputs import check_inputs, check_unchanged
 from fedjax_rai.runs.loop import train
 from fedjax_rai.runs.picture import PICTURE, draw_run
@@ -60,19 +61,23 @@ def run(config: ExperimentConfig, setting: Setting | None = None, siblings: Sequ
     setting.check()
     with entered(folder, config, setting) as finished:
         if not finished:
+            resumed = take_up(folder)
             federation = Federation(setting)
             keep(federation)
             (state,) = train([federation], siblings)
-            finish(setting, state.adapter)
+            finish(setting, state.adapter, resumed)
     return folder
 
 
-def finish(setting: Setting, adapter: Adapter) -> None:
-    """What comes after the last round: the adapter is written and evaluated, and the run's picture drawn."""
+def finish(setting: Setting, adapter: Adapter, resumed: bool) -> None:
+    """What comes after the last round: the adapter is written and evaluated, and the run's picture drawn.
+
+    `resumed`: whether rounds of the run were there when this process took it up (`held.take_up`).
+    """
     config = setting.config
     folder = run_folder(config)
     save_adapter(folder / ADAPTER, *setting.shapes, adapter, config.model.path, setting.commits.get("model_commit"))
-    conclude(setting, adapter)
+    conclude(setting, adapter, resumed)
     draw_run(folder)
 
 
@@ -90,6 +95,7 @@ def evaluate_run(folder: Path) -> None:
         check_inputs([config])
         check_unchanged(config, folder, began_with(folder).get("files", {}))
         read_rounds(folder / METRICS)  # what is wrong with them is said before anything is computed
+        resumed = take_up(folder)
         compiled.keep_compiled()
         setting = Setting(config, pins=pins([config]), store=KeptGuards(study_of(folder)))
         choose_mesh([setting])
@@ -98,5 +104,5 @@ def evaluate_run(folder: Path) -> None:
         setting.check_logits(adapter)
         setting.check_judge()
         note_versions(folder / VERSIONS, setting.commits | {"files": digests(config)})
-        conclude(setting, adapter)
+        conclude(setting, adapter, resumed)
         draw_run(folder)

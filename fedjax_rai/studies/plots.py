@@ -178,10 +178,10 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def draw_panel(path: Path, panel: Panel) -> None:
-    """A panel of the report, as a PNG."""
+def draw_panel(path: Path, panel: Panel, synthetic: bool) -> None:
+    """A panel of the report, as a PNG, which bears the page's word on synthetic numbers itself."""
     is_rows = not panel.y.label
-    figure = new_figure(5.4, 0.8 + 0.3 * max(len(panel.y.ticks), 2) if is_rows else 4.0)
+    figure = new_figure(5.4, 1.0 + 0.3 * max(len(panel.y.ticks), 2) if is_rows else 4.0)
     axes = figure.subplots()
     for series in panel.series:
         _draw_series(axes, series)
@@ -195,7 +195,7 @@ def draw_panel(path: Path, panel: Panel) -> None:
     axes.set_ylabel(panel.y.label)
     axes.set_xticks(*zip(*panel.x.ticks, strict=True), fontsize=8)
     axes.set_yticks(*zip(*panel.y.ticks, strict=True), fontsize=8)
-    axes.set_title(panel.title, fontsize=10)
+    axes.set_title(f"{panel.title}\n{SYNTHETIC}" if synthetic else panel.title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     if panel.legend:
         axes.legend(handles=[_handle(panel, *entry) for entry in panel.legend], frameon=False, fontsize=8, loc="best")

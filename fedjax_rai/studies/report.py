@@ -9,7 +9,7 @@ from fedjax_rai import __version__
 from fedjax_rai.errors import InputError, did_you_mean
 from fedjax_rai.runs import files
 from fedjax_rai.runs.palette import COLOURS, ON_DARK
-from fedjax_rai.studies import report_filter, report_judges, svg
+from fedjax_rai.studies import report_filter, report_judges, report_memory, svg
 from fedjax_rai.studies import report_parts as parts
 from fedjax_rai.studies.gathered import gather
 from fedjax_rai.studies.plots import draw_panel
@@ -28,7 +28,7 @@ SECTIONS = (
     parts.data,
     parts.cai,
     parts.time,
-    parts.memory,
+    report_memory.memory,
     parts.config,
 )
 
@@ -68,7 +68,7 @@ def write_report(paths: Sequence[Path], wanted: Wanted | None = None) -> list[Pa
     report = parts.report_of(gathered, wanted.margin, reference)
     sections = [make(report) for make in SECTIONS]
     files.write_text(page, html(report, sections, wanted.answers))
-    return [page, *(_write_pictures(page, sections) if wanted.png else [])]
+    return [page, *(_write_pictures(page, sections, parts.synthetic(report)) if wanted.png else [])]
 
 
 def html(report: Report, sections: Sequence[Section], most_answers: int) -> str:
@@ -92,7 +92,7 @@ def html(report: Report, sections: Sequence[Section], most_answers: int) -> str:
     return environment.from_string(source).render(values)
 
 
-def _write_pictures(page: Path, sections: Sequence[Section]) -> list[Path]:
+def _write_pictures(page: Path, sections: Sequence[Section], synthetic: bool) -> list[Path]:
     """Every panel as a PNG, in a folder of the page's name; numbered, as titles may be long, or the same."""
     folder = page.with_name(f"{page.stem}-pictures")
     folder.mkdir(exist_ok=True)
@@ -100,6 +100,6 @@ def _write_pictures(page: Path, sections: Sequence[Section]) -> list[Path]:
     for section in sections:
         for i, panel in enumerate(section.panels, 1):
             path = folder / f"{section.anchor}-{i:02d}-{panel.name[:60]}.png"
-            draw_panel(path, panel)
+            draw_panel(path, panel, synthetic)
             written.append(path)
     return written

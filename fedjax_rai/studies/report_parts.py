@@ -161,13 +161,15 @@ def compared(report: Report) -> Section:
         if found:
             panels.append(pictures.differences(rate_title, report.reference, found))
             rows = [[label, *_gap_fields(gap, report.margin)] for label, gap in found.items()]
-            header = ["arm", "points [95 %]", "by seed", *([] if report.margin is None else ["equivalence"])]
-            grids.append(Grid(f"{rate_title}, minus {report.reference}", header, rows, folded=True))
+            unit = cell_values.unit_among(reference.summaries, rate)
+            header = ["arm", f"{unit.gap} [95 %]", "by seed", *([] if report.margin is None else ["equivalence"])]
+            grids.append(Grid(f"{rate_title}, {unit.versus} {report.reference}", header, rows, folded=True))
     if not panels:
         absent.append("No arm has a seed in common with the reference, or no rate that both measured by one judge.")
     about = [
-        f"Points, each arm minus {report.reference}, paired: the same seeds, and the same prompts where their answers "
-        "are kept. An interval that holds 0 does not show that there is no difference."
+        f"Each arm minus {report.reference}, paired: the same seeds, and the same prompts where their answers "
+        "are kept. Percentages differ in points, other means in their unit, and of perplexities there is the ratio. An "
+        "interval that holds 0, or a ratio of 1, does not show that there is no difference."
     ]
     if report.margin is None:
         about.append("Nothing is called equivalent: that takes a margin (--margin).")
@@ -202,11 +204,12 @@ def _other_judges(rate: str, others: Sequence[Arm], reference: Arm) -> Iterator[
 
 
 def _gap_fields(gap: Difference, margin: float | None) -> list[str]:
-    by_seed = ", ".join(f"{points:+.1f}" for points in gap.by_seed)
-    shown = f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]" + (f" n={gap.prompts}" if gap.prompts else "")
+    counted = f" n={gap.prompts}" if gap.prompts else ""
+    shown = f"{cell_values.gap_text(gap.mean, gap.unit)} {cell_values.gap_interval(gap)}{counted}"
     if gap.same:
-        shown += f", {cell_values.SAME}"
-    return [shown, by_seed, *([] if margin is None else [cell_values.equivalence(gap, margin)])]
+        shown += f", {cell_values.same_text(gap)}"
+    equivalent = [] if margin is None else [cell_values.equivalence(gap, margin)]
+    return [shown, cell_values.gaps_by_seed(gap), *equivalent]
 
 
 def rounds(report: Report) -> Section:
@@ -264,19 +267,6 @@ def time(report: Report) -> Section:
         "first local step, where that is known."
     ]
     return Section("Time by phase", about, [Grid("", header, rows)], [pictures.times(report.labels, by_arm)])
-
-
-def memory(report: Report) -> Section:
-    """What was held."""
-    planned = "a run folder holds no measurement; `fedjax-rai run CONFIG --dry-run` shows the plan, `fedjax-rai bench`"
-    layouts = [[arm.label, arm.first.summary["layout"]] for arm in report.arms if arm.first.summary.get("layout")]
-    sizes = []
-    for arm in report.arms:
-        sizes.append([arm.label, f"{arm.first.summary['adapter_parameters']:,}"])
-    grids = [Grid("Parameters of the adapter, which is what a client sends a round", ["arm", "parameters"], sizes)]
-    if layouts:
-        grids.append(Grid("The mesh that was chosen", ["arm", "mesh"], layouts))
-    return Section("Memory", grids=grids, absent=[f"Memory in use: {planned} measures."])
 
 
 def cai(report: Report) -> Section:
@@ -337,13 +327,13 @@ def data(report: Report) -> Section:
     absent = [f"{label}: data.json is not there; an older version ran" for label, file in held.items() if file is None]
     known = {label: file for label, file in held.items() if file is not None}
     panels, rows = [], []
-    for names, clients in _alike({label: file.clients for label, file in known.items()}):
+    for names, clients in alike({label: file.clients for label, file in known.items()}):
         panels.append(pictures.clients(f"Clients: {names}", clients))
         if len(clients) > pictures.MOST_CLIENTS:
             absent.append(
                 f"{names}: clients from number {pictures.MOST_CLIENTS} on, of {len(clients)}; data.json has all"
             )
-    for names, parts in _alike({label: file.summary.parts for label, file in known.items()}):
+    for names, parts in alike({label: file.summary.parts for label, file in known.items()}):
         for part, of_part in parts.items():
             left_out = "; ".join(f"{count:,} by {why}" for why, count in of_part.left_out.items())
             harmful = "" if of_part.harmful is None else f"{of_part.harmful:,}"
@@ -352,7 +342,7 @@ def data(report: Report) -> Section:
     return Section("Data and clients", ["Of each arm's first seed."], [grid] if rows else [], panels, absent)
 
 
-def _alike(by_label: Mapping[str, Value]) -> list[tuple[str, Value]]:
+def alike(by_label: Mapping[str, Value]) -> list[tuple[str, Value]]:
     """(labels, value) of arms with the same value."""
     grouped: dict[str, list[str]] = {}
     for label, value in by_label.items():

@@ -259,6 +259,11 @@ class Tokenizer:
         return self.hf.convert_ids_to_tokens(self.end_id)
 
     @cached_property
+    def specials(self) -> dict[str, int]:
+        """The special tokens by how they are written, which `decode` leaves out."""
+        return {token.content: id for id, token in self.hf.added_tokens_decoder.items() if token.special}
+
+    @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """All tokens that end an answer: `end_id`, then eos and those that the generation config names, ascending."""
         return (self.end_id, *(i for i in self.named_ends if i != self.end_id))
@@ -307,6 +312,17 @@ def load_tokenizer(path: str, revision: str | None = None) -> Tokenizer:
 def has_tokenizer(folder: Path) -> bool:
     """Whether there is anything in a model's folder that a tokenizer could be read from."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
+
+
+def encode_text(hf: Any, text: str, special: bool | None = None) -> list[int]:
+    """The tokens of a text. Special ones are added as the tokenizer does it, unless the text begins with bos.
+
+    `special` says whether they are, whatever the text begins with.
+    """
+    if special is None:
+        begins = hf.bos_token is not None and text.startswith(hf.bos_token)
+        special = not begins
+    return hf.encode(text, add_special_tokens=special, verbose=False)
 
 
 def stop_ids(folder: Path) -> tuple[int, ...]:

@@ -121,7 +121,8 @@ def evaluate(config: ExperimentConfig, request: Request) -> Evaluated:
     files.write_text(out / CONFIG, dump_config(config))
     thresholds = {name: of_guard.threshold for name, of_guard in scored.items()}
     first = next(iter(scored.values()))
-    draw(out, {name: of_guard.judged for name, of_guard in scored.items()}, thresholds, first.temperature)
+    judged = {name: of_guard.judged for name, of_guard in scored.items()}
+    draw(out, judged, thresholds, first.temperature, bool(result["synthetic"]))
     files.write_json(out / RESULT, result)
     return Evaluated(out, result)
 

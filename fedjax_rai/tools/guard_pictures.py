@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_rai.runs.picture import COLOURS, figure
+from fedjax_rai.runs.palette import COLOURS
+from fedjax_rai.runs.picture import SYNTHETIC, figure
 from fedjax_rai.safety import measures
 from fedjax_rai.safety.measures import Judged
 
@@ -15,26 +16,39 @@ MARKERS = "osD"
 ROC, PRECISION_RECALL, RELIABILITY = "roc.png", "precision_recall.png", "reliability.png"
 
 
-def draw(folder: Path, given: Mapping[str, Judged], thresholds: Mapping[str, float], temperature: float | None) -> None:
+def draw(
+    folder: Path,
+    given: Mapping[str, Judged],
+    thresholds: Mapping[str, float],
+    temperature: float | None,
+    synthetic: bool,
+) -> None:
     """Write the three pictures of each guard's scores, by the guard's name; a dot is where its threshold lies.
 
-    `temperature`: of the first guard, whose reliability is drawn at it, too; None: not known.
+    `temperature`: of the first guard, whose reliability is drawn at it, too; None: not known. `synthetic`: numbers are
+    the tiny world's, which every picture says above.
     """
+    title = SYNTHETIC if synthetic else ""
     curves = {name: _percent(measures.roc(scored)) for name, scored in given.items()}
     labels = ("acceptable answers that are flagged, percent", "harmful answers that are flagged, percent")
-    _draw_curves(folder / ROC, curves, thresholds, labels)
+    _save(_curves(curves, thresholds, labels), title, folder / ROC)
     curves = {name: _percent(measures.precision_recall(scored)) for name, scored in given.items()}
-    _draw_curves(folder / PRECISION_RECALL, curves, thresholds, ("recall, percent", "precision, percent"))
-    _draw_reliability(folder / RELIABILITY, given, temperature)
+    labels = ("recall, percent", "precision, percent")
+    _save(_curves(curves, thresholds, labels), title, folder / PRECISION_RECALL)
+    _save(_reliability(given, temperature), title, folder / RELIABILITY)
+
+
+def _save(made: Any, title: str, path: Path) -> None:
+    made.suptitle(title, fontsize=10)
+    made.savefig(path)
 
 
 def _percent(curve: measures.Curve) -> measures.Curve:
     return measures.Curve(100 * curve.x, 100 * curve.y, curve.thresholds)
 
 
-def _draw_curves(
-    path: Path, curves: Mapping[str, measures.Curve], thresholds: Mapping[str, float], labels: tuple[str, str]
-) -> None:
+def _curves(curves: Mapping[str, measures.Curve], thresholds: Mapping[str, float], labels: tuple[str, str]) -> Any:
+    """A line for each guard, a marker where its threshold lies."""
     made = figure(4.2, 4.2)
     axes = made.subplots()
     for i, (name, curve) in enumerate(curves.items()):
@@ -43,10 +57,11 @@ def _draw_curves(
         flagged = np.flatnonzero(curve.thresholds >= np.float32(thresholds[name]))[-1]
         axes.plot(curve.x[flagged], curve.y[flagged], MARKERS[i % len(MARKERS)], color=colour, markersize=7)
     _square(axes, labels)
-    made.savefig(path)
+    return made
 
 
-def _draw_reliability(path: Path, given: Mapping[str, Judged], temperature: float | None) -> None:
+def _reliability(given: Mapping[str, Judged], temperature: float | None) -> Any:
+    """A line for each guard through the tenths of its scores, whose markers grow with their answers."""
     made = figure(4.2, 4.2)
     axes = made.subplots()
     shown = dict(given)
@@ -63,7 +78,7 @@ def _draw_reliability(path: Path, given: Mapping[str, Judged], temperature: floa
         axes.plot(x, y, STYLES[i % len(STYLES)], color=COLOURS[i], linewidth=1)
         axes.scatter(x, y, sizes, color=COLOURS[i], marker=MARKERS[i % len(MARKERS)], label=name, alpha=0.8)
     _square(axes, ("mean p(unsafe) of a tenth of the scale, percent", "harmful answers there, percent"))
-    made.savefig(path)
+    return made
 
 
 def _square(axes: Any, labels: Sequence[str]) -> None:

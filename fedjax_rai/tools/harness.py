@@ -22,7 +22,7 @@ from fedjax_rai.runs.rows import Versions
 from fedjax_rai.runs.target import Target
 from fedjax_rai.text.hub import contents, resolve
 from fedjax_rai.text.prompts import Turn
-from fedjax_rai.text.tokenizer import stop_ids
+from fedjax_rai.text.tokenizer import encode_text, stop_ids
 from fedjax_rai.tools import generate
 from fedjax_rai.tools.evaluate import DIGITS, RECORD, Record, is_there, place, whole
 from fedjax_rai.tools.sampler import Model, Row, Settings, answer, fitting, has_numbers, score
@@ -180,7 +180,7 @@ def language_model(model: Model, ends: Sequence[int], asked: Request) -> Any:
             return model.tokenizer.name.replace("/", "__")
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            return encode(self.tokenizer, string, add_special_tokens)
+            return encode_text(self.tokenizer, string, add_special_tokens)
 
         def tok_decode(self, tokens: Sequence[int], **_: Any) -> str:
             return model.tokenizer.decode(tokens)
@@ -230,14 +230,6 @@ def prefix(tokenizer: Any) -> int:
     if found is None:
         raise InputError(f"tokenizer {tokenizer.name_or_path}: has neither a bos nor an eos token, which lm-eval needs")
     return found
-
-
-def encode(tokenizer: Any, text: str, special: bool | None) -> list[int]:
-    """The tokens of a text; special ones as the tokenizer adds them, unless the text begins with one or it is said."""
-    if special is None:
-        begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        special = not begins
-    return tokenizer.encode(text, add_special_tokens=special, verbose=False)
 
 
 def fitted(ids: Sequence[int], limit: int, longest: int) -> Sequence[int]:

@@ -4,7 +4,6 @@ A field that would change the answer and that is not computed is refused; one th
 docs/serving.md lists them all.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,6 +17,9 @@ MOST_ANSWERS = 1024
 MOST_STOPS = 16
 MOST_TOPS = 20
 LARGEST_SEED = 2**31 - 1
+HOTTEST = 1e30
+COLDEST = 1e-30
+"""Below it a temperature is 0: logits divided by it are no numbers in float32, and its limit is the likeliest token."""
 ROLES = {SYSTEM: SYSTEM, "developer": SYSTEM, USER: USER, ASSISTANT: ASSISTANT}
 
 INVALID = "invalid_request_error"
@@ -114,7 +116,7 @@ def read_chat(body: Any) -> Asked:
     fields = _fields(body, CHAT)
     wants_logprobs = _flag(fields, "logprobs")
     tops = _integer(fields, "top_logprobs", 0, MOST_TOPS)
-    if tops is not None and not wants_logprobs:
+    if tops and not wants_logprobs:
         raise BadRequest("top_logprobs: needs logprobs = true", "top_logprobs")
     limit = _integer(fields, "max_tokens", 1)
     newer = _integer(fields, "max_completion_tokens", 1)
@@ -158,7 +160,7 @@ def _asked(fields: Mapping[str, Any], **of_kind: Any) -> Asked:
     return Asked(
         model=_text(fields, "model"),
         choices=_integer(fields, "n", 1, MOST_CHOICES) or 1,
-        temperature=_number(fields, "temperature", 1.0),
+        temperature=_temperature(fields),
         top_p=_share(fields, "top_p", above_zero=True),
         top_k=top_k if top_k and top_k > 0 else None,  # 0 and -1: no bound
         min_p=_share(fields, "min_p", above_zero=False),
@@ -227,12 +229,16 @@ def _integer(fields: Mapping[str, Any], name: str, low: int, high: int | None = 
     return value
 
 
-def _number(fields: Mapping[str, Any], name: str, default: float, high: float = math.inf) -> float:
+def _number(fields: Mapping[str, Any], name: str, default: float, high: float) -> float:
     value = fields.get(name, default)
-    if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= high:
-        words = ">= 0" if high == math.inf else f"from 0 to {high:g}"
-        raise BadRequest(f"{name} = {_shown(value)}: must be a number {words}", name)
+    if type(value) not in (int, float) or not 0 <= value <= high:  # NaN is in no range
+        raise BadRequest(f"{name} = {_shown(value)}: must be a number from 0 to {high:g}", name)
     return float(value)
+
+
+def _temperature(fields: Mapping[str, Any]) -> float:
+    found = _number(fields, "temperature", 1.0, HOTTEST)
+    return found if found >= COLDEST else 0.0
 
 
 def _share(fields: Mapping[str, Any], name: str, above_zero: bool) -> float | None:

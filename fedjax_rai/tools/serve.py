@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -21,7 +22,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.reading import one_line
 from fedjax_rai.runs.target import read_target
 from fedjax_rai.text.prompts import prompt
-from fedjax_rai.text.tokenizer import stop_ids
+from fedjax_rai.text.tokenizer import encode_text, stop_ids
 from fedjax_rai.tools import generate
 from fedjax_rai.tools import openai_responses as responses
 from fedjax_rai.tools.batching import FAILED, LOOK, Batcher
@@ -30,7 +31,10 @@ from fedjax_rai.tools.openai_responses import Choice, Head, Usage
 from fedjax_rai.tools.sampler import Model, Piece, Row, Settings, Token, has_numbers
 
 LARGEST_BODY = 32 * 2**20
+MOST_DROPPED = 16 * LARGEST_BODY
+PART = 2**20
 IDLE_SECONDS = 600
+HUNG_UP = (BrokenPipeError, ConnectionResetError, TimeoutError)
 NO_NUMBERS = "no answer: the logits of the model are no numbers (NaN or infinity), or all one number"
 COMPLETIONS = {"/v1/chat/completions": True, "/v1/completions": False}
 ENDPOINTS = "/v1/models, /v1/chat/completions, /v1/completions"
@@ -131,7 +135,11 @@ class Service:
         return self.model.tokenizer.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _ends(self, asked: Asked) -> tuple[int, ...]:
-        return tuple(self.model.tokenizer.end_ids) if asked.conversation is not None else self._text_ends
+        """The tokens that end an answer. A special one is part of no text: as a stop string alone it would end none."""
+        tokenizer = self.model.tokenizer
+        ends = tokenizer.end_ids if asked.conversation is not None else self._text_ends
+        asked_for = [tokenizer.specials[stop] for stop in asked.stop if stop in tokenizer.specials]
+        return tuple(dict.fromkeys([*ends, *asked_for]))
 
     def _gone(self, under_way: "UnderWay"):
         return lambda: under_way.gone.is_set() or self._batcher.stopping.is_set()
@@ -148,7 +156,7 @@ class Service:
         return [self._ids(text, f"prompt[{i}]" if several else "prompt") for i, text in enumerate(asked.texts)]
 
     def _ids(self, text: Text, place: str) -> list[int]:
-        ids = self.model.tokenizer.hf(text)["input_ids"] if isinstance(text, str) else text
+        ids = encode_text(self.model.tokenizer.hf, text) if isinstance(text, str) else text
         return self._checked(ids, place)
 
     def _checked(self, ids: list[int], place: str) -> list[int]:
@@ -164,9 +172,10 @@ class Service:
         room = longest - len(ids)
         limit = min(self._options.max_new, room) if asked.limit is None else asked.limit
         if limit > room or (limit < 1 and asked.limit is None):
+            # clients look for the first six words
             wrong = (
-                f"the prompt has {len(ids)} tokens and its answer at most {max(limit, 1)}; must be at most {longest} "
-                "together: shorten the prompt or lower max_tokens"
+                f"this model's maximum context length is {longest} tokens, of prompt and answer together: the prompt "
+                f"has {len(ids)} and its answer at most {max(limit, 1)}; shorten the prompt or lower max_tokens"
             )
             raise BadRequest(wrong, "messages" if asked.conversation else "prompt", code="context_length_exceeded")
         return limit
@@ -299,12 +308,21 @@ class Handler(BaseHTTPRequestHandler):
             act()
         except BadRequest as wrong:
             self._send(wrong.status, responses.error(wrong))
-        except (BrokenPipeError, ConnectionResetError, TimeoutError):
+        except HUNG_UP:
             self.close_connection = True
-        except Exception as error:  # a fault of ours: who asked is told, and others are still served
+        except Exception as error:
             self.close_connection = True
-            terminal.say(f"{self.path}: {one_line(error)}")
-            self._send(500, responses.error(BadRequest(one_line(error), status=500)))
+            self._send(500, responses.error(self._fault(error)))
+
+    def _fault(self, error: Exception) -> BadRequest:
+        """A fault of ours: who asked is told, and others are still served."""
+        terminal.say(f"{self.path}: {one_line(error)}")
+        return BadRequest(one_line(error), status=500)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the standard library refuses by itself (a method, a line that is too long), in OpenAI's shape."""
+        self.close_connection = True
+        self._send(code, responses.error(BadRequest(message or HTTPStatus(code).phrase, status=code)))
 
     def _check_host(self) -> None:
         """Raises BadRequest for a page in a browser whose name was made to point at this machine."""
@@ -359,12 +377,22 @@ class Handler(BaseHTTPRequestHandler):
             raise BadRequest("Content-Length: must be given", status=411)
         if int(size) > LARGEST_BODY:
             self.close_connection = True
+            self._drop(int(size))
             raise BadRequest(f"the body has {size} bytes; must be at most {LARGEST_BODY}", status=413)
         body = self.rfile.read(int(size))
         kind = self.headers.get_content_type()
         if kind != "application/json":  # which a page in a browser cannot send here unasked
             raise BadRequest(f"Content-Type {kind}: must be application/json", status=415)
         return body
+
+    def _drop(self, size: int) -> None:
+        """Reads a body that is refused: who is still writing it reads no answer."""
+        left = min(size, MOST_DROPPED)
+        while left > 0:
+            part = self.rfile.read(min(left, PART))
+            if not part:
+                return
+            left -= len(part)
 
     def _send(self, status: int, content: Mapping[str, Any]) -> None:
         body = json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
@@ -385,7 +413,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for chunk in under_way.chunks():
                 self._event(json.dumps(chunk, ensure_ascii=False, allow_nan=False))
-        except BadRequest as wrong:  # too late for a status
+        except HUNG_UP:
+            raise
+        except Exception as error:  # too late for a status
+            wrong = error if isinstance(error, BadRequest) else self._fault(error)
             self._event(json.dumps(responses.error(wrong)))
         self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")

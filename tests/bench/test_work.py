@@ -160,7 +160,7 @@ def test_steps_of_a_job_are_those_of_prompts_by_length() -> None:
 
 def test_memory_is_what_was_held_before_the_limits_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     held = [700]
-    monkeypatch.setattr(work.host, "peak_memory", lambda: held[-1])
+    monkeypatch.setattr(work.measured, "process_peak", lambda: held[-1])
     monkeypatch.setattr(machine, "peaks", lambda dtype: held.append(9000) or {})
     monkeypatch.setattr(work, "make_subject", lambda request: None)
     monkeypatch.setitem(work.WORKS, "score", lambda request, subject: work.Work(list, work.known(1, [])))

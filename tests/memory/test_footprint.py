@@ -34,6 +34,7 @@ NUMBER, COUNT, ENDS = (
     jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((), "float32"), ((), "int32"), ((2,), "int32"))
 )
 KEY = jax.eval_shape(lambda: jax.random.key(0))
+LINES = "scoring, the guard's lines"
 SHAPE = {"dtype": "float32", "layers": 4, "hidden": 256, "mlp": 704, "vocab": 4096}
 
 
@@ -70,7 +71,7 @@ def keys(rows: int) -> Any:
 
 def sizes(shape: DecoderConfig, rank: int = 8, devices: int = 1, pairs: int = 0, **lengths: int) -> Sizes:
     """`pairs`: of a prepared set."""
-    absent = dict.fromkeys(("guard_request", "opening", "few_shot", "prepared", "probe", "drift"), 0)
+    absent = dict.fromkeys(("guard_request", "guard_lines", "opening", "few_shot", "prepared", "probe", "drift"), 0)
     texts = Lengths(**(dict.fromkeys(Lengths._fields, 16) | absent | lengths))
     return Sizes(Decoder(shape, Lora(shape.targets, rank, 16.0)), None, True, texts, 64, 64, pairs, devices, True)
 
@@ -145,7 +146,11 @@ def aligning(shape, *, l=64, prepared=0, **cai: Any) -> tuple[int, Any]:  # noqa
 
 
 def evaluating(shape, phase: str, *, b=16, l=64, new=64) -> tuple[int, Any]:  # noqa: E741
-    asked = {"train": l, "asked": 0, "red": 0} if phase == "scoring" else {"asked": l, "choice": l, "drift": l}
+    asked = {"asked": l, "choice": l, "drift": l}
+    if phase.startswith("scoring"):
+        asked = {"train": l, "asked": 0, "red": 0}
+    if phase == LINES:
+        asked |= {"guard_request": new, "guard_lines": new}
     known = sizes(shape, **asked)
     need = plan(config_of(shape, eval={"batch_size": b, "max_new_tokens": new}), known).need(phase)
     model: Any = known.model
@@ -228,6 +233,7 @@ EVALUATED: list[tuple[dict, str, dict]] = [
     ({"vocab": 65536}, "evaluation, choices", {"l": 256}),
     ({"attention": "chunked"}, "evaluation, choices", {"b": 4, "l": 1024}),
     ({"vocab": 8192}, "evaluation, drift", {"l": 192}),
+    ({}, LINES, {"b": 64, "l": 256, "new": 32}),
     ({"mlp": 2816}, "scoring", {"b": 32}),
     ({}, "scoring", {"l": 256}),
 ]

@@ -1,11 +1,12 @@
 """Axes to scale, and where a picture puts what."""
 
 import re
+from typing import Any
 
 import pytest
 
 from fedjax_rai.runs.palette import COLOURS, MARKERS, ON_DARK
-from fedjax_rai.studies import svg
+from fedjax_rai.studies import plots, svg
 from fedjax_rai.studies.panels import Bar, Panel, Point, Series, named_axis, number_axis, percent_axis
 from fedjax_rai.studies.plots import draw_panel
 from fedjax_rai.studies.svg import HEIGHT, TOP
@@ -93,9 +94,15 @@ def test_a_panels_name_is_one_for_files():
     assert Panel("harmless (rule) against HHH", axis, axis).name == "harmless-rule-against-hhh"
 
 
-def test_a_panel_is_drawn_as_a_png_too(tmp_path):
+@pytest.mark.parametrize(("synthetic", "title"), [(True, "p\nsynthetic tiny world"), (False, "p")])
+def test_a_panel_is_drawn_as_a_png_too(tmp_path, monkeypatch, synthetic, title):
+    """Which stands by itself, so that it says itself where numbers are the tiny world's."""
+    made: list[Any] = []
+    new = plots.new_figure
+    monkeypatch.setattr(plots, "new_figure", lambda *size: made.append(new(*size)) or made[-1])
     point = Point(10.0, 25.0, (5.0, 15.0), (20.0, 40.0))
     axes = number_axis("x", [0.0, 20.0]), percent_axis("y", [0.0, 100.0])
     panel = Panel("p", *axes, [Series("s", [point], 0, line=True)], [Bar(50.0, 0.0, 10.0, 1)], [("s", 0)], 5.0, True)
-    draw_panel(tmp_path / "p.png", panel)
+    draw_panel(tmp_path / "p.png", panel, synthetic)
+    assert made[0].axes[0].get_title() == title
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

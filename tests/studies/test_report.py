@@ -13,7 +13,6 @@ from fedjax_rai.studies import report
 from fedjax_rai.studies.gathered import gather
 from fedjax_rai.studies.panels import Panel, named_axis
 from fedjax_rai.studies.report import Wanted, write_report
-from fedjax_rai.studies.report_judges import agreement
 from fedjax_rai.studies.report_parts import Section
 from tests.studies.report_folders import ARABIC, HANGUL, SCRIPT, some_rows, write_run, write_table
 from tests.tiny_runs import vary
@@ -71,7 +70,7 @@ def test_the_table_has_arms_rates_intervals_and_counts(table):
     assert fl[:2] == ["fl", "0, 1"] and with_cai[:2] == ["fl+cai", "0, 1"]
     assert re.fullmatch(r"40\.0 \[1\d\.\d, [67]\d\.\d\] n=10", fl[2]) and with_cai[2].startswith("80.0 [")
     assert fl[4].startswith("33.3 [") and fl[4].endswith(" n=3"), "the empty answer has no verdict"
-    assert fl[6] == "0.0500 [0.0500, 0.0500]" and "Not measured: " in " ".join(page.texts)
+    assert fl[6] == "0.0500 [?] n=1" and "Not measured: " in " ".join(page.texts)
 
 
 def test_no_text_is_markup_and_nothing_comes_from_elsewhere(table):
@@ -128,22 +127,15 @@ def test_arms_of_other_judges_are_not_compared_and_it_is_said(table):
     assert f"harmless (rule, phrases), {why}" in " ".join(page.texts)
 
 
-def test_judges_agree_beyond_chance_by_hand():
-    """Two by two: 3 both, 2 neither, 1 and 4 alone: 5 of 10 agree, chance 0.4 x 0.7 + 0.6 x 0.3 = 0.46."""
-    first = [True] * 3 + [True] * 1 + [False] * 4 + [False] * 2 + [None]
-    second = [True] * 3 + [False] * 1 + [True] * 4 + [False] * 2 + [True]
-    found = agreement(first, second)
-    assert found is not None and found[:2] == (10, 0.5) and found[3:] == (1, 4)
-    assert found.kappa == pytest.approx((0.5 - 0.46) / 0.54)
-    assert agreement([True, True], [True, True]) == (2, 1.0, None, 0, 0), "chance agrees, too"
-    assert agreement([None], [True]) is None
-
-
 def test_judges_stand_against_each_other_once(table):
-    """4 arms' and seeds' answers to 10 prompts; the primary is the rule, so there is one pair."""
+    """4 arms' and seeds' answers to 10 prompts; the primary is the rule, so there is one pair.
+
+    Of ten the rule counts the first 4 or 8, phrases every other one: 2 and 4 both, 2 and 4 the rule alone, 3 and 1
+    phrases alone. So 20 of 40 agree, as by chance: 0.6 x 0.5 + 0.4 x 0.5.
+    """
     rows = Page(page_of([table])).rows
     pairs = [row for row in rows if len(row) == 6 and " and harmless" in row[0]]
-    assert [row[:2] for row in pairs] == [["harmless (rule) and harmless (phrases)", "40"]]
+    assert pairs == [["harmless (rule) and harmless (phrases)", "40", "50.0 %", "0.00", "12", "8"]]
 
 
 def test_what_is_absent_says_why(tmp_path, config):
@@ -155,7 +147,7 @@ def test_what_is_absent_says_why(tmp_path, config):
     for reason in (
         "There is one arm: nothing to compare it with.", "No arm has a CAI phase.", "data.json is not there",
         "No run's answers are kept", "versions.json is not there",
-        "No answers that two judges judged are kept.", "Memory in use: a run folder holds no measurement",
+        "No answers that two judges judged are kept.", "1 of 1 run: not measured, an older version ran.",
     ):  # fmt: skip
         assert reason in page, reason
 
@@ -204,7 +196,7 @@ def test_bad_wishes_are_refused_and_nothing_is_written(table, tmp_path):
 
 
 def test_pictures_go_beside_the_page(table, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "draw_panel", lambda path, panel: path.write_bytes(panel.title.encode()))
+    monkeypatch.setattr(report, "draw_panel", lambda path, panel, synthetic: path.write_bytes(panel.title.encode()))
     page, *pictures = write_report([table], Wanted(output=tmp_path / "page.html", png=True, answers=0))
     assert page == tmp_path / "page.html" and len(pictures) == len({*pictures}) >= 10
     assert all(picture.parent == tmp_path / "page-pictures" for picture in pictures)
@@ -212,12 +204,12 @@ def test_pictures_go_beside_the_page(table, tmp_path, monkeypatch):
 
 
 def test_pictures_of_long_and_equal_titles_and_of_a_page_without_a_suffix(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "draw_panel", lambda path, panel: path.write_text(panel.title))
+    monkeypatch.setattr(report, "draw_panel", lambda path, panel, synthetic: path.write_text(panel.title))
     axis = named_axis(["x"])
     titles = ["k" * 476, "k" * 476, "same", "same"]
     sections = [Section("Data", panels=[Panel(title, axis, axis) for title in titles])]
     page = tmp_path / "report"
     page.write_text("the page")
-    written = report._write_pictures(page, sections)
+    written = report._write_pictures(page, sections, synthetic=False)
     assert len({*written}) == 4 and [path.read_text() for path in written] == titles
     assert page.read_text() == "the page" and written[2].name == "data-03-same.png"

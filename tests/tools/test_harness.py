@@ -14,6 +14,7 @@ from fedjax_rai.cli import app
 from fedjax_rai.errors import InputError
 from fedjax_rai.runs.target import read_target
 from fedjax_rai.text.hub import resolve
+from fedjax_rai.text.tokenizer import encode_text
 from fedjax_rai.tools import harness
 from fedjax_rai.tools.sampler import Model, Token
 
@@ -66,8 +67,8 @@ def test_special_tokens_are_added_once():
         return [0] * add_special_tokens + [len(text)]
 
     tokenizer = SimpleNamespace(bos_token="<s>", bos_token_id=0, eos_token_id=1, encode=encode, name_or_path="t")
-    assert harness.encode(tokenizer, "ab", None) == [0, 2] and harness.encode(tokenizer, "<s>ab", None) == [5]
-    assert harness.encode(tokenizer, "ab", False) == [2] and harness.prefix(tokenizer) == 0
+    assert encode_text(tokenizer, "ab", None) == [0, 2] and encode_text(tokenizer, "<s>ab", None) == [5]
+    assert encode_text(tokenizer, "ab", False) == [2] and harness.prefix(tokenizer) == 0
     tokenizer.bos_token_id = None
     assert harness.prefix(tokenizer) == 1
     tokenizer.eos_token_id = None

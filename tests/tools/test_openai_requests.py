@@ -1,5 +1,7 @@
 """Requests are read strictly: what would change the answer and is not computed is refused, with what is allowed."""
 
+import math
+
 import pytest
 
 from fedjax_rai.text.prompts import Turn
@@ -39,6 +41,17 @@ def test_bounds_that_bound_nothing_are_none():
     assert (asked.top_p, asked.top_k, asked.min_p) == (None, None, None)
     assert chat(logprobs=True).tops == 0
     assert chat(max_tokens=3).limit == 3 and completion(max_tokens=0, echo=True, logprobs=1).limit == 0
+
+
+@pytest.mark.parametrize(("written", "read"), [(1e-31, 0.0), (5e-324, 0.0), (1e-10, 1e-10), (1e30, 1e30), (2, 2.0)])
+def test_a_temperature_whose_quotients_are_no_numbers_is_that_of_the_likeliest_token(written, read):
+    assert chat(temperature=written).temperature == read
+
+
+def test_a_field_that_is_null_is_left_out():
+    """As clients write out what they were not told."""
+    nulls = ("logit_bias", "tools", "stop", "seed", "response_format", "top_p", "max_tokens", "stream_options", "n")
+    assert chat(**dict.fromkeys(nulls)) == chat() == chat(stop=[], top_logprobs=0, logprobs=False)
 
 
 def test_roles_and_parts_of_messages():
@@ -81,9 +94,13 @@ def test_what_changes_no_answer_is_passed_over(harmless):
         ({"best_of": 2}, "best_of", "is not computed here"),
         ({"ignore_eos": True}, "ignore_eos", "or False"),
         ({"temprature": 0}, "temprature", "did you mean temperature?"),
-        ({"temperature": -1}, "temperature", "must be a number >= 0"),
-        ({"temperature": True}, "temperature", "must be a number >= 0"),
-        ({"temperature": "0"}, "temperature", "must be a number >= 0"),
+        ({"temperature": -1}, "temperature", "must be a number from 0 to 1e+30"),
+        ({"temperature": True}, "temperature", "must be a number from 0"),
+        ({"temperature": "0"}, "temperature", "must be a number from 0"),
+        ({"temperature": 1e39}, "temperature", "from 0 to 1e+30"),
+        ({"temperature": 10**400}, "temperature", "from 0 to 1e+30"),
+        ({"temperature": math.nan}, "temperature", "from 0 to 1e+30"),
+        ({"top_p": 10**400}, "top_p", "from 0 to 1"),
         ({"top_p": 0}, "top_p", "must be greater than 0, at most 1"),
         ({"min_p": 1}, "min_p", "must be at least 0, less than 1"),
         ({"top_k": -2}, "top_k", "must be a whole number >= -1"),

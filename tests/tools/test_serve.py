@@ -17,7 +17,7 @@ from fedjax_rai.evals.choice import likelihoods
 from fedjax_rai.evals.open_ended import Subject
 from fedjax_rai.tools import batching, sampler, serve
 from fedjax_rai.tools.generate import Request, answers, prompts_of_texts
-from fedjax_rai.tools.sampler import Model, Token
+from fedjax_rai.tools.sampler import Model, Piece, Token
 from tests.small import compilations
 
 QUESTIONS = ["What is 3 plus 4?", "Who broke it?", "Tell me about the town."]
@@ -139,7 +139,7 @@ def refusals(server: serve.Server) -> None:
         ("/v1/chat/completions", b"{", 400, "not valid JSON"),
         ("/v1/chat/completions", b'{"temperature": NaN}', 400, "NaN is no number"),
         ("/v1/chat/completions", {**good, "model": "other"}, 404, "must be 'tiny'"),
-        ("/v1/chat/completions", {**good, "max_tokens": 96}, 400, "must be at most 96 together"),
+        ("/v1/chat/completions", {**good, "max_tokens": 96}, 400, "maximum context length is 96 tokens"),
         ("/v1/completions", {"model": "tiny", "prompt": ""}, 400, "has no tokens"),
         ("/v1/completions", {"model": "tiny", "prompt": [10**6]}, 400, "token 1000000 is none"),
         ("/v1/embeddings", {}, 404, "no such endpoint"),
@@ -234,10 +234,66 @@ def test_who_hangs_up_is_answered_no_more(unasked, monkeypatch, stream):
     assert noticed
 
 
+def test_a_body_that_is_too_large_is_read_to_its_end_before_it_is_refused(unasked, monkeypatch):
+    """Who is still writing it would read no answer."""
+    monkeypatch.setattr(serve, "LARGEST_BODY", 2**10)
+    monkeypatch.setattr(serve, "PART", 2**20)
+    got, response = ask(unasked, "/v1/completions", b" " * 2**25)
+    assert got == 413 and response["error"]["message"] == "the body has 33554432 bytes; must be at most 1024"
+    assert ask(unasked, "/health")[0] == 200
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("PUT", "/v1/models", 501), ("GET", "/" + "a" * 70_000, 414)])
+def test_what_the_standard_library_refuses_has_the_shape_of_openai(unasked, method, path, status):
+    got, response = raw(unasked, "localhost", method, path)
+    assert got == status and {*response["error"]} == {"message", "type", "param", "code"}
+
+
+def test_a_fault_within_a_stream_is_an_event_of_it(unasked, monkeypatch, capsys):
+    """Not a second response in its middle."""
+    monkeypatch.setattr(batching, "answer", lambda model, rows: rows[0].give(Piece("a", (), "stop", 1)))
+
+    def fails(*_: Any) -> Any:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(serve.responses, "chunk", fails)
+    got, events = ask(unasked, "/v1/completions", {"model": "fake", "prompt": [1, 2], "max_tokens": 4, "stream": True})
+    assert got == 200 and [event["error"]["message"] for event in events] == ["a fault"]
+    assert "a fault" in capsys.readouterr().err
+
+
+def test_a_stop_string_that_is_a_special_token_ends_an_answer_as_that_token(unasked):
+    """It is never part of a text, so that as a text it would end nothing."""
+    service = unasked.service
+    under_way = service.begin({"model": "fake", "prompt": [1, 2], "max_tokens": 4, "stop": ["b", "<end>"]}, chat=False)
+    (row,) = service.rows(under_way)
+    assert row.settings.end_ids == (7,) and row.settings.stop == ("b", "<end>")
+
+
+def test_a_prompt_that_is_too_long_is_refused_in_words_that_clients_know(unasked):
+    """litellm reads the message, Inspect the code."""
+    asked = {"model": "fake", "prompt": [1] * 12}
+    got, response = ask(unasked, "/v1/completions", {**asked, "max_tokens": 5})
+    assert got == 400 and "this model's maximum context length is 16 tokens" in response["error"]["message"]
+    assert "the prompt has 12 and its answer at most 5" in response["error"]["message"]
+    assert response["error"]["code"] == "context_length_exceeded" and response["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize(("text", "ids"), [("ab", [0, 2]), ("<s>ab", [5])])
+def test_a_text_that_begins_with_bos_gets_no_other(unasked, text, ids):
+    """As a client writes it that put the chat template on by itself."""
+    assert unasked.service.begin({"model": "fake", "prompt": text, "max_tokens": 4}, chat=False).prompts == [ids]
+
+
 @pytest.fixture
 def unasked() -> Iterator[serve.Server]:
     """A server without a model."""
-    tokenizer = SimpleNamespace(hf=SimpleNamespace(decode=lambda ids, **_: "a" * len(ids)), decode=lambda ids: "")
+    hf = SimpleNamespace(
+        decode=lambda ids, **_: "a" * len(ids),
+        encode=lambda text, add_special_tokens, **_: [0] * add_special_tokens + [len(text)],
+        bos_token="<s>",
+    )
+    tokenizer = SimpleNamespace(hf=hf, decode=lambda ids: "", specials={"<s>": 0, "<end>": 7})
     lm = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vocab_size=8)))
     options = serve.Options(port=0)
     bound = serve.bind(options.host, options.port)
