@@ -19,7 +19,7 @@ from fedjax_rai.runs.folder import check_folder, pins, run_folder
 from fedjax_rai.runs.guards import GUARDS, KeptGuards
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.run import run
-from fedjax_rai.studies.cells import Summary, paired, read_run
+from fedjax_rai.studies.cells import Summary, paired, read_run, unit_among
 from fedjax_rai.studies.judged import agreement_tables, answer_columns, fitting
 from fedjax_rai.studies.plots import plot_arms
 from fedjax_rai.studies.results import (
@@ -89,6 +89,9 @@ COMPARED = (
     ("harmless", "fl+cai_0", "fl"),
     ("harmless", "fl+keep_all", "fl"),
     ("utility", "fl+filter+cai", "base"),
+    ("drift", "fl+filter+cai", "fl"),
+    ("perplexity", "fl+filter+cai", "base"),
+    ("mt_bench", "fl+filter+cai", "base"),
 )
 TABLE = "table.yaml"
 BY_GUARD = f"harmless_by_{GUARD.name}"
@@ -192,7 +195,7 @@ def comparisons(
     titles: Mapping[str, str],
     margin: float | None = None,
 ) -> list[str]:
-    """One arm's rate minus another's, paired, a line each; `titles`: rate -> what it is called.
+    """One arm's rate minus another's, or over it, paired, a line each; `titles`: rate -> what it is called.
 
     `margin`, in points: also whether the two are equivalent within it.
     """
@@ -205,7 +208,8 @@ def comparisons(
         if gap and mixed:
             lines.append(f"{arm} minus {other} is left out: cai.{mixed} differs too, and is {UNREVISED[mixed]} there")
         elif gap:
-            lines.append(f"{titles[rate]}, {arm} minus {other}: {gap}")
+            versus = unit_among(by_arm[arm], rate).versus
+            lines.append(f"{titles[rate]}, {arm} {versus} {other}: {gap}")
     return lines
 
 

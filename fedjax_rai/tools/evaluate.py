@@ -35,7 +35,7 @@ from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.texts import Texts
 from fedjax_rai.model.lora import NO_LORA
-from fedjax_rai.model.peft import files_of, load_adapter
+from fedjax_rai.model.peft import base_of, files_of, is_adapter, load_adapter
 from fedjax_rai.runs import compiled, files
 from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.folder import ANSWERS, CONFIG, EVALUATION, SUMMARY, began_with, differences, pins_of, versions
@@ -237,7 +237,7 @@ def digest_of(asked: Request) -> str:
         "files": digests(config),
         "model": contents(resolve(target.model, target.revision)),
         "adapter": None if target.adapter is None else digest(files_of(target.adapter)),
-        "judges": [contents(resolve(path, revision)) for path, revision in _judging_models(config)],
+        "judges": [held for model in _judging_models(config) for held in _contents_of_judge(*model)],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -250,6 +250,13 @@ def _judging_models(config: ExperimentConfig) -> list[tuple[str, str | None]]:
             _, path = form_and_path(name)
             found.append((path, None))
     return found
+
+
+def _contents_of_judge(path: str, revision: str | None) -> list[str]:
+    """What is in a judge's folder, and where it is an adapter in its base's."""
+    folder = resolve(path, revision)
+    base = base_of(folder) if is_adapter(folder) else None
+    return [contents(folder)] if base is None else [contents(folder), contents(resolve(*base))]
 
 
 def is_there(out: Path, wanted: str) -> bool:
