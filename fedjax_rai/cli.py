@@ -99,7 +99,7 @@ Tracker = Annotated[
 Margin = Annotated[
     float | None,
     typer.Option(
-        metavar="POINTS", show_default=False, help="Say of every difference whether it is within so many points of 0."
+        metavar="POINTS", show_default=False, help="Say of differences in points whether they are within so many of 0."
     ),
 ]
 

@@ -101,7 +101,8 @@ class PlainProgress:
     def _pace(self, took: float) -> tuple[str, ...]:
         """(time a round, time left); the first step, which compiles, tells nothing about the others."""
         if self._counted is None or not self._counted[1]:
-            return (f"{duration(took)}, compiling included",)
+            whole = " for the whole round" if self._unit == ROUND else ""
+            return (f"{duration(took)}{whole}, compiling included",)
         spent, counted = self._counted
         each = spent / counted
         left = each * (self._total - self._done)

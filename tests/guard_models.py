@@ -124,7 +124,7 @@ IMITATIONS = {
         "- If deemed 'unsafe', a second line must include only one single violated category. [/INST]",
     ),
     "strong_reject": Imitation(
-        "gemma", None, (), "qylu4156/strongreject-15k-v1", "gemma2",
+        "gemma", None, (), "qylu4156/strongreject-15k-v1", "gemma",
         "User instruction: How?\n\nAI model response: So.\n\nO1: Harm\n\n### Answer: ",
     ),
 }  # fmt: skip

@@ -26,7 +26,7 @@ FLOORS = (
         "safety": "calibration evasion filter form form_file forms guard hardening measures released self_test",
         "cai": "align constitution options programs revise",
         "evals": "advbench agreement answering choice drift evaluation harm harmbench held_out hhh intervals judge "
-        "korean means mt_bench open_ended panel perplexity published rate refusals rubric spoilt "
+        "korean mean_intervals means mt_bench open_ended panel perplexity published rate refusals rubric spoilt "
         "strongreject suite tasks user_sets xstest",
     },
     {"memory": "advice footprint layout measured plan"},

@@ -45,7 +45,7 @@ def test_every_round_is_a_plain_line_with_the_time_left(clock: Clock, capsys: py
     rounds(clock, [50.0, 10.0, 14.0], total=20)
     assert capsys.readouterr() == (
         "",
-        "tiny: round 1/20  loss 0.5  50 s, compiling included\n"
+        "tiny: round 1/20  loss 0.5  50 s for the whole round, compiling included\n"
         "tiny: round 2/20  loss 1.5  10 s a round  about 3 min left\n"
         "tiny: round 3/20  loss 2.5  12 s a round  about 3 min left\n",
     )
@@ -58,7 +58,7 @@ def test_a_round_that_is_told_of_late_has_its_own_seconds(clock: Clock, capsys: 
             clock.now += waited
             advance(seconds=own)
     assert capsys.readouterr().err.splitlines() == [
-        "tiny: round 1/4  50 s, compiling included",
+        "tiny: round 1/4  50 s for the whole round, compiling included",
         "tiny: round 2/4  20 s a round  about 40 s left",
         "tiny: round 3/4  15 s a round  about 15 s left",
     ]
@@ -67,7 +67,7 @@ def test_a_round_that_is_told_of_late_has_its_own_seconds(clock: Clock, capsys: 
 def test_rounds_that_go_on_count_only_their_own_time(clock: Clock, capsys: pytest.CaptureFixture) -> None:
     rounds(clock, [40.0, 6.0], total=12, done=10)
     assert capsys.readouterr().err.splitlines() == [
-        "tiny: round 11/12  loss 0.5  40 s, compiling included",
+        "tiny: round 11/12  loss 0.5  40 s for the whole round, compiling included",
         "tiny: round 12/12  loss 1.5  6.0 s a round",
     ]
 
@@ -128,7 +128,8 @@ def test_progress_within_progress_is_not_shown(clock: Clock, capsys: pytest.Capt
         advance()
     with terminal.progress("scoring", 9, unit="pair"):
         pass
-    assert capsys.readouterr().err.splitlines() == ["tiny: round 1/2  0.0 s, compiling included", "scoring: 9 pairs"]
+    first = "tiny: round 1/2  0.0 s for the whole round, compiling included"
+    assert capsys.readouterr().err.splitlines() == [first, "scoring: 9 pairs"]
 
 
 def test_nothing_to_do_shows_nothing(capsys: pytest.CaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """What was measured, for a person and for a program: a table, lines of JSON, a folder with a picture."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,18 @@ COMPUTED = {
     "tensor": 1,
 }
 """What is said of how the model was computed, where it is not this."""
+LEGEND = {
+    "seconds": "the median of the runs that were timed",
+    "spread": "between the slowest and the fastest, as a share of the median",
+    "of products": "share of this machine's matrix products",
+    "of copies": "share of its copies",
+    "of floor": "share reached of what no program can be faster than here (docs/performance.md)",
+    "compiling s": "what the first run took longer",
+    "compiled, found": "programs that were compiled, and those found in the cache; again: while timed",
+    "times the peer": "the peer's median seconds as a multiple of ours",
+}
+"""What the heads of the table mean, a line below it."""
+WIDTH = 100
 Row = Mapping[str, Any]
 
 
@@ -65,7 +78,9 @@ def table(rows: Sequence[Row]) -> str:
         f"{limits['device']}; products {limits['matmul_flops'] / 1e9:,.0f} GFLOP/s, copies "
         f"{limits['copy_bytes'] / 1e9:,.1f} GB/s (read and written); {'; '.join(_versions(rows))}"
     )
-    return "\n".join([*filter(None, [", ".join(common)]), *text, machine])
+    said = [f"{name}: {LEGEND[name]}" for name in shown if name in LEGEND]
+    legend = textwrap.wrap("; ".join(said), WIDTH, break_on_hyphens=False)
+    return "\n".join([*filter(None, [", ".join(common)]), *text, *legend, machine])
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int], words: int) -> str:

@@ -1,6 +1,7 @@
 """Configs as files: strict YAML and `key.path=value` overrides in; every problem at once, with its line, out."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
@@ -62,6 +63,23 @@ def load_config(
 def dump_config(config: ExperimentConfig) -> str:
     """YAML with every key, in order of declaration; loads back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def as_written(value: Any) -> str:
+    """The value of a key in one line, as a user writes it behind `key=`; of sections what is not the default."""
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML has it: sections as mappings, tuples as lists."""
+    if isinstance(value, Section):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if each is not None}
+    return value
 
 
 def _from_file(path: Path) -> _Source:

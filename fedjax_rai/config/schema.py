@@ -842,6 +842,10 @@ class EvalConfig(Section):
     """Held-out acceptable answers whose perplexity is measured, at most; 0: it is not."""
     mt_bench: Annotated[PathText | PromptSource | None, _prompts("category"), a_file(_ROWS, rows=True)] = None
     """MT-Bench's questions of two turns each, answered and kept to be marked; null: they are not asked."""
+    mt_bench_temperature: Literal["greedy", "by_category"] = "greedy"
+    """How these are answered: by the likeliest tokens, or as FastChat does, sampled at a temperature that depends on a
+    question's category.
+    """
     rater: Annotated[str, Name("none", before={"endpoint": "NAME"})] = "none"
     """Who marks the answers to these from 1 to 10; `none`: nobody, and they are kept to be marked later;
     `endpoint:NAME`: an entry of `eval.endpoints` whose template is `mtbench`.

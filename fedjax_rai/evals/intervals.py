@@ -15,104 +15,146 @@ Arms that are compared get the same weights, prompt by prompt and seed by seed: 
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from math import isnan
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from fedjax_rai.evals.rate import Verdict
+from fedjax_rai.evals.rate import PERCENT, Unit, Verdict
 
 REPLICATES = 10_000
 BLOCK = 1_000  # replicates at once: their weights are what takes memory
 SEED = 20_260_101  # of the weights, so that a table is the same each time
 LEVEL = 95.0
+INNER = 90.0  # by which two one-sided tests at 5 % tell
 
 Judged: TypeAlias = Sequence[tuple[str, Sequence[Verdict]]]
 """Of one run and one rate: every prompt with the verdicts on its answers."""
 
 
-class Counts(NamedTuple):
-    """The verdicts of one arm on one rate, summed by seed and distinct prompt."""
+class Sums(NamedTuple):
+    """What the prompts of one arm add to a rate or a mean, by seed and distinct prompt."""
 
-    positive: Float[np.ndarray, "seeds n"]
-    """Verdicts that count towards the rate."""
-    verdicts: Float[np.ndarray, "seeds n"]
-    """All of them; 0 where a seed has none on that prompt."""
+    total: Float[np.ndarray, "seeds n"]
+    """Verdicts that count towards the rate; or nats, or marks."""
+    weight: Float[np.ndarray, "seeds n"]
+    """All verdicts; or tokens, or marked answers. 0 where a seed has none on that prompt."""
+
+    @property
+    def present(self) -> Bool[np.ndarray, "seeds n"]:
+        """Whether a seed has anything on a prompt."""
+        return self.weight > 0
 
     @property
     def prompts(self) -> int:
-        """Distinct prompts with a verdict."""
-        return int(self.verdicts.any(axis=0).sum())
+        """Distinct prompts with a verdict, or with anything to average."""
+        return int(self.present.any(axis=0).sum())
 
     @property
     def by_seed(self) -> Float[np.ndarray, " seeds"]:
-        """Each seed's share, 0 to 1."""
-        return self.positive.sum(axis=1) / self.verdicts.sum(axis=1)
+        """Each seed's share, 0 to 1, or mean."""
+        return self.total.sum(axis=1) / self.weight.sum(axis=1)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is a seed, and each has something."""
+        return bool(len(self.weight) and self.weight.any(axis=1).all())
 
 
 class Interval(NamedTuple):
-    """A rate in percent, or a difference of two in points, and where the truth may lie."""
+    """A rate in percent, or a mean in its unit, and where the truth may lie."""
 
     mean: float
     low: float
+    """NaN: there is no interval."""
     high: float
+    """NaN in the same way."""
     prompts: int
     """Distinct prompts that it rests on."""
     seeds: int
 
 
 class Difference(NamedTuple):
-    """One arm's rate minus another's, paired by prompt and by seed, in points."""
+    """One arm's rate minus another's, paired by prompt and by seed, in points; of a mean in its unit, or the ratio."""
 
     mean: float
     low: float
-    """Lower end of the 95 % interval."""
+    """Lower end of the 95 % interval. NaN: there is none."""
     high: float
-    """Upper end of the 95 % interval."""
+    """Upper end of the 95 % interval, NaN in the same way."""
     prompts: int
     """Distinct prompts that it rests on."""
     by_seed: tuple[float, ...]
     inner: tuple[float, float]
     """The 90 % interval, by which two one-sided tests at 5 % say whether two arms are equivalent."""
     same: bool
-    """Every prompt has as many verdicts of either kind in both arms, in each seed."""
+    """Every prompt has as many verdicts of either kind in both arms, or the same sums, in each seed."""
+    unit: Unit = PERCENT
+    """Of the two that are compared; `unit.gap` names what the numbers here are counted in."""
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Of the 95 % interval; None where there is none."""
+        return None if isnan(self.low) else (self.low, self.high)
 
     def within(self, margin: float) -> bool:
-        """Whether the arms are equivalent within so many points: two one-sided tests at 5 % (Schuirmann 1987)."""
+        """Whether the arms are equivalent within so many points: two one-sided tests at 5 % (Schuirmann 1987).
+
+        Raises ValueError for what is not counted in points.
+        """
+        if self.unit != PERCENT:
+            raise ValueError(f"a margin in points is none in {self.unit.gap}")
         low, high = self.inner
         return -margin < low and high < margin
 
 
-def count(arms: Sequence[Sequence[Judged]]) -> list[Counts]:
-    """The verdicts of arms, each given seed by seed, on all prompts that any of them has one of, in the same order.
+Added: TypeAlias = Sequence[tuple[str, float, float]]
+"""Of one run: prompts, each with a total and a weight."""
+
+
+def add_up(arms: Sequence[Sequence[Added]]) -> list[Sums]:
+    """What arms, each given seed by seed, add up to on all prompts of which any of them has something, in one order.
 
     A prompt is its text: one that several seeds ask, or that stands twice in a set, is one.
     """
-    every_run = [judged for by_seed in arms for judged in by_seed]
-    texts = dict.fromkeys(prompt for judged in every_run for prompt, _ in judged)
+    every_run = [added for by_seed in arms for added in by_seed]
+    texts = dict.fromkeys(prompt for added in every_run for prompt, _, _ in added)
     place = {text: i for i, text in enumerate(texts)}
-    counted = []
+    found = []
     for by_seed in arms:
-        positive = np.zeros((len(by_seed), len(place)))
-        verdicts = np.zeros_like(positive)
-        for row, judged in enumerate(by_seed):
-            for prompt, given in judged:
-                known = [verdict for verdict in given if verdict is not None]
-                positive[row, place[prompt]] += sum(known)
-                verdicts[row, place[prompt]] += len(known)
-        counted.append(Counts(positive, verdicts))
-    known = np.any([counts.verdicts.any(axis=0) for counts in counted], axis=0)
-    return [Counts(positive[:, known], verdicts[:, known]) for positive, verdicts in counted]
+        total = np.zeros((len(by_seed), len(place)))
+        weight = np.zeros_like(total)
+        for row, added in enumerate(by_seed):
+            for prompt, more, weighing in added:
+                total[row, place[prompt]] += more
+                weight[row, place[prompt]] += weighing
+        found.append(Sums(total, weight))
+    known = np.any([sums.weight.any(axis=0) for sums in found], axis=0)
+    return [Sums(sums.total[:, known], sums.weight[:, known]) for sums in found]
+
+
+def count(arms: Sequence[Sequence[Judged]]) -> list[Sums]:
+    """The verdicts of arms, each given seed by seed."""
+    return add_up([[_counted(judged) for judged in by_seed] for by_seed in arms])
+
+
+def _counted(judged: Judged) -> Added:
+    counted = []
+    for prompt, given in judged:
+        known = [verdict for verdict in given if verdict is not None]
+        counted.append((prompt, float(sum(known)), float(len(known))))
+    return counted
 
 
 def interval(judged: Sequence[Judged], level: float = LEVEL) -> Interval | None:
     """The rate of an arm over its seeds, in percent; None where some seed has no verdict at all."""
     (counts,) = count([judged])
-    if not _is_measured(counts):
+    if not counts.is_measured:
         return None
-    replicates = np.concatenate([_rates(counts, draw) for draw in _draws(counts.verdicts > 0)])
+    replicates = np.concatenate([_rates(counts, draw) for draw in draws(counts.present)])
     mean = 100 * float(counts.by_seed.mean())
-    low, high = _ends(100 * replicates, mean, level)
+    low, high = ends(100 * replicates, mean, level)
     return Interval(mean, max(low, 0.0), min(high, 100.0), counts.prompts, len(judged))
 
 
@@ -121,22 +163,32 @@ def difference(judged: Sequence[Judged], others: Sequence[Judged]) -> Difference
 
     Raises ValueError for another number of seeds.
     """
-    if len(judged) != len(others):
-        raise ValueError(f"{len(judged)} seeds cannot be paired with {len(others)}")
+    check_paired(judged, others)
     counts, other_counts = count([judged, others])
-    if not (_is_measured(counts) and _is_measured(other_counts)):
+    if not (counts.is_measured and other_counts.is_measured):
         return None
-    present = (counts.verdicts > 0) | (other_counts.verdicts > 0)
+    present = counts.present | other_counts.present
     replicates = []
-    for draw in _draws(present):
+    for draw in draws(present):
         replicates.append(_rates(counts, draw) - _rates(other_counts, draw.swapped))
     by_seed = 100 * (counts.by_seed - other_counts.by_seed)
     mean = float(by_seed.mean())
     points = 100 * np.concatenate(replicates)
-    low, high = _ends(points, mean, LEVEL)
-    same = all(np.array_equal(mine, theirs) for mine, theirs in zip(counts, other_counts, strict=True))
+    low, high = ends(points, mean, LEVEL)
     prompts = int(present.any(axis=0).sum())
-    return Difference(mean, low, high, prompts, tuple(by_seed.tolist()), _ends(points, mean, 90.0), same)
+    inner = ends(points, mean, INNER)
+    return Difference(mean, low, high, prompts, tuple(by_seed.tolist()), inner, are_same(counts, other_counts))
+
+
+def check_paired(by_seed: Sequence, others: Sequence) -> None:
+    """Raise ValueError for arms of other numbers of seeds."""
+    if len(by_seed) != len(others):
+        raise ValueError(f"{len(by_seed)} seeds cannot be paired with {len(others)}")
+
+
+def are_same(sums: Sums, others: Sums) -> bool:
+    """Whether every prompt adds the same in two arms."""
+    return all(np.array_equal(mine, theirs) for mine, theirs in zip(sums, others, strict=True))
 
 
 class Draw(NamedTuple):
@@ -155,7 +207,7 @@ class Draw(NamedTuple):
         return self._replace(extra=self.extra[::-1])
 
 
-def _draws(present: Bool[np.ndarray, "seeds n"]) -> tuple[Draw, ...]:
+def draws(present: Bool[np.ndarray, "seeds n"]) -> tuple[Draw, ...]:
     """The weights of `REPLICATES` replicates, block by block: the same for arms that asked the same prompts."""
     return _kept_draws(present.tobytes(), present.shape, REPLICATES // BLOCK)
 
@@ -190,20 +242,15 @@ def _seed_weights(random: np.random.Generator, seeds: int) -> Float[np.ndarray, 
     return (normal - normal.mean(axis=1, keepdims=True)) / (spread * np.sqrt(seeds * (seeds - 1)))
 
 
-def _rates(counts: Counts, draw: Draw) -> Float[np.ndarray, " b"]:
+def _rates(counts: Sums, draw: Draw) -> Float[np.ndarray, " b"]:
     """The rate, 0 to 1, in each replicate: mean over seeds of the prompts' weighted share, and what seeds add."""
-    answers = counts.verdicts.sum(axis=1) / (counts.verdicts > 0).sum(axis=1)  # to a prompt
-    positive = draw.prompts @ counts.positive.T + draw.extra[0] * answers
-    verdicts = draw.prompts @ counts.verdicts.T + draw.extra.sum(axis=0) * answers
+    answers = counts.weight.sum(axis=1) / counts.present.sum(axis=1)  # to a prompt
+    positive = draw.prompts @ counts.total.T + draw.extra[0] * answers
+    verdicts = draw.prompts @ counts.weight.T + draw.extra.sum(axis=0) * answers
     return (positive / verdicts).mean(axis=1) + draw.seeds @ counts.by_seed
 
 
-def _is_measured(counts: Counts) -> bool:
-    """Whether every seed has a verdict."""
-    return bool(len(counts.verdicts) and counts.verdicts.any(axis=1).all())
-
-
-def _ends(replicates: Float[np.ndarray, " b"], mean: float, level: float) -> tuple[float, float]:
+def ends(replicates: Float[np.ndarray, " b"], mean: float, level: float) -> tuple[float, float]:
     """The middle `level` percent of replicates; the mean is never outside."""
     low, high = np.percentile(replicates, [(100 - level) / 2, (100 + level) / 2])
     return min(float(low), mean), max(float(high), mean)

@@ -131,6 +131,11 @@ AUTO = "auto"
 """In the place of a judge's name: the rule judge where it applies, else refusal phrases."""
 
 
+def title_of(judge: str) -> str:
+    """What a judge is called in a column."""
+    return JUDGES[judge].title if judge in JUDGES else judge.replace("_", " ")
+
+
 def judgement(judge: Judge, exchanges: Sequence[Exchange], context: Context) -> Judgement:
     """What a judge makes of exchanges; an answer without a word is neither safe nor unsafe, whoever judges."""
     if not exchanges:

@@ -1,10 +1,13 @@
 """Means of what is no verdict (nats, perplexities, marks), as (sum, weight) over prompts, with a 95 % interval."""
 
-from collections.abc import Callable, Sequence
-from math import exp, isfinite, isnan, nan, sqrt
+from collections.abc import Sequence
+from math import isfinite, nan, sqrt
 from typing import NamedTuple
 
 from fedjax_rai.evals.rate import PERCENT, Rate, Unit, Z
+
+ROUNDING = 1e-12
+"""What residuals of numbers that are all alike may differ from 0 by."""
 
 
 class Total(NamedTuple):
@@ -15,23 +18,30 @@ class Total(NamedTuple):
     weight: float
     """Tokens, or answers; 0: there was nothing to measure."""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is in any mean."""
+        return isfinite(self.total) and self.weight > 0
+
 
 def mean_rate(totals: Sequence[Total | None], unit: Unit, judge: str) -> Rate | None:
     """sum(total) / sum(weight) over the prompts that have both, in the unit; None where none has.
 
     The interval is that of a ratio of sums over prompts (its linearisation), 1.96 standard errors to both sides;
-    of one prompt alone there is none (NaN). What has no finite total or no weight is counted as without a verdict.
+    of one prompt alone there is none (NaN), nor of marks that are all alike. What has no finite total or no weight is
+    counted as without a verdict.
     """
-    known = [total for total in totals if total is not None and isfinite(total.total) and total.weight > 0]
+    known = [total for total in totals if total is not None and total.is_known]
     if not known:
         return None
     weight = float(sum(total.weight for total in known))
     mean = sum(total.total for total in known) / weight
     margin = Z * _standard_error(known, mean, weight)
-    shown = _SHOWN.get(unit, float)
-    low, high = (_within(unit, shown(mean + side)) for side in (-margin, margin))
+    if unit.in_steps and margin < ROUNDING:
+        margin = nan
+    low, high = (unit.within(unit.shown(mean + side)) for side in (-margin, margin))
     return Rate(
-        mean=shown(mean),
+        mean=unit.shown(mean),
         low=low,
         high=high,
         prompts=len(known),
@@ -39,11 +49,6 @@ def mean_rate(totals: Sequence[Total | None], unit: Unit, judge: str) -> Rate | 
         judge=judge,
         unit=unit.name,
     )
-
-
-def _within(unit: Unit, value: float) -> float:
-    """The value, held within what its unit can be; NaN stays NaN."""
-    return value if isnan(value) else min(max(value, unit.least), unit.most)
 
 
 def _standard_error(known: Sequence[Total], mean: float, weight: float) -> float:
@@ -55,8 +60,7 @@ def _standard_error(known: Sequence[Total], mean: float, weight: float) -> float
     return sqrt(squares * n / (n - 1)) / weight
 
 
-NATS = Unit("nats a token", least=0.0, digits=4)
-PERPLEXITY = Unit("perplexity", least=1.0, digits=2)
-MARK = Unit("mark of 10", least=1.0, most=10.0, digits=2)
-_SHOWN: dict[Unit, Callable[[float], float]] = {PERPLEXITY: exp}
+NATS = Unit("nats a token", digits=4, gap="nats a token")
+PERPLEXITY = Unit("perplexity", least=1.0, digits=2, gap="times", is_ratio=True)
+MARK = Unit("mark of 10", least=1.0, most=10.0, digits=2, gap="marks", in_steps=True)
 UNITS = {unit.name: unit for unit in (PERCENT, NATS, PERPLEXITY, MARK)}

@@ -1,13 +1,14 @@
-"""MT-Bench (arXiv 2306.05685): two turns, each answered greedily, and marked from 1 to 10 by a judge.
+"""MT-Bench (arXiv 2306.05685): two turns, each answered, and marked from 1 to 10 by a judge.
 
 The first answer is put before the second question. Without a judge that marks there is no mean, and the conversations
 are kept, to be marked later.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil, nan
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,10 +34,25 @@ from fedjax_rai.evals.evaluation import (
 from fedjax_rai.evals.harm import slug
 from fedjax_rai.evals.judge import Exchange
 from fedjax_rai.evals.means import MARK, Total, mean_rate
+from fedjax_rai.evals.open_ended import Request
 from fedjax_rai.evals.rate import Rate
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn
 
 REFERENCE = "reference"
+BY_CATEGORY = "by_category"
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+"""At which FastChat, the benchmark's own program, answers the questions of a category."""
+OTHER_TEMPERATURE = 0.7
+"""At which it answers those of any other."""
 
 
 def mt_bench_items(sources: Sources) -> EvalSet:
@@ -81,17 +97,18 @@ class TwoTurns:
 
     def measure(self, name: str, given: EvalSet, bench: Bench) -> Measured:
         items = [item for item in given.items if isinstance(item, Item)]
-        sampled = greedy(bench.config)
-        first = bench.answers_to(name, [item.prompt for item in items], sampled)
-        conversations = [_behind(item, answer) for item, (answer,) in zip(items, first.texts, strict=True)]
-        second = bench.answers_to(f"{name} second turn", conversations, sampled)
+        temperatures = temperatures_of(items, bench.config)
+        first = _answered(bench, name, [item.prompt for item in items], temperatures)
+        conversations = [_behind(item, answer.text) for item, answer in zip(items, first, strict=True)]
+        second = _answered(bench, f"{name} second turn", conversations, temperatures)
         held = []
-        for item, (one,), (two,) in zip(items, first.texts, second.texts, strict=True):
-            held.append(Conversation([item.prompt, *item.further], [one, two], list(item.references)))
+        for item, *answers in zip(items, first, second, strict=True):
+            texts = [answer.text for answer in answers]
+            held.append(Conversation([item.prompt, *item.further], texts, list(item.references)))
         marks = bench.marks(held) if bench.marks else None
         rows = []
         for i, item in enumerate(items):
-            cut_off = [first.cut_off[i][0], second.cut_off[i][0]]
+            cut_off = [first[i].cut_off, second[i].cut_off]
             of_item = None if marks is None else _marks_of(held[i], marks.values[i])
             texts = held[i]
             row = ConversationRow(name, texts.prompts, texts.answers, texts.references, item.category, cut_off, of_item)
@@ -100,7 +117,9 @@ class TwoTurns:
         return Measured({column.rate: rates.get(column.rate) for column in MT_BENCH.columns} | rates, rows)
 
     def batches(self, given: EvalSet, config: EvalConfig, guarded: bool) -> int:
-        return 2 * ceil(len(given.items) / config.batch_size)
+        items = [item for item in given.items if isinstance(item, Item)]
+        together = Counter(temperatures_of(items, config)).values()
+        return 2 * sum(ceil(count / config.batch_size) for count in together)
 
     def asked(self, given: EvalSet) -> Sequence[Sequence[Turn]]:
         """The conversations up to the second question, with a word in the place of the first answer."""
@@ -108,6 +127,34 @@ class TwoTurns:
 
     def read(self, given: EvalSet) -> Sequence[Exchange]:
         return []
+
+
+def temperatures_of(items: Sequence[Item], config: EvalConfig) -> list[float]:
+    """At which each question's two turns are answered, by `eval.mt_bench_temperature`; 0: the likeliest answer."""
+    if config.mt_bench_temperature == BY_CATEGORY:
+        return [TEMPERATURES.get(item.category or "", OTHER_TEMPERATURE) for item in items]
+    return [0.0] * len(items)
+
+
+class _Answer(NamedTuple):
+    text: str
+    cut_off: bool
+
+
+def _answered(bench: Bench, name: str, asked: Sequence[Request], temperatures: Sequence[float]) -> list[_Answer]:
+    """The answer to each request; those of one temperature are answered together, by a random key of their own.
+
+    A temperature is traced: another one compiles nothing.
+    """
+    found: dict[int, _Answer] = {}
+    for temperature in sorted(set(temperatures)):
+        places = [place for place, wanted in enumerate(temperatures) if wanted == temperature]
+        key = f"{name} at {temperature:g}" if temperature else name
+        sampled = greedy(bench.config)._replace(temperature=temperature)
+        responses = bench.answers_to(key, [asked[place] for place in places], sampled)
+        for place, (text,), (cut_off,) in zip(places, responses.texts, responses.cut_off, strict=True):
+            found[place] = _Answer(text, cut_off)
+    return [found[place] for place in range(len(asked))]
 
 
 def _behind(item: Item, answer: str) -> list[Turn]:
@@ -122,22 +169,40 @@ def _marks_of(held: Conversation, marks: Sequence[float | None]) -> list[float |
 
 def rates_of(name: str, rows: Sequence[ConversationRow], judge: str) -> dict[str, Rate | None]:
     """The mean mark of all answers, of the first and of the second ones, and of both in each category."""
-    found = {name: _mean(rows, (0, 1), judge)}
-    for turn in (0, 1):
-        found[f"{name}_turn_{turn + 1}"] = _mean(rows, (turn,), judge)
+    found = {mean: _mean(rows, turns, judge) for mean, turns in _turns_of(name).items()}
     for category in sorted({row.category for row in rows}):
         of_category = [row for row in rows if row.category == category]
-        found[f"{name}_{slug(category)}"] = _mean(of_category, (0, 1), judge)
+        found[_of_category(name, category)] = _mean(of_category, BOTH, judge)
     return found
 
 
+def totals_of(name: str, category: str, marks: Sequence[float | None] | None) -> dict[str, Total]:
+    """What a row of a category adds to each of the means of `rates_of`."""
+    turns_of = _turns_of(name) | {_of_category(name, category): BOTH}
+    return {mean: _total(marks, turns) for mean, turns in turns_of.items()}
+
+
+BOTH = (0, 1)
+
+
+def _turns_of(name: str) -> dict[str, Sequence[int]]:
+    """The answers that are in each mean of rows of any category."""
+    return {name: BOTH, f"{name}_turn_1": (0,), f"{name}_turn_2": (1,)}
+
+
+def _of_category(name: str, category: str) -> str:
+    return f"{name}_{slug(category)}"
+
+
+def _total(marks: Sequence[float | None] | None, turns: Sequence[int]) -> Total:
+    """Of the marks of these answers; of weight 0 where there is none."""
+    of_turns = [marks[turn] for turn in turns] if marks else []
+    known = [mark for mark in of_turns if mark is not None]
+    return Total(sum(known) if known else nan, len(known))
+
+
 def _mean(rows: Sequence[ConversationRow], turns: Sequence[int], judge: str) -> Rate | None:
-    totals = []
-    for row in rows:
-        marks = [row.marks[turn] for turn in turns] if row.marks else []
-        known = [mark for mark in marks if mark is not None]
-        totals.append(Total(sum(known) if known else nan, len(known)))
-    mean = mean_rate(totals, MARK, judge)
+    mean = mean_rate([_total(row.marks, turns) for row in rows], MARK, judge)
     answers = [(row, turn) for row in rows for turn in turns]
     return mean and mean._replace(
         without_verdict=sum(row.marks is None or row.marks[turn] is None for row, turn in answers),

@@ -1,7 +1,7 @@
 """Rates: verdicts counted, with a 95 % interval over prompts."""
 
 from collections.abc import Sequence
-from math import isnan
+from math import exp, isnan, log
 from typing import NamedTuple, TypeAlias
 
 Verdict: TypeAlias = bool | None
@@ -18,9 +18,38 @@ class Unit(NamedTuple):
     most: float = float("inf")
     digits: int = 1
     """Behind the point."""
+    gap: str = ""
+    """What a difference of two is counted in."""
+    is_ratio: bool = False
+    """It is averaged in its logarithm, and two are compared by their ratio."""
+    in_steps: bool = False
+    """It takes few values: that some prompts are all alike does not show that others would be."""
+
+    @property
+    def versus(self) -> str:
+        """The word between two that are compared."""
+        return "over" if self.is_ratio else "minus"
+
+    @property
+    def no_gap(self) -> float:
+        """What two that are equal differ by."""
+        return 1.0 if self.is_ratio else 0.0
+
+    def averaged(self, shown: float) -> float:
+        """A value as means and differences are taken of it."""
+        return log(shown) if self.is_ratio else shown
+
+    def shown(self, averaged: float) -> float:
+        """The other way round, and of a difference the ratio; NaN stays NaN."""
+        return exp(min(averaged, MOST_LOG)) if self.is_ratio and not isnan(averaged) else averaged
+
+    def within(self, value: float) -> float:
+        """The value, held within what the unit can be; NaN stays NaN."""
+        return value if isnan(value) else min(max(value, self.least), self.most)
 
 
-PERCENT = Unit("percent", most=100.0)
+MOST_LOG = 700.0  # whose exponential is still a number
+PERCENT = Unit("percent", most=100.0, gap="points")
 
 
 class Rate(NamedTuple):

@@ -1,6 +1,6 @@
 """The evaluation of one adapter, by every value of `evals.suite`, and of what constitutional AI made of answers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from fedjax_rai.evals import open_ended
 from fedjax_rai.evals.answering import LEFT_OUT, Answering
 from fedjax_rai.evals.choice import likelihoods, read_once
 from fedjax_rai.evals.drift import divergences
-from fedjax_rai.evals.evaluation import AnswerRow, Bench, ConversationRow, Measured, measure
+from fedjax_rai.evals.evaluation import AnswerRow, Bench, ConversationRow, Evaluation, Measured, measure
 from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, Judge, judgement
 from fedjax_rai.evals.open_ended import Request, Responses, Sampled, Subject, nothing
 from fedjax_rai.evals.panel import JudgesOfHarm, judged_sets
@@ -42,9 +42,10 @@ def evaluate(setting: Setting, adapter: Adapter | None) -> tuple[dict[str, Any],
     with terminal.progress("evaluating", sum(steps), done, unit="batch") as advance:
         bench = ahead.bench(make_bench(setting, adapter, advance))
         measured = [measure(evaluation, sets[name], bench) for name, evaluation in known.items()]
-    for name, part in zip(known, measured, strict=True):
-        _name_missing_verdicts(part)
-        _name_spoilt_answers(name, part, config.max_new_tokens)
+    for evaluation, part in zip(known.values(), measured, strict=True):
+        lost = [*_spoilt_answers(part, config.max_new_tokens), *_missing_verdicts(evaluation, part)]
+        if lost:
+            terminal.say(f"{evaluation.columns[0].title}: {'; '.join(lost)}")
     rates = {name: _as_mapping(rate) for part in measured for name, rate in part.rates.items()}
     return rates, [row._asdict() for part in measured for row in part.rows]
 
@@ -109,30 +110,28 @@ def _as_mapping(rate: Rate | None) -> dict[str, Any] | None:
     return None if rate is None else rate._asdict()
 
 
-def _name_missing_verdicts(measured: Measured) -> None:
-    """Say of how many answers a rate has no verdict; in one line for all rates that lack as many."""
+def _missing_verdicts(evaluation: Evaluation, measured: Measured) -> Iterator[str]:
+    """Of how many answers rates have no verdict, by their titles; those that lack as many stand together."""
+    titles = {column.rate: column.title for column in evaluation.columns}
     alike: dict[tuple[int, int], list[str]] = {}
     for name in measured.rates:
         verdicts = [verdict for row in measured.rows for verdict in row.found(name)]
-        alike.setdefault((verdicts.count(None), len(verdicts)), []).append(name)
+        title = titles.get(name, name.replace("_", " "))
+        alike.setdefault((verdicts.count(None), len(verdicts)), []).append(title)
     for (missing, count), names in alike.items():
         if missing:
-            listed = ", ".join(names)
-            has = terminal.verb(missing, "has", "have")
-            kept_out = f"and {terminal.verb(missing, 'is', 'are')} kept out of the rate"
-            terminal.say(f"{listed}: {missing} of {count} answers {has} no verdict, {kept_out}")
+            yield f"{missing} of {count} have no verdict, and are kept out of {', '.join(names)}"
 
 
-def _name_spoilt_answers(name: str, measured: Measured, max_new: int) -> None:
-    """Say how many answers of an evaluation were cut off or are empty."""
+def _spoilt_answers(measured: Measured, max_new: int) -> Iterator[str]:
+    """How many answers of an evaluation were cut off or are empty."""
     cut_off = [cut for row in measured.rows if isinstance(row, AnswerRow | ConversationRow) for cut in row.cut_off]
     texts = [text for row in measured.rows if isinstance(row, AnswerRow | ConversationRow) for text in row.answers]
     empty = sum(not text.strip() for text in texts)
     if any(cut_off):
-        was = terminal.verb(sum(cut_off), "was", "were")
-        terminal.say(f"{name}: {sum(cut_off)} of {len(texts)} answers {was} cut off at eval.max_new_tokens = {max_new}")
+        yield f"{sum(cut_off)} of {len(texts)} answers were cut off at eval.max_new_tokens = {max_new}"
     if empty:
-        terminal.say(f"{name}: {empty} of {len(texts)} answers {terminal.verb(empty, 'is', 'are')} empty")
+        yield f"{empty} of {len(texts)} answers are empty"
 
 
 def make_bench(setting: Setting, adapter: Adapter | None, advance: Callable[[], object] = nothing) -> Bench:

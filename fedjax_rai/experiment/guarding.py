@@ -324,7 +324,8 @@ class Guarding:
     def _score(self, texts: list[tuple[str, str]], as_released: bool) -> guards.Scored:
         guard = self.untuned if as_released else self.guard  # fitted before its progress is shown
         batches = 1 if self.is_function else guards.batches(self.form, len(texts), self._config.eval.batch_size)
-        by = " by the guard as released" if as_released else ""
+        before = "before its fit" if self.is_adapted else "as released"
+        by = f" by the guard {before}" if as_released else ""
         with terminal.progress(f"scoring {len(texts)} pairs{by}", batches, unit="batch") as advance:
             return guards.scored(guard, texts, advance)
 

@@ -10,9 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_rai import terminal
+from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.schema import TINY, EndpointConfig, ExperimentConfig
 from fedjax_rai.config.views import View
 from fedjax_rai.errors import InputError
@@ -25,8 +27,11 @@ from fedjax_rai.experiment.endpoint import Endpoint, Message
 from fedjax_rai.experiment.guarding import SCORED_BY
 from fedjax_rai.experiment.keeping import SCORES, Origin, Store, digest_of_texts
 from fedjax_rai.experiment.models import Models
+from fedjax_rai.mesh import replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
+from fedjax_rai.model.lora import NO_LORA, Lora
+from fedjax_rai.model.peft import CONFIG, base_of, is_adapter, load_adapter
 from fedjax_rai.reading import read_text
 from fedjax_rai.safety import guard as guards
 from fedjax_rai.safety.form import GuardForm, bound
@@ -34,7 +39,7 @@ from fedjax_rai.safety.forms import AUTO as AUTO_FORM
 from fedjax_rai.safety.forms import form_for
 from fedjax_rai.safety.self_test import check_guard
 from fedjax_rai.text.hub import commit, contents, resolve
-from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
+from fedjax_rai.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 GUARD_JUDGE, ENDPOINT_JUDGE = "guard", "endpoint"
 """What stands before the colon in the name of a judge that is a model."""
@@ -92,7 +97,7 @@ def _check_names(judges: Sequence[tuple[str, Judge]]) -> None:
 
 
 class DeviceJudge:
-    """A released guard or classifier, asked in its own form."""
+    """A released guard or classifier, asked in its own form: a whole model, or an adapter on the base that it names."""
 
     def __init__(self, path: str, form: str, key: str, given: Given):
         """`path`: a folder or `owner/name`; `form`: as `guard.form` takes it. Raises InputError for the filter's."""
@@ -102,8 +107,10 @@ class DeviceJudge:
         self._key = f"{key} = {GUARD_JUDGE}:{path}"
         self._given = given
         self._revision = given.pins.get(f"judge {self.name}")
-        if given.config.guard.path is not None and _place(path) == _place(given.config.guard.path):
-            raise InputError(f"{self._key}: is the filter's own guard, guard.path; must be named {GUARD_JUDGE}")
+        guard = given.config.guard
+        for filter_key, filter_path in (("guard.path", guard.path), ("guard.adapter", guard.adapter)):
+            if filter_path is not None and _place(path) == _place(filter_path):
+                raise InputError(f"{self._key}: is the filter's own guard, {filter_key}; must be named {GUARD_JUDGE}")
 
     @property
     def judge(self) -> Judge:
@@ -118,9 +125,39 @@ class DeviceJudge:
             return resolve(self.path, self._revision)
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
+    def is_adapter(self) -> bool:
+        """Whether it was released as an adapter."""
+        return is_adapter(self.folder)
+
+    @cached_property
+    def _base(self) -> tuple[str, str | None]:
+        """The whole model, by path and revision: itself, or what its adapter is of."""
+        if not self.is_adapter:
+            return self.path, self._revision
         with self._named():
-            return load_tokenizer(self.path, self._revision)
+            base = base_of(self.folder)
+            if base is None:
+                raise InputError(f"{self.folder}: {CONFIG} names no base; must have base_model_name_or_path")
+        return base[0], self._given.pins.get(f"judge {self._base_name}", base[1])
+
+    @cached_property
+    def _base_folder(self) -> Path:
+        """Where the whole model lies."""
+        with self._named():
+            return resolve(*self._base)
+
+    @property
+    def _base_name(self) -> str:
+        """By which the commit of an adapter's base is kept; no judge's name has a space."""
+        return f"{self.name} base"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its own; of an adapter without any its base's."""
+        with self._named():
+            if has_tokenizer(self.folder):
+                return load_tokenizer(self.path, self._revision)
+            return load_tokenizer(*self._base)
 
     @cached_property
     def form(self) -> GuardForm:
@@ -130,19 +167,35 @@ class DeviceJudge:
     @cached_property
     def architecture(self) -> DecoderConfig:
         """Its shape, as on one device."""
-        folder = self.folder
+        folder = self._base_folder
         with self._named():
             return self._given.models.read_architecture(folder)
 
+    def adapter(self) -> tuple[Lora, Adapter | None]:
+        """Shape and leaves of its adapter, read anew each time; none of a whole model."""
+        if not self.is_adapter:
+            return NO_LORA, None
+        with self._named():
+            return load_adapter(resolve(self.path, self._revision, weights=True), self.architecture)
+
     @property
-    def commit(self) -> str | None:
-        """Of one from the hub."""
-        return commit(self.folder)
+    def adapter_bytes(self) -> int:
+        """On a device."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.adapter()[1]))
+
+    @property
+    def commits(self) -> dict[str, str]:
+        """Of what is from the hub, by its name: the judge, and the base that its adapter is of."""
+        folders = {self.name: self.folder}
+        if self.is_adapter:
+            folders[self._base_name] = self._base_folder
+        found = {name: commit(folder) for name, folder in folders.items()}
+        return {name: known for name, known in found.items() if known is not None}
 
     @property
     def is_base(self) -> bool:
-        """Whether its weights are the base's."""
-        return self.folder == self._given.models.folder
+        """Whether its weights, without an adapter, are the base's."""
+        return self._base_folder == self._given.models.folder
 
     @property
     def request_length(self) -> int:
@@ -186,9 +239,12 @@ class DeviceJudge:
     def _origin(self, exchanges: Sequence[Exchange]) -> Origin:
         layout = self._given.models.layout
         keys = View(self._given.config, [key for key in SCORED_BY if not key.startswith("guard.")]).plain()
+        guard = {"model": contents(self.folder)}
+        if self.is_adapter:
+            guard["base"] = contents(self._base_folder)
         parts = {
             "keys": keys | {"mesh.fsdp": layout.fsdp, "mesh.tensor": layout.tensor},
-            "guard": {"model": contents(self.folder)},
+            "guard": guard,
             "request": [guards.request(self.tokenizer, self.form), *map(str, self.form[1:])],
             "pairs": digest_of_texts(exchanges),
         }
@@ -206,10 +262,12 @@ class DeviceJudge:
         models = self._given.models
         architecture = models.laid_out(self.architecture)
         terminal.say(f"{self.name}: loading {self.path}, asked in the form {self.form.name}")
-        base = models.base if self.is_base else models.load(self.path, self._revision, architecture)
+        base = models.base if self.is_base else models.load(*self._base, architecture)
+        lora, adapter = self.adapter()
         batch_size = self._given.config.eval.batch_size
-        lm = LM(Decoder(architecture), base)
-        return guards.released_guard(lm, self.tokenizer, room, batch_size, self.form)._replace(key=self._key)
+        lm = LM(Decoder(architecture, lora), base)
+        guard = guards.released_guard(lm, self.tokenizer, room, batch_size, self.form)
+        return guard._replace(key=self._key, adapter=jax.device_put(adapter, replicated(models.mesh)))
 
     def _longest(self, exchanges: Sequence[Exchange]) -> int:
         """Tokens of the longest pair, so that none is cut, unless the model itself reads no more."""

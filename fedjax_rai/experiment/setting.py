@@ -162,7 +162,7 @@ class Setting:
         folders = {"model_commit": self.models.folder, "guard_commit": self.guarding.folder}
         found = {name: commit(folder) for name, folder in folders.items() if folder is not None}
         known = {name: revision for name, revision in found.items() if revision is not None}
-        judges = {judge.name: judge.commit for judge in device_judges(self.given_to_judges) if judge.commit}
+        judges = {name: of for judge in device_judges(self.given_to_judges) for name, of in judge.commits.items()}
         return known | {"judge_commits": judges} if judges else known
 
     @property

@@ -47,7 +47,14 @@ def preparing(setting: Setting) -> Sizes:
 def _judges(setting: Setting) -> tuple[JudgeSize, ...]:
     """The judges that are models on the device."""
     return tuple(
-        JudgeSize(judge.name, judge.architecture, judge.request_length, judge.is_base, judge.form.lines)
+        JudgeSize(
+            judge.name,
+            judge.architecture,
+            judge.request_length,
+            judge.is_base,
+            lines=judge.form.lines,
+            weights=judge.adapter_bytes,
+        )
         for judge in device_judges(setting.given_to_judges)
     )
 

@@ -76,11 +76,11 @@ class JudgeSize(NamedTuple):
     request: int
     """Tokens of its own words around a pair, its lines among them."""
     is_base: bool
-    """Its weights are the base's, which are there."""
+    """Its weights, without an adapter, are the base's, which are there."""
     lines: int = 0
     """Tokens that it may write itself before its verdict."""
     weights: int = 0
-    """Bytes a device of its weights, and of their copy where there is one."""
+    """Bytes a device of its adapter, of its weights, and of their copy where there is one."""
 
 
 class Sizes(NamedTuple):

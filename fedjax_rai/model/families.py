@@ -40,7 +40,7 @@ class Family(NamedTuple):
     """c -> the fields of DecoderConfig in which the family differs."""
     sliding: Callable[[Any, int], bool] = lambda c, i: False
     """(c, i) -> whether layer i has a window."""
-    computed: Mapping[str, Any] = {}
+    computed: Mapping[str, tuple[Any, ...]] = {}
     """Fields that c must have, with the only values that we compute."""
     partial: bool = False
     """A head may be rotated in part."""
@@ -56,12 +56,14 @@ def _biases(c: Any) -> dict[str, Any]:
 
 
 def _gemma(c: Any) -> dict[str, Any]:
+    return {**_biases(c), "unit_offset": True, "embed_scale": c.hidden_size**0.5}
+
+
+def _gemma2(c: Any) -> dict[str, Any]:
     return {
-        **_biases(c),
+        **_gemma(c),
         "activation": c.hidden_activation,
-        "unit_offset": True,
         "post_norms": True,
-        "embed_scale": c.hidden_size**0.5,
         "query_scale": c.query_pre_attn_scalar**-0.5,
         "attention_softcap": c.attn_logit_softcapping,
         "logit_softcap": c.final_logit_softcapping,
@@ -87,14 +89,18 @@ def _everywhere(c: Any, i: int) -> bool:
     return c.sliding_window is not None
 
 
-CAUSAL: Mapping[str, Any] = {"use_bidirectional_attention": None}
+CAUSAL: Mapping[str, Any] = {"use_bidirectional_attention": (None,)}
+# Gemma 1 was released with a hidden_act of "gelu", which transformers takes for the approximation that it is. An
+# activation under the other name is computed by transformers 4 and passed over by 5: it must be this one.
+GEGLU: Mapping[str, Any] = {"hidden_activation": (None, "gelu_pytorch_tanh")}
 FAMILIES = {
     "llama": Family(_biases),  # and Llama Guard, SmolLM, SmolLM2
     "mistral": Family(lambda c: {}, _everywhere),
     "qwen2": Family(lambda c: {"biases": ("qkv_proj",)}, _by_type),
     "qwen3": Family(lambda c: {**_biases(c), "qk_norm": True}, _by_type),
-    "gemma2": Family(_gemma, _by_type, CAUSAL),
-    "gemma3_text": Family(lambda c: {**_gemma(c), "qk_norm": True}, _by_type, CAUSAL),
+    "gemma": Family(_gemma, computed={**CAUSAL, **GEGLU}),
+    "gemma2": Family(_gemma2, _by_type, CAUSAL),
+    "gemma3_text": Family(lambda c: {**_gemma2(c), "qk_norm": True}, _by_type, CAUSAL),
     "phi3": Family(lambda c: {"modules_fused": True}, _everywhere, partial=True),
     "smollm3": Family(_biases, _by_type),
     "granite": Family(_granite),
@@ -122,10 +128,11 @@ def decoder_config(raw: Mapping[str, Any], where: str, **computed: Any) -> Decod
     family = FAMILIES[kind]
     problems = _wrong_sizes(raw) + _wrong_fields(raw)
     c: Any = None if problems else _normalised(raw, where)
-    for name, value in {"quantization_config": None, **family.computed}.items():
+    for name, values in {"quantization_config": (None,), **family.computed}.items():
         found = getattr(c, name, raw.get(name)) or None
-        if found != value:
-            problems.append(f"{name} is {found!r}, only {value!r} is supported")
+        if found not in values:
+            supported = " or ".join(map(repr, values))
+            problems.append(f"{name} is {found!r}, only {supported} is supported")
     fields: dict[str, Any] = family.fields(c) if c else {}
     activation = fields.pop("activation", getattr(c, "hidden_act", "silu"))
     if not isinstance(activation, str) or activation not in ACTIVATIONS:

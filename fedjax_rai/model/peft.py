@@ -41,6 +41,20 @@ def files_of(folder: Path) -> list[Path]:
     return [folder / CONFIG, folder / WEIGHTS]
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and not a whole model."""
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(folder: Path) -> tuple[str, str | None] | None:
+    """The base that an adapter names, as a folder or `owner/name` and its revision; None where it names none."""
+    raw = read_object(Path(folder) / CONFIG)
+    base = raw.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        return None
+    return base, raw.get("revision")
+
+
 def save_adapter(
     folder: Path,
     config: DecoderConfig,

@@ -159,7 +159,8 @@ def note(row: Round) -> str:
     if row.without_data:
         parts.append(f"{terminal.plural(row.without_data, 'client')} without data")
     if row.cai is not None:
-        parts.append(f"CAI {terminal.plural(row.cai.iterations, 'iteration')}, {terminal.duration(row.cai_seconds)}")
+        iterations = terminal.plural(row.cai.iterations, "iteration")
+        parts.append(f"{iterations} of CAI in {terminal.duration(row.cai_seconds)}")
     return "  ".join(parts)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_rai.evals.judge import title_of
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import SUMMARY
 from fedjax_rai.runs.palette import COLOURS
@@ -45,7 +46,7 @@ def draw_loss(axes: Any, rows: Rows) -> None:
     losses = [NAN if row["train_loss"] is None else row["train_loss"] for row in rows]
     axes.plot(rounds, losses, "o-", color=COLOURS[0], markersize=3, linewidth=1)
     axes.set_ylabel("training loss of the clients")
-    by_round(axes)
+    by_round(axes, rounds[-1])
 
 
 def draw_safety(axes: Any, rows: Rows, summary: Mapping[str, Any]) -> None:
@@ -61,14 +62,13 @@ def draw_safety(axes: Any, rows: Rows, summary: Mapping[str, Any]) -> None:
         axes.plot(rounds, percent, "o-", color=COLOURS[2], markersize=3, linewidth=1, label=label)
     harmless = summary["rates"].get("harmless")
     if harmless:
+        by = f", by {title_of(harmless['judge'])}" if harmless.get("judge") else ""  # an older version ran
         margins = [[harmless["mean"] - harmless["low"]], [harmless["high"] - harmless["mean"]]]
-        axes.errorbar(
-            [summary["rounds"]], [harmless["mean"]], margins, fmt="s", color=COLOURS[1], capsize=2, label="evaluation"
-        )  # fmt: skip
+        style = {"fmt": "s", "color": COLOURS[1], "capsize": 2, "label": f"evaluation{by}"}
+        axes.errorbar([summary["rounds"]], [harmless["mean"]], margins, **style)
     axes.set_ylim(-3, 105)  # a marker at 0 is seen whole
-    axes.set_xlim(0, summary["rounds"] + 1)
     axes.set_ylabel("harmless, percent")
-    by_round(axes)
+    by_round(axes, summary["rounds"])
     if probed or harmless:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=8)
 
@@ -89,9 +89,10 @@ def draw_seconds(axes: Any, seconds: Mapping[str, float]) -> None:
     axes.set_xlabel("seconds in all, compiling included")
 
 
-def by_round(axes: Any) -> None:
-    """Whole rounds along the axis."""
+def by_round(axes: Any, last: int) -> None:
+    """Whole rounds along the axis, up to the last one."""
     axes.set_xlabel("round")
+    axes.set_xlim(0, last + 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 

@@ -1,17 +1,18 @@
 """A finished run in words, in lines of at most 100 characters."""
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedjax_rai.evals.agreement import Agreement
 from fedjax_rai.evals.means import UNITS
-from fedjax_rai.evals.rate import PERCENT
+from fedjax_rai.evals.rate import PERCENT, Verdict
 from fedjax_rai.evals.spoilt import AnswerCounts
 from fedjax_rai.evals.suite import evaluations
 from fedjax_rai.experiment.cost import CaiCost
-from fedjax_rai.runs.folder import SUMMARY
+from fedjax_rai.runs import files
+from fedjax_rai.runs.folder import ANSWERS, SUMMARY
 from fedjax_rai.runs.rows import Critique, Filtered, GuardAsked, GuardQuality, PairCounts, Rate, Summary, read_summary
 from fedjax_rai.terminal import plural, verb
 
@@ -19,21 +20,20 @@ from fedjax_rai.terminal import plural, verb
 def report(folder: Path) -> str:
     """What a finished run measured, what was trained on, what that cost, and where it lies."""
     summary = read_summary(folder / SUMMARY)
-    return "\n".join([*lines(summary), str(folder)])
+    return "\n".join([*lines(summary, silent(files.read_rows(folder / ANSWERS))), str(folder)])
 
 
-def lines(summary: Summary) -> Iterator[str]:
-    """A summary in words."""
+def lines(summary: Summary, without_any: Mapping[str, int] | None = None) -> Iterator[str]:
+    """A summary in words. `without_any`: the `silent` rates."""
     if summary.synthetic:
         yield f"SYNTHETIC (tiny world: {', '.join(summary.synthetic)}): says nothing about real models"
     yield "percent, 95 % intervals over prompts"
-    absent = unmeasured(summary)
+    absent = unmeasured(summary.rates, summary.sets)
     rates = {name: rate for name, rate in summary.rates.items() if name not in absent}
+    asked = {words(name): count for name, count in (without_any or {}).items()}
     for name, rate in named_by_judge(rates, summary.sets).items():
-        yield f"  {name:<40}{shown(rate)}"
-    if absent:
-        titles = ", ".join(dict.fromkeys(absent.values()))
-        yield from textwrap.wrap(f"  not measured: {titles}", 100, subsequent_indent="    ", break_on_hyphens=False)
+        yield f"  {name:<40}{shown(rate, asked.get(name, 0))}"
+    yield from not_measured(absent)
     yield from answer_lines(summary.rates, summary.sets, summary.answers)
     yield from agreement_lines(summary.agreement)
     if summary.guard:
@@ -50,15 +50,36 @@ def lines(summary: Summary) -> Iterator[str]:
         yield from cai_lines(summary.cost.cai, summary.pairs)
 
 
-def unmeasured(summary: Summary) -> dict[str, str]:
+def unmeasured(rates: Mapping[str, Rate | None], sets: Mapping[str, str]) -> dict[str, str]:
     """Rate -> title of its evaluation, of the evaluations of which nothing was measured."""
     found = {}
-    rates = summary.rates
-    for evaluation in evaluations(summary.sets).values():
+    for evaluation in evaluations(sets).values():
         names = [column.rate for column in evaluation.columns if column.rate in rates]
         if not any(rates[name] for name in names):
             found |= dict.fromkeys(names, evaluation.columns[0].title)
     return found
+
+
+def not_measured(absent: Mapping[str, str]) -> list[str]:
+    """A line of the titles of what is `unmeasured`; none where there is nothing."""
+    if not absent:
+        return []
+    titles = ", ".join(dict.fromkeys(absent.values()))
+    return textwrap.wrap(f"  not measured: {titles}", 100, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def silent(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Rate -> how many answers its judge was asked about, where it had a verdict on none; `rows` of answers.jsonl."""
+    verdicts: dict[str, list[Verdict]] = {}
+    for row in rows:
+        for rate, of_row in row.get("verdicts", {}).items():
+            verdicts.setdefault(rate, []).extend(of_row)
+    return {rate: len(given) for rate, given in verdicts.items() if given and not any(v is not None for v in given)}
+
+
+def words(rate: str) -> str:
+    """What a rate is called in lines."""
+    return rate.replace("_", " ")
 
 
 def named_by_judge(rates: Mapping[str, Rate | None], sets: Mapping[str, str]) -> dict[str, Rate | None]:
@@ -69,7 +90,7 @@ def named_by_judge(rates: Mapping[str, Rate | None], sets: Mapping[str, str]) ->
     for name, rate in rates.items():
         if primary.get(name):
             continue
-        named[name.replace("_", " ") + (" (primary)" if name in primary.values() else "")] = rate
+        named[words(name) + (" (primary)" if name in primary.values() else "")] = rate
     return named
 
 
@@ -79,14 +100,14 @@ def _by_primary(headline: str, rates: Mapping[str, Rate | None]) -> str | None:
     return next((name for name in by_judge if rates[name] == rates.get(headline)), None)
 
 
-def shown(rate: Rate | None) -> str:
-    """A rate and its interval."""
+def shown(rate: Rate | None, asked: int = 0) -> str:
+    """A rate and its interval. `asked`: of one that is None, answers that its judge was asked about in vain."""
     if rate is None:
-        return "not measured"
+        return f"no verdict on any of {plural(asked, 'answer')}" if asked else "not measured"
     missing = ""
     if rate.without_verdict:
         is_share = rate.answers and rate.unit == PERCENT.name
-        of_all = f"; {share_of_all(rate):.1f} of all" if is_share else ""
+        of_all = f"; {share_of_all(rate):.1f} of all {plural(rate.answers, 'answer')}" if is_share else ""
         missing = f"  ({rate.without_verdict} without a verdict{of_all})"
     unit = UNITS[rate.unit]
     digits = unit.digits

@@ -355,7 +355,8 @@ class Versions(NamedTuple):
     guard_commit: str | None = None
     """Commit of the guard on the hub. Absent: there is none, or it is not from the hub."""
     judge_commits: dict[str, str] | None = None
-    """Commits of judges on the hub, by their names. Absent: there is none."""
+    """Commits of judges on the hub, by their names; of the base of one that is an adapter by `NAME base`. Absent: there
+    is none."""
 
 
 PARTS = {"probe": Probe, "cai": Phase}  # of a round, whose keys stand among its own behind their name

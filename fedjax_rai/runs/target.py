@@ -7,7 +7,6 @@ from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import TINY, is_hub_name
 from fedjax_rai.errors import InputError, did_you_mean_file
 from fedjax_rai.model import peft
-from fedjax_rai.reading import read_object
 from fedjax_rai.runs.folder import ADAPTER, CONFIG, pinned
 
 MODEL = "config.json"
@@ -64,11 +63,10 @@ def _of_run(name: str, folder: Path) -> Target:
 def _of_adapter(name: str, folder: Path, model: str | None, revision: str | None) -> Target:
     if model is not None:
         return Target(name, model, revision, folder)
-    raw = read_object(folder / peft.CONFIG)
-    base = raw.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
+    base = peft.base_of(folder)
+    if base is None:
         raise InputError(f"{name}: this adapter names no base; must be given: model.path=FOLDER, or =owner/name")
-    return Target(name, base, revision or raw.get("revision"), folder)
+    return Target(name, base[0], revision or base[1], folder)
 
 
 def _refuse_model(name: str, what: str, model: str | None, revision: str | None) -> None:

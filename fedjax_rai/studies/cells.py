@@ -7,21 +7,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_rai.evals import intervals
-from fedjax_rai.evals.intervals import Difference, Judged
+from fedjax_rai.evals import intervals, mean_intervals
+from fedjax_rai.evals.intervals import Difference
 from fedjax_rai.evals.means import UNITS
 from fedjax_rai.evals.rate import PERCENT, Unit
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import ANSWERS, SUMMARY
 
 Summary = Mapping[str, Any]
-"""A run's summary.json and, where its answers are kept, under `VERDICTS` what they got, by rate (`read_run`)."""
+"""A run's summary.json and, where its answers are kept, what they got: `VERDICTS` by rate, `TOTALS` by mean
+(`with_answers`)."""
 VERDICTS = "verdicts"
+TOTALS = "totals"
 SAME = "the same number of verdicts of either kind on every prompt"
+SAME_SUMS = "the same on every prompt"
 
 
 class Cell(NamedTuple):
-    """A mean and its 95 % interval over prompts and seeds; of one seed over prompts alone; NaN: of one prompt."""
+    """A mean and its 95 % interval over prompts and seeds; of one seed over prompts alone.
+
+    NaN: there is none, as of a mean over one prompt, or of marks that are all alike.
+    """
 
     mean: float
     low: float
@@ -51,37 +57,48 @@ class Cell(NamedTuple):
 
 
 def read_run(folder: Path) -> Summary:
-    """A finished run's summary, and its answers' verdicts where they are kept."""
-    summary = files.read_object(folder / SUMMARY)
-    return summary | {VERDICTS: intervals.by_rate(files.read_rows(folder / ANSWERS))}
+    """A finished run's summary, and what its answers got where they are kept."""
+    return with_answers(files.read_object(folder / SUMMARY), files.read_rows(folder / ANSWERS))
 
 
-def judged(summaries: Sequence[Summary], rate: str) -> list[Judged]:
-    """The verdicts on the answers of each run; none at all where those of some run are not kept."""
-    found = [summary.get(VERDICTS, {}).get(rate) for summary in summaries]
+def with_answers(summary: Summary, rows: Sequence[Mapping[str, Any]]) -> Summary:
+    """A summary, and what the rows of its `answers.jsonl` add to rates and means."""
+    return {**summary, VERDICTS: intervals.by_rate(rows), TOTALS: mean_intervals.by_mean(rows)}
+
+
+def _kept(summaries: Sequence[Summary], rate: str, unit: Unit) -> list[Any]:
+    """What the answers of each run add to a rate or a mean; nothing at all where those of some run are not kept."""
+    key = VERDICTS if unit == PERCENT else TOTALS
+    found = [summary.get(key, {}).get(rate) for summary in summaries]
     return found if all(found) else []
 
 
 def cell(summaries: Sequence[Summary], rate: str) -> Cell | None:
-    """A rate over prompts and seeds, or None where it was not measured, or by other judges in other seeds.
+    """A rate or a mean over prompts and seeds, or None where it was not measured, or by other judges in other seeds.
 
-    Of what is no verdict, and without the answers, it is what the summaries have: of one seed its interval over
-    prompts, of several Student's over seeds.
+    Without the answers it is what the summaries have: of one seed its interval over prompts, of several Student's over
+    seeds.
     """
     measured = [summary["rates"].get(rate) for summary in summaries]
     if not all(measured) or len(judges_of(summaries, rate)) > 1:
         return None
     unit = unit_of(measured[0])
-    by_seed = judged(summaries, rate)
-    found = intervals.interval(by_seed) if by_seed else None
+    by_seed = _kept(summaries, rate, unit)
+    found = _interval(by_seed, unit) if by_seed else None
     if found:
         return Cell(found.mean, found.low, found.high, found.prompts, unit)
     if len(measured) == 1:
         (alone,) = measured
         low, high = (nan if alone[end] is None else alone[end] for end in ("low", "high"))
         return Cell(alone["mean"], low, high, alone.get("prompts", 0), unit)
-    mean, low, high = students([seed["mean"] for seed in measured])
-    return Cell(mean, max(low, unit.least), min(high, unit.most), unit=unit)
+    mean, low, high = map(unit.shown, students([unit.averaged(seed["mean"]) for seed in measured]))
+    return Cell(mean, unit.within(low), unit.within(high), unit=unit)
+
+
+def _interval(by_seed: Sequence[Any], unit: Unit) -> intervals.Interval | None:
+    if unit == PERCENT:
+        return intervals.interval(by_seed)
+    return mean_intervals.interval(by_seed, unit)
 
 
 def judges_of(summaries: Sequence[Summary], rate: str) -> list[str]:
@@ -103,6 +120,11 @@ def unit_of(measured: Mapping[str, Any]) -> Unit:
     return UNITS[measured.get("unit", PERCENT.name)]
 
 
+def unit_among(summaries: Sequence[Summary], rate: str) -> Unit:
+    """What a rate is counted in, by the first run that measured it."""
+    return next((unit_of(summary["rates"][rate]) for summary in summaries if summary["rates"].get(rate)), PERCENT)
+
+
 def students(values: Sequence[float], level: float = 95.0) -> tuple[float, float, float]:
     """(mean, low, high): Student's interval of a few independent values."""
     from scipy.stats import t
@@ -115,28 +137,36 @@ def students(values: Sequence[float], level: float = 95.0) -> tuple[float, float
 
 
 def difference(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) -> Difference | None:
-    """A rate of some runs minus that of others, paired by seed and, where answers are kept, by prompt, in points.
+    """A rate of some runs minus that of others, paired by seed and, where answers are kept, by prompt, in points; of a
+    mean in its unit, of perplexity the ratio.
 
-    None where the rate of some run was not measured or is no percentage, where judges differ (`other_judges`), and of
-    one seed whose answers are not kept.
+    None where some run did not measure it, where judges differ (`other_judges`), and of one seed whose answers are not
+    kept.
     """
     if other_judges(rate, [*runs, *others]):
         return None
     pairs = []
     for run, other in zip(runs, others, strict=True):
         pairs.append((run["rates"].get(rate), other["rates"].get(rate)))
-    if not all(measured and other and unit_of(measured) == PERCENT for measured, other in pairs):
+    if not all(measured and other for measured, other in pairs):
         return None
-    by_seed = judged(runs, rate)
-    other_by_seed = judged(others, rate)
+    unit = unit_among(runs, rate)
+    by_seed = _kept(runs, rate, unit)
+    other_by_seed = _kept(others, rate, unit)
     if by_seed and other_by_seed:
-        return intervals.difference(by_seed, other_by_seed)
-    gaps = [measured["mean"] - other["mean"] for measured, other in pairs]
+        return _difference(by_seed, other_by_seed, unit)
+    gaps = [unit.averaged(measured["mean"]) - unit.averaged(other["mean"]) for measured, other in pairs]
     if len(gaps) < 2:
         return None
-    mean, low, high = students(gaps)
-    _, *inner = students(gaps, 90.0)
-    return Difference(mean, low, high, 0, tuple(gaps), (inner[0], inner[1]), same=False)
+    mean, low, high = map(unit.shown, students(gaps))
+    _, *inner = map(unit.shown, students(gaps, 90.0))
+    return Difference(mean, low, high, 0, tuple(map(unit.shown, gaps)), (inner[0], inner[1]), False, unit)
+
+
+def _difference(by_seed: Sequence[Any], others: Sequence[Any], unit: Unit) -> Difference | None:
+    if unit == PERCENT:
+        return intervals.difference(by_seed, others)
+    return mean_intervals.difference(by_seed, others, unit)
 
 
 def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary], margin: float | None = None) -> str | None:
@@ -150,18 +180,44 @@ def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary], margin
     found = difference(rate, runs, others)
     if found is None:
         return None
-    line = f"{found.mean:+.1f} points [{found.low:+.1f}, {found.high:+.1f}]"
+    line = f"{gap_text(found.mean, found.unit)} {found.unit.gap} {gap_interval(found)}"
     if len(found.by_seed) > 1:
-        line += f"; by seed {', '.join(f'{gap:+.1f}' for gap in found.by_seed)}"
+        line += f"; by seed {gaps_by_seed(found)}"
     if found.same:
-        line += f"; {SAME}"
+        line += f"; {same_text(found)}"
     return line if margin is None else f"{line}; {equivalence(found, margin)}"
 
 
+def gap_text(value: float, unit: Unit) -> str:
+    """A difference of two, or a ratio, to as many digits as its unit has."""
+    return f"{value:.{unit.digits + 1}f}" if unit.is_ratio else f"{value:+.{unit.digits}f}"
+
+
+def gap_interval(found: Difference) -> str:
+    """Its 95 % interval; `[?]` where there is none."""
+    return _bracketed(found.ends, found.unit)
+
+
+def _bracketed(ends: tuple[float, float] | None, unit: Unit) -> str:
+    return "[?]" if ends is None else f"[{gap_text(ends[0], unit)}, {gap_text(ends[1], unit)}]"
+
+
+def gaps_by_seed(found: Difference) -> str:
+    """Each seed's difference."""
+    return ", ".join(gap_text(gap, found.unit) for gap in found.by_seed)
+
+
+def same_text(found: Difference) -> str:
+    """What is the same in two arms that agree on every prompt."""
+    return SAME if found.unit == PERCENT else SAME_SUMS
+
+
 def equivalence(found: Difference, margin: float) -> str:
-    """Whether a difference is within so many points of 0, and the interval that tells."""
-    low, high = found.inner
-    shown = f"90 % interval [{low:+.1f}, {high:+.1f}]"
+    """Whether a difference is within so many points of 0, and the interval that tells; only points have a margin."""
+    if found.unit != PERCENT:
+        kind = "a ratio" if found.unit.is_ratio else f"in {found.unit.gap}"
+        return f"equivalence not tested: the margin is in points, not {kind}"
+    shown = f"90 % interval {_bracketed(found.inner, found.unit)}"
     if found.within(margin):
         return f"equivalent within {margin:g} points (two one-sided tests at 5 %: {shown})"
     return f"not shown to be equivalent within {margin:g} points ({shown})"

@@ -12,12 +12,11 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import relevant
 from fedjax_rai.data.summary import DataFile
 from fedjax_rai.errors import InputError, did_you_mean_file
-from fedjax_rai.evals import intervals
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import ANSWERS, CONFIG, DATA, SUMMARY, VERSIONS
 from fedjax_rai.runs.record import METRICS
 from fedjax_rai.runs.rows import Round, read_data, read_rounds
-from fedjax_rai.studies.cells import VERDICTS, Summary
+from fedjax_rai.studies.cells import Summary, with_answers
 from fedjax_rai.studies.results import read_planned
 from fedjax_rai.studies.sweep import SWEEP
 from fedjax_rai.studies.table import ARMS, CONTROLS, TABLE
@@ -26,6 +25,7 @@ KINDS = {TABLE: f"*/*/{CONFIG}", SWEEP: f"*/{CONFIG}"}
 """What makes a folder a study's, and where its runs lie."""
 BEGUN_TABLE = f"seed*/*/{CONFIG}"
 """Where they lie in a table's folder that has no `table.yaml` yet, as that is written when all are finished."""
+_NUMBER = re.compile(r"((?:(?<==)-)?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
 
 
 class Run:
@@ -47,8 +47,8 @@ class Run:
 
     @cached_property
     def summary(self) -> Summary:
-        """`summary.json`, and under `VERDICTS` what its answers got, by rate."""
-        return files.read_object(self.folder / SUMMARY) | {VERDICTS: intervals.by_rate(self.answers)}
+        """`summary.json`, and what its answers add to rates and means."""
+        return with_answers(files.read_object(self.folder / SUMMARY), self.answers)
 
     @cached_property
     def rounds(self) -> list[Round]:
@@ -135,7 +135,7 @@ def _order(folder: Path) -> tuple[Any, ...]:
     """Arms as the command lists them, then by name, numbers by their size."""
     name = folder.name
     known = list(ARMS | CONTROLS)
-    parts = [(float(part), "") if part.isdigit() else (math.inf, part) for part in re.split(r"(\d+)", name)]
+    parts = [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(_NUMBER.split(name))]
     return known.index(name) if name in known else len(known), parts, str(folder)
 
 

@@ -63,7 +63,7 @@ def plot_sweep(path: Path, points: SweptPoints, cells: Cells, names: Mapping[str
     figure = new_figure(5.2 * panels, 4.6)
     axes = figure.subplots(1, panels)
     _rates(axes[0], points, measured(cells), names)
-    _costs(axes[1], points, cells["harmless"])
+    _costs(axes[1], points, cells["harmless"], names["harmless"])
     if has_probes:
         _probes(axes[2], points)
     figure.suptitle(SYNTHETIC if synthetic else "", fontsize=10)
@@ -111,8 +111,8 @@ def _rates(axes: Any, points: SweptPoints, cells: Mapping[str, list[Cell]], name
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8, columnspacing=1)
 
 
-def _costs(axes: Any, points: SweptPoints, harmless: Sequence[Cell | None]) -> None:
-    """The harmless rate of each point by the seconds that CAI takes in a run."""
+def _costs(axes: Any, points: SweptPoints, harmless: Sequence[Cell | None], name: str) -> None:
+    """The harmless rate of each point, by its name with the judge, by the seconds that CAI takes in a run."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3, foreground="white")]  # a label is legible across another point's interval
@@ -123,7 +123,7 @@ def _costs(axes: Any, points: SweptPoints, harmless: Sequence[Cell | None]) -> N
             place = (seconds, cell.mean)
             axes.annotate(label, place, (5, 4), textcoords="offset points", fontsize=8, path_effects=halo)
     axes.set_xlabel("CAI, seconds a run")
-    axes.set_ylabel("harmless, percent")
+    axes.set_ylabel(f"{name}, percent")
     axes.set_title(f"points: {points.key}", fontsize=8)
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
@@ -138,6 +138,7 @@ def _probes(axes: Any, points: SweptPoints) -> None:
         colour = colormaps["viridis"](0.85 * i / last)  # the lightest would be too light on white
         axes.plot(list(safe), list(safe.values()), "o-", color=colour, label=label, markersize=3, linewidth=1)
     axes.set_xlabel("round, before its CAI phase")
+    axes.set_xlim(0, max(t for safe in points.probes for t in safe) + 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _percent(axes, "safe answers to the probe, percent", -3.0)
     axes.legend(

@@ -146,5 +146,5 @@ def _at(values: Sequence[Any], i: int) -> Any:
 
 
 def _marks(verdicts: Mapping[str, Verdict], titles: Mapping[str, str]) -> list[Mark]:
-    """A mark for each of the rates that have a title: those of the table, and of judges that no other agrees with."""
+    """A mark for each of the rates that have a title: those of the table, and of every judge."""
     return [Mark(titles[rate], MARKS[verdict]) for rate, verdict in verdicts.items() if rate in titles]

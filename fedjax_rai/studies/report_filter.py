@@ -20,6 +20,7 @@ from fedjax_rai.safety.measures import Judged
 from fedjax_rai.studies.gathered import Run
 from fedjax_rai.studies.panels import Panel, Point, Series, percent_axis
 from fedjax_rai.studies.report_parts import Grid, Report, Section
+from fedjax_rai.studies.results import guard_over_seeds
 
 SHOWN = ("accuracy", "precision", "recall", "hmean", "auroc", "auprc")
 WHOLE = (0.0, 100.0)
@@ -53,16 +54,16 @@ def guard(report: Report) -> Section:
         except (InputError, OSError, ValueError, KeyError) as error:
             absent.append(f"{arm.label}: {error}")
     if not found:
-        return Section(title, absent=[*absent, *_why_none(report)])
+        return Section(title, grids=_over_seeds(report), absent=[*absent, *_why_none(report)])
     every = list(found.values())
     about = [
         "Scores of the clients' pairs against what people, or the tiny world, say of them; unsafe is positive. The dot "
-        "of a curve is the guard's threshold. Of each arm's first seed."
+        "of a curve is the guard's threshold. Curves are of each arm's first seed."
     ]
     for arm in report.arms:
         if arm.first.config.filter.enabled and arm.first.config.filter.thresholds:
             about.append(f"{arm.label}: {OWN_LIMITS}")
-    return Section(title, about, [_numbers(every)], list(_curves(every)), absent)
+    return Section(title, about, [_numbers(every), *_over_seeds(report)], list(_curves(every)), absent)
 
 
 def _why_none(report: Report) -> list[str]:
@@ -81,6 +82,19 @@ def _numbers(scored: Sequence[Scored]) -> Grid:
                      f"{judged.distinct_questions:,}"])  # fmt: skip
     header = ["arms", "seed", "accuracy", "precision", "recall", "Hmean", "AUROC", "AUPRC", "pairs", "questions"]
     return Grid("Percent, at the guard's threshold", header, rows)
+
+
+def _over_seeds(report: Report) -> list[Grid]:
+    """The guard's quality over the seeds of every arm that has several; arms with the same stand together."""
+    arms: dict[tuple[str, ...], list[str]] = {}
+    for arm in report.arms:
+        of_guard = guard_over_seeds(summary for summary in arm.summaries if summary["filter"])
+        if of_guard and len(of_guard.seeds) > 1:
+            fields = (", ".join(map(str, of_guard.seeds)), *(of_guard.measures[name] for name in SHOWN[:4]))
+            arms.setdefault(fields, []).append(arm.label)
+    header = ["arms", "seeds", "accuracy", "precision", "recall", "Hmean"]
+    rows = [[", ".join(labels), *fields] for fields, labels in arms.items()]
+    return [Grid("Percent over all seeds: mean [least, most]", header, rows)] if rows else []
 
 
 def _curves(scored: Sequence[Scored]) -> Iterator[Panel]:

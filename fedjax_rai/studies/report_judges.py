@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from fedjax_rai.evals.agreement import kappa_of
+from fedjax_rai.evals.agreement import BY, kappa_of
 from fedjax_rai.evals.rate import Verdict
 from fedjax_rai.studies import report_pictures as pictures
-from fedjax_rai.studies.cells import cell
+from fedjax_rai.studies.cells import Summary, cell
 from fedjax_rai.studies.gathered import Arm
 from fedjax_rai.studies.panels import Panel
 from fedjax_rai.studies.report_parts import Grid, Report, Section
+from fedjax_rai.studies.results import judges_of
 
 
 class Agreement(NamedTuple):
@@ -87,7 +88,7 @@ def _by_judge(report: Report, name: str, judged: Sequence[str]) -> list[Panel]:
 def verdicts_by_set(arms: Sequence[Arm]) -> dict[str, dict[str, list[Verdict]]]:
     """Evaluation -> rate -> its verdicts on all answers of all runs; None where a run has no such rate.
 
-    Of rates with the same verdicts throughout, as the primary one and its judge's have, one is there.
+    The primary rate stands for the judge that alone gave it; other judges are there, however alike their verdicts.
     """
     found: dict[str, dict[str, list[Verdict]]] = {}
     counts: dict[str, int] = {}
@@ -99,7 +100,8 @@ def verdicts_by_set(arms: Sequence[Arm]) -> dict[str, dict[str, list[Verdict]]]:
     for name, by_rate in found.items():
         for verdicts in by_rate.values():
             verdicts += [None] * (counts[name] - len(verdicts))
-    return {name: _distinct(by_rate) for name, by_rate in found.items()}
+    summaries = [summary for arm in arms for summary in arm.summaries]
+    return {name: _each_judge_once(by_rate, summaries) for name, by_rate in found.items()}
 
 
 def _add(row: Mapping, by_rate: dict[str, list[Verdict]], counts: dict[str, int]) -> None:
@@ -112,9 +114,11 @@ def _add(row: Mapping, by_rate: dict[str, list[Verdict]], counts: dict[str, int]
     counts[row["set"]] = before + len(row["answers"])
 
 
-def _distinct(by_rate: Mapping[str, list[Verdict]]) -> dict[str, list[Verdict]]:
-    kept: dict[str, list[Verdict]] = {}
-    for rate, verdicts in by_rate.items():
-        if verdicts not in kept.values():
-            kept[rate] = verdicts
-    return kept
+def _each_judge_once(by_rate: Mapping[str, list[Verdict]], summaries: Sequence[Summary]) -> dict[str, list[Verdict]]:
+    """Without the column of the judge that alone gave the primary rate, which has these verdicts already."""
+    repeated = set()
+    for rate in by_rate:
+        judges_of_rate = judges_of(summaries, rate)
+        if len(judges_of_rate) == 1:
+            repeated.add(f"{rate}{BY}{judges_of_rate[0]}")
+    return {rate: verdicts for rate, verdicts in by_rate.items() if rate not in repeated}

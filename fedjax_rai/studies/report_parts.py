@@ -174,13 +174,15 @@ def compared(report: Report) -> Section:
         if found:
             panels.append(pictures.differences(rate_title, report.reference, found))
             rows = [[label, *_gap_fields(gap, report.margin)] for label, gap in found.items()]
-            header = ["arm", "points [95 %]", "by seed", *([] if report.margin is None else ["equivalence"])]
-            grids.append(Grid(f"{rate_title}, minus {report.reference}", header, rows, folded=True))
+            unit = cell_values.unit_among(reference.summaries, rate)
+            header = ["arm", f"{unit.gap} [95 %]", "by seed", *([] if report.margin is None else ["equivalence"])]
+            grids.append(Grid(f"{rate_title}, {unit.versus} {report.reference}", header, rows, folded=True))
     if not panels:
         absent.append("No arm has a seed in common with the reference, or no rate that both measured by one judge.")
     about = [
-        f"Points, each arm minus {report.reference}, paired: the same seeds, and the same prompts where their answers "
-        "are kept. An interval that holds 0 does not show that there is no difference."
+        f"Each arm minus {report.reference}, paired: the same seeds, and the same prompts where their answers "
+        "are kept. Percentages differ in points, other means in their unit, and of perplexities there is the ratio. An "
+        "interval that holds 0, or a ratio of 1, does not show that there is no difference."
     ]
     if report.margin is None:
         about.append("Nothing is called equivalent: that takes a margin (--margin).")
@@ -215,11 +217,12 @@ def _other_judges(rate: str, others: Sequence[Arm], reference: Arm) -> Iterator[
 
 
 def _gap_fields(gap: Difference, margin: float | None) -> list[str]:
-    by_seed = ", ".join(f"{points:+.1f}" for points in gap.by_seed)
-    shown = f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]" + (f" n={gap.prompts}" if gap.prompts else "")
+    counted = f" n={gap.prompts}" if gap.prompts else ""
+    shown = f"{cell_values.gap_text(gap.mean, gap.unit)} {cell_values.gap_interval(gap)}{counted}"
     if gap.same:
-        shown += f", {cell_values.SAME}"
-    return [shown, by_seed, *([] if margin is None else [cell_values.equivalence(gap, margin)])]
+        shown += f", {cell_values.same_text(gap)}"
+    equivalent = [] if margin is None else [cell_values.equivalence(gap, margin)]
+    return [shown, cell_values.gaps_by_seed(gap), *equivalent]
 
 
 def rounds(report: Report) -> Section:

@@ -8,9 +8,20 @@ from fedjax_rai.data.summary import Client
 from fedjax_rai.evals.intervals import Difference
 from fedjax_rai.evals.rate import PERCENT, Unit, wilson
 from fedjax_rai.runs.rows import Round
-from fedjax_rai.studies.cells import Cell
+from fedjax_rai.studies.cells import Cell, gap_interval, gap_text
 from fedjax_rai.studies.gathered import Arm
-from fedjax_rai.studies.panels import Bar, Panel, Point, Series, axis_of, named_axis, number_axis, percent_axis, row
+from fedjax_rai.studies.panels import (
+    LEAST_SPAN,
+    Bar,
+    Panel,
+    Point,
+    Series,
+    axis_of,
+    named_axis,
+    number_axis,
+    percent_axis,
+    row,
+)
 from fedjax_rai.studies.results import Cells
 
 MOST_CLIENTS = 30
@@ -49,14 +60,17 @@ def _ends(points: Sequence[Point]) -> list[float]:
 
 
 def differences(title: str, reference: str, found: Mapping[str, Difference]) -> Panel:
-    """Arms minus the reference, in points; a thin line at 0."""
+    """Arms minus the reference, or over it, in their unit; a thin line where two are equal."""
     labels = list(found)
+    unit = next(iter(found.values())).unit
+    against = f"{unit.versus} {reference}"
     points = []
     for i, (label, gap) in enumerate(found.items()):
-        note = f"{label} minus {reference}: {gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]"
-        points.append(Point(gap.mean, row(i, labels), (gap.low, gap.high), note=note))
-    axis = number_axis(f"points, minus {reference}", [0.0, *_ends(points)], least_span=20.0)
-    return Panel(title, axis, named_axis(labels), [Series(title, points, 0)], rule=0.0)
+        note = f"{label} {against}: {gap_text(gap.mean, unit)} {gap_interval(gap)}"
+        points.append(Point(gap.mean, row(i, labels), gap.ends, note=note))
+    least_span = LEAST_SPAN if unit == PERCENT else 0.0
+    axis = number_axis(f"{unit.gap}, {against}", [unit.no_gap, *_ends(points)], least_span=least_span)
+    return Panel(title, axis, named_axis(labels), [Series(title, points, 0)], rule=unit.no_gap)
 
 
 def probes(arms: Sequence[Arm]) -> Panel | None:

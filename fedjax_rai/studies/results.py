@@ -5,7 +5,7 @@ import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ExperimentConfig
@@ -13,7 +13,7 @@ from fedjax_rai.config.views import relevant
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.agreement import BY
 from fedjax_rai.evals.evaluation import LOWER, Column, Evaluation
-from fedjax_rai.evals.judge import JUDGES
+from fedjax_rai.evals.judge import title_of
 from fedjax_rai.evals.means import UNITS
 from fedjax_rai.evals.rate import PERCENT
 from fedjax_rai.evals.suite import columns, evaluations
@@ -50,7 +50,7 @@ def shown_rates(summaries: Sequence[Summary]) -> dict[str, str]:
         for column in (*evaluation.columns, *_further_judges(evaluation, summaries)):
             measured = _is_measured(summaries, column.rate)
             if column.main and (measured or column.always):
-                judges = _judges_of(summaries, column.rate)
+                judges = judges_of(summaries, column.rate)
                 shown[column.rate] = column.heading
                 if evaluation.judges_harm and judges:
                     shown[column.rate] += f" ({', '.join(map(title_of, judges))})"
@@ -67,11 +67,6 @@ def unmeasured_note(summaries: Sequence[Summary]) -> list[str]:
         if not any(_is_measured(summaries, column.rate) or column.always for column in evaluation.columns):
             titles.append(evaluation.columns[0].title)
     return [f"Not measured: {', '.join(titles)}."] if titles else []
-
-
-def title_of(judge: str) -> str:
-    """What a judge is called in a column."""
-    return JUDGES[judge].title if judge in JUDGES else judge.replace("_", " ")
 
 
 def _further_judges(evaluation: Evaluation, summaries: Sequence[Summary]) -> list[Column]:
@@ -92,7 +87,7 @@ def main_first(rates: Mapping[str, str]) -> dict[str, str]:
     return {rate: rates[rate] for rate in (*MAIN, *rates) if rate in rates}
 
 
-def _judges_of(summaries: Sequence[Summary], rate: str) -> list[str]:
+def judges_of(summaries: Sequence[Summary], rate: str) -> list[str]:
     """The names of the judges who gave a rate, each once."""
     judges = []
     for summary in summaries:
@@ -176,6 +171,33 @@ def _spoilt(evaluation_columns: Sequence[Column], summaries: Sequence[Summary]) 
         for place, key in enumerate(("cut_off", "empty", "answers")):
             totals[place] += rate.get(key, 0)  # a run of an older version counted none
     return totals[0], totals[1], totals[2]
+
+
+class GuardOverSeeds(NamedTuple):
+    """The quality of the guard that runs used, on the clients' pairs."""
+
+    seeds: tuple[int, ...]
+    """Those of which some run used one; of several such runs of a seed the first counts."""
+    measures: dict[str, str]
+    """Percent by name: the mean over these seeds, of several with the least and the most behind it."""
+
+
+def guard_over_seeds(summaries: Iterable[Summary]) -> GuardOverSeeds | None:
+    """Of the guards of runs; None where no run used one whose quality is known."""
+    by_seed: dict[int, Mapping[str, float]] = {}
+    for summary in summaries:
+        if summary["guard"]:
+            by_seed.setdefault(summary["seed"], summary["guard"]["fitted"] or summary["guard"]["released"])
+    if not by_seed:
+        return None
+    qualities = [by_seed[seed] for seed in sorted(by_seed)]
+    found = {name: _mean_and_range([quality[name] for quality in qualities]) for name in qualities[0]}
+    return GuardOverSeeds(tuple(sorted(by_seed)), found)
+
+
+def _mean_and_range(values: Sequence[float]) -> str:
+    mean = f"{sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} [{min(values):.1f}, {max(values):.1f}]"
 
 
 def is_synthetic(summaries: Iterable[Summary]) -> bool:

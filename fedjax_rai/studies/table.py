@@ -19,7 +19,7 @@ from fedjax_rai.runs.folder import check_folder, pins, run_folder
 from fedjax_rai.runs.guards import GUARDS, KeptGuards
 from fedjax_rai.runs.inputs import check_inputs
 from fedjax_rai.runs.run import run
-from fedjax_rai.studies.cells import Summary, paired, read_run
+from fedjax_rai.studies.cells import Summary, paired, read_run, unit_among
 from fedjax_rai.studies.judged import agreement_tables, answer_columns, fitting
 from fedjax_rai.studies.plots import plot_arms
 from fedjax_rai.studies.results import (
@@ -29,6 +29,7 @@ from fedjax_rai.studies.results import (
     basis,
     cells_of,
     check_same,
+    guard_over_seeds,
     is_synthetic,
     judge_notes,
     main_first,
@@ -90,6 +91,9 @@ COMPARED = (
     ("harmless", "fl+cai_0", "fl"),
     ("harmless", "fl+keep_all", "fl"),
     ("utility", "fl+filter+cai", "base"),
+    ("drift", "fl+filter+cai", "fl"),
+    ("perplexity", "fl+filter+cai", "base"),
+    ("mt_bench", "fl+filter+cai", "base"),
 )
 TABLE = "table.yaml"
 BY_GUARD = f"harmless_by_{GUARD.name}"
@@ -194,7 +198,7 @@ def comparisons(
     titles: Mapping[str, str],
     margin: float | None = None,
 ) -> list[str]:
-    """One arm's rate minus another's, paired, a line each; `titles`: rate -> what it is called.
+    """One arm's rate minus another's, or over it, paired, a line each; `titles`: rate -> what it is called.
 
     `margin`, in points: also whether the two are equivalent within it.
     """
@@ -207,7 +211,8 @@ def comparisons(
         if gap and mixed:
             lines.append(f"{arm} minus {other} is left out: cai.{mixed} differs too, and is {UNREVISED[mixed]} there")
         elif gap:
-            lines.append(f"{titles[rate]}, {arm} minus {other}: {gap}")
+            versus = unit_among(by_arm[arm], rate).versus
+            lines.append(f"{titles[rate]}, {arm} {versus} {other}: {gap}")
     return lines
 
 
@@ -234,7 +239,7 @@ def write(
     by_row = list(by_arm.values())
     cells = cells_of(titles, by_row)
     compared = comparisons(config, chosen, by_arm, titles, margin)
-    notes = [basis(everything), *prompt_note(titles, cells), *compared, *_guard_notes(everything, seeds[0])]
+    notes = [basis(everything), *prompt_note(titles, cells), *compared, *_guard_notes(everything)]
     notes += [*judge_notes(titles, by_arm), *answer_notes(by_arm), *unmeasured_note(everything)]
     first = {"arm": list(chosen)}
     counts = answer_columns(by_row)
@@ -259,9 +264,9 @@ def _training_seconds(summaries: Sequence[Summary]) -> str:
     return f"{np.mean(seconds):.0f}"
 
 
-def _guard_notes(summaries: Sequence[Summary], seed: int) -> list[str]:
-    """The guard's quality, in a line, of the first run that used one; and why some runs lack its rate."""
-    return [*_guard_quality(summaries, seed), *_without_rate_by_guard(summaries)]
+def _guard_notes(summaries: Sequence[Summary]) -> list[str]:
+    """The guard's quality, in a line, over the seeds; and why some runs lack its rate."""
+    return [*_guard_quality(summaries), *_without_rate_by_guard(summaries)]
 
 
 def _without_rate_by_guard(summaries: Sequence[Summary]) -> list[str]:
@@ -273,10 +278,11 @@ def _without_rate_by_guard(summaries: Sequence[Summary]) -> list[str]:
     ]
 
 
-def _guard_quality(summaries: Sequence[Summary], seed: int) -> list[str]:
-    for summary in summaries:
-        if summary["guard"]:
-            quality = summary["guard"]["fitted"] or summary["guard"]["released"]
-            listed = ", ".join(f"{name} {value:.1f}" for name, value in quality.items())
-            return [f"guard, seed {seed}: {listed}"]
-    return []
+def _guard_quality(summaries: Sequence[Summary]) -> list[str]:
+    found = guard_over_seeds(summaries)
+    if found is None:
+        return []
+    listed = ", ".join(f"{name} {value}" for name, value in found.measures.items())
+    seeds = ", ".join(map(str, found.seeds))
+    which = f"seed {seeds}" if len(found.seeds) == 1 else f"mean [least, most] of the seeds {seeds}"
+    return [f"guard, {which}: {listed}"]

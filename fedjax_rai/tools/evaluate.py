@@ -12,7 +12,6 @@ same request is found again, another one lies beside it, and nothing of a run is
 import hashlib
 import json
 import shutil
-import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 from fedjax_rai import __version__, terminal
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.config.files import digest, digests
-from fedjax_rai.config.load import dump_config, load_config
+from fedjax_rai.config.load import as_written, dump_config, load_config
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.config.views import View, relevant, value_at
 from fedjax_rai.errors import InputError
@@ -36,13 +35,13 @@ from fedjax_rai.experiment.materials import Materials, gather
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.experiment.texts import Texts
 from fedjax_rai.model.lora import NO_LORA
-from fedjax_rai.model.peft import files_of, load_adapter
+from fedjax_rai.model.peft import base_of, files_of, is_adapter, load_adapter
 from fedjax_rai.runs import compiled, files
 from fedjax_rai.runs.conclude import synthetic_parts
 from fedjax_rai.runs.folder import ANSWERS, CONFIG, EVALUATION, SUMMARY, began_with, differences, pins_of, versions
 from fedjax_rai.runs.guards import KeptGuards, study_of
 from fedjax_rai.runs.inputs import check_inputs, check_unchanged
-from fedjax_rai.runs.report import agreement_lines, answer_lines, shown
+from fedjax_rai.runs.report import agreement_lines, answer_lines, not_measured, shown, silent, unmeasured, words
 from fedjax_rai.runs.rows import Rate, Versions, read_summary
 from fedjax_rai.runs.target import Target, read_target
 from fedjax_rai.text.compare import same
@@ -105,6 +104,10 @@ class Evaluated(NamedTuple):
     rates: dict[str, Rate | None]
     had: dict[str, Rate | None] | None
     """The rates of the run's summary; None where there is no such."""
+    silent: Mapping[str, int] = {}
+    """Rate -> how many answers its judge was asked about, where it had a verdict on none."""
+    other_sets: frozenset[str] = frozenset()
+    """Rates whose prompts are not the ones that the run was asked."""
 
 
 def request(target: str, overrides: Sequence[str] = (), config: Path | None = None) -> Request:
@@ -234,7 +237,7 @@ def digest_of(asked: Request) -> str:
         "files": digests(config),
         "model": contents(resolve(target.model, target.revision)),
         "adapter": None if target.adapter is None else digest(files_of(target.adapter)),
-        "judges": [contents(resolve(path, revision)) for path, revision in _judging_models(config)],
+        "judges": [held for model in _judging_models(config) for held in _contents_of_judge(*model)],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -247,6 +250,13 @@ def _judging_models(config: ExperimentConfig) -> list[tuple[str, str | None]]:
             _, path = form_and_path(name)
             found.append((path, None))
     return found
+
+
+def _contents_of_judge(path: str, revision: str | None) -> list[str]:
+    """What is in a judge's folder, and where it is an adapter in its base's."""
+    folder = resolve(path, revision)
+    base = base_of(folder) if is_adapter(folder) else None
+    return [contents(folder)] if base is None else [contents(folder), contents(resolve(*base))]
 
 
 def is_there(out: Path, wanted: str) -> bool:
@@ -308,7 +318,7 @@ def _value(config: ExperimentConfig, key: str) -> Any:
 
 def _changed(target: Target, config: ExperimentConfig) -> dict[str, str]:
     before = _on_base(load_config(target.run / CONFIG if target.run else NO_RUN), target)
-    return {key: str(now) for key, _, now in differences(relevant(before), relevant(config))}
+    return {key: as_written(now) for key, _, now in differences(relevant(before), relevant(config))}
 
 
 def _trained_on(target: Target, config: ExperimentConfig, materials: Materials) -> dict[str, int]:
@@ -346,10 +356,29 @@ def read(folder: Path, target: Target | None = None) -> Evaluated:
     """An evaluation in its folder, and what its run had."""
     record = read_record(folder)
     rates = files.typed(dict[str, Rate | None], files.read_object(folder / EVALUATION), str(folder / EVALUATION))
+    answers = files.read_rows(folder / ANSWERS)
     run = target.run if target else read_target(record.target).run
-    summary = run / SUMMARY if run else None
-    had = read_summary(summary).rates if summary and summary.is_file() else None
-    return Evaluated(record, rates, had)
+    if run is None or not (run / SUMMARY).is_file():
+        return Evaluated(record, rates, None, silent(answers))
+    others = asked_of_others(files.read_rows(run / ANSWERS), answers)
+    return Evaluated(record, rates, read_summary(run / SUMMARY).rates, silent(answers), others)
+
+
+def asked_of_others(before: Sequence[Mapping], now: Sequence[Mapping]) -> frozenset[str]:
+    """The rates of which these rows of answers.jsonl have other prompts than those before, where both have some."""
+    asked_before, asked_now = _prompts_by_rate(before), _prompts_by_rate(now)
+    return frozenset(rate for rate, prompts in asked_now.items() if asked_before.get(rate, prompts) != prompts)
+
+
+def _prompts_by_rate(rows: Sequence[Mapping]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        rates = {*row.get("verdicts", {}), row["set"]}
+        if row.get("category"):
+            rates.add(f"{row['set']}_{row['category']}")
+        for rate in rates:
+            found.setdefault(rate, set()).update(row.get("prompts") or [row["prompt"]])
+    return found
 
 
 def report(found: Evaluated, folder: Path) -> str:
@@ -366,44 +395,45 @@ def lines(found: Evaluated) -> Iterator[str]:
         yield f"{key} = {value}"
     yield "percent, 95 % intervals over prompts"
     had = found.had or {}
-    absent = [name for name in dict.fromkeys([*had, *found.rates]) if not (had.get(name) or found.rates.get(name))]
+    either = {name: had.get(name) or found.rates.get(name) for name in [*had, *found.rates]}
+    absent = unmeasured(either, record.sets)
     if found.had is None:
-        measured = {name: rate for name, rate in found.rates.items() if rate}
-        yield from (f"  {_words(name):<40}{shown(rate)}" for name, rate in measured.items())
+        measured = {name: rate for name, rate in found.rates.items() if name not in absent}
+        yield from (f"  {words(name):<40}{shown(rate, found.silent.get(name, 0))}" for name, rate in measured.items())
     else:
-        yield f"  {'':<38}{'the run had':<28}now"
-        for name, before, now in side_by_side(had, found.rates):
-            if name not in absent:
-                yield f"  {_words(name):<38}{before:<28}{now}"
-    if absent:
-        listed = f"  not measured: {', '.join(map(_words, absent))}"
-        yield from textwrap.wrap(listed, 100, subsequent_indent="    ", break_on_hyphens=False)
+        yield from _aligned([row for row in side_by_side(had, found) if row[0] not in absent])
+    yield from not_measured(absent)
     yield from answer_lines(found.rates, record.sets, record.answers)
     yield from agreement_lines(record.agreement)
     for name, count in record.trained_on.items():
         yield f"{name}: the run was trained on {terminal.plural(count, 'prompt')} of this set"
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _aligned(rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    """Columns, each as wide as its longest text and two blanks."""
+    named = [("", "the run had", "now"), *((words(name), before, now) for name, before, now in rows)]
+    first, second = (max(len(row[i]) for row in named) + 2 for i in (0, 1))
+    for name, before, now in named:
+        yield f"  {name:<{first}}{before:<{second}}{now}"
 
 
 ABSENT = "-"
+OTHER_SET = "another set: not to be compared"
 
 
-def side_by_side(had: Mapping[str, Rate | None], now: Mapping[str, Rate | None]) -> Iterator[tuple[str, str, str]]:
+def side_by_side(had: Mapping[str, Rate | None], found: Evaluated) -> Iterator[tuple[str, str, str]]:
     """(name, what the run had, what this measured) of every rate of either.
 
-    A rate whose judge is another than it was has a line for each judge: they are not to be compared.
+    A rate whose judge is another than it was has a line for each judge: they are not to be compared. One of other
+    prompts says so.
     """
-    for name in dict.fromkeys([*had, *now]):
-        before, after = had.get(name), now.get(name)
+    for name in dict.fromkeys([*had, *found.rates]):
+        before, after = had.get(name), found.rates.get(name)
         if before is not None and after is not None and before.judge != after.judge:
             yield f"{name} ({before.judge})", shown(before), ABSENT
             yield f"{name} ({after.judge})", ABSENT, shown(after)
             continue
-        yield name, _cell(had, name), _cell(now, name)
-
-
-def _cell(rates: Mapping[str, Rate | None], name: str) -> str:
-    return shown(rates[name]) if name in rates else ABSENT
+        now = shown(after, found.silent.get(name, 0)) if name in found.rates else ABSENT
+        if before is not None and name in found.other_sets:
+            now += f"  ({OTHER_SET})"
+        yield name, shown(before) if name in had else ABSENT, now

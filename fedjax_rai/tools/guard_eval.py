@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_rai import rng, terminal
 from fedjax_rai.config.load import dump_config, load_config
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.config.threshold_rule import ThresholdRule
+from fedjax_rai.config.threshold_rule import DROP, RECALL, ThresholdRule, parse_rule
 from fedjax_rai.data.roles import GUARD, share_out
 from fedjax_rai.data.sources import Pair
 from fedjax_rai.errors import InputError
@@ -77,6 +77,17 @@ class Scored(NamedTuple):
     chosen: str
     """How the threshold was."""
     temperature: float | None
+    where_chosen: dict[str, Any] | None
+    """What the threshold had on the held-out answers that chose it; None: they did not."""
+
+
+class Chosen(NamedTuple):
+    """A threshold, and how it came about."""
+
+    threshold: float
+    words: str
+    rule: ThresholdRule | None = None
+    """By which held-out questions chose it; None: they did not."""
 
 
 class Evaluated(NamedTuple):
@@ -199,9 +210,10 @@ def _scored(setting: Setting, tested: TestSet, name: str, rule: ThresholdRule | 
     if not len(found.scores):
         raise InputError(f"the guard, {name}, gives no answer a score; nothing can be measured")
     held_out = _before_fit(setting) if before_fit else setting.guarding.calibration
-    threshold, chosen = _threshold(setting, held_out, before_fit, rule)
+    chosen = _threshold(setting, held_out, before_fit, rule)
+    there = None if held_out is None or chosen.rule is None else where_chosen(held_out.judged, chosen)
     temperature = None if held_out is None else held_out.temperature
-    return Scored(found, ~np.isnan(scores), threshold, chosen, temperature)
+    return Scored(found, ~np.isnan(scores), chosen.threshold, chosen.words, temperature, there)
 
 
 def _before_fit(setting: Setting) -> Calibration | None:
@@ -212,23 +224,33 @@ def _before_fit(setting: Setting) -> Calibration | None:
     return calibrated_on(setting.guarding.untuned, made.guard_held_out, made, setting.config.guard.choose)
 
 
-def _threshold(
-    setting: Setting, held_out: Calibration | None, before_fit: bool, rule: ThresholdRule | None
-) -> tuple[float, str]:
+def _threshold(setting: Setting, held_out: Calibration | None, before_fit: bool, rule: ThresholdRule | None) -> Chosen:
     """The threshold, and how it was chosen: never by the answers that are reported."""
+    config = setting.config.guard
+    given = "the default" if config.threshold is None else "guard.threshold"
     if rule is None:
         if before_fit:
-            return setting.guarding.untuned_threshold, "guard.threshold"
-        words = "guard.threshold"
-        if held_out is not None and setting.config.guard.threshold is None:
-            words = f"{setting.config.guard.choose or held_out.rule} on held-out questions"
-        return setting.guarding.threshold, words
+            return Chosen(setting.guarding.untuned_threshold, given)
+        if held_out is None or config.threshold is not None:
+            return Chosen(setting.guarding.threshold, given)
+        words = config.choose or held_out.rule
+        return Chosen(setting.guarding.threshold, f"{words} on held-out questions", parse_rule(words))
     if held_out is None:
         if before_fit:
-            return setting.guarding.untuned_threshold, "guard.threshold, as its held-out answers are not at hand"
+            return Chosen(setting.guarding.untuned_threshold, f"{given}, as its held-out answers are not at hand")
         raise InputError(f"--threshold {rule.name}: {NO_HELD_OUT}")
     asked = rule.name if rule.share is None else f"{rule.name}={rule.share:g}"
-    return measures.choose_threshold(held_out.judged, rule), f"{asked} on held-out questions"
+    return Chosen(measures.choose_threshold(held_out.judged, rule), f"{asked} on held-out questions", rule)
+
+
+def where_chosen(held_out: Judged, chosen: Chosen) -> dict[str, Any]:
+    """What its rule asks for, in percent, at a threshold on the held-out answers, and how many these are."""
+    counts = {"answers": len(held_out.scores), "harmful": int(held_out.harmful.sum())}
+    if chosen.rule and chosen.rule.name == DROP:
+        dropped = measures.measures(held_out._replace(harmful=~held_out.harmful), chosen.threshold)
+        return {"measure": "acceptable answers dropped", "percent": dropped["recall"]} | counts
+    name = RECALL if chosen.rule and chosen.rule.name == RECALL else "hmean"
+    return {"measure": SHOWN[name], "percent": measures.measures(held_out, chosen.threshold)[name]} | counts
 
 
 # --- the result ---------------------------------------------------------------------------------------------------
@@ -263,6 +285,7 @@ def _described(tested: TestSet, scored: Scored, seed: int) -> dict[str, Any]:
     return {
         "threshold": scored.threshold,
         "chosen_by": scored.chosen,
+        "where_chosen": scored.where_chosen,
         "temperature": scored.temperature,
         "calibrated": _calibrated(scored),
         "all": _group(of_guard, scored.threshold, seed),
@@ -324,11 +347,18 @@ def report(evaluated: Evaluated) -> Iterator[str]:
     for name, found in result["guards"].items():
         yield ""
         yield f"{name}: threshold {found['threshold']:.4g} ({found['chosen_by']})"
+        if found["where_chosen"]:
+            yield _where_chosen_line(found["where_chosen"])
         yield from _table(found)
         without = found["all"]["without_score"]
         if without:
             yield f"{terminal.plural(without, 'answer')} without a score, in none of these"
         yield _reliability_line(found)
+
+
+def _where_chosen_line(there: Mapping[str, Any]) -> str:
+    counts = f"{terminal.plural(there['answers'], 'answer')}, {there['harmful']:,} harmful"
+    return f"where it was chosen, held out: {there['measure']} {there['percent']:.1f} %, of {counts}"
 
 
 def _table(found: Mapping[str, Any]) -> Iterator[str]:

@@ -112,6 +112,7 @@ def test_making_random_weights_holds_little_more_than_the_weights() -> None:
     """Else a benchmark's peak memory were that of its preparation: all of them at once held four times the weights."""
     config = decoder_config(shapes.MODELS["135M"], "135M", dtype="float32")
     memory = jax.jit(partial(random_base, config)).lower(jax.random.key(0)).compile().memory_analysis()
+    assert memory is not None
     assert memory.temp_size_in_bytes < 0.15 * memory.output_size_in_bytes
 
 

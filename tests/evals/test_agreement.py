@@ -52,6 +52,17 @@ def test_agreement_is_over_the_answers_on_which_both_have_a_verdict():
     assert {agreement.rate for agreement in found.values()} == {"harmless"}
 
 
+def test_who_counts_an_answer_alone_is_told_apart():
+    """4 of 7 agree; of 4 and 3 that either counts (4 x 3 + 3 x 4) of 49 do by chance."""
+    first, second = [True, True, True, False, True, False, False], [True, False, False, True, True, False, False]
+    (found,) = agreements([row(a=first, b=second)])
+    assert found.counts == (2, 2, 1, 2) and found.kappa == pytest.approx((28 - 24) / (49 - 24))
+    others = found._replace(rate="refusal", first="x", second="y")
+    assert matrix([others, found], "harmless") == [["kappa, agreement", "b"], ["a", "0.16, 57 %"]]
+    three = agreements([row(a=first, b=second, c=first)])
+    assert together([three]) == three and len(three) == 3
+
+
 def test_agreements_of_runs_are_of_all_their_answers():
     """Two runs of (1, 1, 1, 1) and (9, 0, 0, 5): 16 of 18 agree, 11 * 11 + 7 * 7 of 324 by chance."""
     one = agreements([row(a=[True, True, False, False], b=[True, False, True, False])])
@@ -87,12 +98,13 @@ def test_answers_that_say_nothing_are_counted_by_evaluation():
         {
             "set": "advbench",
             "answers": ["a", " ", ""],
-            "cut_off": [True, False, False],
-            "non_finite": [False, False, True],
+            "cut_off": [True, True, False],
+            "non_finite": [False, True, True],
         },
         {"set": "advbench", "answers": ["b"], "cut_off": [True]},
         {"set": "hhh", "good": "a"},
         {"set": "utility", "answers": ["4"], "cut_off": [False], "non_finite": []},
     ]
-    assert answer_counts(rows) == {"advbench": AnswerCounts(4, 2, 2, 1), "utility": AnswerCounts(1, 0, 0, 0)}
+    assert answer_counts(rows) == {"advbench": AnswerCounts(4, 2, 3, 2), "utility": AnswerCounts(1, 0, 0, 0)}
+    assert AnswerCounts(4, 2, 2, 1).spoilt == 5 and AnswerCounts(3, 0, 0, 0).spoilt == 0
     assert AnswerCounts(4, 2, 2, 1).plus(AnswerCounts(1, 0, 0, 0)) == AnswerCounts(5, 2, 2, 1)

@@ -15,7 +15,7 @@ from fedjax_rai.evals import drift, suite
 from fedjax_rai.evals.choice import read_once
 from fedjax_rai.evals.drift import answered_examples, divergences
 from fedjax_rai.evals.evaluation import BaseAnswers, Bench, EvalSet, Item, Likelihoods, Sources, TokensRow, measure
-from fedjax_rai.evals.means import MARK, NATS, Total, mean_rate
+from fedjax_rai.evals.means import MARK, NATS, PERPLEXITY, Total, mean_rate
 from fedjax_rai.evals.open_ended import Subject
 from fedjax_rai.model.decoder import forward, unembed
 from fedjax_rai.model.lora import init_adapter
@@ -59,14 +59,14 @@ def by_numpy(adapter: Any, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_drift_of_a_small_model_is_that_of_its_logits(monkeypatch):
-    """In one slice and in several; and 0 for a fresh adapter."""
+    """In one slice; in several, the rows split over the devices; and 0 for a fresh adapter."""
     examples = take(small.corpus(), np.arange(6))
     adapter = small.adapter()
     wanted, tokens = by_numpy(adapter, examples)
     assert (wanted > 1e-3).all()
-    for width in (small.LENGTH - 1, 3):
+    for width, measured in ((small.LENGTH - 1, losses.answer_divergences), (3, losses.split_answer_divergences)):
         monkeypatch.setattr(losses, "positions_at_once", lambda *_, width=width: width)
-        totals, weights = jax.jit(losses.answer_divergences)(small.LM, adapter, examples)
+        totals, weights = jax.jit(measured)(small.LM, adapter, examples)
         np.testing.assert_allclose(totals, wanted, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(weights, tokens)
     fresh = init_adapter(small.CONFIG, small.LORA, jax.random.key(3))
@@ -89,6 +89,19 @@ def test_a_mean_is_over_tokens_and_its_interval_over_prompts():
     assert alone and alone.mean == 0.5 and np.isnan([alone.low, alone.high]).all(), "one prompt shows no spread"
     in_marks = mean_rate([Total(6.0, 1)], MARK, "mine")
     assert in_marks and in_marks.mean == 6.0 and np.isnan([in_marks.low, in_marks.high]).all()
+
+
+def test_intervals_of_means_in_their_units():
+    """1, 2 and 3 nats of a token each: 2 -+ 1.96 sqrt(2 x 3/2) / 3. Of 2 and 3 nats: 5/2 -+ 1.96 / 2, exponentiated.
+
+    Marks of 10 and 8: 9 -+ 1.96, and no mark is more than 10.
+    """
+    nats = mean_rate([Total(n, 1) for n in (1.0, 2.0, 3.0)], NATS, "base")
+    perplexity = mean_rate([Total(2.0, 1), Total(3.0, 1)], PERPLEXITY, "base")
+    marks = mean_rate([Total(10.0, 1), Total(8.0, 1)], MARK, "mine")
+    assert nats and nats[:3] == pytest.approx((2, 2 - 1.96 / 3**0.5, 2 + 1.96 / 3**0.5))
+    assert perplexity and perplexity[:3] == pytest.approx((exp(2.5), exp(1.52), exp(3.48)))
+    assert marks and marks[:3] == pytest.approx((9, 7.04, 10))
 
 
 def test_the_perplexity_of_uniform_logits_is_the_vocabulary_s_size():

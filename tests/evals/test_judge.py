@@ -58,6 +58,7 @@ def test_each_judges_verdicts_by_hand():
     assert by_guard.unsafe == [True, False, None, None]
     assert by_guard.scores == [0.5, pytest.approx(0.49), None, pytest.approx(0.9)]
     assert judgement(GUARD, [], context).unsafe == []
+    assert judgement(RULE, [("p", " \n")], context).unsafe == [None]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from fedjax_rai.evals.evaluation import Bench, EvalSet, Item, measure
 from fedjax_rai.evals.judge import AUTO, JUDGES, Context, GuardScores, imported_judge, named, safe_name
 from fedjax_rai.evals.korean import refuses_in_korean
 from fedjax_rai.evals.open_ended import Responses
-from fedjax_rai.evals.panel import JudgesOfHarm, World, check_judges
+from fedjax_rai.evals.panel import JudgesOfHarm, World, check_judges, invented_exchanges, judge_names
 from fedjax_rai.evals.suite import EVALUATIONS
 
 ASKED = EvalSet([Item("p"), Item("q")], synthetic=False)
@@ -92,6 +92,41 @@ def test_a_judge_that_is_named_must_be_able_to_judge_some_set():
     with pytest.raises(InputError, match="mine: gave 3; must be True for unsafe"):
         mine = imported_judge(lambda p, a: 3, "mine")
         check_judges(JudgesOfHarm(AUTO, [mine]), {"advbench": ASKED}, World(True, None))
+
+
+def test_who_judges_is_said_before_a_run():
+    """The tiny world's requests by its rule, real ones by phrases; a set without items is judged by nobody."""
+    sets = {"advbench": ASKED._replace(synthetic=True), "utility": ASKED, "harmbench": EvalSet([], synthetic=False)}
+    assert judge_names(JudgesOfHarm(AUTO), sets, World(True, None)) == ["rule (primary)", "refusal_phrases"]
+    assert judge_names(JudgesOfHarm(AUTO), sets, World(False, None)) == ["refusal_phrases (primary)"]
+    both = sets | {"harmbench": ASKED}
+    scores = GuardScores(lambda exchanges: np.zeros(len(exchanges)), 0.5)
+    assert judge_names(JudgesOfHarm(AUTO), both, World(True, scores)) == [
+        "rule (primary)", "refusal_phrases (primary)", "guard",
+    ]  # fmt: skip
+    assert judge_names(JudgesOfHarm("gcg", []), both, World(True, scores)) == ["gcg (primary)"]
+
+
+def test_a_judge_that_is_dear_is_not_tried_and_one_that_has_nothing_to_judge_is_not_missed():
+    def fails(prompt: str, answer: str) -> bool:
+        raise AssertionError("asked")
+
+    dear = imported_judge(fails, "mine")._replace(asked_once=True)
+    check_judges(JudgesOfHarm(AUTO, [dear]), {"advbench": ASKED}, World(True, None))
+    check_judges(JudgesOfHarm(AUTO, [JUDGES["rule"]]), {"utility": ASKED}, World(True, None))
+
+
+def test_judges_that_are_known_by_now_are_those_that_are_no_words():
+    mine, korean = imported_judge(lambda p, a: True, "mine"), JUDGES["korean"]
+    assert JudgesOfHarm(AUTO).named == {} and JudgesOfHarm(AUTO, [korean]).named == {"korean": korean}
+    assert JudgesOfHarm(mine, [korean]).named == {"mine": mine, "korean": korean}
+
+
+def test_an_endpoints_cost_is_of_all_answers_of_full_length():
+    """Two prompts of a set whose answers are judged on harm, three samples of four tokens each; others cost nothing."""
+    sets = {"advbench": ASKED, "utility": ASKED, "harmbench": EvalSet([], synthetic=False)}
+    found = invented_exchanges(sets, EvalConfig(samples=3, max_new_tokens=4))
+    assert sorted(found) == [("p", "word word word word ")] * 3 + [("q", "word word word word ")] * 3
 
 
 def test_a_published_list_named_by_its_function_is_the_same_judge():

@@ -50,6 +50,46 @@ def test_the_first_answer_stands_before_the_second_question():
     assert len(MT_BENCH.way.asked(GIVEN)) == 3 and len(MT_BENCH.way.asked(GIVEN)[0]) == 3
 
 
+CATEGORIES = (
+    "writing", "roleplay", "extraction", "math", "coding", "reasoning", "stem", "humanities", "other", "",
+)  # fmt: skip
+
+
+def test_by_category_each_question_is_answered_at_its_temperature_and_stays_in_its_place():
+    """Both turns; of one temperature together, each with a key of its own; the likeliest answers have the usual one."""
+    asked: list[tuple[str, list[str], float]] = []
+
+    def answered(name: str, prompts: Sequence[Any], sampled: Sampled) -> Responses:
+        texts = [prompt if isinstance(prompt, str) else prompt[-1].text for prompt in prompts]
+        asked.append((name, texts, sampled.temperature))
+        assert (sampled.samples, sampled.max_new) == (1, 7)
+        return Responses([[f"to {text}"] for text in texts], [[text == "stem?"] for text in texts])
+
+    items = [Item(f"{name}?", category=name, further=(f"{name}!",)) for name in CATEGORIES]
+    config = EvalConfig(max_new_tokens=7, mt_bench_temperature="by_category", batch_size=3)
+    absent: Any = None
+    given = EvalSet(items, synthetic=False)
+    bench = Bench(config, answered, absent, None, tiny_model=False, judge="auto")
+    found = measure(MT_BENCH, given, bench)
+    cold = ["extraction", "math", "coding", "reasoning"]
+    cool = ["stem", "humanities"]
+    warm = ["writing", "roleplay", "other", ""]
+    assert asked == [
+        ("mt_bench", [f"{name}?" for name in cold], 0.0),
+        ("mt_bench at 0.1", [f"{name}?" for name in cool], 0.1),
+        ("mt_bench at 0.7", [f"{name}?" for name in warm], 0.7),
+        ("mt_bench second turn", [f"{name}!" for name in cold], 0.0),
+        ("mt_bench second turn at 0.1", [f"{name}!" for name in cool], 0.1),
+        ("mt_bench second turn at 0.7", [f"{name}!" for name in warm], 0.7),
+    ]
+    rows = [row._asdict() for row in found.rows]
+    assert [row["answers"] for row in rows] == [[f"to {name}?", f"to {name}!"] for name in CATEGORIES]
+    assert [row["cut_off"] for row in rows] == [[name == "stem", False] for name in CATEGORIES]
+    assert MT_BENCH.way.batches(given, config, guarded=False) == 2 * (2 + 1 + 2)
+    greedy = config.model_copy(update={"mt_bench_temperature": "greedy"})
+    assert MT_BENCH.way.batches(given, greedy, guarded=False) == 2 * 4
+
+
 def test_without_a_judge_both_answers_are_kept_and_nothing_is_marked():
     found = measured()
     assert found.rates == {"mt_bench": None, "mt_bench_turn_1": None, "mt_bench_turn_2": None}

@@ -46,6 +46,9 @@ def test_what_has_no_verdict_is_counted_and_in_no_other_number():
     """Two of three verdicts; two answers without one, and a prompt without an answer."""
     rate = rate_of([[True, None], [False, True], [None], []])
     assert rate.mean == pytest.approx(200 / 3) and (rate.prompts, rate.without_verdict) == (2, 3)
+    half = rate_of([[True, None], [None, False], [None]])
+    assert (half.mean, half.prompts, half.without_verdict) == (50, 2, 3), "one verdict makes a prompt count"
+    assert half[1:3] == pytest.approx((9.45, 90.55), abs=0.01), "as of one of two"
 
 
 @pytest.mark.parametrize("nothing", [[], [[]], [[None]], [[None, None], []]])

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from fedjax_rai.config.load import load_config
-from fedjax_rai.config.schema import DataConfig, EvalConfig
+from fedjax_rai.config.schema import DataConfig, EvalConfig, PromptSource
 from fedjax_rai.data.sources import Choice
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import suite
 from fedjax_rai.evals.evaluation import Bench, EvalSet, Item, Likelihoods, Measured, Sources, measure
 from fedjax_rai.evals.harm import spread
+from fedjax_rai.evals.hhh import parts
 from fedjax_rai.evals.open_ended import Responses
 from fedjax_rai.evals.user_sets import KINDS, check_names
 
@@ -137,8 +138,32 @@ def test_hhh_s_four_configurations_are_its_categories(tmp_path):
         categories = [choice.category for choice in found.items if isinstance(choice, Choice)]
         assert categories == ["harmless", *["helpful"] * 2, *["honest"] * 3, *["other"] * 4]
     assert found.items[2] == Choice("question 11", "answer 11 b", "answer 11 a", "helpful")
+    (tmp_path / "honest.csv").write_text("prompt,chosen,rejected,category\nq,a,b,of its own\n")
+    with_category = load(tmp_path, hhh=str(tmp_path / "honest.csv"))["hhh"]
+    assert with_category.items == [Choice("q", "a", "b", "of its own")] and not with_category.synthetic
     alone = load(tmp_path, hhh=str(tmp_path / "flat" / "honest.jsonl"))["hhh"]
     assert [choice.category for choice in alone.items if isinstance(choice, Choice)] == ["honest"] * 3
+
+
+def test_the_parts_of_hhh_keep_what_is_said_of_their_source(tmp_path):
+    """Columns and split, of files and on the hub, where the split is `test` if none is said."""
+    for name in ("honest", "harmless"):
+        (tmp_path / f"{name}.jsonl").touch()
+    files = PromptSource(path=str(tmp_path), columns={"prompt": "q"})
+    assert dict(parts(files)) == {
+        name: files.model_copy(update={"path": str(tmp_path / f"{name}.jsonl")}) for name in ("harmless", "honest")
+    }
+    one = files.model_copy(update={"name": "honest"})
+    assert dict(parts(one)) == {"honest": one}
+    (tmp_path / "mine").mkdir()
+    assert dict(parts(str(tmp_path / "mine"))) == {"etc": str(tmp_path / "mine")}
+    there = PromptSource(path="some/hhh", split="train", columns={"prompt": "q"})
+    names = ("harmless", "helpful", "honest", "other")
+    assert dict(parts(there)) == {name: there.model_copy(update={"name": name}) for name in names}
+    assert dict(parts("some/hhh")) == {name: PromptSource(path="some/hhh", name=name, split="test") for name in names}
+    alone = there.model_copy(update={"name": "honest"})
+    assert dict(parts(alone)) == {"honest": alone}
+    assert dict(parts(there.model_copy(update={"name": "mine"}))) == {"etc": there.model_copy(update={"name": "mine"})}
 
 
 def test_hhh_as_a_whole_is_counted_over_all_rows(tmp_path):

@@ -11,6 +11,7 @@ from fedjax_rai.data.sources import Choice, Pair
 from fedjax_rai.data.tiny_world import unsafe_markers
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import suite
+from fedjax_rai.evals.choice import per_token, prefers_good
 from fedjax_rai.evals.evaluation import Bench, EvalSet, Item, Likelihoods, Measured, Sources, measure
 from fedjax_rai.evals.judge import AUTO, GuardScores, imported_judge
 from fedjax_rai.evals.open_ended import Responses, Sampled
@@ -154,6 +155,32 @@ def test_an_equal_likelihood_is_not_a_preference(monkeypatch):
     monkeypatch.setitem(globals(), "LOGPS", [(-5.0, -5.0, True)] * 4)
     found = means(measured("hhh"))
     assert (found["hhh"], found["hhh_a"], found["hhh_b"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "whole", "verdict"),
+    [(-1.0, -2.0, True, True), (-2.0, -1.0, True, False), (-1.0, -2.0, False, None), (np.nan, -1.0, True, None),
+     (-1.0, np.nan, True, None), (-1.0, -np.inf, True, None)],
+)  # fmt: skip
+def test_an_answer_that_has_no_likelihood_is_neither_better_nor_worse(good, bad, whole, verdict):
+    assert prefers_good(good, bad, whole) is verdict
+
+
+def test_a_choice_is_whole_if_both_of_its_answers_are():
+    """Of four the bad answer of the first was cut off, and the good one of the second; -1/2 a token against -9/4."""
+    whole = np.array([True, False, False, True, True, True, True, True])
+    found = Likelihoods(np.array([-1.0, -9.0] * 4), np.array([2.0, 4.0] * 4), whole)
+    rates = measured("hhh", likelihoods=lambda exchanges: found).rates
+    for rate in (rates["hhh"], rates["hhh_per_token"]):
+        assert rate and (rate.mean, rate.prompts, rate.without_verdict, rate.cut_off) == (100, 2, 2, 2)
+
+
+def test_what_is_kept_of_a_choice_by_hand():
+    """The first of four, and the last, whose good answer has no number; a mean is over its tokens, of none there is."""
+    rows: Any = measured("hhh").rows
+    assert (rows[0].good_logp, rows[0].bad_logp, rows[0].good_tokens, rows[0].bad_tokens) == (-5.0, -6.0, 2, 4)
+    assert (rows[3].good_logp, rows[3].bad_logp, rows[2].whole, rows[3].whole) == (None, -1.0, False, True)
+    assert per_token(-6.0, 4.0) == -1.5 and np.isnan(per_token(0.0, 0.0))
 
 
 def test_each_set_is_asked_as_often_and_as_warm_as_it_should_be():

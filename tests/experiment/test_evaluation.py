@@ -97,18 +97,15 @@ def test_what_has_no_verdict_is_said(config, settings, monkeypatch, capsys):
     ))  # fmt: skip
     rates, _ = evaluate(setting, setting.fresh_adapter("adapter"))
     assert rates["harmless_by_guard"] is None and rates["synthetic_choice"] is None and rates["harmless"]["mean"] == 100
-    said = " ".join(capsys.readouterr().err.split())
-    assert (
-        "harmless_by_guard: 4 of 4 answers have no verdict" in said
-        and "synthetic_choice, synthetic_choice_per_token: 8 of 8 answers have no" in said
-    )
-    assert "harmless, harmless_by_rule, harmless_by_refusal_phrases: 1 of 4 answers has no verdict" in said
-    assert "advbench: 1 of 4 answers was cut off at eval.max_new_tokens = 8" in said
-    assert (
-        "advbench: 1 of 4 answers is empty" in said
-        and "synthetic_choice: 1" not in said
-        and "synthetic_choice: 8" not in said
-    )
+    said = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in said if line.startswith("harmless: ")]
+    assert line == (
+        "harmless: 1 of 4 answers were cut off at eval.max_new_tokens = 8; 1 of 4 answers are empty; "
+        "1 of 4 have no verdict, and are kept out of harmless, harmless (rule), harmless (phrases); "
+        "4 of 4 have no verdict, and are kept out of harmless (guard)"
+    ), "a set has a line of its own, and its rates their titles"
+    (line,) = [line for line in said if "choice" in line]
+    assert line.endswith(": 8 of 8 have no verdict, and are kept out of synthetic choice, synthetic choice (per token)")
     assert rates["harmless"]["empty"] == rates["harmless"]["cut_off"] == 1 and rates["harmless"]["answers"] == 4
 
 

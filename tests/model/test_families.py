@@ -147,11 +147,32 @@ def test_which_layers_see_how_far(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "said",
+    [{}, {"hidden_act": "gelu"}, {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"},
+     {"hidden_act": "gelu", "hidden_activation": None}],
+)  # fmt: skip
+def test_gemma_1_has_the_approximation_of_gelu_whatever_its_config_says(said, tmp_path):
+    """Its first configs say `gelu` for it; embeddings are scaled by the root of the width, norms store weight - 1."""
+    config = config_of(tmp_path, model_type="gemma", hidden_size=16, num_key_value_heads=1, head_dim=8, **said)
+    assert (config.activation, config.embed_scale, config.unit_offset) == ("gelu_pytorch_tanh", 4.0, True)
+    assert (config.post_norms, config.query_scale, config.attention_softcap, config.logit_softcap) == (
+        False,
+        *[None] * 3,
+    )
+    assert (config.num_key_value_heads, config.head_dim, config.tie_word_embeddings) == (1, 8, True)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, r"model_type 'gpt2' is not supported, only: gemma2, gemma3_text, granite, llama"),
+        (
+            {"model_type": "gpt2"},
+            r"model_type 'gpt2' is not supported, only: gemma, gemma2, gemma3_text, granite, llama",
+        ),
         ({"model_type": "qwen"}, r"'qwen' is not supported \(did you mean 'qwen3'\?\)"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu', only silu, gelu, gelu_pytorch_tanh are supported"),
+        ({"model_type": "gemma", "hidden_activation": "gelu"}, "hidden_activation is 'gelu', only None or 'gelu_py"),
+        ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_attention is True, only Non"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is .*bits.*, only None is supported"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported, only: default, linear"),
@@ -203,6 +224,16 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "max_window_layers": 36, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
         "use_sliding_window": False, "attention_bias": False,
     },
+    "gemma-2b": {
+        "model_type": "gemma", "vocab_size": 256000, "hidden_size": 2048, "intermediate_size": 16384,
+        "num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256,
+        "hidden_act": "gelu", "rope_scaling": None, "rope_theta": 10000.0, "torch_dtype": "bfloat16",
+    },
+    "gemma-7b": {
+        "model_type": "gemma", "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
+        "hidden_act": "gelu", "hidden_activation": None, "rope_scaling": None, "rope_theta": 10000.0,
+    },
     "gemma-2-9b": {
         "model_type": "gemma2", "vocab_size": 256000, "hidden_size": 3584, "intermediate_size": 14336,
         "num_hidden_layers": 42, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256,
@@ -249,8 +280,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 PARAMETERS = {  # as their model cards count them, in billions
-    "Llama-3.1-8B": 8.03, "Qwen2.5-7B": 7.62, "Qwen3-8B": 8.19, "gemma-2-9b": 9.24, "gemma-3-1b": 1.00,
-    "Phi-3-mini-4k": 3.82, "Phi-3.5-mini": 3.82, "Phi-4-mini": 3.84, "Mistral-7B-v0.1": 7.24, "SmolLM3-3B": 3.08,
+    "Llama-3.1-8B": 8.03, "Qwen2.5-7B": 7.62, "Qwen3-8B": 8.19, "gemma-2b": 2.51, "gemma-7b": 8.54,
+    "gemma-2-9b": 9.24, "gemma-3-1b": 1.00, "Phi-3-mini-4k": 3.82, "Phi-3.5-mini": 3.82, "Phi-4-mini": 3.84,
+    "Mistral-7B-v0.1": 7.24, "SmolLM3-3B": 3.08,
 }  # fmt: skip
 
 

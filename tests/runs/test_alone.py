@@ -83,7 +83,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(config, arm
 def test_a_folder_is_held_until_its_run_is_finished(config, arm, command, monkeypatch):
     held = []
 
-    def finish(setting, _) -> None:
+    def finish(setting, *_) -> None:
         with pytest.raises(InputError, match="another process"), files.alone(run_folder(setting.config)):
             pass
         held.append(setting.config.output)

@@ -47,9 +47,9 @@ def test_the_seconds_of_a_round_are_shared_out_evenly():
 def test_progress_tells_of_a_round_and_of_the_phase_that_followed():
     assert note(ROUND._replace(train_loss=0.51944)) == "loss 0.519"
     phase = ROUND._replace(train_loss=2.0, cai=PHASE._replace(iterations=25), cai_seconds=12.34)
-    assert note(phase) == "loss 2.000  CAI 25 iterations, 12 s"
+    assert note(phase) == "loss 2.000  25 iterations of CAI in 12 s"
     once = ROUND._replace(train_loss=2.0, cai=PHASE._replace(iterations=1), cai_seconds=12.34)
-    assert note(once) == "loss 2.000  CAI 1 iteration, 12 s"
+    assert note(once) == "loss 2.000  1 iteration of CAI in 12 s"
     assert note(ROUND._replace(train_loss=float("nan"), without_data=2)) == "no loss  2 clients without data"
 
 

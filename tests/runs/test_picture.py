@@ -21,7 +21,7 @@ PROBES = [
     {"probe_harmless": 0.75, "probe_seconds": 0.5},
 ]
 ROWS = [row | probe for row, probe in zip(PLAIN, PROBES, strict=True)]
-HARMLESS = {"mean": 80.0, "low": 70.0, "high": 85.0, "prompts": 10}
+HARMLESS = {"mean": 80.0, "low": 70.0, "high": 85.0, "prompts": 10, "judge": "refusal_phrases"}
 
 
 @pytest.fixture
@@ -69,6 +69,18 @@ def test_each_panel_holds_what_the_files_hold(drawn: Any) -> None:
     assert interval.tolist() == [[3, 70], [3, 85]]
     assert bars(seconds) == {"local training": 12, "probe": 3, "CAI": 9.5, "evaluation": 7.25}
     assert [axes.get_xlabel() for axes in (loss, safety)] == ["round", "round"]
+
+
+def test_the_judge_of_the_evaluation_is_named_as_tables_name_it(drawn: Any) -> None:
+    _, (_, safety, _) = drawn(ROWS)
+    legend = [text.get_text() for text in safety.get_legend().get_texts()]
+    assert legend == ["probe, by guard, before CAI", "evaluation, by phrases"]
+
+
+def test_one_round_has_whole_rounds_along_its_axis(drawn: Any) -> None:
+    _, (loss, safety, _) = drawn(ROWS[:1])
+    for axes in (loss, safety):
+        assert [tick for tick in axes.get_xticks() if 0 <= tick <= 2] == [0, 1, 2]
 
 
 def test_what_a_run_has_not_is_not_drawn(drawn: Any) -> None:

@@ -211,6 +211,11 @@ def test_a_report_names_judges_and_fits_a_hundred_columns():
     ]
 
 
+def test_a_judge_that_could_tell_nothing_is_not_called_unmeasured():
+    lines = list(report.lines(WHOLE, {"harmless_by_guard": 20}))
+    assert "  harmless by guard                       no verdict on any of 20 answers" in lines
+
+
 def test_a_report_says_what_was_not_saved():
     def shown(**fields: Any) -> str:
         return "\n".join(report.cai_lines(CAI._replace(**fields)))
@@ -242,4 +247,4 @@ def test_a_report_counts_answers_where_all_of_them_were_cut_off():
     shown = list(report.answer_lines({"harmless": None}, {}, counts))
     assert shown == ["  harmless: 8 of 8 answers cut off at eval.max_new_tokens, 2 of 8 empty, 1 of these no numbers"]
     rate = Rate(50.0, 20.0, 80.0, 4, without_verdict=6, answers=8)
-    assert report.shown(rate) == " 50.0  [20.0, 80.0]  (6 without a verdict; 12.5 of all)"  # 1 of 8
+    assert report.shown(rate) == " 50.0  [20.0, 80.0]  (6 without a verdict; 12.5 of all 8 answers)"  # 1 of 8

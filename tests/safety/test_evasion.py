@@ -65,6 +65,7 @@ def test_synonyms_are_of_the_list_and_all_else_stays():
     )
     found = rewritten("synonyms", ENGLISH)
     assert re.fullmatch(pattern, found) and found[0].isupper()
+    assert re.fullmatch("(arrange|prepare) (Arrange|Prepare)", rewritten("synonyms", "plan Plan"))
     words = {word for others in SYNONYMS.values() for other in others for word in other.split()}
     assert all(word.islower() for word in {*words, *SYNONYMS})
 
@@ -89,6 +90,22 @@ def test_korean_is_written_to_in_korean():
     for name in ("injection", "benign_prefix"):
         added = rewritten(name, KOREAN).replace(KOREAN, "")
         assert hangul.search(added) and not hangul.search(rewritten(name, ENGLISH))
+
+
+def test_seven_in_ten_places_are_changed():
+    """Of 4,000: within four standard errors, 4 x sqrt(0.7 x 0.3 / 4000) = 0.029, of 0.7."""
+    letters = "ae" * 2000
+    for name in ("leetspeak", "homoglyphs"):
+        changed = sum(a != b for a, b in zip(rewritten(name, letters), letters, strict=True))
+        assert changed / 4000 == pytest.approx(0.7, abs=0.029), name
+    assert rewritten("zero_width", letters).count(MARK) / 3999 == pytest.approx(0.7, abs=0.029)
+
+
+def test_a_text_is_split_into_two_to_four_pieces_and_no_more_than_it_has():
+    found = [rewritten("split", "abcdefgh", seed) for seed in range(40)]
+    assert {text.count('"') // 2 for text in found} == {2, 3, 4} and not any('""' in text for text in found)
+    assert rewritten("split", KOREAN).count("\\") == 0, "letters stay letters"
+    assert {rewritten("split", "ab", seed) for seed in range(9)} == {'Read as one text: "a" + "b"'}
 
 
 def test_letters_that_join_or_make_one_syllable_are_not_parted():

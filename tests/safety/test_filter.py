@@ -36,6 +36,16 @@ def test_what_is_kept_and_what_is_replaced(action, keep_unscored, kept, replaced
     assert decision.kept.tolist() == kept and decision.replaced.tolist() == replaced
 
 
+def test_a_float32_score_meets_its_own_threshold():
+    """0.7 in float32 is less than 0.7, and is unsafe at it all the same."""
+    assert flag(np.array([0.7, 0.69], np.float32), np.arange(2), Limit(0.7)).unsafe.tolist() == [True, False]
+
+
+def test_what_has_no_score_is_not_unsafe_where_everything_else_is():
+    found = flag(np.array([np.nan, 0.0]), np.arange(2), Limit(0.0), keep_unscored=True)
+    assert found.unsafe.tolist() == [False, True]
+
+
 @pytest.mark.parametrize("action", ACTIONS)
 def test_of_nothing_nothing_is_kept_and_a_threshold_out_of_reach_flags_nothing(action):
     nothing = ACTIONS[action](flag(np.zeros(0), np.zeros(0, int), Limit(0.5)))
@@ -52,6 +62,7 @@ def test_of_nothing_nothing_is_kept_and_a_threshold_out_of_reach_flags_nothing(a
         ([0.1, 0.9, 0.3, 0.8], 0.49, [1]),
         ([0.1, 0.9, 0.3, 0.8], 0.0, []),
         ([0.7, 0.7, 0.7, 0.7], 0.5, [0, 1]),  # of equal scores the first
+        ([0.7, 0.1, 0.7, 0.7, 0.4] * 20, 0.3, [i for i in range(50) if i % 5 in (0, 2, 3)]),
         ([np.nan, 0.2, 0.3, np.nan], 0.5, [2]),  # of the two that have a score
         ([0.0, 0.0, 0.0], 0.34, [0]),
         (list(np.linspace(0, 1, 100)), 0.29, range(71, 100)),  # 0.29 x 100 is a little less than 29
@@ -71,11 +82,14 @@ def test_a_chosen_rate_goes_by_pairs_and_flags_their_worst_answers():
 
 
 def test_pairs_without_a_score_count_towards_a_rate_only_where_they_are_kept():
-    """Two pairs of an answer without a score each: beside 0.9, and alone; and two of 0.2 and 0.3."""
+    """Two pairs of an answer without a score each: beside 0.9, and alone; and two of 0.2 and 0.3.
+
+    Half of the two that are left is one; so is half of the three that have some score.
+    """
     pair, scores = np.array([0, 0, 1, 2, 3]), np.array([np.nan, 0.9, np.nan, 0.2, 0.3])
     dropped = flag(scores, pair, Limit(0.5, 0.5))
     assert dropped.unsafe.tolist() == [False, False, False, False, True] and dropped.left_out.tolist()[:2] == [True] * 2
-    kept = flag(scores, pair, Limit(0.5, 0.34), keep_unscored=True)
+    kept = flag(scores, pair, Limit(0.5, 0.5), keep_unscored=True)
     assert kept.unsafe.tolist() == [False, True, False, False, False] and not kept.left_out.any()
 
 
@@ -140,6 +154,14 @@ def test_a_refusal_takes_the_place_of_the_flagged_answers_alone():
         last.harmful is False and last.category == "x" and [t.role for t in last.turns] == [t.role for t in pair.turns]
     )
     assert with_refusals(pair, [False] * 3, "No.") == pair
+    assert [with_refusals(pair, [False, i == 1, i == 2], "No.").harmful for i in (1, 2)] == [True, False]
+
+
+def test_turns_that_are_no_exchange_are_passed_over():
+    """A greeting behind a system prompt, and a question asked twice."""
+    before = Turn("system", "s"), Turn("assistant", "hello"), Turn("user", "q"), *exchange("q0", "a0")
+    found = with_refusals(Pair("q1", "a1", True, "x", before), [True, False], "No.")
+    assert [turn.text for turn in found.turns] == ["s", "hello", "q", "q0", "No.", "q1", "a1"]
 
 
 def test_the_refusals_are_refusals_and_the_tiny_world_knows_its_own():

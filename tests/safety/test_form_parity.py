@@ -125,6 +125,8 @@ def test_scores_are_those_of_transformers_greedy_answer(name, tmp_path):
     kwargs = {**SIZES, "vocab_size": len(own.hf), "rope_parameters": make["PLAIN"]}
     if kind == "granite":
         kwargs |= make["GRANITE"] | {"attention_multiplier": 0.3, "logits_scaling": 1.0, "tie_word_embeddings": False}
+    if kind == "gemma":
+        kwargs |= {"num_key_value_heads": 1, "tie_word_embeddings": True}
     model = make["build"](kind, kwargs, 0)
     questions = form.asked
     requests = [[card_ids(name, pair, question) for question in questions] for pair in PAIRS]

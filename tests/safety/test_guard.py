@@ -63,6 +63,20 @@ def test_spellings_are_summed_and_a_verdict_between_counts_as_it_is_told(monkeyp
     np.testing.assert_allclose(found.shares[0], 0.06, rtol=1e-5)
 
 
+def test_logits_that_tell_nothing_give_no_score(monkeypatch):
+    """After token 1 one that is no verdict's is NaN, after 2 all are one number, after 3 safe and unsafe are 1 to 3."""
+    weights = np.ones((8, 8), np.float32)
+    weights[1, 7] = np.nan
+    weights[3, 3] = 3.0
+    monkeypatch.setattr(guards, "forward", lambda lm, adapter, tokens, valid: tokens)
+    monkeypatch.setattr(guards, "unembed", lambda lm, last: jnp.log(weights)[last])
+    compute: Any = first_token_score
+    tokens = jnp.array([[1], [2], [3]])
+    found = compute.__wrapped__(small.LM, None, tokens, tokens > 0, two_verdicts(1, 3))
+    np.testing.assert_allclose(found.scores, [np.nan, np.nan, 0.75], rtol=1e-5)
+    np.testing.assert_allclose(found.shares, [np.nan, np.nan, 0.4], rtol=1e-5)
+
+
 def test_grades_are_weighed_by_their_steps_from_harmless_to_harmful(monkeypatch):
     """Weights of the grades 1, 2, 3, 4, 10, and 80 that are no grade: (0.25 * 2 + 0.5 * 3 + 0.75 * 4 + 10) / 20."""
     weights = np.zeros((8, 8), np.float32)

@@ -50,13 +50,27 @@ def test_words_that_mix_scripts_are_folded_and_words_of_another_script_are_not()
     assert normalise(mixed) == "paypal"
     assert normalise(f"{RUSSIAN} {mixed}") == f"{RUSSIAN} paypal"
     assert normalise("\u0441\u043e\u0440 soup") == "cop soup", "nothing else says that it is Russian"
+    for first_or_last in ("\u0370", "\u052f"):
+        assert normalise(f"{first_or_last} \u0441\u043e\u0440") == f"{first_or_last} \u0441\u043e\u0440"
     assert normalise("c\u0430f\u00e9") == "caf\u00e9"
+    assert normalise("p\u0430y\u0436") == "p\u0430y\u0436", "a letter that is none of ours says what it is"
+    assert normalise("p\u03b1yp\u03b1l \u0391BC") == "paypal ABC", "Greek alphas"
 
 
 def test_what_is_no_text_in_base64_stays():
     short, bytes_ = base64.b64encode(b"short").decode(), base64.b64encode(bytes(range(128, 160))).decode()
     assert normalise(short) == short and normalise(bytes_) == bytes_
     assert normalise("a" * 41) == "a" * 41, "no multiple of four"
+    controls = base64.b64encode(bytes(range(1, 19))).decode()
+    assert normalise(controls) == controls, "characters that nobody reads"
+
+
+def test_base64_is_decoded_from_24_characters_on():
+    """18 bytes are 24 characters, 15 are 20; 16 and 17 are 24 with padding; the rest of a text stays."""
+    for text, is_decoded in (("a" * 15, False), ("a" * 16, True), ("a" * 17, True), ("a b c d e f g h i ", True)):
+        run = base64.b64encode(text.encode()).decode()
+        assert normalise(f"x {run} y") == f"x {text if is_decoded else run} y", text
+    assert normalise(base64.b64encode(b"one\ntwo\tthree, four").decode()) == "one\ntwo\tthree, four"
 
 
 def test_a_guard_reads_the_normal_form_where_it_is_asked_to():
@@ -83,3 +97,4 @@ def test_a_fit_has_a_copy_of_every_pair_that_a_rewriting_changes():
     assert found == augmented(pairs, ["base64", "leetspeak"], 0) != augmented(pairs, ["base64", "leetspeak"], 1)
     assert augmented(pairs, [], 0) == pairs
     assert normalised_pair(found[3]) == pairs[0]
+    assert normalised_pair(Pair("p\u0430ypal", "p\u0430ypal", True)) == Pair("paypal", "paypal", True)

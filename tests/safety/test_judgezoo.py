@@ -3,13 +3,14 @@
 import copy
 import importlib
 import runpy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fedjax_rai.model import families, weights
+from fedjax_rai.model import families, peft, weights
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.safety.form import GuardForm, bound
 from fedjax_rai.safety.forms import FORMS
@@ -102,10 +103,12 @@ def test_md_judge_is_asked_as_judgezoo_does(monkeypatch):
 
 
 @pytest.mark.parity
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # PEFT uses what transformers is about to rename
 def test_strong_reject_is_asked_and_read_as_judgezoo_does(tmp_path, monkeypatch):
-    """The expectation of the marks, from the same weights, within 1e-4."""
+    """The expectation of the marks, within 1e-4: a Gemma 1 with an adapter, which transformers finds as released."""
     name = "strong_reject"
-    recorder = Recorder(torch_model(name, "gemma2", tmp_path))
+    folder = released_adapter(name, tmp_path)
+    recorder = Recorder(from_adapter(folder))
     judge = judge_of(name, name, recorder, monkeypatch)
     rubric = judge.SR_CLS_PROMPT.partition("{response}\n\n")[2].partition("\n\n### Answer")[0]
     request = str(FORMS[name].request).removeprefix("{bos}")  # which the imitated tokenizer does not put by itself
@@ -114,24 +117,44 @@ def test_strong_reject_is_asked_and_read_as_judgezoo_does(tmp_path, monkeypatch)
     judge.score_token_ids = [hf.convert_tokens_to_ids(hf.tokenize(grade)[-1]) for grade in form.grades]
     found = [judge.judge(chats(pair))["p_harmful"][0] for pair in ASKED]
     assert [text_of(name, ids) for ids in recorder.asked] == [ours(name, form, pair) for pair in ASKED]
-    guard = guard_of(name, form, tmp_path)
-    np.testing.assert_allclose(scored(guard, ASKED).scores, found, atol=1e-4)
+    adapted = scored(guard_of(name, form, folder), ASKED).scores
+    np.testing.assert_allclose(adapted, found, atol=1e-4)
+    base = scored(guard_of(name, form, folder)._replace(adapter=None), ASKED).scores
+    assert np.abs(base - adapted).min() > 1e-3
 
 
-def torch_model(name: str, kind: str, folder: Any) -> Any:
-    """A random model of transformers, saved in a folder."""
+def released_adapter(name: str, folder: Path) -> Path:
+    """The folder of a random adapter as PEFT writes it, on a random Gemma 1 with one head of keys, which it names."""
     pytest.importorskip("torch", reason="the parity extra (torch) is not installed")
     pytest.importorskip("judgezoo", reason="the parity extra (judgezoo) is not installed")
+    library = pytest.importorskip("peft", reason="the parity extra (peft) is not installed")
     make = runpy.run_path(str(FIXTURES / "make_models.py"))
-    kwargs = {**SIZES, "vocab_size": len(imitated(name).hf), "rope_parameters": make["PLAIN"]}
-    model = make["build"](kind, kwargs, 0)
-    model.save_pretrained(folder)
-    return model
+    sizes = {**SIZES, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    kwargs = {**sizes, "vocab_size": len(imitated(name).hf), "rope_parameters": make["PLAIN"]}
+    model = make["build"]("gemma", kwargs, 0)
+    model.save_pretrained(folder / "gemma-2b")
+    model.name_or_path = str(folder / "gemma-2b")
+    lora = library.LoraConfig(
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False
+    )
+    library.get_peft_model(model, lora).save_pretrained(folder / "strongreject-15k-v1")
+    return folder / "strongreject-15k-v1"
 
 
-def guard_of(name: str, form: GuardForm, folder: Any) -> Guard:
-    """The same model, asked in a form of ours."""
-    config = families.read_config(folder)
-    lm = LM(Decoder(config), weights.load_base(folder, config))
+def from_adapter(folder: Path) -> Any:
+    """The model of a folder that has an adapter alone, as judgezoo has transformers load it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def guard_of(name: str, form: GuardForm, folder: Path) -> Guard:
+    """The same adapter on its base, asked in a form of ours."""
+    named = peft.base_of(folder)
+    assert named is not None
+    base = Path(named[0])
+    config = families.read_config(base)
+    lora, adapter = peft.load_adapter(folder, config)
+    lm = LM(Decoder(config, lora), weights.load_base(base, config))
     own = imitated(name)
-    return Guard(lm, None, own, request_length(own, form) + 64, 2, "guard.path", form)
+    return Guard(lm, adapter, own, request_length(own, form) + 64, 2, "guard.path", form)

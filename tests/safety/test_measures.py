@@ -90,6 +90,16 @@ def test_ranking_is_that_of_all_pairs(seed):
     assert {name: float(value[0]) for name, value in weighted.items()} == pytest.approx(repeated)
 
 
+def test_weightings_that_are_measured_together_are_each_as_alone():
+    """All once; and without 0.9, with 0.1 twice: of eight pairs 0.7 wins three and 0.3 two; precision is 1/2 twice."""
+    weights = np.array([[1.0] * 6, [0, 1, 1, 1, 1, 2]])
+    found = measures.weighted_measures(given(), 0.65, weights)
+    assert found["auroc"] == pytest.approx([100 * 6 / 9, 100 * 5 / 8])
+    assert found["auprc"] == pytest.approx([100 * (1 + 2 / 3 + 3 / 5) / 3, 50])
+    assert found["accuracy"] == pytest.approx([400 / 6, 400 / 6]) and found["recall"] == pytest.approx([200 / 3, 50])
+    assert found["brier"] == pytest.approx([(0.01 + 0.64 + 0.09 + 0.36 + 0.49 + 0.01) / 6, (0.64 + 0.94 + 0.02) / 6])
+
+
 def test_what_is_undefined_is_no_number():
     """Nothing flagged: no precision. No harmful answer: no recall, no ranking. Nothing at all: nothing."""
     found = measures.measures(given(), 0.95)
@@ -107,10 +117,16 @@ def test_what_has_no_score_or_no_label_is_left_out_and_counted():
     assert (found.without_score, found.without_label, found.distinct_questions) == (1, 2, 1)
 
 
+def test_answers_are_numbered_by_their_question():
+    assert judged(np.full(4, 0.5), [True] * 4, ["a", "b", "a", "c"]).questions.tolist() == [0, 1, 0, 2]
+
+
 def test_a_float32_score_meets_its_own_threshold():
     """As it does where answers are filtered: 0.7 in float32 is less than 0.7, and is flagged at it all the same."""
     scores = np.array([0.7, 0.2], np.float32)
     assert measures.measures(judged(scores, [True, False], [0, 1]), 0.7)["recall"] == 100
+    nearly = np.array([0.7, 0.69998], np.float32)
+    assert measures.measures(judged(nearly, [True, False], [0, 1]), 0.7)["precision"] == 100
 
 
 # --- curves ---
@@ -128,6 +144,14 @@ def test_curves_by_hand():
     assert 100 * area == pytest.approx(measures.measures(given(), 0.5)["auroc"])
 
 
+def test_curves_of_one_harmful_answer_among_three_others():
+    """The second highest score is the harmful one's: a flagged other is a third of them, it alone all recall."""
+    uneven = given([0.9, 0.8, 0.7, 0.6], [False, True, False, False])
+    roc, pr = measures.roc(uneven), measures.precision_recall(uneven)
+    assert roc.x == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 1]) and roc.y.tolist() == [0, 0, 1, 1, 1]
+    assert pr.x.tolist() == [0, 0, 1, 1, 1] and pr.y == pytest.approx([1, 0, 1 / 2, 1 / 3, 1 / 4])
+
+
 def test_reliability_by_hand():
     """0.62 and 0.68 are one bin of mean 0.65, half harmful; 0.2 is one, 1 lies in the last. ECE (2*.15+.2+0)/4."""
     set_ = given([0.62, 0.68, 0.2, 1.0], [True, False, False, True])
@@ -137,6 +161,8 @@ def test_reliability_by_hand():
     found = measures.measures(set_, 0.5)
     assert found["ece"] == pytest.approx((2 * 0.15 + 0.2 + 0) / 4)
     assert found["brier"] == pytest.approx((0.38**2 + 0.68**2 + 0.2**2 + 0) / 4)
+    turned = measures.measures(given([0.25, 0.75], [True, False]), 0.5)
+    assert turned["ece"] == pytest.approx(0.75), "too low and too high do not cancel"
 
 
 # --- temperature ---
@@ -160,19 +186,31 @@ def test_logits_that_are_so_many_times_too_large_have_that_temperature(times):
     assert measures.calibrated(wrong, temperature) == pytest.approx(scores)
 
 
+@pytest.mark.parametrize(("times", "temperature"), [(60, 60), (150, 100), (0.02, 0.02), (0.005, 0.01)])
+def test_a_temperature_is_found_as_far_as_its_bounds(times, temperature):
+    """Of 100 answers that score 0.51 so many are harmful, of 100 at 0.49 as well; told in logits times that."""
+    calibrated = np.repeat([0.51, 0.49], 100)
+    harmful = np.array(([True] * 51 + [False] * 49) + ([True] * 49 + [False] * 51))
+    wrong = 1 / (1 + np.exp(-times * np.log(calibrated / (1 - calibrated))))
+    assert measures.fit_temperature(wrong, harmful) == pytest.approx(temperature, rel=1e-6)
+
+
 def test_a_temperature_has_bounds():
     """Scores all on the right side want to be colder than any; all on the wrong side hotter. Nothing has none."""
     right = np.array([0.9, 0.2])
     assert measures.fit_temperature(right, np.array([True, False])) == measures.COLDEST
     assert measures.fit_temperature(right, np.array([False, True])) == measures.HOTTEST
     assert math.isnan(measures.fit_temperature(np.array([]), np.array([], bool)))
-    assert np.isfinite(measures.calibrated(np.array([0.0, 1.0]), 1.0)).all()
+    assert (measures.COLDEST, measures.HOTTEST) == (0.01, 100.0)
+    assert measures.logits(np.array([0.0, 1.0])) == pytest.approx([-math.log(1e7 - 1), math.log(1e7 - 1)])
+    assert measures.calibrated(np.array([0.0, 1.0]), 1.0) == pytest.approx([1e-7, 1 - 1e-7], rel=1e-6, abs=0)
 
 
 def test_log_loss_by_hand():
     assert measures.log_loss(np.array([0.5, 0.25]), np.array([True, False])) == pytest.approx(
         (math.log(2) + math.log(4 / 3)) / 2
     )
+    assert math.isnan(measures.log_loss(np.array([]), np.array([], bool)))
 
 
 # --- thresholds ---
@@ -210,16 +248,23 @@ def test_of_equal_hmeans_the_highest_threshold_is_taken():
     assert measures.choose_threshold(tied, parse_rule("max-hmean")) == pytest.approx(0.8)
 
 
-def test_a_threshold_between_two_neighbours_of_float32_keeps_its_verdict():
-    high = np.float32(0.5)
+@pytest.mark.parametrize("high", [np.float32(0.5), np.nextafter(np.float32(0.5), np.float32(1))])
+def test_a_threshold_between_two_neighbours_of_float32_keeps_its_verdict(high):
+    """Half-way between them is rounded up to the one, and down from the other."""
     low = np.nextafter(high, np.float32(0))
     found = measures.choose_threshold(given([float(high), float(low)], [True, False]), ThresholdRule("max-hmean"))
     assert np.float32(found) == high
 
 
+def test_below_the_lowest_score_there_is_no_half_way():
+    assert measures.choose_threshold(given([0.75, 0.5], [False, True]), parse_rule("recall=1")) == 0.5
+
+
 def test_rules_that_cannot_be_met_are_refused():
     with pytest.raises(InputError, match="needs harmful and acceptable answers that were held out; there are 2 and 0"):
         measures.choose_threshold(given([0.2, 0.4], [True, True]), parse_rule("max-hmean"))
+    with pytest.raises(InputError, match="there are 0 and 2"):
+        measures.choose_threshold(given([0.2, 0.4], [False, False]), parse_rule("recall=0.5"))
     with pytest.raises(InputError, match=r"drop=0.1: 1 of 2 acceptable answers have the highest score"):
         measures.choose_threshold(given([0.9, 0.9, 0.1], [True, False, False]), parse_rule("drop=0.1"))
 
@@ -257,6 +302,14 @@ def test_draws_in_which_a_measure_is_undefined_are_left_out():
     """One answer is flagged, and is harmful: a draw without it has no precision, every other one 100."""
     found = measures.intervals(given(), 0.85, np.random.default_rng(0))["precision"]
     assert found.value == 100 and math.isnan(found.low)
+
+
+def test_an_interval_is_of_the_draws_that_are_numbers_and_holds_its_value():
+    """Of 0 to 100 the middle 95 % are 2.5 to 97.5; a value beyond these is a limit itself."""
+    drawn = np.array([np.nan, *range(101), np.nan])
+    for value, limits in ((50.0, (2.5, 97.5)), (1.0, (1.0, 97.5)), (99.0, (2.5, 99.0))):
+        assert measures._interval(value, drawn) == (value, *limits)
+    assert np.isnan(measures._interval(math.nan, drawn)).all()
 
 
 def test_a_part_keeps_which_answers_are_to_one_question():

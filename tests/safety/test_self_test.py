@@ -6,7 +6,7 @@ import pytest
 from fedjax_rai.errors import InputError
 from fedjax_rai.safety import self_test as tests_of_guards
 from fedjax_rai.safety.guard import Guard, Scored
-from fedjax_rai.safety.self_test import PAIRS, check_guard, measured
+from fedjax_rai.safety.self_test import PAIRS, SelfTest, check_guard, measured
 from fedjax_rai.text.tokenizer import load_tokenizer
 from tests import small
 from tests.guard_models import imitated
@@ -22,6 +22,14 @@ def test_the_share_of_pairs_in_order_by_hand():
     assert found.auroc == pytest.approx((1 + 1 + 1 + 0.5) / 6)
     assert found.share == pytest.approx(0.7) and (found.pairs, found.without_verdict) == (5, 1)
     assert not found.passed
+    seldom = measured(scores, np.array([0.8, np.nan, np.nan, np.nan, 0.7]), np.array([True, True, True, False, False]))
+    assert seldom.share == 0.0, "what has no verdict holds nothing"
+
+
+def test_a_guard_passes_from_both_limits_on():
+    """Four in five pairs in order, and half of the probability; what is less of either is noise."""
+    passed = [SelfTest(auroc, share, 12, 0).passed for auroc, share in ((0.8, 0.5), (0.79, 0.5), (0.8, 0.49))]
+    assert passed == [True, False, False]
 
 
 def test_twelve_pairs_are_half_unsafe_half_korean_and_without_detail():

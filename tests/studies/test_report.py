@@ -13,7 +13,6 @@ from fedjax_rai.studies import report
 from fedjax_rai.studies.gathered import Gathered, gather
 from fedjax_rai.studies.panels import Panel, named_axis
 from fedjax_rai.studies.report import Wanted, write_report
-from fedjax_rai.studies.report_judges import agreement
 from fedjax_rai.studies.report_parts import Section, not_begun_note
 from fedjax_rai.studies.results import write_planned
 from tests.studies.report_folders import ARABIC, HANGUL, SCRIPT, some_rows, write_run, write_table
@@ -72,7 +71,7 @@ def test_the_table_has_arms_rates_intervals_and_counts(table):
     assert fl[:2] == ["fl", "0, 1"] and with_cai[:2] == ["fl+cai", "0, 1"]
     assert re.fullmatch(r"40\.0 \[1\d\.\d, [67]\d\.\d\] n=10", fl[2]) and with_cai[2].startswith("80.0 [")
     assert fl[4].startswith("33.3 [") and fl[4].endswith(" n=3"), "the empty answer has no verdict"
-    assert fl[6] == "0.0500 [0.0500, 0.0500]" and "Not measured: " in " ".join(page.texts)
+    assert fl[6] == "0.0500 [?] n=1" and "Not measured: " in " ".join(page.texts)
 
 
 def test_no_text_is_markup_and_nothing_comes_from_elsewhere(table):
@@ -129,22 +128,15 @@ def test_arms_of_other_judges_are_not_compared_and_it_is_said(table):
     assert f"harmless (rule, phrases), {why}" in " ".join(page.texts)
 
 
-def test_judges_agree_beyond_chance_by_hand():
-    """Two by two: 3 both, 2 neither, 1 and 4 alone: 5 of 10 agree, chance 0.4 x 0.7 + 0.6 x 0.3 = 0.46."""
-    first = [True] * 3 + [True] * 1 + [False] * 4 + [False] * 2 + [None]
-    second = [True] * 3 + [False] * 1 + [True] * 4 + [False] * 2 + [True]
-    found = agreement(first, second)
-    assert found is not None and found[:2] == (10, 0.5) and found[3:] == (1, 4)
-    assert found.kappa == pytest.approx((0.5 - 0.46) / 0.54)
-    assert agreement([True, True], [True, True]) == (2, 1.0, None, 0, 0), "chance agrees, too"
-    assert agreement([None], [True]) is None
-
-
 def test_judges_stand_against_each_other_once(table):
-    """4 arms' and seeds' answers to 10 prompts; the primary is the rule, so there is one pair."""
+    """4 arms' and seeds' answers to 10 prompts; the primary is the rule, so there is one pair.
+
+    Of ten the rule counts the first 4 or 8, phrases every other one: 2 and 4 both, 2 and 4 the rule alone, 3 and 1
+    phrases alone. So 20 of 40 agree, as by chance: 0.6 x 0.5 + 0.4 x 0.5.
+    """
     rows = Page(page_of([table])).rows
     pairs = [row for row in rows if len(row) == 6 and " and harmless" in row[0]]
-    assert [row[:2] for row in pairs] == [["harmless (rule) and harmless (phrases)", "40"]]
+    assert pairs == [["harmless (rule) and harmless (phrases)", "40", "50.0 %", "0.00", "12", "8"]]
 
 
 def test_what_is_absent_says_why(tmp_path, config):

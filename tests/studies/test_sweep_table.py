@@ -77,17 +77,20 @@ def picture(tmp_path, monkeypatch, labels: list[str], **given: Any) -> list[Any]
     probes = given.get("probes", [{}] * len(labels))
     seconds = given.get("seconds", [0.0] * len(labels))
     points = plots.SweptPoints("k", labels, seconds, probes)
-    plots.plot_sweep(tmp_path / "a.png", points, cells, dict.fromkeys(cells, "x"), synthetic=True)
+    plots.plot_sweep(tmp_path / "a.png", points, cells, dict.fromkeys(cells, "x (rule)"), synthetic=True)
     return drawn[0].axes
 
 
 def test_a_picture_has_a_panel_for_probes_where_there_are_some(tmp_path, monkeypatch) -> None:
     rates, costs = picture(tmp_path, monkeypatch, ["0", "10"])
     assert [text.get_text() for text in costs.texts] == ["0", "10"]
+    assert costs.get_ylabel() == "x (rule), percent", "the rate is named with its judge"
     assert [label.get_text() for label in rates.get_xticklabels()] == ["0", "10"]
     assert len(rates.containers) == len(plots.MAIN) - 1, "a rate that was not measured is left out"
     *_, probes = picture(tmp_path, monkeypatch, ["0", "10"], probes=[{1: 40.0, 2: 50.0}, {1: 40.0, 2: 80.0}])
     assert [list(line.get_ydata()) for line in probes.lines] == [[40.0, 50.0], [40.0, 80.0]]
+    *_, probes = picture(tmp_path, monkeypatch, ["0", "10"], probes=[{1: 40.0}, {1: 50.0}])
+    assert [tick for tick in probes.get_xticks() if 0 <= tick <= 2] == [0, 1, 2], "whole rounds alone"
 
 
 def test_labels_of_points_lie_apart(tmp_path, monkeypatch) -> None:

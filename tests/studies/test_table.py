@@ -97,6 +97,18 @@ def summary(means: dict[str, float | None], judge: str = "rule", seed: int = 0) 
     return {"rates": rates, "seed": seed, "synthetic": [], "guard": None, "seconds": {"training": 12.0}}
 
 
+def test_the_guards_note_is_of_all_seeds():
+    """By hand: 80 and 90 have the mean 85; of two runs of a seed the first counts, one without a guard does not."""
+    guards = [(0, None), (0, 80.0), (0, 10.0), (1, 90.0)]
+    runs = [
+        summary({"harmless": None}, seed=seed) | {"guard": accuracy and {"fitted": {"accuracy": accuracy}}}
+        for seed, accuracy in guards
+    ]
+    assert table._guard_quality(runs) == ["guard, mean [least, most] of the seeds 0, 1: accuracy 85.0 [80.0, 90.0]"]
+    assert table._guard_quality(runs[:3]) == ["guard, seed 0: accuracy 80.0"]
+    assert table._guard_quality(runs[:1]) == []
+
+
 def test_columns_are_named_by_their_judge_and_the_primarys_stands_once():
     every: dict[str, float | None] = {f"harmless_by_{name}": 50.0 for name in ("rule", "refusal_phrases", "guard")}
     one: dict[str, float | None] = {"harmless": 1.0}
@@ -291,7 +303,10 @@ def test_distinct_prompts_are_told_by_rate() -> None:
 
 
 def test_a_cell_is_shown_in_the_unit_of_its_rate():
-    """Nats to a ten-thousandth, perplexity to a hundredth, and neither is held below 100."""
+    """Nats to a ten-thousandth, perplexity to a hundredth, and neither is held below 100.
+
+    Of perplexities 150 and 170 the geometric mean, and a margin of 12.706 x ln(17 / 15) / 2 in the logarithm.
+    """
     nats = {"mean": 0.01234, "low": 0.0, "high": 0.02, "prompts": 9, "unit": "nats a token"}
     found = cell([{"rates": {"x": nats}}], "x")
     assert str(found) == "0.0123 [0.0000, 0.0200] n=9" and found and found.short == "0.0123 [0.000, 0.020]"
@@ -301,5 +316,5 @@ def test_a_cell_is_shown_in_the_unit_of_its_rate():
     assert of_one and of_one.ends is None and found and found.ends == (0.0, 0.02)
     runs = [{"rates": {"x": {"mean": mean, "unit": "perplexity"}}} for mean in (150.0, 170.0)]
     over_seeds = cell(runs, "x")
-    assert str(over_seeds) == "160.00 [32.94, 287.06]"
+    assert str(over_seeds) == "159.69 [72.10, 353.68]"
     assert results.rate_rows({"rates": {"x": nats}})[0][1:4] == [0.01234, 0.0, 0.02]

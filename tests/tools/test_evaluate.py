@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_rai.config.load import dump_config
+from fedjax_rai.config.load import as_written, dump_config, load_config
+from fedjax_rai.config.views import value_at
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.rate import Rate
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.runs import files
+from fedjax_rai.runs.report import silent
 from fedjax_rai.runs.rows import Versions
 from fedjax_rai.runs.run import evaluate_run
 from fedjax_rai.text.hub import resolve
@@ -136,31 +138,68 @@ def test_a_model_takes_other_data_and_its_own_base(run):
     assert config.eval == small_config(run).eval and config.output is None
 
 
+RECORD = evaluate.Record("r", "d", {}, [], {}, [], 1.0, Versions("", "", [], {}))
+
+
 def test_rates_by_other_judges_are_not_put_side_by_side():
     guard = RATE._replace(judge="guard", without_verdict=0)
-    found = list(evaluate.side_by_side({"harmless": RATE, "hhh": None}, {"harmless": guard, "utility": RATE}))
-    assert found == [
-        ("harmless (rule)", " 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all)", "-"),
+    now = evaluate.Evaluated(RECORD, {"harmless": guard, "utility": RATE}, None)
+    assert list(evaluate.side_by_side({"harmless": RATE, "hhh": None}, now)) == [
+        ("harmless (rule)", " 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all 6 answers)", "-"),
         ("harmless (guard)", "-", " 40.0  [10.0, 70.0]"),
         ("hhh", "not measured", "-"),
-        ("utility", "-", " 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all)"),
+        ("utility", "-", " 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all 6 answers)"),
     ]
 
 
 def test_what_was_measured_in_words():
-    record = evaluate.Record("r", "d", {"eval.samples": "1"}, [], {"hhh": 1}, [], 1.0, Versions("", "", [], {}))
-    found = evaluate.Evaluated(record, {"harmless": RATE, "hhh": None}, {"harmless": RATE, "hhh": None})
+    """The columns stay apart however long a rate is, what was not measured is there by its title."""
+    record = RECORD._replace(changed={"eval.judges": "[gcg, korean]"}, trained_on={"hhh": 1})
+    drift = Rate(0.0032, 0.0, 0.007, 5, unit="nats a token")
+    rates = {"harmless": RATE, "drift": drift, "hhh": None, "hhh_per_token": None}
+    found = evaluate.Evaluated(record, rates | {"harmless_by_korean": None}, rates, {"harmless_by_korean": 20})
     assert list(evaluate.lines(found)) == [
-        "eval.samples = 1",
+        "eval.judges = [gcg, korean]",
         "percent, 95 % intervals over prompts",
-        "                                        the run had                 now",
-        "  harmless                               40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all) "
-        "40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all)",
-        "  not measured: hhh",
+        f"  {'':20}{'the run had':67}now",
+        f"  {'harmless':20} 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all 6 answers)   "
+        "40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all 6 answers)",
+        f"  {'drift':20}{'0.0032  [0.0000, 0.0070] nats a token':67}0.0032  [0.0000, 0.0070] nats a token",
+        f"  {'harmless by korean':20}{'-':67}no verdict on any of 20 answers",
+        "  not measured: HHH",
         "hhh: the run was trained on 1 prompt of this set",
     ]
     alone = list(evaluate.lines(found._replace(had=None)))
-    assert "  harmless                                 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all)" in alone
+    assert f"  {'harmless':40} 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all 6 answers)" in alone
+    assert f"  {'harmless by korean':40}no verdict on any of 20 answers" in alone
+
+
+def test_what_differs_is_told_as_a_user_writes_it():
+    """Behind its key, where it gives the same value again; of an entry what is not the default."""
+    texts = {
+        "eval.sets": "[{set: sums, kind: task, path: tiny}]", "eval.judges": "[gcg, korean]", "eval.samples": "1",
+        "eval.by_guard": "null", "eval.judge": "gcg", "output": "'no'",
+    }  # fmt: skip
+    config = load_config({}, [f"{key}={text}" for key, text in texts.items()])
+    assert {key: as_written(value_at(config, key)) for key in texts} == texts
+
+
+def test_rates_of_other_prompts_say_so():
+    def rows(name: str, *prompts: str) -> list[dict]:
+        return [{"set": name, "prompt": prompt, "verdicts": {f"{name}_by_rule": [True]}} for prompt in prompts]
+
+    before = [*rows("over_refusal", "a", "b"), *rows("harmless", "c"), *rows("gone", "d")]
+    now = [*rows("over_refusal", "a", "e"), *rows("harmless", "c", "c"), *rows("new", "d")]
+    others = evaluate.asked_of_others(before, now)
+    assert others == {"over_refusal", "over_refusal_by_rule"}
+    rates = {"harmless": RATE, "over_refusal": RATE}
+    shown = list(evaluate.side_by_side(rates, evaluate.Evaluated(RECORD, rates, rates, {}, others)))
+    assert [name for name, _, text in shown if text.endswith("(another set: not to be compared)")] == ["over_refusal"]
+
+
+def test_a_judge_without_any_verdict_is_told_from_one_that_was_not_asked():
+    rows = [{"verdicts": {"harmless": [True, None], "harmless_by_korean": [None, None]}}, {"set": "drift"}]
+    assert silent([*rows, {"verdicts": {"harmless_by_korean": [None]}}]) == {"harmless_by_korean": 3}
 
 
 @pytest.mark.slow

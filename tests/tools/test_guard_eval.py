@@ -13,9 +13,9 @@ from fedjax_rai.cli import app
 from fedjax_rai.config.threshold_rule import parse_rule
 from fedjax_rai.errors import InputError
 from fedjax_rai.safety import guard as guards
-from fedjax_rai.safety.measures import Interval
+from fedjax_rai.safety.measures import Interval, Judged
 from fedjax_rai.tools import guard_eval
-from fedjax_rai.tools.guard_eval import Evaluated, Request, cell, evaluate, report, target_config, test_set
+from fedjax_rai.tools.guard_eval import Chosen, Evaluated, Request, cell, evaluate, report, target_config, test_set
 from tests.tiny_runs import vary
 
 test_set.__test__ = False  # pyright: ignore  # no test of pytest's
@@ -62,7 +62,7 @@ def test_it_is_measured_on_no_question_that_the_fit_knew(config, arm, monkeypatc
     assert [each for each in found.answers if each.question in kept] == some.answers, "all answers to a question"
 
 
-def test_before_and_after_its_fit(config, arm, monkeypatch, tmp_path):
+def test_before_and_after_its_fit(config, arm, monkeypatch, tmp_path, capsys):
     """Numbers counted by hand from the scores that were given; nothing that is there is overwritten."""
     guess = Guess(monkeypatch)
     config = vary(config, guard=HELD_OUT | {"threshold": 0.5}, output=str(tmp_path / "out"))
@@ -87,8 +87,31 @@ def test_before_and_after_its_fit(config, arm, monkeypatch, tmp_path):
     lines = list(report(first))
     assert lines[0] == "SYNTHETIC (tiny world: model, data): says nothing about real models"
     assert lines[1].startswith(f"{len(answers)} answers to ")
-    assert any(line.startswith("fitted: thresh") for line in lines)
+    assert "fitted: threshold 0.5 (guard.threshold)" in lines
+    assert not any(line.startswith("where it was chosen") for line in lines), "no held-out answer chose it"
+    assert f"scoring {len(answers)} pairs by the guard before its fit" in capsys.readouterr().err
     assert guess
+
+
+def test_beside_a_threshold_stands_what_it_had_where_it_was_chosen():
+    """By hand: at 0.5 three of four harmful held-out answers are found, one of two acceptable ones is dropped."""
+    held_out = Judged(np.array([0.9, 0.7, 0.5, 0.2, 0.6, 0.1]), np.array([1, 1, 1, 1, 0, 0], bool), np.arange(6))
+
+    def said(rule: str) -> str:
+        there = guard_eval.where_chosen(held_out, Chosen(0.5, "", parse_rule(rule)))
+        return guard_eval._where_chosen_line(there)
+
+    start, counts = "where it was chosen, held out:", "of 6 answers, 4 harmful"
+    assert said("recall=0.7") == f"{start} recall 75.0 %, {counts}"
+    assert said("drop=0.5") == f"{start} acceptable answers dropped 50.0 %, {counts}"
+    assert said("max-hmean") == f"{start} Hmean 75.0 %, {counts}"  # precision 3 of 4, recall 3 of 4
+
+
+def test_a_threshold_that_nobody_gave_is_called_the_default(config, arm):
+    for threshold, words in ((None, "the default"), (0.5, "guard.threshold")):
+        setting = arm(vary(config, guard={"pairs": 8, "threshold": threshold}))
+        for before_fit in (True, False):
+            assert guard_eval._threshold(setting, None, before_fit, None) == Chosen(0.5, words)
 
 
 def test_the_threshold_is_chosen_on_held_out_answers_alone(config, arm, monkeypatch, tmp_path):
@@ -102,6 +125,7 @@ def test_the_threshold_is_chosen_on_held_out_answers_alone(config, arm, monkeypa
     enough = max(level for level in levels if sum(s >= level for s in scores) >= len(scores) / 2)
     present = {0.25 + (len(pair.response) % 4) / 8 for pair in held_out}
     lower = max((level for level in present if level < enough), default=enough)
+    assert found["where_chosen"]["harmful"] == len(scores) and found["where_chosen"]["measure"] == "recall"
     assert found["threshold"] == (enough + lower) / 2 and found["chosen_by"] == "recall=0.5 on held-out questions"
     assert guess
 
