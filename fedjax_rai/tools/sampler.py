@@ -1,8 +1,8 @@
 """Answers with a setting each, in one batch, some tokens at a time; and log p of texts. What `serve` and lm-eval ask.
 
 Programs depend on shapes alone, which are bucketed: rows on powers of two, prompts and answers on `examples.bucket`.
-Temperatures, bounds, limits and seeds are traced, so other ones compile nothing. In float32 an answer is what
-`fedjax-rai generate` gives for its prompt alone.
+End tokens are padded to one width. Temperatures, bounds, limits and seeds are traced, so other ones compile nothing. In
+float32 an answer is what `fedjax-rai generate` gives for its prompt alone.
 """
 
 import math
@@ -28,6 +28,8 @@ STEPS = 8
 TOPS = 20
 """Likeliest tokens that are given with log p, at most."""
 NO_TOKEN = -1
+ENDS = 32
+"""End tokens of a row, filled up with none: a stop string that is one compiles nothing."""
 CHUNK_TEXTS = 16  # texts whose log p are computed at once
 
 
@@ -299,12 +301,16 @@ def answer(model: Model, rows: Sequence[Row]) -> None:
             settings = settings._replace(length=jnp.asarray(length), active=jnp.asarray(going))
 
 
+def padded_ends(each: Sequence[Sequence[int]]) -> np.ndarray:
+    """The end tokens of each row, in one width whatever is asked for."""
+    filled = np.full((len(each), bucket(max(map(len, each)), ENDS)), NO_TOKEN, np.int32)
+    for row, ends in zip(filled, each, strict=True):
+        row[: len(ends)] = ends
+    return filled
+
+
 def _as_arrays(each: Sequence[Settings], count: int, vocabulary: int) -> _Rows:
     """The settings of a batch; rows from `count` on only fill it up. A bound that no row has is not computed."""
-    widest = max(1, *(len(settings.end_ids) for settings in each))
-    end_ids = np.full((len(each), widest), NO_TOKEN, np.int32)
-    for i, settings in enumerate(each):
-        end_ids[i, : len(settings.end_ids)] = settings.end_ids
     seeds = np.array([settings.seed for settings in each], np.uint32)
     numbers = np.array([settings.row for settings in each], np.int32)
     top_k = [min(settings.top_k or vocabulary, vocabulary) for settings in each]
@@ -322,7 +328,7 @@ def _as_arrays(each: Sequence[Settings], count: int, vocabulary: int) -> _Rows:
         length=np.zeros(len(each), np.int32),  # pyright: ignore[reportArgumentType]
         limit=np.array([settings.limit for settings in each], np.int32),  # pyright: ignore[reportArgumentType]
         active=np.arange(len(each)) < count,  # pyright: ignore[reportArgumentType]
-        end_ids=end_ids,  # pyright: ignore[reportArgumentType]
+        end_ids=padded_ends([settings.end_ids for settings in each]),  # pyright: ignore[reportArgumentType]
         sampling=sampling,
     )
     return jax.tree.map(jnp.asarray, rows)._replace(keys=_keys(jnp.asarray(seeds), jnp.asarray(numbers)))

@@ -17,6 +17,7 @@ from fedjax_rai.evals.choice import likelihoods
 from fedjax_rai.evals.open_ended import Subject
 from fedjax_rai.tools import batching, sampler, serve
 from fedjax_rai.tools.generate import Request, answers, prompts_of_texts
+from fedjax_rai.tools.openai_requests import MOST_STOPS
 from fedjax_rai.tools.sampler import Model, Piece, Token
 from tests.small import compilations
 
@@ -268,6 +269,15 @@ def test_a_stop_string_that_is_a_special_token_ends_an_answer_as_that_token(unas
     under_way = service.begin({"model": "fake", "prompt": [1, 2], "max_tokens": 4, "stop": ["b", "<end>"]}, chat=False)
     (row,) = service.rows(under_way)
     assert row.settings.end_ids == (7,) and row.settings.stop == ("b", "<end>")
+
+
+@pytest.mark.parametrize("ends", [(), (7,), tuple(range(MOST_STOPS + 3))])
+def test_end_tokens_have_one_width_so_that_none_compiles(ends):
+    """Whatever stop strings are special tokens; what fills them up is no token, so it ends nothing."""
+    padded = sampler.padded_ends([ends, ()])
+    assert padded.shape == (2, sampler.ENDS)
+    assert (*padded[0, : len(ends)],) == ends
+    assert (padded[0, len(ends) :] == sampler.NO_TOKEN).all() and (padded[1] == sampler.NO_TOKEN).all()
 
 
 def test_a_prompt_that_is_too_long_is_refused_in_words_that_clients_know(unasked):
