@@ -395,7 +395,7 @@ class Handler(BaseHTTPRequestHandler):
             left -= len(part)
 
     def _send(self, status: int, content: Mapping[str, Any]) -> None:
-        body = json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+        body = _written(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -412,12 +412,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             for chunk in under_way.chunks():
-                self._event(json.dumps(chunk, ensure_ascii=False, allow_nan=False))
+                self._event(_written(chunk))
         except HUNG_UP:
             raise
         except Exception as error:  # too late for a status
             wrong = error if isinstance(error, BadRequest) else self._fault(error)
-            self._event(json.dumps(responses.error(wrong)))
+            self._event(_written(responses.error(wrong)))
         self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
@@ -425,6 +425,11 @@ class Handler(BaseHTTPRequestHandler):
         event = f"data: {data}\n\n".encode()
         self.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
         self.wfile.flush()
+
+
+def _written(content: Mapping[str, Any]) -> str:
+    """JSON in ASCII: half of a character, as the name of a field may have it, is no UTF-8."""
+    return json.dumps(content, allow_nan=False)
 
 
 def _parsed(body: bytes) -> Any:

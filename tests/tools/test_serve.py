@@ -250,6 +250,18 @@ def test_what_the_standard_library_refuses_has_the_shape_of_openai(unasked, meth
     assert got == status and {*response["error"]} == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"\ud800": 1}),
+        ("chat/completions", {"model": "fake", "messages": [{"role": "user", "content": "a", "\ud800": 1}]}),
+    ],
+)
+def test_half_of_a_character_in_a_name_is_named_in_the_answer(unasked, path, body):
+    got, response = ask(unasked, f"/v1/{path}", body)
+    assert got == 400 and "\ud800: " in response["error"]["message"]
+
+
 def test_a_fault_within_a_stream_is_an_event_of_it(unasked, monkeypatch, capsys):
     """Not a second response in its middle."""
     monkeypatch.setattr(batching, "answer", lambda model, rows: rows[0].give(Piece("a", (), "stop", 1)))
