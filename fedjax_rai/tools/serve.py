@@ -32,6 +32,8 @@ from fedjax_rai.tools.sampler import Model, Piece, Row, Settings, Token, has_num
 
 LARGEST_BODY = 32 * 2**20
 MOST_DROPPED = 16 * LARGEST_BODY
+MOST_DIGITS = 18
+"""Of a length that is read: `int` refuses thousands."""
 PART = 2**20
 IDLE_SECONDS = 600
 HUNG_UP = (BrokenPipeError, ConnectionResetError, TimeoutError)
@@ -375,10 +377,11 @@ class Handler(BaseHTTPRequestHandler):
         if not size.isdecimal():
             self.close_connection = True
             raise BadRequest("Content-Length: must be given", status=411)
-        if int(size) > LARGEST_BODY:
+        if len(size) > MOST_DIGITS or int(size) > LARGEST_BODY:
             self.close_connection = True
-            self._drop(int(size))
-            raise BadRequest(f"the body has {size} bytes; must be at most {LARGEST_BODY}", status=413)
+            self._drop(int(size[:MOST_DIGITS]))
+            shown = size if len(size) <= MOST_DIGITS else f"{size[:MOST_DIGITS]}..."
+            raise BadRequest(f"the body has {shown} bytes; must be at most {LARGEST_BODY}", status=413)
         body = self.rfile.read(int(size))
         kind = self.headers.get_content_type()
         if kind != "application/json":  # which a page in a browser cannot send here unasked
@@ -402,7 +405,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":  # whose client takes a body for the next answer
+            self.wfile.write(body)
 
     def _stream(self, under_way: UnderWay) -> None:
         self.send_response(200)

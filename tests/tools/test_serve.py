@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -262,6 +263,19 @@ def test_half_of_a_character_in_a_name_is_named_in_the_answer(unasked, path, bod
     assert got == 400 and "\ud800: " in response["error"]["message"]
 
 
+def test_a_length_of_thousands_of_digits_is_too_large(unasked, monkeypatch):
+    monkeypatch.setattr(serve, "MOST_DROPPED", 0)
+    got, response = raw(unasked, "localhost", "POST", "/v1/completions", **{"Content-Length": "9" * 5000})
+    assert got == 413 and response["error"]["message"].startswith("the body has 999999999999999999... bytes; must be")
+
+
+def test_the_answer_to_head_has_no_body(unasked):
+    with socket.create_connection(unasked.server_address[:2], timeout=20) as connection:
+        connection.sendall(b"HEAD /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 501 ") and answer.partition(b"\r\n\r\n")[2] == b""
+
+
 def test_a_fault_within_a_stream_is_an_event_of_it(unasked, monkeypatch, capsys):
     """Not a second response in its middle."""
     monkeypatch.setattr(batching, "answer", lambda model, rows: rows[0].give(Piece("a", (), "stop", 1)))
@@ -328,11 +342,12 @@ def unasked() -> Iterator[serve.Server]:
     bound.service.stop()
 
 
-def raw(server: serve.Server, host: str, method: str, path: str) -> tuple[int, Any]:
+def raw(server: serve.Server, host: str, method: str, path: str, **headers: str) -> tuple[int, Any]:
     """(status, what came back) of a request by this name."""
     connection = HTTPConnection(*server.server_address[:2], timeout=20)  # pyright: ignore[reportArgumentType]
     connection.putrequest(method, path, skip_host=True)
-    connection.putheader("Host", host)
+    for name, value in {"Host": host, **headers}.items():
+        connection.putheader(name, value)
     connection.endheaders()
     response = connection.getresponse()
     found = json.loads(response.read())
