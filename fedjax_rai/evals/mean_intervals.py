@@ -11,8 +11,9 @@ seeds. Two things are otherwise than with rates:
 * **Perplexity is averaged and compared in its logarithm**: over seeds it is the geometric mean, and two arms have a
   ratio.
 
-One prompt shows no spread, and marks that are all alike show none that others would have: there is no interval then.
-Numbers without steps that agree on every prompt to the last bit are of one model; their interval has no width.
+One prompt shows no spread, marks that are all alike show none that others would have, and seeds that cancel on every
+prompt hide what each of them shows: there is no interval then. Numbers without steps that agree on every prompt to the
+last bit are of one model; their interval has no width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,9 +93,9 @@ def _replicates(
 ) -> Float[np.ndarray, " b"] | None:
     """Of the sum of arms' means, each by its sign; None where prompts show no spread."""
     fewest = min(int(sums.present.sum(axis=1).min()) for sums in arms.values())
-    if fewest < 2 or (unit.in_steps and _are_alike(arms)):
+    by_seed = np.sum([sign * sums.by_seed for sign, sums in arms.items()], axis=0)
+    if fewest < 2 or _show_no_spread(_residuals(arms), by_seed, unit):
         return None
-    by_seed = sum(sign * sums.by_seed for sign, sums in arms.items())
     of_prompts = []
     of_seeds = []
     for draw in draws(present):
@@ -116,13 +117,25 @@ def _widening(prompts: int, replicates: int) -> Float[np.ndarray, " b"]:
     return np.sqrt((prompts + 1) / squares)
 
 
-def _are_alike(arms: Mapping[int, Sums]) -> bool:
-    """Whether no prompt moves the mean: the residuals of a ratio of sums are all 0, but for rounding."""
+def _residuals(arms: Mapping[int, Sums]) -> Float[np.ndarray, "seeds n"]:
+    """How each prompt moves each seed's mean: the residuals of ratios of sums, over the sum of weights."""
     moved = 0.0
     for sign, sums in arms.items():
         residuals = sums.total - sums.by_seed[:, None] * sums.weight
-        moved = moved + sign * (residuals / sums.weight.sum(axis=1, keepdims=True)).sum(axis=0)
-    return bool(np.all(np.abs(moved) < ROUNDING))
+        moved = moved + sign * residuals / sums.weight.sum(axis=1, keepdims=True)
+    return np.asarray(moved)
+
+
+def _show_no_spread(moved: Float[np.ndarray, "seeds n"], by_seed: Float[np.ndarray, " seeds"], unit: Unit) -> bool:
+    """Whether numbers with steps are alike in every seed, or seeds of one mean differ and cancel on every prompt."""
+    if _are_zero(moved):
+        return unit.in_steps
+    return _are_zero(moved.sum(axis=0)) and _are_zero(by_seed - by_seed[0])
+
+
+def _are_zero(numbers: Float[np.ndarray, "..."]) -> bool:
+    """But for rounding."""
+    return bool(np.all(np.abs(numbers) < ROUNDING))
 
 
 def _ends(replicates: Float[np.ndarray, " b"] | None, mean: float, level: float) -> tuple[float, float]:

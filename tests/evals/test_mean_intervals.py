@@ -154,6 +154,21 @@ def test_where_no_spread_is_seen_there_is_no_interval() -> None:
     assert equal.same and (equal.mean, equal.low, equal.high) == (1.0, 1.0, 1.0)
 
 
+def test_seeds_that_cancel_are_not_alike() -> None:
+    """8 on either prompt over both seeds, and neither alike: no spread is seen, and it is not 0. Where the seeds' means
+    are 8 and 9 they show theirs: 8.5 with Student's margin of 12.7062 / 2, in marks held within 1 and 10.
+    """
+    for unit in (NATS, MARK):
+        crossed = interval([run([7.0, 9.0]), run([9.0, 7.0])], unit)
+        assert crossed.mean == 8.0 and isnan(crossed.low) and isnan(crossed.high)
+        apart = interval([run([7.0, 9.0]), run([10.0, 8.0])], unit)
+        assert apart[:2] == pytest.approx((8.5, 8.5 - 12.7062 / 2), abs=0.5)
+    gaps = difference([run([1.0, 2.0]), run([2.0, 1.0])], [run([2.0, 1.0]), run([1.0, 2.0])])
+    assert gaps.mean == 0.0 and gaps.ends is None and not gaps.same
+    moved = difference([run([7.0, 9.0])] * 2, [run([6.0, 8.0])] * 2)
+    assert (moved.low, moved.high) == pytest.approx((1.0, 1.0)), "arms that cancel within a seed are paired"
+
+
 def test_a_margin_in_points_is_none_in_nats() -> None:
     found = difference([run([1.0, 2.0])], [run([1.0, 2.5])])
     with pytest.raises(ValueError, match="a margin in points is none in nats a token"):
