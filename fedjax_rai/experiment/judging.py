@@ -108,9 +108,10 @@ class DeviceJudge:
         self._given = given
         self._revision = given.pins.get(f"judge {self.name}")
         guard = given.config.guard
-        for filter_key, filter_path in (("guard.path", guard.path), ("guard.adapter", guard.adapter)):
-            if filter_path is not None and _place(path) == _place(filter_path):
-                raise InputError(f"{self._key}: is the filter's own guard, {filter_key}; must be named {GUARD_JUDGE}")
+        filter_path = guard.path if guard.adapter is None else guard.adapter
+        if filter_path is not None and _place(path) == _place(filter_path):
+            filter_key = "guard.path" if guard.adapter is None else "guard.adapter"
+            raise InputError(f"{self._key}: is the filter's own guard, {filter_key}; must be named {GUARD_JUDGE}")
 
     @property
     def judge(self) -> Judge:

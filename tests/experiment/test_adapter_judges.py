@@ -116,6 +116,13 @@ def test_the_filters_own_adapter_is_named_guard(config, base, adapter):
         judge_of(config, adapter, guard={"path": str(base), "adapter": str(adapter)})
 
 
+def test_what_the_filters_adapter_is_on_is_a_judge_of_its_own(config, base, adapter):
+    """Without the adapter it is another guard than the filter's."""
+    assert judge_of(config, base, guard={"path": str(base), "adapter": str(adapter)}).name.startswith("guard_")
+    with pytest.raises(InputError, match="is the filter's own guard, guard.path; must be named guard"):
+        judge_of(config, base, guard={"path": str(base)})
+
+
 def test_commits_of_an_adapter_and_its_base_are_kept_apart(config, base, adapter, tmp_path):
     """As they lie in the hub's cache; a run that goes on asks for the same ones."""
     cache = tmp_path / "cache"
