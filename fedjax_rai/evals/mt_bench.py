@@ -50,7 +50,7 @@ TEMPERATURES = {
     "stem": 0.1,
     "humanities": 0.1,
 }
-"""At which FastChat, the benchmark's own program, answers the questions of a category."""
+"""At which FastChat, the benchmark's own program, answers the questions of a category, by its lower-case name."""
 OTHER_TEMPERATURE = 0.7
 """At which it answers those of any other."""
 
@@ -132,7 +132,7 @@ class TwoTurns:
 def temperatures_of(items: Sequence[Item], config: EvalConfig) -> list[float]:
     """At which each question's two turns are answered, by `eval.mt_bench_temperature`; 0: the likeliest answer."""
     if config.mt_bench_temperature == BY_CATEGORY:
-        return [TEMPERATURES.get(item.category or "", OTHER_TEMPERATURE) for item in items]
+        return [TEMPERATURES.get((item.category or "").lower(), OTHER_TEMPERATURE) for item in items]
     return [0.0] * len(items)
 
 

@@ -9,16 +9,18 @@ import numpy as np
 
 from fedjax_rai.evals import intervals, mean_intervals
 from fedjax_rai.evals.intervals import Difference
-from fedjax_rai.evals.means import UNITS
+from fedjax_rai.evals.means import MARK, UNITS
 from fedjax_rai.evals.rate import PERCENT, Unit
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import ANSWERS, SUMMARY
 
 Summary = Mapping[str, Any]
 """A run's summary.json and, where its answers are kept, what they got: `VERDICTS` by rate, `TOTALS` by mean
-(`with_answers`)."""
+(`with_answers`); with a config beside it also `TEMPERATURE`."""
 VERDICTS = "verdicts"
 TOTALS = "totals"
+TEMPERATURE = "mt_bench_temperature"
+"""How the answers were sampled that marks are of, as the run's config says."""
 SAME = "the same number of verdicts of either kind on every prompt"
 SAME_SUMS = "the same on every prompt"
 
@@ -115,6 +117,19 @@ def other_judges(rate: str, summaries: Sequence[Summary]) -> str | None:
     return f"not comparable, as judges differ ({', '.join(judge or 'not named' for judge in judges)})"
 
 
+def incomparable(rate: str, summaries: Sequence[Summary]) -> str | None:
+    """Why these runs' rates make no difference, in words: other judges, or marks of answers sampled otherwise."""
+    return other_judges(rate, summaries) or _other_temperatures(rate, summaries)
+
+
+def _other_temperatures(rate: str, summaries: Sequence[Summary]) -> str | None:
+    """None too where runs do not say how they sampled, and for what is no mark."""
+    known = list(dict.fromkeys(summary[TEMPERATURE] for summary in summaries if TEMPERATURE in summary))
+    if len(known) < 2 or unit_among(summaries, rate) != MARK:
+        return None
+    return f"not comparable, as eval.{TEMPERATURE} differs ({', '.join(known)})"
+
+
 def unit_of(measured: Mapping[str, Any]) -> Unit:
     """What a rate of a summary is counted in; a run of an older version has percent alone."""
     return UNITS[measured.get("unit", PERCENT.name)]
@@ -140,10 +155,9 @@ def difference(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) ->
     """A rate of some runs minus that of others, paired by seed and, where answers are kept, by prompt, in points; of a
     mean in its unit, of perplexity the ratio.
 
-    None where some run did not measure it, where judges differ (`other_judges`), and of one seed whose answers are not
-    kept.
+    None where some run did not measure it, where they are `incomparable`, and of one seed whose answers are not kept.
     """
-    if other_judges(rate, [*runs, *others]):
+    if incomparable(rate, [*runs, *others]):
         return None
     pairs = []
     for run, other in zip(runs, others, strict=True):
@@ -170,11 +184,11 @@ def _difference(by_seed: Sequence[Any], others: Sequence[Any], unit: Unit) -> Di
 
 
 def paired(rate: str, runs: Sequence[Summary], others: Sequence[Summary], margin: float | None = None) -> str | None:
-    """The difference of two arms in words: mean, interval, each seed's, or why judges forbid it; None: there is none.
+    """The difference of two arms in words: mean, interval, each seed's, or why there may be none; None: there is none.
 
     With a margin, in points, also whether the two are equivalent within it.
     """
-    why = other_judges(rate, [*runs, *others])
+    why = incomparable(rate, [*runs, *others])
     if why:
         return why
     found = difference(rate, runs, others)

@@ -1,6 +1,6 @@
 """The sections of a report: what each shows, and why it is absent where it is."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -170,7 +170,7 @@ def compared(report: Report) -> Section:
     grids, panels, absent = [], [], []
     for rate, rate_title in report.titles.items():
         found = _gaps(rate, others, reference)
-        absent += [f"{rate_title}, {reason}" for reason in _other_judges(rate, others, reference)]
+        absent += [f"{rate_title}, {reason}" for reason in _incomparable(rate, others, reference)]
         if found:
             panels.append(pictures.differences(rate_title, report.reference, found))
             rows = [[label, *_gap_fields(gap, report.margin)] for label, gap in found.items()]
@@ -178,7 +178,7 @@ def compared(report: Report) -> Section:
             header = ["arm", f"{unit.gap} [95 %]", "by seed", *([] if report.margin is None else ["equivalence"])]
             grids.append(Grid(f"{rate_title}, {unit.versus} {report.reference}", header, rows, folded=True))
     if not panels:
-        absent.append("No arm has a seed in common with the reference, or no rate that both measured by one judge.")
+        absent.append("No arm has a seed in common with the reference, or no rate that both measured alike.")
     about = [
         f"Each arm minus {report.reference}, paired: the same seeds, and the same prompts where their answers "
         "are kept. Percentages differ in points, other means in their unit, and of perplexities there is the ratio. An "
@@ -201,17 +201,21 @@ def _gaps(rate: str, others: Sequence[Arm], reference: Arm) -> dict[str, Differe
 
 
 def _of_shared_seeds(arm: Arm, reference: Arm) -> tuple[list[Summary], list[Summary]]:
-    """The summaries of either, of the seeds that both have."""
+    """The summaries of either, of the seeds that both have; and how each sampled the answers that marks are of."""
     shared = {*arm.seeds} & {*reference.seeds}
-    runs = [run.summary for run in arm.runs if run.seed in shared]
-    return runs, [run.summary for run in reference.runs if run.seed in shared]
+    return _of_seeds(arm, shared), _of_seeds(reference, shared)
 
 
-def _other_judges(rate: str, others: Sequence[Arm], reference: Arm) -> Iterator[str]:
-    """Of each arm that other judges than the reference's judged, that it is not compared, and why."""
+def _of_seeds(arm: Arm, seeds: Collection[int]) -> list[Summary]:
+    runs = [run for run in arm.runs if run.seed in seeds]
+    return [{**run.summary, cell_values.TEMPERATURE: run.config.eval.mt_bench_temperature} for run in runs]
+
+
+def _incomparable(rate: str, others: Sequence[Arm], reference: Arm) -> Iterator[str]:
+    """Of each arm that is not compared with the reference, as it was judged or answered otherwise, that and why."""
     for arm in others:
         runs, against = _of_shared_seeds(arm, reference)
-        why = cell_values.other_judges(rate, [*runs, *against])
+        why = cell_values.incomparable(rate, [*runs, *against])
         if why:
             yield f"{arm.label} minus {reference.label}: {why}"
 

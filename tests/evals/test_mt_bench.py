@@ -9,7 +9,7 @@ from fedjax_rai.config.schema import DataConfig, EvalConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals import suite
 from fedjax_rai.evals.evaluation import Bench, Conversation, EvalSet, Item, Marks, Measured, Sources, measure
-from fedjax_rai.evals.mt_bench import MT_BENCH, rater
+from fedjax_rai.evals.mt_bench import MT_BENCH, rater, temperatures_of
 from fedjax_rai.evals.open_ended import Responses, Sampled
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn
 
@@ -88,6 +88,11 @@ def test_by_category_each_question_is_answered_at_its_temperature_and_stays_in_i
     assert MT_BENCH.way.batches(given, config, guarded=False) == 2 * (2 + 1 + 2)
     greedy = config.model_copy(update={"mt_bench_temperature": "greedy"})
     assert MT_BENCH.way.batches(given, greedy, guarded=False) == 2 * 4
+
+
+def test_a_category_is_known_by_its_lower_case_name():
+    items = [Item("?", category=name) for name in ("Math", "Coding", "STEM", "Roleplay")]
+    assert temperatures_of(items, EvalConfig(mt_bench_temperature="by_category")) == [0.0, 0.0, 0.1, 0.7]
 
 
 def test_without_a_judge_both_answers_are_kept_and_nothing_is_marked():

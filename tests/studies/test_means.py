@@ -9,7 +9,16 @@ from fedjax_rai.evals.evaluation import ConversationRow, TokensRow
 from fedjax_rai.evals.intervals import Difference
 from fedjax_rai.evals.means import MARK, NATS, PERPLEXITY
 from fedjax_rai.studies import report_pictures
-from fedjax_rai.studies.cells import Cell, cell, difference, equivalence, paired, with_answers
+from fedjax_rai.studies.cells import (
+    TEMPERATURE,
+    Cell,
+    cell,
+    difference,
+    equivalence,
+    incomparable,
+    paired,
+    with_answers,
+)
 from fedjax_rai.studies.report_parts import _gap_fields
 from fedjax_rai.studies.table import comparisons
 
@@ -63,6 +72,18 @@ def test_differences_stand_in_their_unit() -> None:
     assert paired("mt_bench", better, worse) == "+1.00 marks [?]", (
         "a mark better on each: how others would be, nobody saw"
     )
+
+
+def test_marks_of_answers_at_other_temperatures_are_not_compared() -> None:
+    """A run that does not say it is compared; what is no mark is not of these answers."""
+    unsaid = marked([8.0, 6.0, 9.0], 23 / 3)
+    greedy, sampled = ({**unsaid, TEMPERATURE: how} for how in ("greedy", "by_category"))
+    why = "not comparable, as eval.mt_bench_temperature differs (greedy, by_category)"
+    assert paired("mt_bench", [greedy], [sampled]) == incomparable("mt_bench", [greedy, sampled]) == why
+    assert difference("mt_bench", [greedy], [sampled]) is None
+    assert difference("mt_bench", [greedy], [greedy]) and difference("mt_bench", [unsaid], [sampled])
+    nats = read("drift", [0.3, 0.5], 0.4)
+    assert difference("drift", [{**nats, TEMPERATURE: "greedy"}], [{**nats, TEMPERATURE: "by_category"}])
 
 
 def test_without_answers_it_is_students_over_seeds() -> None:

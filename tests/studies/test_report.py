@@ -13,7 +13,7 @@ from fedjax_rai.studies import report
 from fedjax_rai.studies.gathered import Gathered, gather
 from fedjax_rai.studies.panels import Panel, named_axis
 from fedjax_rai.studies.report import Wanted, write_report
-from fedjax_rai.studies.report_parts import Section, not_begun_note
+from fedjax_rai.studies.report_parts import Section, compared, not_begun_note, report_of
 from fedjax_rai.studies.results import write_planned
 from tests.studies.report_folders import ARABIC, HANGUL, SCRIPT, some_rows, write_run, write_table
 from tests.tiny_runs import vary
@@ -126,6 +126,19 @@ def test_arms_of_other_judges_are_not_compared_and_it_is_said(table):
     assert len(gaps) == 1, "of the rule's own rate alone"
     why = "fl+cai minus fl: not comparable, as judges differ (refusal_phrases, rule)"
     assert f"harmless (rule, phrases), {why}" in " ".join(page.texts)
+
+
+def test_marks_of_answers_at_other_temperatures_are_not_compared_and_it_is_said(tmp_path, config):
+    marks = {"mt_bench": {"mean": 7.0, "low": 5.0, "high": 9.0, "unit": "mark of 10"}}
+    configs = [vary(config, eval={"mt_bench_temperature": how}) for how in ("greedy", "by_category")]
+    folders = [write_run(tmp_path / f"run{i}", each, some_rows(4)) for i, each in enumerate(configs)]
+    for folder in folders:
+        summary = files.read_object(folder / "summary.json")
+        files.write_json(folder / "summary.json", summary | {"rates": summary["rates"] | marks})
+    section = compared(report_of(gather(folders), None, None))
+    why = "not comparable, as eval.mt_bench_temperature differs (by_category, greedy)"
+    assert section.absent == [f"MT-Bench, run1 minus run0: {why}"]
+    assert section.grids and not any(grid.caption.startswith("MT-Bench") for grid in section.grids)
 
 
 def test_judges_stand_against_each_other_once(table):
