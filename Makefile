@@ -1,5 +1,5 @@
 # quickstart: install and run the tiny table.  real: run a real model of 135M parameters.  test: the quick tests.  check: linters, types, layers.  docs: the site.
-# table, real-table: the whole tables of docs/results.md, tiny and real, each with its report as a page (SEEDS=1 SET='KEY=VALUE ...': smaller ones).
+# table, real-table: the whole tables of docs/results.md, tiny and real, each with its report as a page (SEEDS=1 SET='KEY=VALUE ...' OUT=FOLDER: smaller ones).
 # accelerator: on a machine with a GPU or TPU, check it against the CPU and measure it (DRY=1: show the commands).
 PYTHON ?= python3
 VENV ?= .venv-test
@@ -22,8 +22,8 @@ ARMS := base,fl,fl+filter,fl+cai,fl+filter+cai,fl+unrevised
 SEEDS ?= 3
 SET ?=
 table: $(QUICK)/.installed
-	$(QUICK)/bin/fedjax-rai table configs/tiny_cpu.yaml --seeds $(SEEDS) --arms $(ARMS) output=runs/table $(SET)
-	$(QUICK)/bin/fedjax-rai report runs/table
+	$(QUICK)/bin/fedjax-rai table configs/tiny_cpu.yaml --seeds $(SEEDS) --arms $(ARMS) output=$(or $(OUT),runs/table) $(SET)
+	$(QUICK)/bin/fedjax-rai report $(or $(OUT),runs/table)
 
 # Once the environment and the model are there, this needs no network.
 real: $(QUICK)/.installed $(REAL)/config.json
@@ -38,8 +38,9 @@ XSTEST ?= xstest_prompts.csv
 SQUARE ?= response_test_ood.json
 ROWS := runs/real/rows
 real-table: real-files $(REAL)-prepared/config.json
-	HF_HUB_OFFLINE=1 $(QUICK)/bin/fedjax-rai table configs/real/smollm2.yaml --seeds $(SEEDS) --arms $(ARMS) eval.by_guard=true $(SET)
-	$(QUICK)/bin/fedjax-rai report runs/real/smollm2
+	HF_HUB_OFFLINE=1 $(QUICK)/bin/fedjax-rai table configs/real/smollm2.yaml --seeds $(SEEDS) --arms $(ARMS) eval.by_guard=true \
+	  output=$(or $(OUT),runs/real/smollm2) $(SET)
+	$(QUICK)/bin/fedjax-rai report $(or $(OUT),runs/real/smollm2)
 
 real-files:
 	@for file in "$(HH)" "$(ADVBENCH)" "$(XSTEST)" "$(SQUARE)"; do \

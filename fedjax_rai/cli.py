@@ -248,7 +248,7 @@ def generate(
     """Answer prompts with a model, or a model and an adapter.
 
     \b
-    fedjax-rai generate tiny --prompt "How do I bake bread?" --prompt "How do I paint a fence?"
+    fedjax-rai generate tiny --prompt "How do I bake bread?"
     """
     with terminal.answering():
         bounds = {"top_p": top_p, "top_k": top_k, "min_p": min_p}

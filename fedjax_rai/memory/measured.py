@@ -22,9 +22,11 @@ class DevicePeak(NamedTuple):
 
 def process_peak() -> int:
     """Bytes of resident memory that this process held at most. Linux's getrusage would count its parent's, too."""
-    if STATUS.exists():
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    status = STATUS.read_text() if STATUS.exists() else ""
+    for line in status.splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    # elsewhere, and in sandboxes whose Linux leaves that line out
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

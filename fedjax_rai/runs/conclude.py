@@ -1,7 +1,7 @@
 """The end of a run: its evaluation, and the summary that marks it as finished."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.lora import size
 from fedjax_rai.runs import files
 from fedjax_rai.runs.folder import ANSWERS, DATA, EVALUATION, SUMMARY, run_folder
-from fedjax_rai.runs.held import memory_of
 from fedjax_rai.runs.record import METRICS, REVISIONS
 from fedjax_rai.runs.rows import (
     Critique,
     Filtered,
     GuardAsked,
     GuardQuality,
+    Memory,
     PairCounts,
     Phase,
     Quality,
@@ -43,10 +43,10 @@ from fedjax_rai.runs.rows import (
 )
 
 
-def conclude(setting: Setting, adapter: Adapter, resumed: bool) -> None:
+def conclude(setting: Setting, adapter: Adapter, memory: Callable[[], Memory | None]) -> None:
     """Evaluate, and write eval.json, answers.jsonl and, last, the summary that marks the run as finished.
 
-    `resumed`: whether rounds of it were there when this process took it up (`held.take_up`).
+    `memory`: what the run held, asked for when all else is done.
     """
     folder = run_folder(setting.config)
     began = time.perf_counter()
@@ -56,7 +56,7 @@ def conclude(setting: Setting, adapter: Adapter, resumed: bool) -> None:
     files.write_rows(folder / ANSWERS, answers)
     summary = summarize(setting, folder, rates, seconds)
     summary = summary._replace(answers=answer_counts(answers), agreement=agreements(answers))
-    summary = summary._replace(memory=memory_of(setting, resumed))
+    summary = summary._replace(memory=memory())
     files.write_json(folder / SUMMARY, summary)
 
 

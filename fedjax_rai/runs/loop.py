@@ -12,6 +12,7 @@ from fedjax_rai.experiment.round import End, Federation, Outcome, play_round
 from fedjax_rai.fed.base import ServerState
 from fedjax_rai.runs.data import draw_data
 from fedjax_rai.runs.folder import entered, run_folder
+from fedjax_rai.runs.held import take_up
 from fedjax_rai.runs.record import Record, timed
 from fedjax_rai.runs.rows import Round
 
@@ -138,6 +139,7 @@ class Loop:
         with entered(folder, config, record.setting) as finished:
             if finished:
                 return
+            take_up(folder)
             with Record(folder, record.setting) as theirs:
                 theirs.copy_rows(record)
                 theirs.add(t, *end, seconds)

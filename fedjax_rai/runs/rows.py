@@ -281,12 +281,12 @@ class Memory(NamedTuple):
     devices: list[DevicePeak]
     """What each of its devices held at most."""
     other_runs: int
-    """Runs that the process had taken up before or beside this one. Where there is one, peaks are upper bounds: what
-    others held counts, too.
+    """Runs that the process had taken up before or beside this one, what they held counts, too. Where there is one, and
+    this run was not resumed, peaks are upper bounds.
     """
     resumed: bool
-    """Whether rounds were there when the process took the run up, as after an interruption. What an earlier process
-    held is in none of these numbers.
+    """Whether an earlier process had done rounds of it, as after an interruption. What an earlier process held, or one
+    that fitted a guard which this one found, is in none of these numbers.
     """
 
 
@@ -334,7 +334,7 @@ class Summary(NamedTuple):
     guard_asked: GuardAsked | None = None
     """How the filter's guard was asked. Null: there was no filter, or its guard is a function."""
     memory: Memory | None = None
-    """What it held. Null: an older version ran, which did not measure."""
+    """What it held. Null: not measured, as by older versions, or where a run without a summary was only evaluated."""
 
 
 class Versions(NamedTuple):

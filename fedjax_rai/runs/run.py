@@ -1,6 +1,7 @@
 """One run, in one folder: train its rounds, evaluate the final adapter, and be able to go on after any interruption."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from fedjax_rai import terminal
@@ -30,7 +31,7 @@ from fedjax_rai.runs.folder import (
     run_folder,
 )
 from fedjax_rai.runs.guards import KeptGuards, study_of
-from fedjax_rai.runs.held import take_up
+from fedjax_rai.runs.held import memory_before, memory_of, take_up
 from fedjax_rai.runs.inputs import check_inputs, check_unchanged
 from fedjax_rai.runs.loop import train
 from fedjax_rai.runs.picture import PICTURE, draw_run
@@ -77,15 +78,16 @@ def finish(setting: Setting, adapter: Adapter, resumed: bool) -> None:
     config = setting.config
     folder = run_folder(config)
     save_adapter(folder / ADAPTER, *setting.shapes, adapter, config.model.path, setting.commits.get("model_commit"))
-    conclude(setting, adapter, resumed)
+    conclude(setting, adapter, partial(memory_of, setting, resumed))
     draw_run(folder)
 
 
 def evaluate_run(folder: Path) -> None:
     """Evaluate the adapter of a run folder once more, as its config says; rewrites its evaluation and summary.
 
-    The folder may have been moved since its run. Raises InputError where files that the config names are not what they
-    were when the run began, and where another process is at work in the folder.
+    What the run held stays as it was measured. The folder may have been moved since its run. Raises InputError where
+    files that the config names are not what they were when the run began, and where another process is at work in the
+    folder.
     """
     if not (folder / CONFIG).is_file() or not (folder / ADAPTER).is_dir():
         raise InputError(f"{folder}: not a run folder with {CONFIG} and {ADAPTER}/ (is the run finished?)")
@@ -95,7 +97,7 @@ def evaluate_run(folder: Path) -> None:
         check_inputs([config])
         check_unchanged(config, folder, began_with(folder).get("files", {}))
         read_rounds(folder / METRICS)  # what is wrong with them is said before anything is computed
-        resumed = take_up(folder)
+        kept = memory_before(folder)
         compiled.keep_compiled()
         setting = Setting(config, pins=pins([config]), store=KeptGuards(study_of(folder)))
         choose_mesh([setting])
@@ -104,5 +106,5 @@ def evaluate_run(folder: Path) -> None:
         setting.check_logits(adapter)
         setting.check_judge()
         note_versions(folder / VERSIONS, setting.commits | {"files": digests(config)})
-        conclude(setting, adapter, resumed)
+        conclude(setting, adapter, lambda: kept)
         draw_run(folder)

@@ -15,8 +15,9 @@ from fedjax_rai.studies.results import NOT_MEASURED
 NOT_KNOWN = "not known"
 ABOUT = (
     "The most that was held at any one time. Process: resident memory of the whole process that finished the run, "
-    "loading and evaluation included; on a CPU its arrays are among it. Device: the fullest one's arrays, where JAX "
-    "tells. Planned: what the memory plan estimates before a run starts. Seeds in their order where they differ."
+    "loading and evaluation included, but not the fit of a guard that it found fitted; on a CPU its arrays are among "
+    "it. Device: the fullest one's arrays, where JAX tells. Planned: what the memory plan estimates before a run "
+    "starts. Seeds in their order where they differ."
 )
 BOUND = "≤: the process had done other runs before or beside this one, which count too, so that this one held no more."
 RESUMED = "Resumed: the last process alone was measured; an earlier one had done rounds, and may have held more."
@@ -79,8 +80,9 @@ def _listed(texts: Sequence[str]) -> str:
 def _measured(held: Held, peak: int | None) -> str:
     if held.memory is None or peak is None:
         return NOT_MEASURED
-    bound = "≤ " if held.memory.other_runs else ""
-    return f"{bound}{shown(peak)}{' (resumed)' if held.memory.resumed else ''}"
+    if held.memory.resumed:
+        return f"{shown(peak)} (resumed)"
+    return f"{'≤ ' if held.memory.other_runs else ''}{shown(peak)}"
 
 
 def shown(size: int) -> str:
@@ -92,7 +94,7 @@ def shown(size: int) -> str:
 def _marks(every: Sequence[Held]) -> Iterator[str]:
     """What the marks mean that stand in the table."""
     known = [held.memory for held in every if held.memory]
-    if any(memory.other_runs for memory in known):
+    if any(memory.other_runs and not memory.resumed for memory in known):
         yield BOUND
     if any(memory.resumed for memory in known):
         yield RESUMED

@@ -105,7 +105,7 @@ def test_what_has_no_verdict_is_said(config, settings, monkeypatch, capsys):
         "4 of 4 have no verdict, and are kept out of harmless (guard)"
     ), "a set has a line of its own, and its rates their titles"
     (line,) = [line for line in said if "choice" in line]
-    assert line.endswith(": 8 of 8 have no verdict, and are kept out of synthetic choice, synthetic choice (per token)")
+    assert ": 8 of 8 have no verdict, and are kept out of synthetic choice, synthetic choice (per token); 2 of" in line
     assert rates["harmless"]["empty"] == rates["harmless"]["cut_off"] == 1 and rates["harmless"]["answers"] == 4
 
 

@@ -24,10 +24,12 @@ def test_the_peak_of_a_process_is_its_resident_memory_in_bytes(tmp_path, monkeyp
     (tmp_path / "status").write_text(STATUS)
     monkeypatch.setattr(measured, "STATUS", tmp_path / "status")
     assert measured.process_peak() == 1500 * 1024
-    monkeypatch.setattr(measured, "STATUS", tmp_path / "nothing")
+    (tmp_path / "sandbox").write_text("Name:\tpython\nVmRSS:\t    1200 kB\n")
     monkeypatch.setattr(measured.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=7))
     monkeypatch.setattr(measured.sys, "platform", "linux")
-    assert measured.process_peak() == 7 * 1024
+    for name in ("sandbox", "nothing"):
+        monkeypatch.setattr(measured, "STATUS", tmp_path / name)
+        assert measured.process_peak() == 7 * 1024
     monkeypatch.setattr(measured.sys, "platform", "darwin")
     assert measured.process_peak() == 7
 
@@ -50,7 +52,7 @@ def test_devices_here_are_cpus_that_tell_nothing():
 @pytest.fixture
 def _fresh(monkeypatch):
     """A process that was at work on no run yet."""
-    monkeypatch.setattr(held, "_taken_up", set())
+    monkeypatch.setattr(held, "_had_rounds", {})
 
 
 @pytest.mark.usefixtures("_fresh")
@@ -61,6 +63,9 @@ def test_peaks_say_whose_they_are(config, tmp_path, monkeypatch):
     second.mkdir()
     files.append_row(second / "metrics.jsonl", ROUND)
     assert not take_up(first) and not take_up(Path("first")) and take_up(second)
+    first.mkdir()
+    files.append_row(first / "metrics.jsonl", ROUND)
+    assert not take_up(first), "its rounds are this process's own"
     monkeypatch.setattr(held, "process_peak", lambda: 5)
     monkeypatch.setattr(held, "device_peaks", lambda: [DevicePeak("gpu", 3)])
     found = memory_of(Setting(config), resumed=True)

@@ -73,7 +73,10 @@ def test_a_run_of_an_older_version_was_not_measured(section_of):
 
 def test_peaks_that_are_not_the_runs_own_are_marked_and_not_drawn(section_of):
     """Three of four runs: one after another, one resumed, one of an older version; all plans but its are drawn."""
-    after, resumed = HELD._replace(process=2 * GIB, other_runs=1), HELD._replace(process=3 * GIB, resumed=True)
+    after = HELD._replace(process=2 * GIB, other_runs=1)
+    resumed = HELD._replace(
+        process=3 * GIB, other_runs=1, resumed=True
+    )  # no bound: an earlier process may have held more
     section = section_of([HELD, after], [resumed, None])
     rows = section.grids[0].rows
     assert rows[0][1] == "1.00 GiB; ≤ 2.00 GiB" and rows[1][1] == "3.00 GiB (resumed); not measured"

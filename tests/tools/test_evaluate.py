@@ -192,7 +192,7 @@ def test_rates_of_other_prompts_say_so():
     now = [*rows("over_refusal", "a", "e"), *rows("harmless", "c", "c"), *rows("new", "d")]
     others = evaluate.asked_of_others(before, now)
     assert others == {"over_refusal", "over_refusal_by_rule"}
-    rates = {"harmless": RATE, "over_refusal": RATE}
+    rates: dict[str, Rate | None] = {"harmless": RATE, "over_refusal": RATE}
     shown = list(evaluate.side_by_side(rates, evaluate.Evaluated(RECORD, rates, rates, {}, others)))
     assert [name for name, _, text in shown if text.endswith("(another set: not to be compared)")] == ["over_refusal"]
 
