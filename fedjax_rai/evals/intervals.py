@@ -177,7 +177,15 @@ def difference(judged: Sequence[Judged], others: Sequence[Judged]) -> Difference
     low, high = ends(points, mean, LEVEL)
     prompts = int(present.any(axis=0).sum())
     inner = ends(points, mean, INNER)
-    return Difference(mean, low, high, prompts, tuple(by_seed.tolist()), inner, are_same(counts, other_counts))
+    return Difference(
+        mean=mean,
+        low=low,
+        high=high,
+        prompts=prompts,
+        by_seed=tuple(by_seed.tolist()),
+        inner=inner,
+        same=are_same(counts, other_counts),
+    )
 
 
 def check_paired(by_seed: Sequence, others: Sequence) -> None:

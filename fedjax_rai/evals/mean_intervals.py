@@ -43,7 +43,7 @@ from fedjax_rai.evals.rate import Unit
 
 Totals: TypeAlias = Sequence[tuple[str, Total]]
 """Of one run and one mean: every prompt with what it adds."""
-_PART = 3  # of the seeds of randomness, behind those of `intervals`
+_STREAM = 3  # of randomness, behind those of `intervals`
 
 
 def interval(by_seed: Sequence[Totals], unit: Unit, level: float = LEVEL) -> Interval | None:
@@ -113,7 +113,7 @@ def _weighted(sums: Sums, weights: Float[np.ndarray, "b n"]) -> Float[np.ndarray
 
 def _widening(prompts: int, replicates: int) -> Float[np.ndarray, " b"]:
     """By how much what prompts vary is multiplied, which makes a normal spread Student's."""
-    squares = np.random.default_rng([SEED, _PART]).chisquare(prompts - 1, replicates)
+    squares = np.random.default_rng([SEED, _STREAM]).chisquare(prompts - 1, replicates)
     return np.sqrt((prompts + 1) / squares)
 
 

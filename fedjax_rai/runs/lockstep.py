@@ -127,5 +127,5 @@ def _run_group(settings: Sequence[Setting], train_all: Callable[[Sequence[Federa
         for federation in federations:
             keep(federation)
         states = train_all(federations) if left else []
-        for setting, state, had_rounds in zip(left, states, resumed, strict=True):
-            finish(setting, state.adapter, had_rounds)
+        for setting, state, was_resumed in zip(left, states, resumed, strict=True):
+            finish(setting, state.adapter, was_resumed)

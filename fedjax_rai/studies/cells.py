@@ -174,7 +174,16 @@ def difference(rate: str, runs: Sequence[Summary], others: Sequence[Summary]) ->
         return None
     mean, low, high = map(unit.shown, students(gaps))
     _, *inner = map(unit.shown, students(gaps, 90.0))
-    return Difference(mean, low, high, 0, tuple(map(unit.shown, gaps)), (inner[0], inner[1]), False, unit)
+    return Difference(
+        mean=mean,
+        low=low,
+        high=high,
+        prompts=0,
+        by_seed=tuple(map(unit.shown, gaps)),
+        inner=(inner[0], inner[1]),
+        same=False,
+        unit=unit,
+    )
 
 
 def _difference(by_seed: Sequence[Any], others: Sequence[Any], unit: Unit) -> Difference | None:

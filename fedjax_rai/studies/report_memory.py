@@ -87,7 +87,7 @@ def _measured(held: Held, peak: int | None) -> str:
 
 def shown(size: int) -> str:
     """Bytes as a person reads them: in MiB below a tenth of a GiB."""
-    unit, name = pictures.unit_of(size)
+    unit, name = pictures.byte_unit(size)
     return f"{size / unit:.2f} {name}"
 
 

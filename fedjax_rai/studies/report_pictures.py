@@ -220,7 +220,7 @@ def times(labels: Sequence[str], by_arm: Sequence[Mapping[str, float]]) -> Panel
     return Panel("Seconds by phase", x, named_axis(labels), bars=bars, legend=[(phases[i], i) for i in shown])
 
 
-def unit_of(size: int) -> tuple[int, str]:
+def byte_unit(size: int) -> tuple[int, str]:
     """(bytes, name) of the unit in which so many bytes are shown: MiB below a tenth of a GiB."""
     return (2**30, "GiB") if size >= 2**30 / 10 else (2**20, "MiB")
 
@@ -230,7 +230,7 @@ def memory(title: str, labels: Sequence[str], dots: Mapping[str, Sequence[Sequen
     every = [size for by_arm in dots.values() for of_arm in by_arm for _, size in of_arm]
     if not every:
         return None
-    unit, name = unit_of(max(every))
+    unit, name = byte_unit(max(every))
     series = []
     for look, (what, by_arm) in enumerate(dots.items()):
         shift = 0.4 * ((len(dots) - 1) / 2 - look)
