@@ -78,8 +78,8 @@ def table(rows: Sequence[Row]) -> str:
         f"{limits['device']}; products {limits['matmul_flops'] / 1e9:,.0f} GFLOP/s, copies "
         f"{limits['copy_bytes'] / 1e9:,.1f} GB/s (read and written); {'; '.join(_versions(rows))}"
     )
-    said = [f"{name}: {LEGEND[name]}" for name in shown if name in LEGEND]
-    legend = textwrap.wrap("; ".join(said), WIDTH, break_on_hyphens=False)
+    meanings = [f"{name}: {LEGEND[name]}" for name in shown if name in LEGEND]
+    legend = textwrap.wrap("; ".join(meanings), WIDTH, break_on_hyphens=False)
     return "\n".join([*filter(None, [", ".join(common)]), *text, *legend, machine])
 
 
