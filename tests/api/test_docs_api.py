@@ -32,8 +32,8 @@ def test_the_snippets_do_what_the_page_says(config, tmp_path: Path, monkeypatch:
         linecache.cache[name] = (len(snippet), None, snippet.splitlines(keepends=True), name)  # as a notebook does
         exec(compile(snippet, name, "exec"), found)
     first, same = rai.open_run("runs/first"), rai.open_run("runs/same")
-    assert repr(first).startswith("Run('runs/first': 2 rounds, harmless ")
-    assert [row["round"] for row in first.metrics] == [1, 2] and first.answers and first.finished
+    assert repr(first).startswith("Run('runs/first': 3 rounds, harmless (by rule) ")
+    assert [row["round"] for row in first.metrics] == [1, 2, 3] and first.answers and first.finished
     assert {*found["table"].runs} == {("base", 0), ("fl+cai", 0)} and "fl+cai" in found["table"].text
     assert [*found["sweep"].runs] == ["cai.iterations=0", "cai.iterations=2"]
     assert {(row["arm"], type(row["mean"])) for row in found["table"].rows} == {("base", float), ("fl+cai", float)}
