@@ -107,8 +107,8 @@ def shown(rate: Rate | None, asked: int = 0) -> str:
     missing = ""
     if rate.without_verdict:
         is_share = rate.answers and rate.unit == PERCENT.name
-        of_all = f"; {share_of_all(rate):.1f} of all {plural(rate.answers, 'answer')}" if is_share else ""
-        missing = f"  ({rate.without_verdict} without a verdict{of_all})"
+        of_all = f"; {share_of_all(rate):.1f} of all {rate.answers}" if is_share else ""
+        missing = f"  (no verdict: {rate.without_verdict}{of_all})"
     unit = UNITS[rate.unit]
     digits = unit.digits
     named = "" if unit == PERCENT else f" {unit.name}"

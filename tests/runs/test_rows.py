@@ -247,4 +247,4 @@ def test_a_report_counts_answers_where_all_of_them_were_cut_off():
     shown = list(report.answer_lines({"harmless": None}, {}, counts))
     assert shown == ["  harmless: 8 of 8 answers cut off at eval.max_new_tokens, 2 of 8 empty, 1 of these no numbers"]
     rate = Rate(50.0, 20.0, 80.0, 4, without_verdict=6, answers=8)
-    assert report.shown(rate) == " 50.0  [20.0, 80.0]  (6 without a verdict; 12.5 of all 8 answers)"  # 1 of 8
+    assert report.shown(rate) == " 50.0  [20.0, 80.0]  (no verdict: 6; 12.5 of all 8)"  # 1 of 8

@@ -145,10 +145,10 @@ def test_rates_by_other_judges_are_not_put_side_by_side():
     guard = RATE._replace(judge="guard", without_verdict=0)
     now = evaluate.Evaluated(RECORD, {"harmless": guard, "utility": RATE}, None)
     assert list(evaluate.side_by_side({"harmless": RATE, "hhh": None}, now)) == [
-        ("harmless (rule)", " 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all 6 answers)", "-"),
+        ("harmless (rule)", " 40.0  [10.0, 70.0]  (no verdict: 1; 33.3 of all 6)", "-"),
         ("harmless (guard)", "-", " 40.0  [10.0, 70.0]"),
         ("hhh", "not measured", "-"),
-        ("utility", "-", " 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all 6 answers)"),
+        ("utility", "-", " 40.0  [10.0, 70.0]  (no verdict: 1; 33.3 of all 6)"),
     ]
 
 
@@ -161,16 +161,16 @@ def test_what_was_measured_in_words():
     assert list(evaluate.lines(found)) == [
         "eval.judges = [gcg, korean]",
         "percent, 95 % intervals over prompts",
-        f"  {'':20}{'the run had':67}now",
-        f"  {'harmless':20} 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all 6 answers)   "
-        "40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all 6 answers)",
-        f"  {'drift':20}{'0.0032  [0.0000, 0.0070] nats a token':67}0.0032  [0.0000, 0.0070] nats a token",
-        f"  {'harmless by korean':20}{'-':67}no verdict on any of 20 answers",
+        f"  {'':20}{'the run had':53}now",
+        f"  {'harmless':20} 40.0  [10.0, 70.0]  (no verdict: 1; 33.3 of all 6)   "
+        "40.0  [10.0, 70.0]  (no verdict: 1; 33.3 of all 6)",
+        f"  {'drift':20}{'0.0032  [0.0000, 0.0070] nats a token':53}0.0032  [0.0000, 0.0070] nats a token",
+        f"  {'harmless by korean':20}{'-':53}no verdict on any of 20 answers",
         "  not measured: HHH",
         "hhh: the run was trained on 1 prompt of this set",
     ]
     alone = list(evaluate.lines(found._replace(had=None)))
-    assert f"  {'harmless':40} 40.0  [10.0, 70.0]  (1 without a verdict; 33.3 of all 6 answers)" in alone
+    assert f"  {'harmless':40} 40.0  [10.0, 70.0]  (no verdict: 1; 33.3 of all 6)" in alone
     assert f"  {'harmless by korean':40}no verdict on any of 20 answers" in alone
 
 
