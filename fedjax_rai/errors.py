@@ -22,8 +22,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def did_you_mean_file(path: str | Path, pattern: str = "*", inside: Iterable[str] = ()) -> str:
     """`; did you mean ...?` with the nearest other path, among what lies beside this one and fits the pattern.
 
-    Names must be alike without their folder and suffix, which files of one kind have in common, or nearly the same. `inside`: of folders
-    that hold these files, and nothing else.
+    Names must be alike without their folder and suffix, which files of one kind have in common, or nearly the same.
+    `inside`: of folders that hold these files, and nothing else.
     """
     folder, name = Path(path).parent, Path(path).name
     there = sorted(folder.glob(pattern)) if folder.is_dir() else []
