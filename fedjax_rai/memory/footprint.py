@@ -1,6 +1,6 @@
 """What programs hold at once on one device, in bytes: one formula a part, from the shapes of a decoder alone.
 
-What a local step keeps for its backward pass is read off the traced loss. The rest, which only the compiler decides,
+What a local step keeps for its backward pass is read off the traced model. The rest, which only the compiler decides,
 follows the arrays that XLA's CPU programs hold at once; `tests/memory/test_footprint.py` compares the sums with what
 XLA reports. Not measured on GPU or TPU, which fuse more, so that some of it is smaller there.
 """
@@ -18,14 +18,13 @@ from jax.sharding import AbstractMesh
 
 from fedjax_rai import mesh as meshes
 from fedjax_rai.aliases import PyTree
-from fedjax_rai.data.examples import Examples
 from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, outputs
 from fedjax_rai.model.attention import CHUNK
-from fedjax_rai.model.decoder import LM, Decoder, abstract_base
+from fedjax_rai.model.decoder import LM, Decoder, abstract_base, forward
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.model.quantize import Quantized
 from fedjax_rai.train.generate import start as start_decoding
-from fedjax_rai.train.losses import positions_at_once, sft
+from fedjax_rai.train.losses import positions_at_once
 from fedjax_rai.train.optimizers import DEFAULT
 
 FLOAT = 4
@@ -90,9 +89,7 @@ def training(
     kept = _saved(config, model.lora, rows, length)
     recomputed = _recomputed_layer(model, rows, length, kept)
     layer = recomputed + _layer_backward(config, rows, length)
-    logits = _head(config, rows, length, computation)
-    cotangents = logits // FLOAT * computation.cotangent_bytes
-    head = logits + cotangents + _slices(config, rows, length, computation)
+    head = _head_with_gradient(config, rows, length, computation)
     transient = max(layer, head)
     gradients = 1 if parts == 1 else 2
     return {
@@ -158,26 +155,21 @@ def _saved(config: DecoderConfig, lora: Lora, rows: int, length: int) -> int:
 
 @lru_cache(maxsize=64)
 def _residuals(config: DecoderConfig, lora: Lora, rows: int, length: int) -> int:
-    """Bytes of what the linearised loss takes besides the arguments of the loss.
+    """Bytes of what the linearised hidden states take besides what they are computed from.
 
-    Read off the traced loss, so that remat, attention and quantisation count as they are, whatever a layer saves.
+    Read off the traced model, so that remat, attention and quantisation count as they are, whatever a layer saves. What
+    the loss makes of hidden states, logits or slices, is gone before a layer's backward pass begins.
     """
     model = Decoder(config, lora)
     base = loaded(config)
     adapter = abstract_adapter(config, lora)
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    mask = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
 
-    def residuals(base: PyTree, adapter: PyTree, tokens: Any, mask: Any) -> list[Any]:
-        examples = Examples(tokens, mask, tokens)
-
-        def loss(adapter: PyTree) -> Any:
-            return sft(LM(model, base), adapter, examples).mean()
-
-        _, linearised = jax.vjp(loss, adapter)
+    def residuals(base: PyTree, adapter: PyTree, tokens: Any) -> list[Any]:
+        _, linearised = jax.vjp(lambda adapter: forward(LM(model, base), adapter, tokens, tokens), adapter)
         return jax.tree.leaves(linearised)
 
-    traced = jax.make_jaxpr(residuals)(base, adapter, tokens, mask).jaxpr
+    traced = jax.make_jaxpr(residuals)(base, adapter, tokens).jaxpr
     given = {id(variable) for variable in (*traced.invars, *traced.constvars)}
     kept = {}
     for variable in traced.outvars:
@@ -234,8 +226,17 @@ def _layer_backward(config: DecoderConfig, rows: int, length: int) -> int:
 
 
 def _head(config: DecoderConfig, rows: int, positions: int, computation: Computation) -> int:
-    """Bytes of the logits that are held at once; the backward pass holds their cotangents, too."""
+    """Bytes of the logits that are held at once."""
     return rows * _width(config, rows, positions, computation) * config.vocab_size * FLOAT
+
+
+def _head_with_gradient(config: DecoderConfig, rows: int, positions: int, computation: Computation) -> int:
+    """Bytes of the logits that are held at once and of their cotangents, or of slices and what is made of them."""
+    logits = _head(config, rows, positions, computation)
+    slices = _slices(config, rows, positions, computation)
+    if not slices:
+        return 2 * logits
+    return logits + logits // FLOAT * computation.cotangent_bytes + slices
 
 
 def _width(config: DecoderConfig, rows: int, positions: int, computation: Computation) -> int:

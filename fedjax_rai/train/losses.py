@@ -1,8 +1,9 @@
 """Losses as (sum, weight) of tokens, to be divided once, last; losses of preference pairs, one number a pair."""
 
 from collections.abc import Callable
+from functools import partial
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ SLICE_TOKENS = 512
 """Tokens of a slice at least: with fewer, reading the head's weights takes longer than multiplying by them."""
 SLICE_LOGITS = 2**25
 """Logits of a slice at least (128 MiB): what is smaller need not be cut."""
+
+
+X = TypeVar("X")
 
 
 class Sum(NamedTuple):
@@ -58,7 +62,8 @@ def sequence_logps(
 ) -> Float[Array, "b l"]:
     """log p(token | those before it in its segment); 0 for a segment's first token, which nothing predicts.
 
-    `devices`: how many the rows lie over. Logits are held for `positions_at_once` alone, in the backward pass, too.
+    `devices`: how many the rows lie over. Logits are held for `positions_at_once` alone. The gradient is that of the
+    adapter and of nothing else.
     """
     hidden = forward(lm, adapter, tokens, segments, dropout)
     logps = _predicted_logps(lm, hidden[:, :-1], tokens[:, 1:], devices)
@@ -69,22 +74,58 @@ def sequence_logps(
 def _predicted_logps(
     lm: LM, hidden: Float[Array, "b l d"], targets: Int[Array, "b l"], devices: int
 ) -> Float[Array, "b l"]:
-    """log p(target) after each hidden state. Logits are never kept: the backward pass computes them again."""
+    """log p(target) after each hidden state; logits of no more than a slice are ever held."""
     rows, positions = targets.shape
     lm = with_gathered_head(lm, targets.size)  # once, not in every slice
     width = positions_at_once(rows, positions, lm.model.config.vocab_size, devices)
+    if width == positions:  # the backward pass begins here: what it keeps of the logits, it would only compute again
+        return token_logps(unembed(lm, hidden), targets)
+    return _sliced_logps(lm, hidden, targets, width)
 
-    def logps(hidden: Float[Array, "b s d"], targets: Int[Array, "b s"]) -> Float[Array, "b s"]:
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _sliced_logps(lm: LM, hidden: Float[Array, "b l d"], targets: Int[Array, "b l"], width: int) -> Float[Array, "b l"]:
+    """`_predicted_logps` of `width` positions at a time. The base has no gradient: it is frozen."""
+
+    def logps(slices: tuple[Array, Array]) -> Float[Array, "b s"]:
+        hidden, targets = slices
         return token_logps(unembed(lm, hidden), targets)
 
     return _in_slices(logps, (hidden, targets), width)
 
 
-def _in_slices(function: Callable[..., Array], arrays: tuple[Array, Array], width: int) -> Float[Array, "b l"]:
-    """A function of each position of each row, on `width` positions at a time; its backward pass computes it again."""
+def _sliced_logps_forward(lm: LM, hidden: Array, targets: Array, width: int) -> tuple[Array, Array]:
+    """The log-probabilities, and what each changes by with its own hidden state: as large as those, not as logits.
+
+    Computed while a slice's logits are there, so that the backward pass computes none.
+    """
+
+    def logps_and_slopes(slices: tuple[Array, Array]) -> tuple[Float[Array, "b s"], Float[Array, "b s d"]]:
+        hidden, targets = slices
+        logits, backward = jax.vjp(lambda hidden: unembed(lm, hidden), hidden)
+        # One pass over the logits: the gradient of taking the target's would be scattered into zeros.
+        is_target = jax.nn.one_hot(targets, logits.shape[-1])
+        probability = jnp.exp(logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+        (slopes,) = backward(is_target - probability)
+        return token_logps(logits, targets), slopes
+
+    return _in_slices(logps_and_slopes, (hidden, targets), width)
+
+
+def _sliced_logps_backward(
+    width: int, slopes: Float[Array, "b l d"], cotangent: Float[Array, "b l"]
+) -> tuple[None, Float[Array, "b l d"], None]:
+    return None, (slopes * cotangent[..., None]).astype(slopes.dtype), None
+
+
+_sliced_logps.defvjp(_sliced_logps_forward, _sliced_logps_backward)
+
+
+def _in_slices(function: Callable[[tuple[Array, Array]], X], arrays: tuple[Array, Array], width: int) -> X:
+    """A function of each position of each row, leaves [b, s, ...] in and out, on `width` positions at a time."""
     rows, positions = arrays[0].shape[:2]
     if width == positions:
-        return jax.checkpoint(function)(*arrays)
+        return function(arrays)
     missing = -positions % width
 
     def sliced(array: Array) -> Array:
@@ -92,9 +133,10 @@ def _in_slices(function: Callable[..., Array], arrays: tuple[Array, Array], widt
         filled = jnp.pad(array, ((0, 0), (0, missing)) + ((0, 0),) * (array.ndim - 2))
         return jnp.moveaxis(filled.reshape(rows, -1, width, *array.shape[2:]), 1, 0)
 
-    of_slice = jax.checkpoint(lambda slices: function(*slices), prevent_cse=False)
-    found = jax.lax.map(of_slice, tuple(map(sliced, arrays)))
-    return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :positions]
+    def whole(slices: Array) -> Array:
+        return jnp.moveaxis(slices, 0, 1).reshape(rows, -1, *slices.shape[3:])[:, :positions]
+
+    return jax.tree.map(whole, jax.lax.map(function, jax.tree.map(sliced, arrays)))
 
 
 def sft(lm: LM, adapter: Adapter | None, examples: Examples, dropout: Dropout | None = None, devices: int = 1) -> Sum:
@@ -161,7 +203,8 @@ def answer_divergences(
     held = 4 * lm.model.config.vocab_size  # logits and log-probabilities of both
     width = positions_at_once(rows, positions, held, devices)
 
-    def of_slice(base: Float[Array, "b s d"], policy: Float[Array, "b s d"]) -> Float[Array, "b s"]:
+    def of_slice(hidden: tuple[Array, Array]) -> Float[Array, "b s"]:
+        base, policy = hidden
         return divergences(unembed(lm, base), unembed(lm, policy))
 
     found = _in_slices(of_slice, (base, policy), width)

@@ -1,11 +1,14 @@
 """Log-probabilities by slices of positions: those of whole logits, in a fraction of their memory."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from fedjax_rai.aliases import PyTree
 from fedjax_rai.data.examples import Examples
@@ -93,6 +96,44 @@ def test_slices_are_the_whole(monkeypatch, batch, how):
         largest = float(jnp.abs(whole).max())
         assert largest > 0
         np.testing.assert_allclose(leaf, whole, atol=1e-6 * largest, rtol=0)
+
+
+@pytest.fixture
+def three_at_once(monkeypatch):
+    """Slices of three positions of five rows."""
+    monkeypatch.setattr(losses, "SLICE_TOKENS", 15)
+    monkeypatch.setattr(losses, "SLICE_LOGITS", 1)
+    assert positions_at_once(5, small.LENGTH - 1, small.VOCAB) == 3
+
+
+def sft_of(adapter: PyTree) -> jax.Array:
+    return losses.sft(small.LM, adapter, small.corpus(5)).mean()
+
+
+def test_clients_that_are_mapped_have_gradients_of_their_own(three_at_once):
+    """Those of each by itself, of two adapters that differ; float32's sums in another order."""
+    adapters = small.adapter(), jax.tree.map(lambda leaf: 2 * leaf, small.adapter())
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
+    mapped = jax.vmap(jax.grad(sft_of))(stacked)
+    for client, adapter in enumerate(adapters):
+        for leaf, alone in zip(jax.tree.leaves(mapped), jax.tree.leaves(jax.grad(sft_of)(adapter)), strict=True):
+            np.testing.assert_allclose(leaf[client], alone, atol=1e-5 * float(jnp.abs(alone).max()), rtol=0)
+
+
+def products(jaxpr: Any) -> Iterator[Any]:
+    """Matrix products of a program, also those within its loops."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+def test_a_slice_meets_the_unembedding_twice(three_at_once):
+    """Once for its logits and once for their gradient: the backward pass does not compute logits again."""
+    traced = jax.make_jaxpr(jax.value_and_grad(sft_of))(small.adapter())
+    wide = [one for one in products(traced.jaxpr) if any(small.VOCAB in value.aval.shape for value in one.invars)]
+    assert len(wide) == 2
 
 
 def test_whole_logits_are_never_held():
