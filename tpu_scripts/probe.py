@@ -1,6 +1,7 @@
 """What accelerator.sh has to know of a machine, as lines of key=value: its device, versions, and what is missing."""
 
 import importlib.util
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -46,5 +47,6 @@ print(f"devices={jax.device_count()}")
 print(f"memory={limit // GIB}")
 print(f"peer={'yes' if is_peer_there() else 'no'}")
 print(f"python={sys.version.split()[0]}")
+print(f"xla_flags={os.environ.get('XLA_FLAGS', '')}")
 for package in ("jax", "jaxlib", "flax", "transformers", "torch", "peft"):
     print(f"{package}={installed(package)}")

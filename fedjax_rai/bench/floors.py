@@ -24,24 +24,23 @@ class Sizes(NamedTuple):
     """What the floors know of a model."""
 
     count: Parameters
-    head: int  # parameters of the unembedding, which are among `count.kernels`
     weight_bytes: int  # of what every pass reads: base and adapter, without embeddings that are not the unembedding
     slot_bytes: int  # of the keys and values of one token
 
 
 def forward(sizes: Sizes, tokens: int, heads: int) -> int:
     """FLOPs of a forward pass of `tokens`, of which so many need logits."""
-    layers = sizes.count.kernels - sizes.head + sizes.count.adapter
-    return 2 * (tokens * layers + heads * sizes.head)
+    layers = sizes.count.kernels - sizes.count.unembedding + sizes.count.adapter
+    return 2 * (tokens * layers + heads * sizes.count.unembedding)
 
 
 def training(sizes: Sizes, tokens: int, heads: int) -> int:
     """FLOPs of training steps on `tokens`, of which so many are in the loss: twice a forward pass's for what is frozen,
-    three times for the adapter, and where layers are computed again a forward pass more.
+    three times for the adapter, and where layers are computed again a forward pass of theirs more.
     """
-    layers = tokens * (4 * (sizes.count.kernels - sizes.head) + 6 * sizes.count.adapter)
-    again = forward(sizes, tokens, heads) if sizes.count.remat else 0
-    return layers + heads * 4 * sizes.head + again
+    layers = tokens * (4 * (sizes.count.kernels - sizes.count.unembedding) + 6 * sizes.count.adapter)
+    again = forward(sizes, tokens, heads=0) if sizes.count.remat else 0
+    return layers + heads * 4 * sizes.count.unembedding + again
 
 
 def round_floor(sizes: Sizes, shape: RoundShape) -> list[Part]:

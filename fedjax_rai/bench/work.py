@@ -74,8 +74,7 @@ class Subject(NamedTuple):
         kept = {name: leaf for name, leaf in self.lm.base.items() if name != "embed_tokens"}
         read = self.lm.base if config.tie_word_embeddings else kept
         slot = jax.eval_shape(lambda: empty_cache(config, batch=1, slots=1))
-        head = config.vocab_size * config.hidden_size
-        return Sizes(parameters(config, self.lora), head, _bytes((read, self.adapter)), _bytes(slot))
+        return Sizes(parameters(config, self.lora), _bytes((read, self.adapter)), _bytes(slot))
 
 
 def _bytes(tree: PyTree) -> int:

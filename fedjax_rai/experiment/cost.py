@@ -95,8 +95,9 @@ class Parameters(NamedTuple):
     """What a token is multiplied with."""
 
     kernels: int  # of the base, with the unembedding
+    unembedding: int
     adapter: int
-    remat: bool  # a step does the forward pass twice
+    remat: bool  # a step does the forward pass of the layers twice
 
 
 class Epoch(NamedTuple):
@@ -111,13 +112,18 @@ class Epoch(NamedTuple):
 
 def parameters(model: DecoderConfig, lora: Lora) -> Parameters:
     """Those of a base and its adapter."""
-    return Parameters(kernels(model), size(model, lora), model.remat != "none")
+    return Parameters(kernels(model), unembedding(model), size(model, lora), model.remat != "none")
 
 
 def kernels(model: DecoderConfig) -> int:
     """Parameters of the base that a token is multiplied with: all kernels, and the unembedding."""
     layer = sum(fan_in(model, kernel) * sum(outputs(model, kernel).values()) for kernel in FUSED)
-    return model.num_hidden_layers * layer + model.vocab_size * model.hidden_size
+    return model.num_hidden_layers * layer + unembedding(model)
+
+
+def unembedding(model: DecoderConfig) -> int:
+    """Parameters of the base that a token is multiplied with for its logits."""
+    return model.vocab_size * model.hidden_size
 
 
 def forward_flops(count: Parameters) -> int:
@@ -127,7 +133,7 @@ def forward_flops(count: Parameters) -> int:
 
 def step_flops(count: Parameters) -> int:
     """FLOPs of one token in a training step."""
-    again = forward_flops(count) if count.remat else 0
+    again = forward_flops(count) - 2 * count.unembedding if count.remat else 0
     return 4 * count.kernels + 6 * count.adapter + again
 
 

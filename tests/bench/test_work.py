@@ -69,7 +69,7 @@ def test_a_models_sizes_are_those_that_a_pass_reads(model: str, head: int) -> No
     assert sum(leaf.size for leaf in jax.tree.leaves(base)) == KERNELS + NORMS + head
     subject = work.Subject(LM(Decoder(config, LORA), base), LORA, abstract_adapter(config, LORA), make_mesh())
     found = subject.sizes
-    assert found.count == (KERNELS, ADAPTER, False) and found.head == HEAD
+    assert found.count == (KERNELS, HEAD, ADAPTER, False)
     # embeddings that are not the unembedding are not read whole
     assert found.weight_bytes == 4 * (KERNELS + NORMS + ADAPTER)
     assert found.slot_bytes == 4 * 2 * 4  # keys and values of one head of width 4

@@ -28,17 +28,17 @@ ADAPTER = 2 * 2 * ((16 + 16) + (16 + 8) + (16 + 8) + (16 + 16) + (16 + 24) + (16
 def test_a_token_meets_four_kernels_a_layer_and_the_unembedding():
     count = cost.parameters(small.CONFIG, small.LORA)
     assert (KERNELS, ADAPTER) == (4208, 928)
-    assert count == Parameters(kernels=4208, adapter=928, remat=False)
+    assert count == Parameters(kernels=4208, unembedding=HEAD, adapter=928, remat=False)
     layers = [leaf for leaf in jax.tree.leaves(small.BASE["layers"]) if leaf.ndim == 3]
     assert len(layers) == 4 and sum(leaf.size for leaf in layers) == KERNELS - HEAD, "as the base itself has them"
     assert sum(leaf.size for leaf in jax.tree.leaves(small.adapter())) == ADAPTER
 
 
 def test_a_forward_pass_takes_two_flops_a_parameter_and_a_step_four_and_six():
-    count = Parameters(kernels=1000, adapter=10, remat=False)
+    count = Parameters(kernels=1000, unembedding=400, adapter=10, remat=False)
     assert cost.forward_flops(count) == 2020
     assert cost.step_flops(count) == 4000 + 60
-    assert cost.step_flops(count._replace(remat=True)) == 4000 + 60 + 2020, "the forward pass is done twice"
+    assert cost.step_flops(count._replace(remat=True)) == 4000 + 60 + 1220, "layers are computed twice, logits once"
 
 
 def test_whether_layers_are_computed_again_is_the_models():
@@ -68,7 +68,7 @@ def test_seconds_are_rounds_times_the_median_of_all_but_the_first():
     assert cost.seconds([]) == 0.0
 
 
-COUNT = Parameters(kernels=100, adapter=10, remat=False)  # 220 FLOPs a token forward, 460 a step
+COUNT = Parameters(kernels=100, unembedding=40, adapter=10, remat=False)  # 220 FLOPs a token forward, 460 a step
 ROUNDS = [Spent(9.0, 1, 2, 4, 3), Spent(2.0, 2, 3, 5, 4)]  # 8 tokens forward, 7 through steps
 EPOCH = Epoch(questions=30, prompts=10, replay=5, batch_size=3, iterations=4)
 

@@ -10,6 +10,7 @@ of its 32 layers, on eight devices, and prints what both say; in float32, as XLA
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,10 @@ CONFIG = Path(__file__).parents[2] / "configs" / "paper" / "llama31_8b_square20k
 class Shapes:
     """Shapes of all that programs take, each where it lies on the mesh."""
 
-    def __init__(self, config: ExperimentConfig, known: Sizes):
-        devices = np.array(jax.devices()[: known.devices]).reshape(-1, config.mesh.fsdp, config.mesh.tensor)
-        self.mesh = Mesh(devices, AXES)
+    def __init__(self, config: ExperimentConfig, known: Sizes, devices: Sequence[Any] | None = None):
+        """On the first of jax's devices, or on others, which may be absent ones."""
+        among = np.array((devices or jax.devices())[: known.devices])
+        self.mesh = Mesh(among.reshape(-1, config.mesh.fsdp, config.mesh.tensor), AXES)
         self.config = config
         self.lengths = known.lengths
         self.pairs = known.pairs
@@ -160,9 +162,11 @@ def held(lowered: Any) -> int:
     )
 
 
-def compared(config: ExperimentConfig, known: Sizes, phases: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+def compared(
+    config: ExperimentConfig, known: Sizes, phases: tuple[str, ...], devices: Sequence[Any] | None = None
+) -> dict[str, tuple[int, int]]:
     """Bytes a device of each phase: planned, and XLA's."""
-    made, shapes = plan(config, known), Shapes(config, known)
+    made, shapes = plan(config, known), Shapes(config, known, devices)
     found = {}
     for phase in phases:
         began = time.perf_counter()
@@ -198,16 +202,17 @@ def small() -> None:
     assert not wrong, wrong
 
 
-def at_8b(layers: int, meshes: list[str]) -> None:
+def at_8b(layers: int, meshes: list[str], dtype: str = "float32", devices: Sequence[Any] | None = None) -> None:
+    """The paper's config, on eight devices or on those given."""
     given = yaml.safe_load(CONFIG.read_text())
-    given["model"]["dtype"] = "float32"
+    given["model"]["dtype"] = dtype
     config = ExperimentConfig.model_validate(given)
-    shape = replace(LLAMA, num_hidden_layers=layers)
+    shape = replace(LLAMA, num_hidden_layers=layers, dtype=dtype)
     lora = Lora(shape.targets, config.lora.rank, config.lora.alpha)
-    known = Sizes(Decoder(shape, lora), None, True, PAPER, 20000, 6000, 0, 8, False)
+    known = Sizes(Decoder(shape, lora), None, True, PAPER, 20000, 6000, 0, len(devices or range(8)), False)
     for mesh in meshes:
         fsdp, tensor = map(int, mesh.split("x"))
-        compared(with_mesh(config, fsdp, tensor), known, tuple(PROGRAMS))
+        compared(with_mesh(config, fsdp, tensor), known, tuple(PROGRAMS), devices)
 
 
 if __name__ == "__main__":

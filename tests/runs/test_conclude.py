@@ -71,7 +71,7 @@ def test_costs_are_those_of_each_phase(config, monkeypatch):
     """220 FLOPs a token forward, 460 a step (100 and 10 parameters). A phase generates and reads 100 tokens and takes
     80 through its steps, local training 90 a round; the second phase had nothing usable.
     """
-    monkeypatch.setattr(cost, "parameters", lambda *_: Parameters(kernels=100, adapter=10, remat=False))
+    monkeypatch.setattr(cost, "parameters", lambda *_: Parameters(kernels=100, unembedding=40, adapter=10, remat=False))
     monkeypatch.setattr(cost, "full_epoch", lambda _: Epoch(20, prompts=10, replay=0, batch_size=5, iterations=2))
     found = cost_of(Setting(config), ROUNDS)
     assert (found.local.flops, found.local.step_tokens, found.local.seconds) == (3 * 90 * 460, 270, 3 * 3.0)

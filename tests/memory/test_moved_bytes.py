@@ -1,0 +1,72 @@
+"""What a compiled program's loops move, counted by hand in a program of four kernels."""
+
+from tests.programs.moved_bytes import loops
+
+# Eight layers of a kernel [64, 32] in bfloat16 (4096 bytes each), tokens [4, 64] (512 bytes) and what is kept of each
+# layer, [8, 4, 32] (256 bytes a layer).
+PROGRAM = """
+HloModule hand
+
+%sliced (p.0: bf16[8,64,32], p.1: s32[]) -> bf16[1,64,32] {
+  %p.0 = bf16[8,64,32]{2,1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice.1 = bf16[1,64,32]{2,1,0} dynamic-slice(%p.0, %p.1, %zero, %zero), dynamic_slice_sizes={1,64,32}
+}
+
+%straight (p.2: bf16[8,64,32], p.3: s32[], p.4: bf16[4,64]) -> (bf16[4,32], s8[33554432]) {
+  %p.2 = bf16[8,64,32]{2,1,0} parameter(0)
+  %p.3 = s32[] parameter(1)
+  %p.4 = bf16[4,64]{1,0} parameter(2)
+  %none = s32[] constant(0)
+  %slice.2 = bf16[1,64,32]{2,1,0} dynamic-slice(%p.2, %p.3, %none, %none), dynamic_slice_sizes={1,64,32}
+  %flat = bf16[64,32]{1,0} bitcast(%slice.2)
+  ROOT %call = (bf16[4,32]{1,0}, s8[33554432]{0}) custom-call(%p.4, %flat), custom_call_target="__cublas$lt$matmul"
+}
+
+%updated (p.5: bf16[8,4,32], p.6: bf16[4,32], p.7: s32[]) -> bf16[8,4,32] {
+  %p.5 = bf16[8,4,32]{2,1,0} parameter(0)
+  %p.6 = bf16[4,32]{1,0} parameter(1)
+  %p.7 = s32[] parameter(2)
+  %nought = s32[] constant(0)
+  %layer = bf16[1,4,32]{2,1,0} bitcast(%p.6)
+  ROOT %update = bf16[8,4,32]{2,1,0} dynamic-update-slice(%p.5, %layer, %p.7, %nought, %nought)
+}
+
+%body (state: (s32[], bf16[4,64], bf16[8,64,32], bf16[8,4,32])) -> (s32[], bf16[4,64], bf16[8,64,32], bf16[8,4,32]) {
+  %state = (s32[], bf16[4,64]{1,0}, bf16[8,64,32]{2,1,0}, bf16[8,4,32]{2,1,0}) parameter(0)
+  %index = s32[] get-tuple-element(%state), index=0
+  %tokens = bf16[4,64]{1,0} get-tuple-element(%state), index=1
+  %stack = bf16[8,64,32]{2,1,0} get-tuple-element(%state), index=2
+  %kept = bf16[8,4,32]{2,1,0} get-tuple-element(%state), index=3
+  %copied = bf16[1,64,32]{2,1,0} fusion(%stack, %index), kind=kLoop, calls=%sliced
+  %product = (bf16[4,32]{1,0}, s8[33554432]{0}) fusion(%stack, %index, %tokens), kind=kCustom, calls=%straight
+  %out = bf16[4,32]{1,0} get-tuple-element(%product), index=0
+  %new = bf16[8,4,32]{2,1,0} fusion(%kept, %out, %index), kind=kLoop, calls=%updated
+  %next = s32[] add(%index, %index)
+  ROOT %again = (s32[], bf16[4,64]{1,0}, bf16[8,64,32]{2,1,0}, bf16[8,4,32]{2,1,0}) tuple(%next, %tokens, %stack, %new)
+}
+
+ENTRY %main (start: (s32[], bf16[4,64], bf16[8,64,32], bf16[8,4,32])) -> s32[] {
+  %start = (s32[], bf16[4,64]{1,0}, bf16[8,64,32]{2,1,0}, bf16[8,4,32]{2,1,0}) parameter(0)
+  %loop = (s32[], bf16[4,64], bf16[8,64,32], bf16[8,4,32]) while(%start), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"8"}}
+  ROOT %end = s32[] get-tuple-element(%loop), index=0
+}
+"""  # noqa: E501
+
+
+def test_what_a_loop_moves_by_hand():
+    """A number is 4 bytes, and whoever slices or updates reads the place too.
+
+    The copy reads a layer, and writes it; the product reads a layer where it lies, and the tokens, and writes [4, 32];
+    the update reads what is new, and writes it into the stack.
+    """
+    [(times, kernels)] = loops(PROGRAM)
+    moved = {one.instruction.name: (one.read, one.written, one.is_product) for one in kernels}
+    assert times == 8
+    assert moved == {
+        "copied": (4096 + 4, 4096, False),
+        "product": (4096 + 4 + 512, 256, True),
+        "new": (256 + 4, 256, False),
+        "next": (4 + 4, 4, False),
+    }

@@ -1,0 +1,101 @@
+"""What XLA makes for NVIDIA's GPUs, compiled on a machine that has none: what programs hold, and what their loops move.
+
+    pip install jax-cuda13-plugin==JAX jax-cuda13-pjrt==JAX    # of jax's own version; without CUDA, cuDNN or a driver
+    absent_gpu.py memory 8 1x1 8x1  # the paper's config at 8B on so many H100s, meshes as fsdp x tensor
+    absent_gpu.py round 10        # 1B: two clients' five steps of 16 x 512 tokens; kernels that move 10 MiB or more
+    absent_gpu.py generate 10     # 1B: 16 greedy answers of 128 tokens to prompts of 64
+
+Attention is XLA's, as cuDNN is absent, too. Nothing is run, allocated or timed. And nothing is tuned: products are
+Triton's, or cuBLAS's with XLA_FLAGS=--xla_gpu_enable_triton_gemm=false, where a GPU's own compiler chooses one by one.
+"""
+
+import os
+import re
+import sys
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported
+os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+
+from fedjax_rai.bench.shapes import model_json
+from fedjax_rai.config.schema import ExperimentConfig
+from fedjax_rai.memory.plan import Lengths, Sizes
+from fedjax_rai.model.decoder import Decoder
+from fedjax_rai.model.families import decoder_config
+from fedjax_rai.model.lora import Lora
+from tests.programs import planned_memory
+from tests.programs.moved_bytes import loops
+
+MIB, GIB = 2**20, 2**30
+# An H100 of 80 GB, as far as the compiler asks: what it has, and what it must not exceed.
+H100 = """
+gpu_device_info {
+  name: "H100" device_vendor: "NVIDIA Corporation" platform_version: "Compute Capability 9.0a"
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  device_memory_size: 85000000000 memory_bandwidth: 3350000000000 l2_cache_size: 52428800
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  device_address_bits: 64 driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
+  dnn_version: "9.10.0"
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "H100"
+"""
+
+
+def gpus(count: int) -> list[Any]:
+    """Devices to compile for. Not jax's usual ones: nothing can be put on them."""
+    from jax._src import xla_bridge  # jax knows no "gpu" where there is none: github.com/jax-ml/jax/issues/23971
+    from jax.experimental import topologies
+
+    known = xla_bridge.canonicalize_platform
+    xla_bridge.canonicalize_platform = lambda platform: "cuda" if platform == "gpu" else known(platform)
+    xla_bridge.backends()  # registers the plugin
+    return topologies.get_topology_desc("absent", "cuda", target_config=H100, topology=f"1x1x{count}").devices
+
+
+def show(compiled: Any, least: float) -> None:
+    """What is held at most, and what one pass of each loop moves; kernels that move `least` MiB one by one."""
+    print(f"held at most: {compiled.memory_analysis().peak_memory_in_bytes / GIB:.2f} GiB")
+    for times, body in loops(compiled.as_text()):
+        moved = sum(one.read + one.written for one in body)
+        products = sum(one.read + one.written for one in body if one.is_product)
+        count = "as long as it takes" if times is None else f"{times} times"
+        print(f"{count}: {len(body)} kernels, {moved / MIB:,.0f} MiB, of products {products / MIB:,.0f}")
+        for one in body:
+            if one.read + one.written >= least * MIB:
+                kind = "product" if one.is_product else ""
+                of = re.search(r'op_name="([^"]*)"', one.instruction.line)
+                whence = of[1][-60:] if of else one.instruction.name
+                print(f"  {one.read / MIB:8.1f} read {one.written / MIB:8.1f} written  {kind:8} {whence}")
+
+
+def at_1b(**sections: Any) -> planned_memory.Shapes:
+    """Llama-3.2-1B's shape in bfloat16 with a LoRA of rank 16 on all projections, on one GPU."""
+    config = ExperimentConfig.model_validate({"model": {"dtype": "bfloat16"}, "lora": {"rank": 16}} | sections)
+    shape = decoder_config(model_json("1B"), "1B", dtype="bfloat16")
+    lengths = Lengths(train=512, red=64, critique=48, revision=32, replay=64, asked=64)
+    known = Sizes(Decoder(shape, Lora(shape.targets, 16, 32.0)), None, True, lengths, 64, 64, 0, 1, True)
+    return planned_memory.Shapes(config, known, gpus(1))
+
+
+def of_round() -> Any:
+    federated = {"clients": 2, "cohort": 2, "local_steps": 5, "batch_size": 16}
+    return planned_memory.local_training(at_1b(federated=federated))
+
+
+def of_generate() -> Any:
+    return planned_memory.answering(at_1b(eval={"batch_size": 16, "max_new_tokens": 128}))
+
+
+if __name__ == "__main__":
+    what, number, *meshes = sys.argv[1:]
+    if what == "memory":
+        planned_memory.at_8b(32, meshes, "bfloat16", gpus(int(number)))
+    else:
+        show({"round": of_round, "generate": of_generate}[what]().compile(), float(number))
