@@ -25,6 +25,7 @@ class Sizes(NamedTuple):
 
     count: Parameters
     weight_bytes: int  # of what every pass reads: base and adapter, without embeddings that are not the unembedding
+    head_bytes: int  # of these, the unembedding's
     slot_bytes: int  # of the keys and values of one token
 
 
@@ -43,11 +44,16 @@ def training(sizes: Sizes, tokens: int, heads: int) -> int:
     return layers + heads * 4 * sizes.count.unembedding + again
 
 
+def step_bytes(sizes: Sizes) -> int:
+    """Of the weights that a training step reads: once forward, once backward, and layers that are computed again."""
+    again = sizes.weight_bytes - sizes.head_bytes if sizes.count.remat else 0
+    return 2 * sizes.weight_bytes + again
+
+
 def round_floor(sizes: Sizes, shape: RoundShape) -> list[Part]:
-    """Local training: every step reads the weights once forward and once backward, for a chunk of clients together."""
+    """Local training: every step reads the weights for a chunk of clients together."""
     steps = shape.steps * -(-shape.clients // shape.chunk)
-    passes = 3 if sizes.count.remat else 2
-    return [Part("train", training(sizes, shape.tokens, shape.tokens), steps * passes * sizes.weight_bytes)]
+    return [Part("train", training(sizes, shape.tokens, shape.tokens), steps * step_bytes(sizes))]
 
 
 def decoding_floor(sizes: Sizes, shape: DecodingShape) -> list[Part]:
@@ -85,13 +91,12 @@ def cai_floor(sizes: Sizes, shape: CaiShape, is_preference: bool = False, reads_
     answers = 2 if is_preference else 1
     learnt = answers * shape.iterations * shape.batch * shape.new
     flops = training(sizes, answers * shape.trained, learnt)
-    passes = 3 if sizes.count.remat else 2
     parts = [_conversations(sizes, shape, reads_again)]
     if is_preference:
         pairs = 2 * shape.prompts
         tokens = pairs * (shape.prompt + shape.new)
         parts.append(Part("reference", forward(sizes, tokens, pairs * shape.new), sizes.weight_bytes))
-    return [*parts, Part("train", flops, shape.iterations * passes * sizes.weight_bytes)]
+    return [*parts, Part("train", flops, shape.iterations * step_bytes(sizes))]
 
 
 def _conversations(sizes: Sizes, shape: CaiShape, reads_again: bool) -> Part:

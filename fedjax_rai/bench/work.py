@@ -74,7 +74,8 @@ class Subject(NamedTuple):
         kept = {name: leaf for name, leaf in self.lm.base.items() if name != "embed_tokens"}
         read = self.lm.base if config.tie_word_embeddings else kept
         slot = jax.eval_shape(lambda: empty_cache(config, batch=1, slots=1))
-        return Sizes(parameters(config, self.lora), _bytes((read, self.adapter)), _bytes(slot))
+        head = self.lm.base["embed_tokens" if config.tie_word_embeddings else "lm_head"]
+        return Sizes(parameters(config, self.lora), _bytes((read, self.adapter)), _bytes(head), _bytes(slot))
 
 
 def _bytes(tree: PyTree) -> int:

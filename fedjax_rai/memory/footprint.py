@@ -2,7 +2,8 @@
 
 What a local step keeps for its backward pass is read off the traced model. The rest, which only the compiler decides,
 follows the arrays that XLA's CPU programs hold at once; `tests/memory/test_footprint.py` compares the sums with what
-XLA reports. Not measured on GPU or TPU, which fuse more, so that some of it is smaller there.
+XLA reports. Programs for GPUs and TPUs hold less or more: docs/performance.md compares some, by
+`tests/programs/absent_devices.py`.
 """
 
 import dataclasses
@@ -234,7 +235,7 @@ def _head_with_gradient(config: DecoderConfig, rows: int, positions: int, comput
     """Bytes of the logits that are held at once and of their cotangents, or of slices and what is made of them."""
     logits = _head(config, rows, positions, computation)
     slices = _slices(config, rows, positions, computation)
-    if not slices:
+    if not slices:  # cotangents are cast as they are made, in one pass
         return 2 * logits
     return logits + logits // FLOAT * computation.cotangent_bytes + slices
 

@@ -7,20 +7,20 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int
+from fedjax_rai.aliases import Adapter, Array, Bool, Float, Int, PyTree
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.mesh import mesh_of, split_rows, ways
 from fedjax_rai.model.decoder import LM, forward, unembed, with_gathered_head
 from fedjax_rai.model.lora import Dropout
 
+X = TypeVar("X")
+
 SLICE_TOKENS = 512
 """Tokens of a slice at least: with fewer, reading the head's weights takes longer than multiplying by them."""
 SLICE_LOGITS = 2**25
 """Logits of a slice at least (128 MiB): what is smaller need not be cut."""
-
-
-X = TypeVar("X")
 
 
 class Sum(NamedTuple):
@@ -62,8 +62,8 @@ def sequence_logps(
 ) -> Float[Array, "b l"]:
     """log p(token | those before it in its segment); 0 for a segment's first token, which nothing predicts.
 
-    `devices`: how many the rows lie over. Logits are held for `positions_at_once` alone. The gradient is that of the
-    adapter and of nothing else.
+    `devices`: how many the rows lie over. Logits are held for `positions_at_once` alone; where those are not all, there
+    is no gradient of the base: asking for it raises ValueError.
     """
     hidden = forward(lm, adapter, tokens, segments, dropout)
     logps = _predicted_logps(lm, hidden[:, :-1], tokens[:, 1:], devices)
@@ -78,7 +78,7 @@ def _predicted_logps(
     rows, positions = targets.shape
     lm = with_gathered_head(lm, targets.size)  # once, not in every slice
     width = positions_at_once(rows, positions, lm.model.config.vocab_size, devices)
-    if width == positions:  # the backward pass begins here: what it keeps of the logits, it would only compute again
+    if width == positions:  # the backward pass begins with these logits: nothing is spared by computing them again
         return token_logps(unembed(lm, hidden), targets)
     return _sliced_logps(lm, hidden, targets, width)
 
@@ -87,21 +87,27 @@ def _predicted_logps(
 def _sliced_logps(lm: LM, hidden: Float[Array, "b l d"], targets: Int[Array, "b l"], width: int) -> Float[Array, "b l"]:
     """`_predicted_logps` of `width` positions at a time. The base has no gradient: it is frozen."""
 
-    def logps(slices: tuple[Array, Array]) -> Float[Array, "b s"]:
-        hidden, targets = slices
+    def logps(arrays: tuple[Array, Array]) -> Float[Array, "b s"]:
+        hidden, targets = arrays
         return token_logps(unembed(lm, hidden), targets)
 
     return _in_slices(logps, (hidden, targets), width)
 
 
-def _sliced_logps_forward(lm: LM, hidden: Array, targets: Array, width: int) -> tuple[Array, Array]:
+def _sliced_logps_forward(
+    lm: PyTree, hidden: CustomVJPPrimal, targets: CustomVJPPrimal, width: int
+) -> tuple[Float[Array, "b l"], Float[Array, "b l d"]]:
     """The log-probabilities, and what each changes by with its own hidden state: as large as those, not as logits.
 
-    Computed while a slice's logits are there, so that the backward pass computes none.
+    Computed while a slice's logits are there, so that the backward pass computes none. In bfloat16 this rounds once
+    more than a backward pass would: before it is multiplied with the cotangent, and after.
     """
+    if any(primal.perturbed for primal in jax.tree.leaves(lm, is_leaf=_is_primal)):
+        raise ValueError("log-probabilities by slices have no gradient of the base: it is frozen")
+    lm = jax.tree.map(lambda primal: primal.value, lm, is_leaf=_is_primal)
 
-    def logps_and_slopes(slices: tuple[Array, Array]) -> tuple[Float[Array, "b s"], Float[Array, "b s d"]]:
-        hidden, targets = slices
+    def logps_and_slopes(arrays: tuple[Array, Array]) -> tuple[Float[Array, "b s"], Float[Array, "b s d"]]:
+        hidden, targets = arrays
         logits, backward = jax.vjp(lambda hidden: unembed(lm, hidden), hidden)
         # One pass over the logits: the gradient of taking the target's would be scattered into zeros.
         is_target = jax.nn.one_hot(targets, logits.shape[-1])
@@ -109,16 +115,22 @@ def _sliced_logps_forward(lm: LM, hidden: Array, targets: Array, width: int) -> 
         (slopes,) = backward(is_target - probability)
         return token_logps(logits, targets), slopes
 
-    return _in_slices(logps_and_slopes, (hidden, targets), width)
+    return _in_slices(logps_and_slopes, (hidden.value, targets.value), width)
+
+
+def _is_primal(node: object) -> bool:
+    return isinstance(node, CustomVJPPrimal)
 
 
 def _sliced_logps_backward(
-    width: int, slopes: Float[Array, "b l d"], cotangent: Float[Array, "b l"]
+    width: int, slopes: Float[Array, "b l d"], cotangent: Array | SymbolicZero
 ) -> tuple[None, Float[Array, "b l d"], None]:
+    if isinstance(cotangent, SymbolicZero):  # nothing depends on the log-probabilities
+        return None, jnp.zeros_like(slopes), None
     return None, (slopes * cotangent[..., None]).astype(slopes.dtype), None
 
 
-_sliced_logps.defvjp(_sliced_logps_forward, _sliced_logps_backward)
+_sliced_logps.defvjp(_sliced_logps_forward, _sliced_logps_backward, symbolic_zeros=True)
 
 
 def _in_slices(function: Callable[[tuple[Array, Array]], X], arrays: tuple[Array, Array], width: int) -> X:

@@ -72,6 +72,7 @@ def test_a_models_sizes_are_those_that_a_pass_reads(model: str, head: int) -> No
     assert found.count == (KERNELS, HEAD, ADAPTER, False)
     # embeddings that are not the unembedding are not read whole
     assert found.weight_bytes == 4 * (KERNELS + NORMS + ADAPTER)
+    assert found.head_bytes == 4 * HEAD
     assert found.slot_bytes == 4 * 2 * 4  # keys and values of one head of width 4
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -154,12 +154,17 @@ SPLIT = {
 }
 
 
-def held(lowered: Any) -> int:
-    """Bytes that a device holds at once, by XLA's account."""
+class Held(NamedTuple):
+    """Bytes of a device, by XLA's account."""
+
+    reserved: int  # for a program as a whole: what it is given, gives, and needs in between
+    peak: int  # at any one time
+
+
+def held(lowered: Any) -> Held:
     found = lowered.compile().memory_analysis()
-    return (
-        found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes - found.alias_size_in_bytes
-    )
+    given = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return Held(given + found.temp_size_in_bytes, found.peak_memory_in_bytes)
 
 
 def compared(
@@ -170,11 +175,12 @@ def compared(
     found = {}
     for phase in phases:
         began = time.perf_counter()
-        found[phase] = made.need(phase), held(PROGRAMS[phase](shapes))
-        planned, real = found[phase]
+        planned, real = made.need(phase), held(PROGRAMS[phase](shapes))
+        found[phase] = planned, real.reserved
         print(
             f"{config.mesh.fsdp} {config.mesh.tensor} {phase}: planned {planned / 2**30:.3f} GiB, XLA's "
-            f"{real / 2**30:.3f}, {planned / real:.2f} times, {time.perf_counter() - began:.0f} s",
+            f"{real.reserved / 2**30:.3f}, {planned / real.reserved:.2f} times; {real.peak / 2**30:.3f} at the peak, "
+            f"{time.perf_counter() - began:.0f} s",
             flush=True,
         )
     return found

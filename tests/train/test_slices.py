@@ -120,26 +120,78 @@ def test_clients_that_are_mapped_have_gradients_of_their_own(three_at_once):
             np.testing.assert_allclose(leaf[client], alone, atol=1e-5 * float(jnp.abs(alone).max()), rtol=0)
 
 
-def products(jaxpr: Any) -> Iterator[Any]:
-    """Matrix products of a program, also those within its loops."""
+def products_with_the_unembedding(jaxpr: Any) -> Iterator[Any]:
+    """Those of a program, also within its loops."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        is_product = equation.primitive.name == "dot_general"
+        if is_product and any(small.VOCAB in operand.aval.shape for operand in equation.invars):
             yield equation
         for inner in jaxprs_in_params(equation.params):
-            yield from products(inner)
+            yield from products_with_the_unembedding(inner)
+
+
+def meetings() -> int:
+    """How often a step on a batch meets the unembedding."""
+    traced = jax.make_jaxpr(jax.value_and_grad(sft_of))(small.adapter())
+    return len(list(products_with_the_unembedding(traced.jaxpr)))
+
+
+def test_hidden_states_in_one_piece_meet_the_unembedding_twice():
+    """Once for their logits and once for the gradient: the backward pass does not compute logits again."""
+    assert meetings() == 2
 
 
 def test_a_slice_meets_the_unembedding_twice(three_at_once):
-    """Once for its logits and once for their gradient: the backward pass does not compute logits again."""
-    traced = jax.make_jaxpr(jax.value_and_grad(sft_of))(small.adapter())
-    wide = [one for one in products(traced.jaxpr) if any(small.VOCAB in value.aval.shape for value in one.invars)]
-    assert len(wide) == 2
+    assert meetings() == 2
+
+
+def test_slices_have_no_gradient_of_the_base(three_at_once):
+    """It is refused, and not partly zero; the adapter's is there."""
+
+    def loss(base: PyTree, adapter: PyTree) -> jax.Array:
+        return losses.sft(LM(small.MODEL, base), adapter, small.corpus(5)).mean()
+
+    assert all(jnp.any(leaf) for leaf in jax.tree.leaves(jax.grad(loss, argnums=1)(small.BASE, small.adapter())))
+    with pytest.raises(ValueError, match="no gradient of the base"):
+        jax.grad(loss)(small.BASE, small.adapter())
+
+
+def test_rows_weigh_what_they_are_given(three_at_once, monkeypatch):
+    """Cotangents that differ from row to row, as those of preferences do."""
+    weights = jnp.array([1.0, -2.0, 0.0, 0.5, 3.0])
+
+    def loss(adapter: PyTree) -> jax.Array:
+        return jnp.sum(weights * losses.answer_logps(small.LM, adapter, small.corpus(5))[0])
+
+    sliced = jax.grad(loss)(small.adapter())
+    monkeypatch.setattr(losses, "SLICE_TOKENS", 10**6)
+    for leaf, whole in zip(jax.tree.leaves(sliced), jax.tree.leaves(jax.grad(loss)(small.adapter())), strict=True):
+        np.testing.assert_allclose(leaf, whole, atol=1e-5 * float(jnp.abs(whole).max()), rtol=0)
+
+
+def test_in_bfloat16_slices_round_as_the_whole_does(three_at_once, monkeypatch):
+    """Both are compared with float32: slices are at most a fifth further from it, of the largest in each leaf."""
+    model = Decoder(replace(small.CONFIG, dtype="bfloat16"), small.LORA)
+
+    def gradient(model: Decoder) -> list[jax.Array]:
+        lm = LM(model, small.BASE)
+        return jax.tree.leaves(jax.grad(lambda a: losses.sft(lm, a, small.corpus(5)).mean())(small.adapter()))
+
+    def distance(found: list[jax.Array]) -> float:
+        pairs = zip(found, exact, strict=True)
+        return max(float(jnp.abs(leaf - whole).max() / jnp.abs(whole).max()) for leaf, whole in pairs)
+
+    exact, sliced = gradient(small.MODEL), gradient(model)
+    monkeypatch.setattr(losses, "SLICE_TOKENS", 10**6)
+    whole = gradient(model)
+    assert 0 < distance(whole) < 0.1
+    assert distance(sliced) < 1.2 * distance(whole)
 
 
 def test_whole_logits_are_never_held():
     """Loss and gradient of [8, 512] tokens of 32,000: whole logits are 8 * 511 * 32,000 * 4 bytes, 499 MiB.
 
-    A slice's are a quarter of that, and the backward pass holds them twice: 250 MiB. All the rest, of two layers 16
+    A slice's are a quarter of that, and are held with their cotangents: 250 MiB. All the rest, of two layers 16
     wide, is below 20 MiB, so less than whole logits once is held at any time.
     """
     rows, length, vocabulary = 8, 512, 32000

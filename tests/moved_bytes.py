@@ -1,8 +1,7 @@
 """What the loops of a program that XLA compiled move, counted in its text (`compiled.as_text()`).
 
-Of every kernel what it reads and writes: of an array that it slices, the slice; of one that it updates in place, the
-update; of a product that a library computes, not the library's scratch space. Caches, which spare some of it, are not
-counted.
+Of every kernel what it reads and writes: of an array that a fusion slices, the slice; of one that it updates in place,
+the update; of a product that a library computes, not the library's scratch space. What caches spare is counted, too.
 """
 
 import re
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"}  # nothing is moved by these
+UPDATE = "dynamic-update-slice"
 PARTS = {"slice", "dynamic-slice", "gather"}  # these read of their first operand what they give
 
 
@@ -63,56 +63,61 @@ def computations(text: str) -> dict[str, list[Instruction]]:
 
 def moved_by_fusion(instructions: list[Instruction]) -> tuple[int, int]:
     """(bytes read, bytes written): of an array that is sliced its slice, of one that is updated in place its update."""
-    by_name = {one.name: one for one in instructions}
+    by_name = {instruction.name: instruction for instruction in instructions}
 
     def uses(name: str) -> Iterator[tuple[Instruction, str]]:
-        for one in instructions:
-            if name in one.operands:
-                yield from uses(one.name) if one.operation == "bitcast" else [(one, name)]
+        for user in instructions:
+            if name in user.operands:
+                yield from uses(user.name) if user.operation == "bitcast" else [(user, name)]
 
     def read(parameter: Instruction) -> int:
-        found = list(uses(parameter.name))
-        if found and all(one.operation in PARTS and one.operands[0] == name for one, name in found):
-            return sum(one.nbytes for one, _ in found)
-        if found and all(one.operation == "dynamic-update-slice" and one.operands[0] == name for one, name in found):
-            return 0
-        return parameter.nbytes
+        users = list(uses(parameter.name))
+        if not users or any(user.operands[0] != name for user, name in users):
+            return parameter.nbytes
+        if all(user.operation in PARTS for user, _ in users):
+            return sum(user.nbytes for user, _ in users)
+        return 0 if all(user.operation == UPDATE for user, _ in users) else parameter.nbytes
 
-    def written(one: Instruction) -> int:
-        if one.operation == "tuple":
-            return sum(written(by_name[name]) for name in one.operands)
-        if one.operation == "bitcast":
-            return written(by_name[one.operands[0]])
-        return by_name[one.operands[1]].nbytes if one.operation == "dynamic-update-slice" else one.nbytes
+    def written(instruction: Instruction) -> int:
+        if instruction.operation == "tuple":
+            return sum(written(by_name[name]) for name in instruction.operands)
+        if instruction.operation == "bitcast":
+            return written(by_name[instruction.operands[0]])
+        if instruction.operation == UPDATE:
+            return by_name[instruction.operands[1]].nbytes
+        return instruction.nbytes
 
-    root = next(one for one in instructions if one.line.lstrip().startswith("ROOT"))
-    return sum(read(one) for one in instructions if one.operation == "parameter"), written(root)
+    (root,) = (instruction for instruction in instructions if instruction.line.lstrip().startswith("ROOT"))
+    parameters = [instruction for instruction in instructions if instruction.operation == "parameter"]
+    return sum(map(read, parameters)), written(root)
 
 
 def kernels(body: list[Instruction], every: dict[str, list[Instruction]]) -> Iterator[Kernel]:
     """Those of a loop's body."""
-    by_name = {one.name: one for one in body}
-    for one in body:
-        if one.operation in FREE or one.operation.endswith("-done"):
+    by_name = {instruction.name: instruction for instruction in body}
+    for instruction in body:
+        if instruction.operation in FREE or instruction.operation.endswith("-done"):
             continue
-        called = every.get(one.calls or "")
-        while called and one.operation.endswith("-start") and (inner := every.get(called[-1].calls or "")):
+        called = every.get(instruction.calls or "")
+        while called and instruction.operation.endswith("-start") and (inner := every.get(called[-1].calls or "")):
             called = inner  # of a copy beside the other kernels
         if called:
             read, written = moved_by_fusion(called)
         else:
-            read, written = sum(by_name[name].nbytes for name in one.operands if name in by_name), one.nbytes
-        is_product = any(part.operation == "dot" or "cublas" in part.line for part in [one, *(called or [])])
-        yield Kernel(one, read, written, is_product)
+            operands = [by_name[name].nbytes for name in instruction.operands if name in by_name]
+            read, written = sum(operands), instruction.nbytes
+        is_product = any(part.operation == "dot" or "cublas" in part.line for part in [instruction, *(called or [])])
+        yield Kernel(instruction, read, written, is_product)
 
 
 def loops(text: str) -> list[tuple[int | None, list[Kernel]]]:
     """(how often it runs, None where the program decides; its kernels) of every loop of a compiled program."""
     every = computations(text)
     found = {}
-    for one in (one for body in every.values() for one in body if one.operation == "while"):
-        body = re.search(r"body=%?([\w.\-]+)", one.line)
-        times = re.search(r'known_trip_count.*?"n":"(\d+)"', one.line)
+    whiles = [instruction for body in every.values() for instruction in body if instruction.operation == "while"]
+    for instruction in whiles:
+        body = re.search(r"body=%?([\w.\-]+)", instruction.line)
+        times = re.search(r'known_trip_count.*?"n":"(\d+)"', instruction.line)
         assert body
         found[body[1]] = int(times[1]) if times else None
     return [(times, list(kernels(every[body], every))) for body, times in found.items()]

@@ -1,12 +1,13 @@
-"""What XLA makes for NVIDIA's GPUs, compiled on a machine that has none: what programs hold, and what their loops move.
+"""What XLA makes for GPUs and TPUs, compiled on a machine that has none: what programs hold, and what their loops move.
 
-    pip install jax-cuda13-plugin==JAX jax-cuda13-pjrt==JAX    # of jax's own version; without CUDA, cuDNN or a driver
-    absent_gpu.py memory 8 1x1 8x1  # the paper's config at 8B on so many H100s, meshes as fsdp x tensor
-    absent_gpu.py round 10        # 1B: two clients' five steps of 16 x 512 tokens; kernels that move 10 MiB or more
-    absent_gpu.py generate 10     # 1B: 16 greedy answers of 128 tokens to prompts of 64
+    pip install jax-cuda13-plugin==JAX jax-cuda13-pjrt==JAX libtpu    # of jax's own version; no CUDA, cuDNN or driver
+    absent_devices.py memory gpu:8 1x1 8x1    # the paper's config at 8B on so many H100s, meshes as fsdp x tensor
+    absent_devices.py memory v5e:2x4 2x1      # the same on eight chips; v6e:2x4
+    absent_devices.py round 10                # 1B on an H100: five steps of 16 x 512 tokens; kernels from 10 MiB on
+    absent_devices.py generate 10             # 1B on an H100: 16 greedy answers of 128 tokens to prompts of 64
 
-Attention is XLA's, as cuDNN is absent, too. Nothing is run, allocated or timed. And nothing is tuned: products are
-Triton's, or cuBLAS's with XLA_FLAGS=--xla_gpu_enable_triton_gemm=false, where a GPU's own compiler chooses one by one.
+Attention is XLA's. Nothing is run, allocated or timed. And nothing is tuned: a GPU's products are Triton's, or cuBLAS's
+with XLA_FLAGS=--xla_gpu_enable_triton_gemm=false, where its own compiler chooses one by one.
 """
 
 import os
@@ -14,8 +15,11 @@ import re
 import sys
 from typing import Any
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported
-os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+# Before jax is imported: nothing looks for devices, or for the machines that a TPU would be one of.
+os.environ.update(JAX_PLATFORMS="cpu", JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1", TPU_SKIP_MDS_QUERY="1")
+os.environ.update(TPU_ACCELERATOR_TYPE="v5litepod-8", TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0")
+
+from jax.experimental import topologies
 
 from fedjax_rai.bench.shapes import model_json
 from fedjax_rai.config.schema import ExperimentConfig
@@ -23,8 +27,8 @@ from fedjax_rai.memory.plan import Lengths, Sizes
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.lora import Lora
+from tests.moved_bytes import loops
 from tests.programs import planned_memory
-from tests.programs.moved_bytes import loops
 
 MIB, GIB = 2**20, 2**30
 # An H100 of 80 GB, as far as the compiler asks: what it has, and what it must not exceed.
@@ -48,31 +52,33 @@ device_description_str: "H100"
 """
 
 
-def gpus(count: int) -> list[Any]:
-    """Devices to compile for. Not jax's usual ones: nothing can be put on them."""
+def devices(which: str) -> list[Any]:
+    """`gpu:COUNT`, or a TPU's topology, to compile for; nothing can be put on them."""
+    if not which.startswith("gpu:"):
+        return list(topologies.get_topology_desc(which, "tpu").devices)
     from jax._src import xla_bridge  # jax knows no "gpu" where there is none: github.com/jax-ml/jax/issues/23971
-    from jax.experimental import topologies
 
     known = xla_bridge.canonicalize_platform
     xla_bridge.canonicalize_platform = lambda platform: "cuda" if platform == "gpu" else known(platform)
     xla_bridge.backends()  # registers the plugin
-    return topologies.get_topology_desc("absent", "cuda", target_config=H100, topology=f"1x1x{count}").devices
+    shape = f"1x1x{which.removeprefix('gpu:')}"
+    return list(topologies.get_topology_desc("absent", "cuda", target_config=H100, topology=shape).devices)
 
 
 def show(compiled: Any, least: float) -> None:
     """What is held at most, and what one pass of each loop moves; kernels that move `least` MiB one by one."""
     print(f"held at most: {compiled.memory_analysis().peak_memory_in_bytes / GIB:.2f} GiB")
-    for times, body in loops(compiled.as_text()):
-        moved = sum(one.read + one.written for one in body)
-        products = sum(one.read + one.written for one in body if one.is_product)
+    for times, kernels in loops(compiled.as_text()):
+        moved = sum(kernel.read + kernel.written for kernel in kernels)
+        products = sum(kernel.read + kernel.written for kernel in kernels if kernel.is_product)
         count = "as long as it takes" if times is None else f"{times} times"
-        print(f"{count}: {len(body)} kernels, {moved / MIB:,.0f} MiB, of products {products / MIB:,.0f}")
-        for one in body:
-            if one.read + one.written >= least * MIB:
-                kind = "product" if one.is_product else ""
-                of = re.search(r'op_name="([^"]*)"', one.instruction.line)
-                whence = of[1][-60:] if of else one.instruction.name
-                print(f"  {one.read / MIB:8.1f} read {one.written / MIB:8.1f} written  {kind:8} {whence}")
+        print(f"{count}: {len(kernels)} kernels, {moved / MIB:,.0f} MiB, of products {products / MIB:,.0f}")
+        for kernel in kernels:
+            if kernel.read + kernel.written >= least * MIB:
+                kind = "product" if kernel.is_product else ""
+                operation = re.search(r'op_name="([^"]*)"', kernel.instruction.line)
+                name = operation[1][-60:] if operation else kernel.instruction.name
+                print(f"  {kernel.read / MIB:8.1f} read {kernel.written / MIB:8.1f} written  {kind:8} {name}")
 
 
 def at_1b(**sections: Any) -> planned_memory.Shapes:
@@ -81,7 +87,7 @@ def at_1b(**sections: Any) -> planned_memory.Shapes:
     shape = decoder_config(model_json("1B"), "1B", dtype="bfloat16")
     lengths = Lengths(train=512, red=64, critique=48, revision=32, replay=64, asked=64)
     known = Sizes(Decoder(shape, Lora(shape.targets, 16, 32.0)), None, True, lengths, 64, 64, 0, 1, True)
-    return planned_memory.Shapes(config, known, gpus(1))
+    return planned_memory.Shapes(config, known, devices("gpu:1"))
 
 
 def of_round() -> Any:
@@ -94,8 +100,8 @@ def of_generate() -> Any:
 
 
 if __name__ == "__main__":
-    what, number, *meshes = sys.argv[1:]
+    what, which, *meshes = sys.argv[1:]
     if what == "memory":
-        planned_memory.at_8b(32, meshes, "bfloat16", gpus(int(number)))
+        planned_memory.at_8b(32, meshes, "bfloat16", devices(which))
     else:
-        show({"round": of_round, "generate": of_generate}[what]().compile(), float(number))
+        show({"round": of_round, "generate": of_generate}[what]().compile(), float(which))
