@@ -39,6 +39,7 @@ from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.train.generate import Decoding, Sampling, generate
+from fedjax_rai.train.step import PLAIN
 
 LENGTHS = Lengths(train=256, red=64, critique=48, revision=32, replay=64, asked=64)
 SMALL = DecoderConfig(4096, 256, 704, 4, 8, 4, 32, (LayerKind(plain_rope(32)),), tie_word_embeddings=True)
@@ -104,6 +105,7 @@ def options(shapes: Shapes) -> Options:
         end_ids=(1, 2), max_new=cai.max_new_tokens, chunk=cai.prompts_per_chunk or cai.prompts,
         batch_size=cai.batch_size, critic_is_policy=cai.critic == "policy", train_on_revisions=True,
         reference_is_base=False, objective=make_objective(cai), mesh=shapes.mesh,
+        trainer=PLAIN._replace(micro_batch=cai.micro_batch),
     )  # fmt: skip
 
 
