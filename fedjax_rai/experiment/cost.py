@@ -95,7 +95,7 @@ class Parameters(NamedTuple):
     """What a token is multiplied with."""
 
     kernels: int  # of the base, with the unembedding
-    unembedding: int  # which are among these
+    unembedding: int  # those of the kernels that give logits
     adapter: int
     remat: bool  # a step does the forward pass of the layers twice
 

@@ -221,7 +221,10 @@ def test_a_machine_that_is_none_is_refused_in_a_line(stub, tmp_path, machine, me
 
 
 def test_here_where_jax_sees_a_cpu_it_refuses(tmp_path) -> None:
-    done = run(tmp_path / "out", stub=sys.executable, JAX_PLATFORMS="cpu")
+    done = run(
+        tmp_path / "out", stub=sys.executable, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_gpu_enable_triton_gemm=false"
+    )
     assert done.returncode == 2 and done.stderr.startswith("jax sees a CPU only: "), done.stderr
     known = dict(line.split("=", 1) for line in (tmp_path / "out" / "machine.txt").read_text().splitlines())
     assert known["backend"] == "cpu" and known["missing"] == "" and known["jax"] == version("jax")
+    assert known["xla_flags"] == "--xla_gpu_enable_triton_gemm=false", "with which all was measured"

@@ -1,4 +1,4 @@
-"""What a compiled program's loops move, counted by hand in a program of four kernels; and a step for an absent GPU."""
+"""What a compiled program's loops move, counted by hand in a program of five kernels; and a step for an absent GPU."""
 
 import importlib.util
 import os
@@ -42,6 +42,12 @@ HloModule hand
   ROOT %update = bf16[8,4,32]{2,1,0} dynamic-update-slice(%p.5, %layer, %p.7, %nought, %nought)
 }
 
+%picked (p.8: bf16[100,64], p.9: s32[4]) -> bf16[4,64] {
+  %p.8 = bf16[100,64]{1,0} parameter(0)
+  %p.9 = s32[4]{0} parameter(1)
+  ROOT %rows = bf16[4,64]{1,0} gather(%p.8, %p.9), offset_dims={1}, slice_sizes={1,64}
+}
+
 %body (state: (s32[], bf16[4,64], bf16[8,64,32], bf16[8,4,32])) -> (s32[], bf16[4,64], bf16[8,64,32], bf16[8,4,32]) {
   %state = (s32[], bf16[4,64]{1,0}, bf16[8,64,32]{2,1,0}, bf16[8,4,32]{2,1,0}) parameter(0)
   %index = s32[] get-tuple-element(%state), index=0
@@ -52,6 +58,9 @@ HloModule hand
   %product = (bf16[4,32]{1,0}, s8[33554432]{0}) fusion(%stack, %index, %tokens), kind=kCustom, calls=%straight
   %out = bf16[4,32]{1,0} get-tuple-element(%product), index=0
   %new = bf16[8,4,32]{2,1,0} fusion(%kept, %out, %index), kind=kLoop, calls=%updated
+  %table = bf16[100,64]{1,0} constant({...})
+  %numbers = s32[4]{0} constant({...})
+  %embedded = bf16[4,64]{1,0} fusion(%table, %numbers), kind=kLoop, calls=%picked
   %next = s32[] add(%index, %index)
   ROOT %again = (s32[], bf16[4,64]{1,0}, bf16[8,64,32]{2,1,0}, bf16[8,4,32]{2,1,0}) tuple(%next, %tokens, %stack, %new)
 }
@@ -68,7 +77,7 @@ def test_what_a_loop_moves_by_hand():
     """A number is 4 bytes, and whoever slices or updates reads the place too.
 
     The copy reads a layer, and writes it; the product reads a layer where it lies, and the tokens, and writes [4, 32];
-    the update reads what is new, and writes it into the stack.
+    the update reads what is new, and writes it into the stack; of a table the rows are read that are taken.
     """
     [(times, kernels)] = loops(PROGRAM)
     moved = {one.instruction.name: (one.read, one.written, one.is_product) for one in kernels}
@@ -77,6 +86,7 @@ def test_what_a_loop_moves_by_hand():
         "copied": (4096 + 4, 4096, False),
         "product": (4096 + 4 + 512, 256, True),
         "new": (256 + 4, 256, False),
+        "embedded": (512 + 16, 512, False),
         "next": (4 + 4, 4, False),
     }
 
