@@ -42,9 +42,9 @@ def passes(x: jax.Array, times: int) -> jax.Array:
 
 
 def copy_bandwidth(size: int) -> float:
-    """Bytes a second, read and written, of passes over an array of `size` bytes; the best of several times ten.
+    """Bytes a second, read and written, of passes over an array of `size` bytes; the best of several runs of ten.
 
-    In place, for memory that a CPU's system has yet to hand out takes it much longer to write than memory that it has.
+    The passes are in place: to write a new array would measure, on a CPU, how fast the system hands out memory.
     """
     x = jax.random.normal(jax.random.key(0), (size // 4,))
     moved = 2 * x.nbytes
