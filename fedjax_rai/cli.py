@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fedjax_rai import __version__, cli_data, cli_eval, cli_guard, terminal
+from fedjax_rai import __version__, cli_data, cli_eval, cli_guard, terminal, xla
 from fedjax_rai.bench.cli import app as bench
 from fedjax_rai.errors import InputError
 from fedjax_rai.reading import half_a_character
@@ -117,6 +117,7 @@ def main(
     ] = False,
 ) -> None:
     """Responsible federated fine-tuning of language models: safety filters and constitutional AI."""
+    xla.multiply_by_cublas()
 
 
 @app.command()

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "fedjax_rai"
 # One line a floor, lowest first; `folder: modules`. Modules without a folder are listed under the package itself.
 FLOORS = (
-    {"": "aliases errors terminal reading rng trees mesh yaml_lines"},
+    {"": "aliases errors terminal reading rng trees mesh xla yaml_lines"},
     {"config": "client_names column_names files grid keys load names prepared schema threshold_rule views"},
     {
         "text": "compare generation gguf_tokenizer hub prompts tokenizer",

@@ -79,6 +79,7 @@ class DecoderConfig:
     quantize: str = "none"  # or a key of quantize.QUANTIZATIONS: of the base's kernels
     kv_cache: str = "model"  # a key of cache.CACHES: what keys and values are stored as
     remat: str = "none"  # or "full": the backward pass computes each layer again
+    unroll: str = "none"  # or "full": the layers one after another in the program, not in a loop
     parts: int = 1  # into how many the mesh splits columns; see `parts_of`
 
     @property

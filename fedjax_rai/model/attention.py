@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_rai.aliases import Array, Bool, Float, Int
+from fedjax_rai.aliases import Array, Bool, Float, Int, PyTree
 from fedjax_rai.errors import InputError
 
 CHUNK = 512
@@ -133,9 +133,28 @@ def _fused(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Ar
 
     mask = even(visible(sight, options.window), 1, 2)[:, None]  # with False: nobody sees a key that was added
     out = jax.nn.dot_product_attention(
-        *(even(q, 1), even(k, 1), even(v, 1)), mask=mask, scale=options.scale, implementation="cudnn"
+        *(even(q, 1), even(k, 1), even(v, 1)),
+        mask=mask,
+        is_causal=q.shape[1] == k.shape[1],  # the mask says so, too, but the kernel then skips what nobody sees
+        scale=options.scale,
+        implementation="cudnn",
     )
     return out[:, : q.shape[1]]
+
+
+def _fused_with_backward(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> tuple[Array, PyTree]:
+    """What the kernel gives, and its backward pass, a pytree of what that needs."""
+    return jax.vjp(lambda q, k, v: _fused(q, k, v, sight, options), q, k, v)
+
+
+def _kept(leaves: list[Array], q: Array) -> list[int]:
+    """Which of what the backward pass needs the kernel itself has made: the softmax's statistics, and its output, last.
+
+    All else is cheap to make again. What is left out here by mistake is made again, too: by the kernel, so in more time.
+    """
+    of_rows = [place for place, leaf in enumerate(leaves) if leaf.shape[:1] == q.shape[:1]]
+    outputs = [place for place in of_rows if leaves[place].dtype == q.dtype and leaves[place].ndim == q.ndim]
+    return [place for place in of_rows if leaves[place].dtype == jnp.float32] + outputs[-1:]
 
 
 # The batching rule that jax has for its cuDNN primitive fails on a mask that all heads share (jax-ml/jax#34920),
@@ -149,23 +168,35 @@ def _fused_flat(q: Array, k: Array, v: Array, sight: Sight, options: Attention) 
 
 
 def _fused_forward(q: Array, k: Array, v: Array, sight: Sight, options: Attention):
-    return _fused_flat(q, k, v, sight, options), (q, k, v, sight)
+    def forward(q: Array, k: Array, v: Array, *sight: Array) -> tuple[Array, ...]:
+        out, backward = _fused_with_backward(q, k, v, Sight(*sight), options)
+        leaves = jax.tree.leaves(backward)
+        return out, *(leaves[place] for place in _kept(leaves, q))
+
+    out, *kept = _flattening(forward)(q, k, v, *sight)
+    return out, (q, k, v, sight, kept)
 
 
-def _fused_backward(options: Attention, saved: tuple[Array, Array, Array, Sight], cotangent: Array):
-    def backward(cotangent: Array, q: Array, k: Array, v: Array, *sight: Array) -> tuple[Array, ...]:
-        return jax.vjp(lambda q, k, v: _fused(q, k, v, Sight(*sight), options), q, k, v)[1](cotangent)
+def _fused_backward(options: Attention, saved: tuple[Array, Array, Array, Sight, list[Array]], cotangent: Array):
+    def backward(cotangent: Array, q: Array, k: Array, v: Array, *others: Array) -> tuple[Array, ...]:
+        sight, kept = Sight(*others[:4]), others[4:]
+        # Traced again for its structure. With what was kept in its place, nothing uses the kernel's forward pass.
+        leaves, structure = jax.tree.flatten(_fused_with_backward(q, k, v, sight, options)[1])
+        for place, leaf in zip(_kept(leaves, q), kept, strict=True):
+            leaves[place] = leaf
+        return jax.tree.unflatten(structure, leaves)(cotangent)
 
-    q, k, v, sight = saved
-    return *_flattening(backward)(cotangent, q, k, v, *sight), None
+    q, k, v, sight, kept = saved
+    return *_flattening(backward)(cotangent, q, k, v, *sight, *kept), None
 
 
 _fused_flat.defvjp(_fused_forward, _fused_backward)
 
 
 def _cudnn(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
-    """cuDNN's flash attention under a dense mask [b, t, s] that the heads share; computed again in the backward pass.
+    """cuDNN's flash attention under a dense mask [b, t, s] that the heads share.
 
+    As many keys as queries are taken to be the queries' own tokens: the valid tokens of a segment lie in order.
     On CUDA GPUs, for bfloat16 and float16, without soft cap, head sizes that are multiples of 8 up to 128 (Hopper and
     later: 256). Raises InputError for another type or a soft cap.
     """

@@ -27,7 +27,7 @@ from fedjax_rai.model import quantize
 from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, in_parts, modules, outputs, parts_of
 from fedjax_rai.model.attention import Attention, Sight, attend
 from fedjax_rai.model.cache import KVCache, of_layer, written
-from fedjax_rai.model.lora import NO_LORA, Dropout, Lora, abstract_adapter
+from fedjax_rai.model.lora import NO_LORA, Dropout, Lora, Pairs, paired, rank_of_each
 
 
 class Rotation(NamedTuple):
@@ -114,7 +114,6 @@ class Layer(NamedTuple):
 
     index: Int[Array, "*L"]
     kind: Int[Array, "*L"]  # which of the config's kinds it is
-    scales: dict[str, Float[Array, "*L"]]  # of the LoRA pair of each target
     dropout: Dropout | None  # of their inputs
 
 
@@ -162,8 +161,9 @@ class Block(nn.Module):
         """Attention to the tokens themselves or, with a cache, to its slots once the tokens are written there."""
         config = self.config
         batch, length, _ = x.shape
-        q, k, v = self.project(_flat(x), "qkv_proj", ("embed", "heads"), layer)
-        q, k, v = (part.reshape(batch, length, -1, config.head_dim) for part in (q, k, v))
+        qkv = _once(self.project(_flat(x), "qkv_proj", ("embed", "heads"), layer))
+        projections = _split(qkv, [*outputs(config, "qkv_proj").values()], parts_of(config, "qkv_proj"))
+        q, k, v = (part.reshape(batch, length, -1, config.head_dim) for part in projections)
         if config.qk_norm:
             q = self.norm("q_norm", q)
             k = self.norm("k_norm", k)
@@ -174,62 +174,38 @@ class Block(nn.Module):
             cache = written(cache, config, KVCache(k, v), layer.index, context.slot)
             k, v = of_layer(cache, config, layer.index)
         y = _attended(config, (q, k, v, context.sight), layer.kind, cache is not None)
-        (y,) = self.project(_flat(y), "o_proj", ("heads", "embed"), layer)
+        y = self.project(_flat(y), "o_proj", ("heads", "embed"), layer)
         return y.reshape(x.shape), cache
 
     def mlp(self, x: Float[Array, "b t d"], layer: Layer) -> Float[Array, "b t d"]:
         """The gated MLP of every token: down(activation(gate) * up)."""
-        projected = self.project(_flat(x), "gate_up_proj", ("embed", "mlp"), layer)
+        gate_up = _once(self.project(_flat(x), "gate_up_proj", ("embed", "mlp"), layer))
         parts = parts_of(self.config, "gate_up_proj")
-        if parts > 1:
-            projected = [in_parts(projection, parts) for projection in projected]
-        y = gated(jnp.concatenate(projected, axis=-1), self.config.activation)
-        (y,) = self.project(_channels(y), "down_proj", ("mlp", "embed"), layer)
+        y = gated(gate_up if parts == 1 else in_parts(gate_up, parts), self.config.activation)
+        y = self.project(_channels(y), "down_proj", ("mlp", "embed"), layer)
         return y.reshape(x.shape)
 
     def norm(self, name: str, x: Array) -> Array:
         return RMSNorm(self.config, name=name)(x)
 
-    def project(self, x: Float[Array, "t i"], name: str, axes: tuple[str, str], layer: Layer) -> list[Array]:
-        """x @ kernel + (x @ a * scale) @ b of the projections in a kernel: one wide product, one thin one."""
+    def project(self, x: Float[Array, "t i"], name: str, axes: tuple[str, str], layer: Layer) -> Float[Array, "t o"]:
+        """x @ kernel + (x @ a) @ b: one wide product, two thin ones."""
         config = self.config
-        widths = outputs(config, name)
-        kernel = _kernel(self, name, (x.shape[-1], sum(widths.values())), axes, config.quantize)
+        width = sum(outputs(config, name).values())
+        kernel = _kernel(self, name, (x.shape[-1], width), axes, config.quantize)
         wide = _product(x, kernel, axes, kept=config.remat != "none")
         if name in config.biases:
             wide = wide + _param(self, f"{name}_bias", wide.shape[-1:], axes[1:]).astype(x.dtype)[None]
-        projected = dict(zip(widths, _split(wide, [*widths.values()], parts_of(config, name)), strict=True))
-        for target, change in self.low_rank(x, list(modules(config, name)), layer):
-            changes = {target: change}
-            if config.modules_fused:
-                changes = dict(zip(widths, _split(change, [*widths.values()]), strict=True))
-            for projection, part in changes.items():
-                projected[projection] = projected[projection] + part
-        return list(projected.values())
+        if not self.has_variable("lora", name):
+            return wide
+        a, b = self.get_variable("lora", name)
+        thin = _thin(x, a, rank_of_each(config, self.lora, name), layer.dropout)
+        return wide + _once(thin) @ b
 
-    def low_rank(self, x: Float[Array, "t i"], targets: list[str], layer: Layer) -> Iterator[tuple[str, Array]]:
-        """(target, (x @ a * scale) @ b) of those targets that have a LoRA pair, by one product with all of their a."""
-        pairs = {target: pair for target in targets if (pair := self.lora_pair(target))}
-        if not pairs:
-            return
-        ranks = [a.shape[1] for a, _ in pairs.values()]
-        thin = _thin(x, {target: a for target, (a, _) in pairs.items()}, layer.dropout)
-        scale = jnp.concatenate(
-            [jnp.broadcast_to(layer.scales[name], rank) for name, rank in zip(pairs, ranks, strict=True)]
-        )
-        parts = _split(thin * scale.astype(x.dtype)[None], ranks)
-        for (target, (_, b)), low in zip(pairs.items(), parts, strict=True):
-            yield target, low @ b.astype(x.dtype)
 
-    def lora_pair(self, target: str) -> tuple[Array, Array] | None:
-        """(a [in, r], b [r, out]) of a target, or None: not a target, or no adapter was given."""
-        if target not in self.lora.targets:
-            return None
-        if not (self.is_initializing() or self.has_variable("lora", target)):
-            return None
-        shapes = abstract_adapter(self.config, self.lora)["layers"][target]
-        pair = self.variable("lora", target, lambda: {name: jnp.zeros(leaf.shape[1:]) for name, leaf in shapes.items()})
-        return pair.value["a"], pair.value["b"]
+def _once(product: Array) -> Array:
+    """A product that has several users, or is kept for the backward pass: XLA may compute it anew for each of them."""
+    return jax.lax.optimization_barrier(product)
 
 
 def _product(x: Float[Array, "t i"], kernel: PyTree, axes: tuple[str, str], kept: bool) -> Float[Array, "t o"]:
@@ -268,12 +244,12 @@ def _flat(x: Array) -> Array:
     return x.reshape(x.shape[0] * x.shape[1], -1)
 
 
-def _thin(x: Float[Array, "t i"], kernels: dict[str, Array], dropout: Dropout | None) -> Float[Array, "t r"]:
-    """x @ a of every target, side by side: one product, unless each of them drops other inputs."""
+def _thin(x: Float[Array, "t i"], a: Float[Array, "i r"], ranks: dict[str, int], dropout: Dropout | None) -> Array:
+    """x @ a of every target, side by side [t, r]: one product, unless each of them drops other inputs."""
     if dropout is None:
-        return x @ jnp.concatenate(list(kernels.values()), axis=1).astype(x.dtype)
-    parts = [dropout.drop(x, target) @ a.astype(x.dtype) for target, a in kernels.items()]
-    return jnp.concatenate(parts, axis=1)
+        return x @ a
+    parts = _split(a, [*ranks.values()])
+    return jnp.concatenate([dropout.drop(x, target) @ part for target, part in zip(ranks, parts, strict=True)], axis=1)
 
 
 def _of_kind(rotations: Rotation, kind: Int[Array, ""]) -> Rotation:
@@ -362,6 +338,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),  # of a Layer, of the Context  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
+            unroll=config.num_hidden_layers if config.unroll == "full" else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.layers = scanned(config, self.lora)
@@ -394,9 +371,8 @@ class Decoder(nn.Module):
             x = with_whole_channels(x, self.embed_tokens, by_rows=cache is not None)
         rotation = rotations(tuple(kind.rope for kind in config.kinds), sight.query_position)
         kind = jnp.array(config.layer_kinds or (0,) * depth)
-        scales = {target: jnp.array(self.lora.scales(target, depth), jnp.float32) for target in self.lora.targets}
         drops = None if dropout is None else dropout.each("layer", depth)
-        layers = Layer(jnp.arange(depth), kind, scales, drops)
+        layers = Layer(jnp.arange(depth), kind, drops)
         (x, cache), _ = self.layers((x, cache), layers, Context(rotation, sight, jnp.asarray(slot)))
         if by_rows:
             x = with_whole_channels(x, self.embed_tokens, by_rows=cache is not None)
@@ -424,11 +400,13 @@ class LM:
 def _variables(lm: LM, adapter: Adapter | None) -> dict:
     if adapter is None:
         return {"params": lm.base}
+    if isinstance(adapter, Pairs):
+        return {"params": lm.base, "lora": {"layers": adapter.kernels}}
     given = sorted(adapter["layers"])
     targets = sorted(lm.model.lora.targets)
     if given != targets:
         raise ValueError(f"an adapter of {given} for a model whose targets are {targets}")
-    return {"params": lm.base, "lora": adapter}
+    return {"params": lm.base, "lora": {"layers": paired(lm.model.config, lm.model.lora, adapter).kernels}}
 
 
 def segment_positions(segments: Int[Array, "b l"]) -> Int[Array, "b l"]:

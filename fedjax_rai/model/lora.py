@@ -135,6 +135,55 @@ def init_adapter(config: DecoderConfig, lora: Lora, key: Key[Array, ""]) -> Adap
     return jax.tree_util.tree_map_with_path(leaf, abstract_adapter(config, lora))
 
 
+class Pairs(NamedTuple):
+    """An adapter as the decoder multiplies by it: of each kernel one pair, `a` [L, in, r] and `b` [L, r, out].
+
+    The a of all targets in a kernel lie side by side. Their b, times their scales, stand in rows and columns of their
+    own, among zeros: so two thin products and one sum do for a kernel, whatever lies in it.
+    """
+
+    kernels: dict[str, tuple[Array, Array]]
+
+
+def rank_of_each(config: DecoderConfig, lora: Lora, kernel: str) -> dict[str, int]:
+    """The rank of each target that lies in a kernel, the largest of its layers'."""
+    targets = [target for target in modules(config, kernel) if target in lora.targets]
+    return {target: max(lora.ranks(target, config.num_hidden_layers)) for target in targets}
+
+
+def paired(config: DecoderConfig, lora: Lora, adapter: Adapter) -> Pairs:
+    """The pairs of an adapter, in the type that is computed in: made once for all layers, or all steps of a loop."""
+    pairs = {}
+    for kernel in FUSED:
+        if rank_of_each(config, lora, kernel):
+            pair = _pair(config, lora, adapter, kernel)
+            pairs[kernel] = tuple(matrix.astype(config.dtype) for matrix in pair)
+    return Pairs(pairs)
+
+
+def _pair(config: DecoderConfig, lora: Lora, adapter: Adapter, kernel: str) -> tuple[Array, Array]:
+    """A kernel's `a` and `b`, in the adapter's type: `a @ b` is what the adapter adds to it."""
+    targets = list(rank_of_each(config, lora, kernel))
+    layers = adapter["layers"]
+    a = jnp.concatenate([layers[target]["a"] for target in targets], axis=-1)
+    b = jnp.concatenate([_in_columns(config, lora, kernel, target, layers[target]["b"]) for target in targets], axis=-2)
+    return a, b
+
+
+def _in_columns(
+    config: DecoderConfig, lora: Lora, kernel: str, target: str, b: Float[Array, "L r t"]
+) -> Float[Array, "L r o"]:
+    """A target's b, times its scale, in the columns that the target has in a kernel; zeros in all others."""
+    parts = parts_of(config, kernel)
+    scales = np.array(lora.scales(target, config.num_hidden_layers), np.float32)[:, None, None]
+    columns = []
+    for module, width in modules(config, kernel).items():
+        whole = b * scales if module == target else jnp.zeros((*b.shape[:-1], width), b.dtype)
+        widths = [*outputs(config, kernel).values()] if config.modules_fused else [width]
+        columns += [in_parts(piece, parts) for piece in jnp.split(whole, np.cumsum(widths)[:-1], axis=-1)]
+    return jnp.concatenate(columns, axis=-1).reshape(*b.shape[:-1], -1)
+
+
 def size(config: DecoderConfig, lora: Lora) -> int:
     """Number of parameters that one client sends."""
     parameters = 0
@@ -152,27 +201,14 @@ def merge(config: DecoderConfig, lora: Lora, base: Base, adapter: Adapter) -> Ba
     The merged base is not quantised, whatever `base` was: it belongs to the model whose config says "none".
     """
     layers = dict(base["layers"])
-    for fused in FUSED:
-        kernel = layers[fused]
+    for name in FUSED:
+        kernel = layers[name]
         if isinstance(kernel, Quantized):
             kernel = dequantize(kernel, jnp.dtype(config.dtype))
-        parts = parts_of(config, fused)
-        columns = in_parts(kernel, parts)
-        first = 0
-        for target, width in modules(config, fused).items():
-            widths = [*outputs(config, fused).values()] if config.modules_fused else [width]
-            pieces = None
-            if target in adapter["layers"]:
-                pair = adapter["layers"][target]
-                scales = np.array(lora.scales(target, config.num_hidden_layers), np.float32)
-                product = jnp.einsum("lir,lro->lio", pair["a"], pair["b"]) * scales[:, None, None]
-                pieces = jnp.split(product.astype(kernel.dtype), np.cumsum(widths)[:-1], axis=-1)
-            for number, size in enumerate(widths):
-                end = first + size // parts
-                if pieces is not None:
-                    columns = columns.at[..., first:end].add(in_parts(pieces[number], parts))
-                first = end
-        layers[fused] = columns.reshape(kernel.shape)
+        if rank_of_each(config, lora, name):
+            a, b = _pair(config, lora, adapter, name)
+            kernel = kernel + jnp.matmul(a, b).astype(kernel.dtype)
+        layers[name] = kernel
     return {**base, "layers": layers}
 
 

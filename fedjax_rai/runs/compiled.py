@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from fedjax_rai import terminal
+from fedjax_rai import terminal, xla
 
 MAX_BYTES = 4 * 2**30
 CPUINFO = Path("/proc/cpuinfo")
@@ -27,6 +27,7 @@ def keep_compiled() -> None:
     folder exceeds `MAX_BYTES` (or JAX_COMPILATION_CACHE_MAX_SIZE) by what one process compiles at most. jax's own bound
     looks at every file whenever it writes one, and takes a lock that a kill can leave it without the means to go on.
     """
+    xla.multiply_by_cublas()
     config: Any = jax.config
     bound = config.jax_compilation_cache_max_size
     if config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache or bound == 0:

@@ -20,6 +20,7 @@ from fedjax_rai.mesh import split_rows
 from fedjax_rai.model.attention import Sight
 from fedjax_rai.model.cache import KVCache, empty_cache
 from fedjax_rai.model.decoder import LM, Decoder, forward_cached, tell_apart, unembed
+from fedjax_rai.model.lora import Pairs, paired
 
 
 class DecodingState(NamedTuple):
@@ -160,12 +161,9 @@ def _any_active_of_all(size: int, batched: list[bool], active: Array) -> tuple[A
     return _any_active(active.any(axis=0) if batched[0] else active), False
 
 
-def as_computed(lm: LM, adapter: Adapter | None) -> Adapter | None:
-    """The adapter in the type that its products are computed in: once, and not in every layer of every step of a loop.
-
-    No number depends on it.
-    """
-    return jax.tree.map(lambda leaf: leaf.astype(lm.model.config.dtype), adapter)
+def as_computed(lm: LM, adapter: Adapter | None) -> Pairs | None:
+    """The adapter as the decoder multiplies by it: made once, and not in every step of a loop."""
+    return None if adapter is None else paired(lm.model.config, lm.model.lora, adapter)
 
 
 class _Loop(NamedTuple):

@@ -62,7 +62,7 @@ def test_each_target_reads_its_own_dropped_input():
     g = np.random.default_rng(0)
     x = jnp.asarray(g.normal(size=(5, 4)), jnp.float32)
     kernels = {name: jnp.asarray(g.normal(size=(4, 2)), jnp.float32) for name in ("q_proj", "v_proj")}
-    got = decoder._thin(x, kernels, drops)
+    got = decoder._thin(x, jnp.concatenate([*kernels.values()], axis=1), dict.fromkeys(kernels, 2), drops)
     for place, (name, a) in enumerate(kernels.items()):
         kept = np.asarray(jax.random.bernoulli(rng.stream(drops.key, name), 0.7, x.shape))
         expected = (np.where(kept, np.asarray(x), 0) / 0.7) @ np.asarray(a)

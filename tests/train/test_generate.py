@@ -14,6 +14,7 @@ from jax.extend.core import jaxprs_in_params
 
 from fedjax_rai.data.examples import Prompts, pad_left
 from fedjax_rai.model.decoder import LM, Decoder, forward, unembed
+from fedjax_rai.model.lora import paired
 from fedjax_rai.train import queue
 from fedjax_rai.train.generate import Decoding, Sampling, append, generate, pick, sample, start, truncated
 from tests import small
@@ -275,18 +276,18 @@ def test_the_order_of_the_bounds_is_that_of_transformers():
     assert names == [f"{name}LogitsWarper" for name in ("Temperature", "TopK", "TopP", "MinP")]
 
 
-def scans(jaxpr: Any, in_loop: bool = False) -> Iterator[Any]:
-    """The scans over layers that are within a loop over tokens."""
+def within_loops(jaxpr: Any, in_loop: bool = False) -> Iterator[Any]:
+    """All equations of each loop over tokens, those of its inner programs, too."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan" and in_loop:
+        if in_loop:
             yield equation
         for inner in jaxprs_in_params(equation.params):
-            yield from scans(inner, in_loop or equation.primitive.name == "while")
+            yield from within_loops(inner, in_loop or equation.primitive.name == "while")
 
 
 @pytest.mark.parametrize("queued", [False, True])
-def test_no_step_converts_the_adapter(queued):
-    """In bfloat16 layers are given it in that type already, by batches and out of a queue."""
+def test_no_step_makes_the_pairs_of_the_adapter(queued):
+    """Layers are given them, in the type that is computed in, by batches and out of a queue."""
     model = Decoder(dataclasses.replace(small.CONFIG, dtype="bfloat16"), small.LORA)
     lm, adapter = LM(model, small.BASE), small.adapter()
     prompts = Prompts(*batch_of(PROMPTS))
@@ -296,6 +297,11 @@ def test_no_step_converts_the_adapter(queued):
         traced = jax.make_jaxpr(queue.serve)(lm, adapter, rows, waiting, FIRMLY)
     else:
         traced = jax.make_jaxpr(generate)(lm, adapter, prompts, keys(3), FIRMLY)
-    shapes = {leaf.shape for leaf in jax.tree.leaves(adapter)}
-    given = [value.aval for scan in scans(traced.jaxpr) for value in scan.invars if value.aval.shape in shapes]
-    assert len(given) >= len(jax.tree.leaves(adapter)) and {aval.dtype for aval in given} == {jnp.dtype(jnp.bfloat16)}
+    pairs = jax.tree.leaves(jax.eval_shape(lambda: paired(model.config, small.LORA, adapter)))
+    shapes = {leaf.shape for leaf in pairs}
+    steps = list(within_loops(traced.jaxpr))
+    layers = [step for step in steps if step.primitive.name == "scan"]
+    given = [value.aval for scan in layers for value in scan.invars if value.aval.shape in shapes]
+    assert len(given) >= len(pairs) and {aval.dtype for aval in given} == {jnp.dtype(jnp.bfloat16)}
+    made = {step.primitive.name for step in steps for value in step.outvars if value.aval.shape in shapes}
+    assert made <= {"while"}, "they come from outside of the loop"
