@@ -56,6 +56,7 @@ Rank = Annotated[Given, numbers("The adapters' rank.")]
 Dtype = Annotated[Given, names("bfloat16 (the default), float32.")]
 Attention = Annotated[Given, names("xla (the default), chunked, cudnn, splash.")]
 Remat = Annotated[Given, names("none (the default), full.")]
+Unroll = Annotated[Given, names("none (the default), full.")]
 Quantize = Annotated[Given, names("none (the default), int8, nf4.")]
 KvCache = Annotated[Given, names("model (the default), bfloat16, int8.")]
 MicroBatch = Annotated[Given, numbers("Examples of a step that are computed at once; all if not given.")]
@@ -97,6 +98,7 @@ def federated_round(
     dtype: Dtype = None,
     attention: Attention = None,
     remat: Remat = None,
+    unroll: Unroll = None,
     quantize: Quantize = None,
     micro_batch: MicroBatch = None,
     devices: Devices = None,
@@ -116,7 +118,7 @@ def federated_round(
     fedjax-rai bench round --model tiny --dtype float32 --clients 1,5,50 --peer torch
     """
     given = {"clients": clients, "steps": steps, "batch": batch, "length": length, "chunk": chunk}
-    given |= {"model": model, "rank": rank, "dtype": dtype, "attention": attention, "remat": remat}
+    given |= {"model": model, "rank": rank, "dtype": dtype, "attention": attention, "remat": remat, "unroll": unroll}
     given |= {"quantize": quantize, "micro_batch": micro_batch, "devices": devices, "fsdp": fsdp, "tensor": tensor}
     with terminal.answering():
         from fedjax_rai.bench.requests import Asked
@@ -138,6 +140,7 @@ def generate(
     rank: Rank = None,
     dtype: Dtype = None,
     attention: Attention = None,
+    unroll: Unroll = None,
     quantize: Quantize = None,
     kv_cache: KvCache = None,
     devices: Devices = None,
@@ -161,6 +164,7 @@ def generate(
         "answers": answers,
         "order": order,
         "attention": attention,
+        "unroll": unroll,
         "quantize": quantize,
         "kv_cache": kv_cache,
         "devices": devices,
@@ -190,6 +194,7 @@ def cai(
     dtype: Dtype = None,
     attention: Attention = None,
     remat: Remat = None,
+    unroll: Unroll = None,
     quantize: Quantize = None,
     kv_cache: KvCache = None,
     micro_batch: MicroBatch = None,
@@ -211,6 +216,7 @@ def cai(
     given |= {
         "attention": attention,
         "remat": remat,
+        "unroll": unroll,
         "quantize": quantize,
         "kv_cache": kv_cache,
         "micro_batch": micro_batch,
@@ -234,6 +240,7 @@ def score(
     rank: Rank = None,
     dtype: Dtype = None,
     attention: Attention = None,
+    unroll: Unroll = None,
     quantize: Quantize = None,
     devices: Devices = None,
     fsdp: Fsdp = None,
@@ -251,7 +258,8 @@ def score(
     fedjax-rai bench score --model tiny --dtype float32 --pairs 1000 --peer torch
     """
     given = {"pairs": pairs, "length": length, "batch": batch, "model": model, "rank": rank, "dtype": dtype}
-    given |= {"attention": attention, "quantize": quantize, "devices": devices, "fsdp": fsdp, "tensor": tensor}
+    given |= {"attention": attention, "unroll": unroll, "quantize": quantize}
+    given |= {"devices": devices, "fsdp": fsdp, "tensor": tensor}
     with terminal.answering():
         from fedjax_rai.bench.requests import Asked
 

@@ -17,7 +17,7 @@ from fedjax_rai.aliases import Array, Base, Key
 from fedjax_rai.bench.prompts import prompt_ids
 from fedjax_rai.bench.shapes import DecodingShape, has_weights, model_json
 from fedjax_rai.data.examples import Examples, Prompts
-from fedjax_rai.experiment.models import check_attention
+from fedjax_rai.experiment.models import check_computed
 from fedjax_rai.mesh import base_shardings, make_mesh
 from fedjax_rai.model.architecture import FUSED, DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base, init_leaf
@@ -34,11 +34,11 @@ PARTS = 64  # of a vocabulary's rows, one made after another
 def random_lm(model: str, mesh: Mesh | None = None, lora: Lora = LORA, **computed: Any) -> LM:
     """A decoder of a named shape, or of a folder, with its weights or, where it has none, random ones.
 
-    `computed`: dtype, attention, remat, quantize. Raises InputError for what this machine cannot compute.
+    `computed`: dtype, attention, remat, unroll, quantize. Raises InputError for what this machine cannot compute.
     """
     mesh = mesh or make_mesh()
     config = decoder_config(model_json(model), model, **computed, parts=mesh.shape["tensor"])
-    check_attention(config)
+    check_computed(config)
     shardings = base_shardings(mesh, abstract_base(config))
     if has_weights(model):
         base = load_base(Path(model), config, shardings)

@@ -18,6 +18,7 @@ COMPUTED = {
     "dtype": None,
     "attention": "xla",
     "remat": "none",
+    "unroll": "none",
     "quantize": "none",
     "kv_cache": "model",
     "micro_batch": None,

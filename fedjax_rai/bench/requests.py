@@ -12,6 +12,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "dtype": ("bfloat16", "float32"),
     "attention": ("xla", "chunked", "cudnn", "splash"),
     "remat": ("none", "full"),
+    "unroll": ("none", "full"),
     "quantize": ("none", "int8", "nf4"),
     "kv_cache": ("model", "bfloat16", "int8"),
 }

@@ -47,6 +47,7 @@ COMPUTED = (
     "model.attention",
     "model.quantize",
     "model.remat",
+    "model.unroll",
     "mesh.fsdp",
     "mesh.tensor",
     "data.max_length",

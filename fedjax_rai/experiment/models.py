@@ -60,7 +60,7 @@ class Models:
     def architecture(self) -> DecoderConfig:
         """The base's shape, as on one device. Raises InputError for an attention that this machine does not compute."""
         architecture = self.read_architecture(self.folder)
-        check_attention(architecture)
+        check_computed(architecture)
         return architecture
 
     @cached_property
@@ -82,6 +82,7 @@ class Models:
             quantize=config.quantize,
             kv_cache=config.kv_cache,
             remat=config.remat,
+            unroll=config.unroll,
         )
 
     def laid_out(self, architecture: DecoderConfig) -> DecoderConfig:
@@ -122,8 +123,12 @@ def check_numbers(lm: LM, adapter: Adapter | None, tokenizer: Tokenizer, ids: Se
         )
 
 
-def check_attention(config: DecoderConfig) -> None:
-    """Raises InputError where this machine, or this model, cannot have the attention that a config asks for."""
+def check_computed(config: DecoderConfig) -> None:
+    """Raises InputError where this machine, or this model, cannot be computed as a config asks for."""
+    if config.unroll == "full" and jax.default_backend() == "cpu":
+        raise InputError("model.unroll = full: saves copies on a GPU; a CPU only holds more so; must be none")
+    if config.unroll == "full" and config.remat == "full":
+        raise InputError("model.unroll = full: must be none with model.remat = full, which XLA undoes where it is full")
     needed, here = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention), jax.default_backend()
     if needed and needed != here:
         raise InputError(f"model.attention = {config.attention}: needs a {needed.upper()}, this is a {here.upper()}")

@@ -138,6 +138,7 @@ KEEPING = (
     "guard.micro_batch",
     "cai.micro_batch",
     "model.remat",
+    "model.unroll",
     "model.attention",
     "federated.clients_per_chunk",
     "cai.prompts_per_chunk",
@@ -149,7 +150,7 @@ KEEPING = (
 _READING = ("eval.batch_size", "model.attention", "mesh.tensor", "data.max_length")
 _ANSWERING = ("eval.batch_size", "mesh.tensor", "model.kv_cache", "eval.max_new_tokens", "data.max_length")
 _WRITING_LINES = ("eval.batch_size", "mesh.tensor", "model.kv_cache", "data.max_length")
-_TRAINING = ("model.remat", "model.attention", "mesh.tensor")
+_TRAINING = ("model.remat", "model.unroll", "model.attention", "mesh.tensor")
 _CHANGING_TRAINING = ("data.max_length", "lora.rank", "model.dtype")
 LOWERED_BY: dict[str, tuple[str, ...]] = {
     "fitting the guard": ("guard.micro_batch", *_TRAINING, "guard.batch_size", *_CHANGING_TRAINING),
@@ -402,7 +403,7 @@ HALVED = {
 
 def _lower(config: ExperimentConfig) -> dict[str, Any]:
     """The value of every key that may make a plan smaller; of some keys, the value that they have."""
-    lower: dict[str, Any] = {"federated.clients_per_chunk": 1, "model.remat": "full"}
+    lower: dict[str, Any] = {"federated.clients_per_chunk": 1, "model.remat": "full", "model.unroll": "none"}
     smaller = {"none": "int8", "int8": "nf4"}
     if config.model.quantize in smaller:
         lower["model.quantize"] = smaller[config.model.quantize]

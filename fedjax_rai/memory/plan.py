@@ -133,9 +133,13 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
     return Plan(held, dict(_phases(config, sizes)))
 
 
+COMPUTED = ("dtype", "attention", "quantize", "kv_cache", "remat", "unroll")
+"""Keys of `model` that say how it is computed."""
+
+
 def _as_configured(config: ExperimentConfig, sizes: Sizes) -> Sizes:
     """The sizes under the keys of `config` that change how a model is computed, its rank, and how long texts are."""
-    computed = {key: getattr(config.model, key) for key in ("dtype", "attention", "quantize", "kv_cache", "remat")}
+    computed = {key: getattr(config.model, key) for key in COMPUTED}
     sizes = _with_architectures(sizes, lambda architecture: dataclasses.replace(architecture, **computed))
     lora = dataclasses.replace(sizes.model.lora, rank=config.lora.rank)
     lengths = sizes.lengths.cut(config.data.max_length)

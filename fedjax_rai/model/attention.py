@@ -7,7 +7,7 @@ only as much of the mask as it needs. What is fixed for a layer (scale, soft cap
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
@@ -143,18 +143,35 @@ def _fused(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Ar
 
 
 def _fused_with_backward(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> tuple[Array, PyTree]:
-    """What the kernel gives, and its backward pass, a pytree of what that needs."""
+    """What the kernel gives, and its backward pass: a pytree of what that needs."""
     return jax.vjp(lambda q, k, v: _fused(q, k, v, sight, options), q, k, v)
 
 
-def _kept(leaves: list[Array], q: Array) -> list[int]:
-    """Which of what the backward pass needs the kernel itself has made: the softmax's statistics, and its output, last.
+def _made_by_kernel(leaves: list[Array], q: Array) -> list[int]:
+    """Which of what its backward pass needs the kernel has made: the softmax's statistics, and its output, the last.
 
-    All else is cheap to make again. What is left out here by mistake is made again, too: by the kernel, so in more time.
+    All else is cheap to make again. What is left out here by mistake is made again, too, by the kernel.
     """
     of_rows = [place for place, leaf in enumerate(leaves) if leaf.shape[:1] == q.shape[:1]]
     outputs = [place for place in of_rows if leaves[place].dtype == q.dtype and leaves[place].ndim == q.ndim]
     return [place for place in of_rows if leaves[place].dtype == jnp.float32] + outputs[-1:]
+
+
+def _fused_and_kept(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> tuple[Array, ...]:
+    """What the kernel gives, and what it has made for its backward pass."""
+    out, backward = _fused_with_backward(q, k, v, sight, options)
+    leaves = jax.tree.leaves(backward)
+    return out, *(leaves[place] for place in _made_by_kernel(leaves, q))
+
+
+def _fused_gradients(
+    cotangent: Array, q: Array, k: Array, v: Array, sight: Sight, kept: Sequence[Array], options: Attention
+) -> tuple[Array, ...]:
+    """The kernel's backward pass: traced again for its structure; with what was kept, nothing uses its forward pass."""
+    leaves, structure = jax.tree.flatten(_fused_with_backward(q, k, v, sight, options)[1])
+    for place, leaf in zip(_made_by_kernel(leaves, q), kept, strict=True):
+        leaves[place] = leaf
+    return jax.tree.unflatten(structure, leaves)(cotangent)
 
 
 # The batching rule that jax has for its cuDNN primitive fails on a mask that all heads share (jax-ml/jax#34920),
@@ -169,9 +186,7 @@ def _fused_flat(q: Array, k: Array, v: Array, sight: Sight, options: Attention) 
 
 def _fused_forward(q: Array, k: Array, v: Array, sight: Sight, options: Attention):
     def forward(q: Array, k: Array, v: Array, *sight: Array) -> tuple[Array, ...]:
-        out, backward = _fused_with_backward(q, k, v, Sight(*sight), options)
-        leaves = jax.tree.leaves(backward)
-        return out, *(leaves[place] for place in _kept(leaves, q))
+        return _fused_and_kept(q, k, v, Sight(*sight), options)
 
     out, *kept = _flattening(forward)(q, k, v, *sight)
     return out, (q, k, v, sight, kept)
@@ -179,12 +194,7 @@ def _fused_forward(q: Array, k: Array, v: Array, sight: Sight, options: Attentio
 
 def _fused_backward(options: Attention, saved: tuple[Array, Array, Array, Sight, list[Array]], cotangent: Array):
     def backward(cotangent: Array, q: Array, k: Array, v: Array, *others: Array) -> tuple[Array, ...]:
-        sight, kept = Sight(*others[:4]), others[4:]
-        # Traced again for its structure. With what was kept in its place, nothing uses the kernel's forward pass.
-        leaves, structure = jax.tree.flatten(_fused_with_backward(q, k, v, sight, options)[1])
-        for place, leaf in zip(_kept(leaves, q), kept, strict=True):
-            leaves[place] = leaf
-        return jax.tree.unflatten(structure, leaves)(cotangent)
+        return _fused_gradients(cotangent, q, k, v, Sight(*others[:4]), others[4:], options)
 
     q, k, v, sight, kept = saved
     return *_flattening(backward)(cotangent, q, k, v, *sight, *kept), None

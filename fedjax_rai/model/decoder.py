@@ -9,7 +9,7 @@
 one kernel (`qkv_proj`, `gate_up_proj`; fused when weights are loaded); their LoRA pairs keep their own names.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, no_type_check
 
@@ -24,7 +24,7 @@ from fedjax_rai.aliases import Adapter, Array, Base, Bool, Float, Int, Key, PyTr
 from fedjax_rai.errors import InputError
 from fedjax_rai.mesh import gathered, is_sharded, with_whole_channels, worth_gathering
 from fedjax_rai.model import quantize
-from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, in_parts, modules, outputs, parts_of
+from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, in_parts, outputs, parts_of
 from fedjax_rai.model.attention import Attention, Sight, attend
 from fedjax_rai.model.cache import KVCache, of_layer, written
 from fedjax_rai.model.lora import NO_LORA, Dropout, Lora, Pairs, paired, rank_of_each
@@ -397,7 +397,7 @@ class LM:
     base: Base
 
 
-def _variables(lm: LM, adapter: Adapter | None) -> dict:
+def _variables(lm: LM, adapter: Adapter | Pairs | None) -> dict:
     if adapter is None:
         return {"params": lm.base}
     if isinstance(adapter, Pairs):
@@ -437,13 +437,16 @@ def forward(
 
 def forward_cached(
     lm: LM,
-    adapter: Adapter | None,
+    adapter: Adapter | Pairs | None,
     tokens: Int[Array, "b t"],
     sight: Sight,
     cache: KVCache,
     slot: Int[Array, ""],
 ) -> tuple[Float[Array, "b t d"], KVCache]:
-    """Hidden states of `tokens` written into the cache from `slot` on; the keys of `sight` are all of its slots."""
+    """Hidden states of `tokens` written into the cache from `slot` on; the keys of `sight` are all of its slots.
+
+    `adapter` may be given as `lora.paired` has made it, once for all steps of a loop.
+    """
     return lm.model.apply(_variables(lm, adapter), tokens, sight, cache, slot)  # pyright: ignore
 
 

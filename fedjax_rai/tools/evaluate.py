@@ -54,7 +54,8 @@ DIGITS = 12  # of a digest, in a folder's name
 # What an evaluation reads, by section or key. What a run was trained on is not to be changed after the fact; a model or
 # an adapter that no run made may take its held-out questions of any data.
 READ = (
-    "eval", "guard", "mesh", "model.dtype", "model.attention", "model.quantize", "model.kv_cache", "data.max_length",
+    "eval", "guard", "mesh", "model.dtype", "model.attention", "model.quantize", "model.kv_cache", "model.unroll",
+    "data.max_length",
 )  # fmt: skip
 READ_OF_OTHERS = (*READ, "data", "seed")
 NO_RUN = {"federated": {"rounds": 0}, "filter": {"enabled": False}, "cai": {"enabled": False}}

@@ -61,7 +61,7 @@ def start(model: Decoder, batch: int, slots: int) -> DecodingState:
 
 def append(
     lm: LM,
-    adapter: Adapter | None,
+    adapter: Adapter | Pairs | None,
     state: DecodingState,
     tokens: Int[Array, "b t"],
     valid: Bool[Array, "b t"],

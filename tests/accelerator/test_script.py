@@ -115,7 +115,7 @@ peer=no\
     assert done.returncode == 0, done.stderr
     ran = {path.stem: json.loads(path.read_text())["ran"] for path in out.glob("*_*.jsonl")}
     assert set(ran) == {name for name in planned(PARTS="*") if "_1b" in name or "_8b" in name}
-    every = "--model tiny --dtype float32 --attention xla --warmup 0 --repeats 1"
+    every = "--model tiny --dtype float32 --attention xla --unroll none --warmup 0 --repeats 1"
     assert all(every in words.partition("--json ")[2] for words in ran.values()), ran
 
 
@@ -136,7 +136,7 @@ def test_a_small_part_is_measured_here(tmp_path) -> None:
 def test_parts_can_be_chosen(stub, tmp_path) -> None:
     done = run(tmp_path / "out", stub=stub, PARTS="generate_* cai_1b")
     assert done.returncode == 0, done.stderr
-    usual = ["generate_1b_peer", "generate_8b", "cai_1b", "generate_1b_advbench"]
+    usual = ["generate_1b_peer", "generate_8b", "cai_1b", "generate_1b_advbench", "generate_1b"]
     states = ended(tmp_path / "out")
     assert list(states) == [*usual, "generate_1b_vllm", "generate_8b_vllm"] and states["generate_8b_vllm"] == "left out"
 
@@ -200,7 +200,7 @@ def test_parts_are_fitted_to_the_machine(stub, tmp_path) -> None:
     assert ended(out)["round_8b_cudnn"] == "left out"
     ran = "".join(path.read_text() for path in out.glob("*.jsonl"))
     assert "--peer" not in ran and "torch" not in ran and "--attention cudnn" not in ran
-    assert "--attention splash" in ran and "--steps 5 --repeats 2" in ran
+    assert "--attention splash --repeats 2" in ran and "--batch 1 --repeats 2" in ran
 
 
 @pytest.mark.parametrize(

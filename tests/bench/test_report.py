@@ -12,6 +12,7 @@ MEASURED: dict[str, Any] = {
     "dtype": "float32",
     "attention": "xla",
     "remat": "none",
+    "unroll": "none",
     "quantize": "none",
     "kv_cache": "model",
     "micro_batch": None,

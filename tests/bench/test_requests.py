@@ -84,7 +84,7 @@ def test_a_config_has_the_sizes(work: str, expected: dict[str, int], config: Pat
 def test_a_config_says_how_it_is_computed_and_options_go_before_it(config: Path) -> None:
     asked = Asked("round", {"dtype": "bfloat16", "clients": "1"}, config, ["cai.critic=policy"])
     (request,) = plan(asked)
-    others = {"attention": "xla", "quantize": "none", "kv_cache": "model"}
+    others = {"attention": "xla", "unroll": "none", "quantize": "none", "kv_cache": "model"}
     assert request["computed"] == {"dtype": "bfloat16", "remat": "full", **others}
     assert request["micro_batch"] == 7
     assert request["mesh"] == {"fsdp": 2, "tensor": 1}

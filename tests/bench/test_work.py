@@ -46,7 +46,14 @@ def micro(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def request(name: str, **others: Any) -> dict[str, Any]:
     """What a worker is asked for, of the smallest model."""
-    computed = {"dtype": "float32", "attention": "xla", "remat": "none", "quantize": "none", "kv_cache": "model"}
+    computed = {
+        "dtype": "float32",
+        "attention": "xla",
+        "remat": "none",
+        "unroll": "none",
+        "quantize": "none",
+        "kv_cache": "model",
+    }
     config: dict[str, Any] = {"federated": {}, "sections": {}, "cai": {}}
     return config | {
         "work": name,

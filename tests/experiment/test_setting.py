@@ -9,7 +9,7 @@ import pytest
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import models, sizes
-from fedjax_rai.experiment.models import check_attention
+from fedjax_rai.experiment.models import check_computed
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
 from fedjax_rai.model import families
@@ -24,18 +24,29 @@ def test_an_attention_that_cannot_be_had_is_refused(monkeypatch):
     monkeypatch.setattr(models.jax, "default_backend", lambda: "cpu")
     for name, needed in (("cudnn", "GPU"), ("splash", "TPU")):
         with pytest.raises(InputError, match=f"model.attention = {name}: needs a {needed}, this is a CPU"):
-            check_attention(replace(TINY, attention=name))
+            check_computed(replace(TINY, attention=name))
     monkeypatch.setattr(models.jax, "default_backend", lambda: "tpu")
     monkeypatch.setattr(models.jax, "device_count", lambda: 4)
     with pytest.raises(InputError, match="splash: runs on one device only"):
-        check_attention(replace(TINY, attention="splash"))
+        check_computed(replace(TINY, attention="splash"))
     monkeypatch.setattr(models.jax, "default_backend", lambda: "gpu")
     with pytest.raises(InputError, match="cudnn: computes no model.dtype = float32"):
-        check_attention(replace(TINY, attention="cudnn"))
+        check_computed(replace(TINY, attention="cudnn"))
     half = replace(TINY, attention="cudnn", dtype="bfloat16")
     with pytest.raises(InputError, match="cudnn: computes no soft-capped"):
-        check_attention(replace(half, attention_softcap=5.0))
-    check_attention(half)
+        check_computed(replace(half, attention_softcap=5.0))
+    check_computed(half)
+
+
+def test_unrolling_is_refused_where_it_gains_nothing(monkeypatch):
+    monkeypatch.setattr(models.jax, "default_backend", lambda: "cpu")
+    unrolled = replace(TINY, unroll="full")
+    with pytest.raises(InputError, match="model.unroll = full: .* a CPU only holds more"):
+        check_computed(unrolled)
+    monkeypatch.setattr(models.jax, "default_backend", lambda: "gpu")
+    check_computed(unrolled)
+    with pytest.raises(InputError, match="must be none with model.remat = full"):
+        check_computed(replace(unrolled, remat="full"))
 
 
 def test_a_guard_that_is_the_base_is_loaded_once(config):

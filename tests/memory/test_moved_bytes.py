@@ -91,20 +91,61 @@ def test_what_a_loop_moves_by_hand():
     }
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+gpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None,
     reason="needs the compiler for GPUs: pip install jax-cuda13-plugin jax-cuda13-pjrt, of jax's own version",
 )
+
+
+def compiled_for_a_gpu(work: str, least: int, *computed: str) -> str:
+    """What `absent_devices.py` says of a work, with cuBLAS's products."""
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}
+    command = [sys.executable, str(ROOT / "tests/programs/absent_devices.py"), work, str(least), *computed]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def products(work: str) -> list[int]:
+    """How many each of its loops computes in a pass."""
+    _, *loops = re.split(r"\n(?=[^\n]* kernels, )", compiled_for_a_gpu(work, 0))
+    return [loop.count(" product  ") for loop in loops]
+
+
+@pytest.mark.slow
+@gpu_compiler
 def test_a_decoding_step_reads_kernels_where_they_lie():
     """Of 1B a layer has kernels of 116 MiB and, for 16 rows of 192 tokens, 6 MiB of keys and values.
 
     With products of cuBLAS no kernel is copied out of its stack: a layer moves less than 1.2 times that.
     """
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}
-    command = [sys.executable, str(ROOT / "tests/programs/absent_devices.py"), "generate", "1000"]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
-    assert done.returncode == 0, done.stderr
-    layers = [float(found.replace(",", "")) for found in re.findall(r"16 times: .*? ([\d,]+) MiB", done.stdout)]
+    moved = re.findall(r"16 times: .*? ([\d,]+) MiB", compiled_for_a_gpu("generate", 1000))
+    layers = [float(found.replace(",", "")) for found in moved]
     assert len(layers) == 2  # of a step, and of reading the prompts
     assert 116 + 6 < min(layers) < 1.2 * (116 + 6)
+
+
+@pytest.mark.slow
+@gpu_compiler
+def test_a_step_computes_each_product_once():
+    """Each of a layer's four kernels has its own product and two thin ones, and attention has two: 14 forward.
+
+    Backward: of its input twice (through the kernel and a), of what lies between, of a and of b, 20; of attention four,
+    and its logits again.
+    """
+    assert products("generate") == [14, 14, 1]  # a layer of a step, one of reading the prompts; the logits
+    assert products("round") == [14, 2, 25, 0, 0]  # forward; a slice of logits; backward; a step; a client
+
+
+@pytest.mark.slow
+@gpu_compiler
+@pytest.mark.parametrize("attention", ["cudnn", "xla"])
+def test_what_unrolled_layers_need_is_planned(attention):
+    """As much as in a loop with a fused kernel; with XLA's attention its probabilities, 8 GiB, are kept."""
+    found = {}
+    for unroll in ("none", "full"):
+        text = compiled_for_a_gpu("round", 100_000, f"attention={attention}", f"unroll={unroll}")
+        (numbers,) = re.findall(r"held at most: ([\d.]+) GiB; planned ([\d.]+)", text)
+        found[unroll] = held, planned = tuple(map(float, numbers))
+        assert 0.95 < planned / held < 1.15
+    assert found["full"][1] - found["none"][1] == pytest.approx({"cudnn": 0, "xla": 8}[attention], abs=0.01)

@@ -34,7 +34,7 @@ def test_a_remedy_does_what_it_says_and_only_what_helps_is_named():
 
 
 KEEPS = {
-    "mesh.tensor", "mesh.fsdp", "model.remat", "model.attention", "federated.clients_per_chunk",
+    "mesh.tensor", "mesh.fsdp", "model.remat", "model.unroll", "model.attention", "federated.clients_per_chunk",
     "cai.prompts_per_chunk", "eval.batch_size", "federated.micro_batch", "guard.micro_batch", "cai.micro_batch",
 }  # fmt: skip
 """How an experiment is computed; all other keys that a refusal names say what it is."""

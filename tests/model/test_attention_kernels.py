@@ -1,11 +1,15 @@
 """What the fused kernels take, and that they lower for the hardware that they are for."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from fedjax_rai.errors import InputError
-from fedjax_rai.model.attention import Attention, Sight, attend
+from fedjax_rai.model.attention import Attention, Sight, _fused_and_kept, _fused_gradients, attend
 from tests.model.test_attention import OPTIONS, check_equal, decoding_sight, random_qkv, random_sight, value_and_grads
 
 
@@ -57,7 +61,32 @@ def test_cudnn_lowers_for_cuda(monkeypatch):
     exported = jax.export.export(jax.jit(run), platforms=["cuda"], disabled_checks=checks)
     text = exported(qkv, tuple(jnp.stack(rows) for rows in zip(*sights, strict=True))).mlir_module()
     assert all(f"@{call}(" in text for call in calls)
-    assert "tensor<12x1x14x14xbf16>" in text  # 3 clients of 4 rows, one mask for all heads, an even length
+    assert (
+        "tensor<12x1x14x14xbf16>" in text and "CAUSAL" in text
+    )  # 3 clients of 4 rows, one mask for all heads, an even length
+
+
+def kernels_called(jaxpr: Any) -> list[str]:
+    """cuDNN's calls that something uses."""
+    used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    names = [equation.primitive.name for equation in used.eqns]
+    return [name.removesuffix("_wrapper") for name in names if name.startswith("dot_product_attention")]
+
+
+def test_the_backward_pass_runs_no_forward_kernel(monkeypatch):
+    """It is given the softmax's statistics and the output. Without them the kernel would make both again."""
+    cudnn_without_gpu(monkeypatch)
+    sight = random_sight(16)
+    q, k, v = random_qkv(sight, dtype=jnp.bfloat16)
+    batch, length, heads, _ = q.shape
+    out, *kept = jax.eval_shape(partial(_fused_and_kept, options=Attention()), q, k, v, sight)
+    assert [(leaf.shape, leaf.dtype) for leaf in kept] == [((batch, heads, length), jnp.float32), (q.shape, q.dtype)]
+    backward = partial(_fused_gradients, options=Attention())
+    traced = jax.make_jaxpr(backward)(q, q, k, v, sight, kept)
+    assert kernels_called(traced.jaxpr) == ["dot_product_attention_bwd"]
+    monkeypatch.setattr("fedjax_rai.model.attention._made_by_kernel", lambda leaves, q: [])
+    again = jax.make_jaxpr(backward)(q, q, k, v, sight, ())
+    assert kernels_called(again.jaxpr) == ["dot_product_attention_fwd", "dot_product_attention_bwd"]
 
 
 def test_splash_lowers_for_tpu():

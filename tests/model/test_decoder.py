@@ -161,7 +161,8 @@ def test_vmapped_adapters_equal_looped():
     np.testing.assert_allclose(run(stacked)[:, seen], np.stack(looped)[:, seen], atol=1e-5, rtol=1e-5)
 
 
-def test_remat_equals_no_remat():
+@pytest.mark.parametrize("options", [{"remat": "full"}, {"unroll": "full"}])
+def test_neither_remat_nor_unrolling_changes_anything(options):
     """Same values and gradients, from another program: the option does something."""
     base, adapter = random_base(CONFIG), random_adapter(CONFIG, MODEL.lora)
 
@@ -171,7 +172,7 @@ def test_remat_equals_no_remat():
 
         return jax.value_and_grad(loss)
 
-    plain, saving = loss_of(MODEL), loss_of(MODEL.copy(config=replace(CONFIG, remat="full")))
+    plain, saving = loss_of(MODEL), loss_of(MODEL.copy(config=replace(CONFIG, **options)))
     expected, got = plain((base, adapter)), saving((base, adapter))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6, rtol=1e-4), got, expected)
     assert str(jax.make_jaxpr(plain)((base, adapter))) != str(jax.make_jaxpr(saving)((base, adapter)))

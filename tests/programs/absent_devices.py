@@ -5,9 +5,10 @@
     absent_devices.py memory v5e:2x4 2x1      # the same on eight chips; v6e:2x4
     absent_devices.py round 10                # 1B on an H100: five steps of 16 x 512 tokens; kernels from 10 MiB on
     absent_devices.py generate 10             # 1B on an H100: 16 greedy answers of 128 tokens to prompts of 64
+    absent_devices.py round 10 attention=cudnn unroll=full    # by these keys of the section `model`
 
-Attention is XLA's. Nothing is run, allocated or timed. And nothing is tuned: a GPU's products are Triton's, or cuBLAS's
-with XLA_FLAGS=--xla_gpu_enable_triton_gemm=false, where its own compiler chooses one by one.
+Attention is XLA's if nothing is said. Nothing is run, allocated or timed. And nothing is tuned: a GPU's products are
+Triton's, or cuBLAS's with XLA_FLAGS=--xla_gpu_enable_triton_gemm=false, where its own compiler chooses one by one.
 """
 
 import os
@@ -19,11 +20,12 @@ from typing import Any
 os.environ.update(JAX_PLATFORMS="cpu", JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1", TPU_SKIP_MDS_QUERY="1")
 os.environ.update(TPU_ACCELERATOR_TYPE="v5litepod-8", TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0")
 
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
 from fedjax_rai.bench.shapes import model_json
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.memory.plan import Lengths, Sizes
+from fedjax_rai.memory.plan import Lengths, Sizes, plan
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.lora import Lora
@@ -65,9 +67,10 @@ def devices(which: str) -> list[Any]:
     return list(topologies.get_topology_desc("absent", "cuda", target_config=H100, topology=shape).devices)
 
 
-def show(compiled: Any, least: float) -> None:
+def show(compiled: Any, planned: int, least: float) -> None:
     """What is held at most, and what one pass of each loop moves; kernels that move `least` MiB one by one."""
-    print(f"held at most: {compiled.memory_analysis().peak_memory_in_bytes / GIB:.2f} GiB")
+    held = compiled.memory_analysis().peak_memory_in_bytes
+    print(f"held at most: {held / GIB:.2f} GiB; planned {planned / GIB:.2f}")
     for times, kernels in loops(compiled.as_text()):
         moved = sum(kernel.read + kernel.written for kernel in kernels)
         products = sum(kernel.read + kernel.written for kernel in kernels if kernel.is_product)
@@ -81,27 +84,35 @@ def show(compiled: Any, least: float) -> None:
                 print(f"  {kernel.read / MIB:8.1f} read {kernel.written / MIB:8.1f} written  {kind:8} {name}")
 
 
-def at_1b(**sections: Any) -> planned_memory.Shapes:
-    """Llama-3.2-1B's shape in bfloat16 with a LoRA of rank 16 on all projections, on one GPU."""
-    config = ExperimentConfig.model_validate({"model": {"dtype": "bfloat16"}, "lora": {"rank": 16}} | sections)
-    shape = decoder_config(model_json("1B"), "1B", dtype="bfloat16")
+def at_1b(computed: dict[str, str], phase: str, **sections: Any) -> tuple[planned_memory.Shapes, int]:
+    """Llama-3.2-1B's shape in bfloat16, a LoRA of rank 16 on all projections, on one GPU; bytes planned of a phase."""
+    computed = {"dtype": "bfloat16"} | computed
+    given = {"model": computed, "lora": {"rank": 16}, "data": {"max_length": 512}} | sections
+    config = ExperimentConfig.model_validate(given)
+    shape = decoder_config(model_json("1B"), "1B", **computed)
     lengths = Lengths(train=512, red=64, critique=48, revision=32, replay=64, asked=64)
-    known = Sizes(Decoder(shape, Lora(shape.targets, 16, 32.0)), None, True, lengths, 64, 64, 0, 1, True)
-    return planned_memory.Shapes(config, known, devices("gpu:1"))
+    known = Sizes(Decoder(shape, Lora(shape.targets, 16, 32.0)), None, True, lengths, 64, 64, 0, 1, False)
+    return planned_memory.Shapes(config, known, devices("gpu:1")), plan(config, known).need(phase)
 
 
-def of_round() -> Any:
+def of_round(computed: dict[str, str]) -> tuple[Any, int]:
     federated = {"clients": 2, "cohort": 2, "local_steps": 5, "batch_size": 16}
-    return planned_memory.local_training(at_1b(federated=federated))
+    shapes, planned = at_1b(computed, "local training", federated=federated)
+    return planned_memory.local_training(shapes), planned
 
 
-def of_generate() -> Any:
-    return planned_memory.answering(at_1b(eval={"batch_size": 16, "max_new_tokens": 128}))
+def of_generate(computed: dict[str, str]) -> tuple[Any, int]:
+    asked = {"batch_size": 16, "max_new_tokens": 128}
+    shapes, planned = at_1b(computed, "evaluation, answering", eval=asked)
+    return planned_memory.answering(shapes), planned
 
 
 if __name__ == "__main__":
-    what, which, *meshes = sys.argv[1:]
+    what, which, *others = sys.argv[1:]
     if what == "memory":
-        planned_memory.at_8b(32, meshes, "bfloat16", devices(which))
+        planned_memory.at_8b(32, others, "bfloat16", devices(which))
     else:
-        show({"round": of_round, "generate": of_generate}[what]().compile(), float(which))
+        fused_attention_stablehlo.check_cudnn_version = lambda: 91_000  # of which there is none to be asked
+        computed = dict(option.split("=") for option in others)
+        lowered, planned = {"round": of_round, "generate": of_generate}[what](computed)
+        show(lowered.compile(), planned, float(which))

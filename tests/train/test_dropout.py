@@ -16,7 +16,7 @@ from fedjax_rai.fed.client import Mapper, Task, local_update
 from fedjax_rai.model import decoder
 from fedjax_rai.model.architecture import FUSED
 from fedjax_rai.model.decoder import LM, Decoder, forward, init_base
-from fedjax_rai.model.lora import Dropout
+from fedjax_rai.model.lora import Dropout, abstract_adapter
 from fedjax_rai.model.quantize import QUANTIZATIONS, quantize
 from fedjax_rai.train import generate, losses
 from tests import small
@@ -150,7 +150,7 @@ def test_it_meets_quantised_packed_and_recomputed_training(kind):
     for remat in ("none", "full"):
         model = Decoder(replace(config, remat=remat), small.LORA)
         lm = LM(model, base)
-        shapes = decoder.abstract_adapter(config, small.LORA)
+        shapes = abstract_adapter(config, small.LORA)
         adapter = jax.tree.map(lambda leaf: 0.1 * jnp.ones(leaf.shape), shapes)
         wide = jax.tree.map(lambda column: jnp.pad(column, ((0, 0), (0, 15))), small.corpus())
         lengths = np.asarray(wide.valid.sum(axis=1))
