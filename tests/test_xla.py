@@ -30,6 +30,7 @@ def plugins(monkeypatch) -> set[str]:
         ("--xla_gpu_autotune_level=0", f"--xla_gpu_autotune_level=0 {FLAG}"),
         ("--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
         (FLAG, FLAG),
+        ("flags.txt", "flags.txt"),  # a file of flags, which takes no further ones
     ],
 )
 def test_where_there_is_a_gpu_cublas_multiplies_unless_the_user_says_so(monkeypatch, plugins, given, expected) -> None:

@@ -152,13 +152,15 @@ class ModelConfig(Section):
     remat: Literal["none", "full"] = "none"
     """`full`: the backward pass computes every layer again, for want of memory."""
     unroll: Literal["none", "full"] = "none"
-    """`full`: the layers one after another in a program, not in a loop: fewer copies on a GPU, longer compiling."""
+    """`full`: the layers one after another in a program, not in a loop: fewer copies on a GPU, longer compiling. Not
+    on a CPU, and not with `remat`.
+    """
 
     @field_validator("unroll")
     @classmethod
     def _unless_computed_again(cls, unroll: str, info: ValidationInfo) -> str:
         if unroll == "full" and info.data.get("remat") == "full":
-            raise ValueError("must be none where model.remat = full, which XLA would undo")
+            raise ValueError("must be none where model.remat = full: it would spare no memory")
         return unroll
 
 

@@ -58,7 +58,7 @@ class Models:
 
     @cached_property
     def architecture(self) -> DecoderConfig:
-        """The base's shape, as on one device. Raises InputError for an attention that this machine does not compute."""
+        """The base's shape, as on one device. Raises InputError for what this machine does not compute."""
         architecture = self.read_architecture(self.folder)
         check_computed(architecture)
         return architecture
@@ -126,9 +126,11 @@ def check_numbers(lm: LM, adapter: Adapter | None, tokenizer: Tokenizer, ids: Se
 def check_computed(config: DecoderConfig) -> None:
     """Raises InputError where this machine, or this model, cannot be computed as a config asks for."""
     if config.unroll == "full" and jax.default_backend() == "cpu":
-        raise InputError("model.unroll = full: saves copies on a GPU; a CPU only holds more so; must be none")
+        raise InputError(
+            "model.unroll = full: needs a GPU or TPU; a CPU would hold more and gain nothing: must be none"
+        )
     if config.unroll == "full" and config.remat == "full":
-        raise InputError("model.unroll = full: must be none with model.remat = full, which XLA undoes where it is full")
+        raise InputError("model.unroll = full: must be none with model.remat = full, which would spare no memory")
     needed, here = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention), jax.default_backend()
     if needed and needed != here:
         raise InputError(f"model.attention = {config.attention}: needs a {needed.upper()}, this is a {here.upper()}")

@@ -138,7 +138,6 @@ KEEPING = (
     "guard.micro_batch",
     "cai.micro_batch",
     "model.remat",
-    "model.unroll",
     "model.attention",
     "federated.clients_per_chunk",
     "cai.prompts_per_chunk",
@@ -150,7 +149,7 @@ KEEPING = (
 _READING = ("eval.batch_size", "model.attention", "mesh.tensor", "data.max_length")
 _ANSWERING = ("eval.batch_size", "mesh.tensor", "model.kv_cache", "eval.max_new_tokens", "data.max_length")
 _WRITING_LINES = ("eval.batch_size", "mesh.tensor", "model.kv_cache", "data.max_length")
-_TRAINING = ("model.remat", "model.unroll", "model.attention", "mesh.tensor")
+_TRAINING = ("model.remat", "model.attention", "mesh.tensor")
 _CHANGING_TRAINING = ("data.max_length", "lora.rank", "model.dtype")
 LOWERED_BY: dict[str, tuple[str, ...]] = {
     "fitting the guard": ("guard.micro_batch", *_TRAINING, "guard.batch_size", *_CHANGING_TRAINING),
@@ -307,9 +306,9 @@ def _offered(config: ExperimentConfig, known: Sizes, offers: Iterable[Remedy], l
 
 
 def _change(config: ExperimentConfig, trial: ExperimentConfig, remedy: Remedy) -> str:
-    """A remedy in words, with the other axis of the mesh where that gives way."""
+    """A remedy in words, with the key that gives way to it, as the other axis of the mesh may."""
     change = f"{remedy.key} = {_shown(remedy.old)} -> {remedy.new}"
-    other = OTHER_AXIS.get(remedy.key)
+    other = (OTHER_AXIS | INSTEAD).get(remedy.key)
     if other is None or _get(config, other) == _get(trial, other):
         return change
     return f"{change}, {other} = {_get(config, other)} -> {_get(trial, other)}"
@@ -388,6 +387,9 @@ def _candidates(config: ExperimentConfig, devices: int) -> Iterator[tuple[str, I
 OTHER_AXIS = {"mesh.tensor": "mesh.fsdp", "mesh.fsdp": "mesh.tensor"}
 """Both keys of the mesh, and which gives way to which where devices do not suffice for the two."""
 
+INSTEAD = {"model.remat": "model.unroll"}
+"""A key, and which it cannot be had together with."""
+
 HALVED = {
     "data.max_length": 16,
     "federated.batch_size": 1,
@@ -403,7 +405,7 @@ HALVED = {
 
 def _lower(config: ExperimentConfig) -> dict[str, Any]:
     """The value of every key that may make a plan smaller; of some keys, the value that they have."""
-    lower: dict[str, Any] = {"federated.clients_per_chunk": 1, "model.remat": "full", "model.unroll": "none"}
+    lower: dict[str, Any] = {"federated.clients_per_chunk": 1, "model.remat": "full"}
     smaller = {"none": "int8", "int8": "nf4"}
     if config.model.quantize in smaller:
         lower["model.quantize"] = smaller[config.model.quantize]
@@ -441,10 +443,15 @@ def _halves(size: int, least: int) -> Iterator[int]:
 
 
 def _trial(config: ExperimentConfig, key: str, value: Any, devices: int) -> ExperimentConfig:
-    """The config with another value of a key. Of a mesh that the devices do not suffice for, the other axis is 1."""
+    """The config with another value of a key, and of one that gives way to it.
+
+    Of a mesh that the devices do not suffice for, the other axis is 1.
+    """
     trial = _with(config, key, value)
     if key in OTHER_AXIS and devices % (trial.mesh.fsdp * trial.mesh.tensor):
         trial = _with(trial, OTHER_AXIS[key], 1)
+    if key in INSTEAD:
+        trial = _with(trial, INSTEAD[key], "none")
     return trial
 
 

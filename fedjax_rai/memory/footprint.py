@@ -151,17 +151,7 @@ def _saved(config: DecoderConfig, lora: Lora, rows: int, length: int) -> int:
     two_rows = _residuals(config, lora, 2, CHUNK)
     further_row = two_rows - one_row
     no_row = one_row - further_row
-    return no_row + further_row * rows * length // CHUNK + _shared(config, rows, length)
-
-
-def _shared(config: DecoderConfig, rows: int, length: int) -> int:
-    """Bytes of attention's probabilities that are kept though they would be computed again: where layers are unrolled.
-
-    XLA sees that both passes compute the same, and does it once. A loop of chunks, or a fused kernel, it leaves alone.
-    """
-    if config.unroll == "none" or config.attention != "xla":
-        return 0
-    return config.num_hidden_layers * _logits_of_attention(config, rows, length, length)
+    return no_row + further_row * rows * length // CHUNK
 
 
 @lru_cache(maxsize=64)
@@ -171,7 +161,7 @@ def _residuals(config: DecoderConfig, lora: Lora, rows: int, length: int) -> int
     Read off the traced model, so that remat, attention and quantisation count as they are, whatever a layer saves. What
     the loss makes of hidden states, logits or slices, is gone before a layer's backward pass begins.
     """
-    model = Decoder(dataclasses.replace(config, unroll="none"), lora)
+    model = Decoder(dataclasses.replace(config, unroll="none"), lora)  # unrolled, layers keep the same
     base = loaded(config)
     adapter = abstract_adapter(config, lora)
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)

@@ -165,11 +165,14 @@ def _fused_and_kept(q: Array, k: Array, v: Array, sight: Sight, options: Attenti
 
 
 def _fused_gradients(
-    cotangent: Array, q: Array, k: Array, v: Array, sight: Sight, kept: Sequence[Array], options: Attention
+    cotangent: Array, operands: tuple[Array, Array, Array, Sight], kept: Sequence[Array], options: Attention
 ) -> tuple[Array, ...]:
-    """The kernel's backward pass: traced again for its structure; with what was kept, nothing uses its forward pass."""
-    leaves, structure = jax.tree.flatten(_fused_with_backward(q, k, v, sight, options)[1])
-    for place, leaf in zip(_made_by_kernel(leaves, q), kept, strict=True):
+    """The kernel's backward pass of (q, k, v, sight), with what the forward pass has kept.
+
+    It is traced again for its structure; with what was kept in its place, nothing uses the forward pass in it.
+    """
+    leaves, structure = jax.tree.flatten(_fused_with_backward(*operands, options)[1])
+    for place, leaf in zip(_made_by_kernel(leaves, operands[0]), kept, strict=True):
         leaves[place] = leaf
     return jax.tree.unflatten(structure, leaves)(cotangent)
 
@@ -194,7 +197,7 @@ def _fused_forward(q: Array, k: Array, v: Array, sight: Sight, options: Attentio
 
 def _fused_backward(options: Attention, saved: tuple[Array, Array, Array, Sight, list[Array]], cotangent: Array):
     def backward(cotangent: Array, q: Array, k: Array, v: Array, *others: Array) -> tuple[Array, ...]:
-        return _fused_gradients(cotangent, q, k, v, Sight(*others[:4]), others[4:], options)
+        return _fused_gradients(cotangent, (q, k, v, Sight(*others[:4])), others[4:], options)
 
     q, k, v, sight, kept = saved
     return *_flattening(backward)(cotangent, q, k, v, *sight, *kept), None

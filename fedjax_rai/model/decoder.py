@@ -6,7 +6,8 @@
 `base` is frozen and shared; everything that differs between clients, policy, reference and guard is in
 `adapter`, so `vmap(in_axes=(None, 0))` maps over adapters and keeps one base. Layers run under `nn.scan`
 (parameters have a leading layer axis). Names are Hugging Face's, except that projections sharing an input are
-one kernel (`qkv_proj`, `gate_up_proj`; fused when weights are loaded); their LoRA pairs keep their own names.
+one kernel (`qkv_proj`, `gate_up_proj`; fused when weights are loaded); adapters keep the names of projections, and are
+made one pair for each kernel (`lora.paired`).
 """
 
 from collections.abc import Callable
@@ -204,7 +205,7 @@ class Block(nn.Module):
 
 
 def _once(product: Array) -> Array:
-    """A product that has several users, or is kept for the backward pass: XLA may compute it anew for each of them."""
+    """The same product, behind a barrier: XLA computes it once, not anew for each of its users."""
     return jax.lax.optimization_barrier(product)
 
 
@@ -268,7 +269,12 @@ def _attended(
 
     def windowed(window: int | None) -> Callable[[Array, Array, Array, Sight], Array]:
         options = Attention(config.query_scale, config.attention_softcap, window)
-        return lambda q, k, v, sight: attend(implementation, q, k, v, sight, options)
+
+        def attended(q: Array, k: Array, v: Array, sight: Sight) -> Array:
+            return attend(implementation, q, k, v, sight, options)
+
+        # Out of a loop XLA sees that both passes compute the same probabilities, and would keep them.
+        return jax.checkpoint(attended) if config.unroll == "full" and implementation == "xla" else attended
 
     windows = [layer_kind.window for layer_kind in config.kinds]
     if len(set(windows)) == 1:

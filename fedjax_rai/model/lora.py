@@ -1,8 +1,8 @@
 """LoRA adapters: their shape, fresh ones, their sizes, and merging one into the base (arXiv 2106.09685).
 
-An adapter is the decoder's `lora` collection: for every target `{"a": [L, in, r], "b": [L, r, out]}`; the layer
-computes `x W + scale (x a) b`. Where layers have different ranks, `r` is the largest and the rest is zero: a column of
-`a` and the row of `b` that are both zero have no gradient, so they stay what they are.
+An adapter has for every target `{"a": [L, in, r], "b": [L, r, out]}`; the layer computes `x W + scale (x a) b`. Where
+layers have different ranks, `r` is the largest and the rest is zero: a column of `a` and the row of `b` that are both
+zero have no gradient, so they stay what they are. The decoder multiplies by `Pairs`.
 """
 
 import re
@@ -163,25 +163,27 @@ def paired(config: DecoderConfig, lora: Lora, adapter: Adapter) -> Pairs:
 
 def _pair(config: DecoderConfig, lora: Lora, adapter: Adapter, kernel: str) -> tuple[Array, Array]:
     """A kernel's `a` and `b`, in the adapter's type: `a @ b` is what the adapter adds to it."""
-    targets = list(rank_of_each(config, lora, kernel))
-    layers = adapter["layers"]
-    a = jnp.concatenate([layers[target]["a"] for target in targets], axis=-1)
-    b = jnp.concatenate([_in_columns(config, lora, kernel, target, layers[target]["b"]) for target in targets], axis=-2)
-    return a, b
+    all_a, all_b = [], []
+    for target in rank_of_each(config, lora, kernel):
+        pair = adapter["layers"][target]
+        scales = np.array(lora.scales(target, config.num_hidden_layers), np.float32)
+        all_a.append(pair["a"])
+        all_b.append(_in_columns(config, kernel, target, pair["b"] * scales[:, None, None]))
+    return jnp.concatenate(all_a, axis=-1), jnp.concatenate(all_b, axis=-2)
 
 
-def _in_columns(
-    config: DecoderConfig, lora: Lora, kernel: str, target: str, b: Float[Array, "L r t"]
-) -> Float[Array, "L r o"]:
-    """A target's b, times its scale, in the columns that the target has in a kernel; zeros in all others."""
+def _in_columns(config: DecoderConfig, kernel: str, target: str, b: Float[Array, "L r t"]) -> Float[Array, "L r o"]:
+    """A target's b in the columns that the target has in a kernel; zeros in all others."""
     parts = parts_of(config, kernel)
-    scales = np.array(lora.scales(target, config.num_hidden_layers), np.float32)[:, None, None]
-    columns = []
-    for module, width in modules(config, kernel).items():
-        whole = b * scales if module == target else jnp.zeros((*b.shape[:-1], width), b.dtype)
-        widths = [*outputs(config, kernel).values()] if config.modules_fused else [width]
-        columns += [in_parts(piece, parts) for piece in jnp.split(whole, np.cumsum(widths)[:-1], axis=-1)]
-    return jnp.concatenate(columns, axis=-1).reshape(*b.shape[:-1], -1)
+    widths = outputs(config, kernel)
+    projections = list(widths) if config.modules_fused else [target]
+    ends = np.cumsum([widths[name] for name in projections])
+    pieces = [in_parts(piece, parts) for piece in jnp.split(b, ends[:-1], axis=-1)]
+    names = list(widths)
+    before = sum(widths[name] for name in names[: names.index(projections[0])])
+    after = sum(widths.values()) - before - int(ends[-1])
+    padding = ((0, 0),) * b.ndim + ((before // parts, after // parts),)
+    return jnp.pad(jnp.concatenate(pieces, axis=-1), padding).reshape(*b.shape[:-1], -1)
 
 
 def size(config: DecoderConfig, lora: Lora) -> int:
@@ -198,7 +200,8 @@ def size(config: DecoderConfig, lora: Lora) -> int:
 def merge(config: DecoderConfig, lora: Lora, base: Base, adapter: Adapter) -> Base:
     """The base with the adapter added to its kernels: `forward(merged, None) == forward(base, adapter)`.
 
-    The merged base is not quantised, whatever `base` was: it belongs to the model whose config says "none".
+    The adapter has all targets of `lora`. The merged base is not quantised, whatever `base` was: it belongs to the
+    model whose config says "none".
     """
     layers = dict(base["layers"])
     for name in FUSED:

@@ -28,6 +28,7 @@ from fedjax_rai.aliases import Adapter, Array, Bool, Int, Key
 from fedjax_rai.data.examples import Prompts, length_batches
 from fedjax_rai.mesh import ROWS, mesh_of, split_rows, ways
 from fedjax_rai.model.decoder import LM, tell_apart
+from fedjax_rai.model.lora import Pairs
 from fedjax_rai.train.generate import Answers, Decoding, DecodingState, append, as_computed, generate, pick, start
 
 NONE = -1
@@ -263,7 +264,7 @@ def _finish(loop: _Loop, decoding: Decoding) -> _Loop:
 
 
 def _refill(
-    lm: LM, adapter: Adapter | None, rows: Rows, taken: Int[Array, ""], queue: Queue, shape: tuple[int, int]
+    lm: LM, adapter: Pairs | None, rows: Rows, taken: Int[Array, ""], queue: Queue, shape: tuple[int, int]
 ) -> tuple[Rows, Int[Array, ""]]:
     """The next prompts, read into rows that wait: at most `shape` = (parts of the rows, prompts for each part).
 
@@ -324,7 +325,7 @@ def _put(old: Array, new: Array, target: Int[Array, "parts each"], axis: int = 0
     return mapped(apart(old), apart(new), target).reshape(old.shape)
 
 
-def _advance(lm: LM, adapter: Adapter | None, decoding: Decoding, rows: Rows) -> Rows:
+def _advance(lm: LM, adapter: Pairs | None, decoding: Decoding, rows: Rows) -> Rows:
     """A token more of every answer that is under way; see `generate.sample`."""
     state = rows.state
     active = _active(rows, decoding)

@@ -19,7 +19,7 @@ from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.memory import footprint
-from fedjax_rai.memory.plan import Lengths, Sizes, plan
+from fedjax_rai.memory.plan import COMPUTED, Lengths, Sizes, plan
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, abstract_adapter
@@ -77,7 +77,7 @@ def sizes(shape: DecoderConfig, rank: int = 8, devices: int = 1, pairs: int = 0,
 
 
 def config_of(shape: DecoderConfig, rank: int = 8, **sections: Any) -> ExperimentConfig:
-    how = {name: getattr(shape, name) for name in ("dtype", "attention", "quantize", "kv_cache", "remat")}
+    how = {name: getattr(shape, name) for name in COMPUTED}
     own = {"model": how, "lora": {"rank": rank}, "data": {"max_length": 4096}, "guard": {"steps": 0}}
     return ExperimentConfig.model_validate(own | sections)
 

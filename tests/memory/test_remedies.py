@@ -34,7 +34,7 @@ def test_a_remedy_does_what_it_says_and_only_what_helps_is_named():
 
 
 KEEPS = {
-    "mesh.tensor", "mesh.fsdp", "model.remat", "model.unroll", "model.attention", "federated.clients_per_chunk",
+    "mesh.tensor", "mesh.fsdp", "model.remat", "model.attention", "federated.clients_per_chunk",
     "cai.prompts_per_chunk", "eval.batch_size", "federated.micro_batch", "guard.micro_batch", "cai.micro_batch",
 }  # fmt: skip
 """How an experiment is computed; all other keys that a refusal names say what it is."""
@@ -171,3 +171,15 @@ def test_smaller_parts_of_a_step_are_among_the_first_remedies():
     assert "federated.micro_batch" not in {remedy.key for remedy in advice.remedies(dropping, known, with_parts(4))}
     assert plan(config, known).peak == "local training"
     assert "lowered by federated.micro_batch = null -> 6" in advice.largest(config, known)
+
+
+def test_to_compute_layers_again_they_are_no_longer_unrolled():
+    """The two keys cannot be had together, so both stand in the line that offers one of them."""
+    shape = decoder()
+    config = config_of(shape, model={"dtype": "float32", "unroll": "full"}, cai={"enabled": False})
+    known = sizes(shape, train=256)
+    limit = plan(config, known).need("local training") - 1
+    (remedy,) = [own for own in advice.remedies(config, known, limit) if own.key == "model.remat"]
+    trial = advice._trial(config, "model.remat", remedy.new, known.devices)
+    assert (trial.model.remat, trial.model.unroll) == ("full", "none")
+    assert "model.remat = none -> full, model.unroll = full -> none" in advice.refusal(config, known, limit)
