@@ -408,10 +408,6 @@ def _variables(lm: LM, adapter: Adapter | Pairs | None) -> dict:
         return {"params": lm.base}
     if isinstance(adapter, Pairs):
         return {"params": lm.base, "lora": {"layers": adapter.kernels}}
-    given = sorted(adapter["layers"])
-    targets = sorted(lm.model.lora.targets)
-    if given != targets:
-        raise ValueError(f"an adapter of {given} for a model whose targets are {targets}")
     return {"params": lm.base, "lora": {"layers": paired(lm.model.config, lm.model.lora, adapter).kernels}}
 
 

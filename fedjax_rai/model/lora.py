@@ -152,7 +152,13 @@ def rank_of_each(config: DecoderConfig, lora: Lora, kernel: str) -> dict[str, in
 
 
 def paired(config: DecoderConfig, lora: Lora, adapter: Adapter) -> Pairs:
-    """The pairs of an adapter, in the type that is computed in: made once for all layers, or all steps of a loop."""
+    """The pairs of an adapter, in the type that is computed in: made once for all layers, or all steps of a loop.
+
+    Raises ValueError for an adapter that has other targets than `lora`.
+    """
+    given, targets = sorted(adapter["layers"]), sorted(lora.targets)
+    if given != targets:
+        raise ValueError(f"an adapter of {given} for a model whose targets are {targets}")
     pairs = {}
     for kernel in FUSED:
         if rank_of_each(config, lora, kernel):

@@ -53,3 +53,11 @@ def test_a_fused_module_has_all_columns_of_its_kernel():
     a, b = paired(config, lora, {"layers": {"qkv_proj": pair(12, 0.0)}}).kernels["qkv_proj"]
     assert a.dtype == b.dtype == jnp.bfloat16
     np.testing.assert_array_equal(-b[0, 0].astype(jnp.float32), [0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11])
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "v_proj", "o_proj"]])
+def test_an_adapter_of_other_targets_has_no_pairs(targets):
+    """One that lacks a target, or has one that nothing would be made of."""
+    lora = Lora(("q_proj", "v_proj"), rank=1, alpha=1.0)
+    with pytest.raises(ValueError, match=r"for a model whose targets are \['q_proj', 'v_proj'\]"):
+        paired(CONFIG, lora, {"layers": {target: pair(4, 1.0) for target in targets}})
