@@ -54,29 +54,84 @@ def _scale(q: Array, options: Attention) -> float:
     return q.shape[-1] ** -0.5 if options.scale is None else options.scale
 
 
-def _dense(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
-    mask = visible(sight, options.window)
-    if options.softcap is None:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=options.scale)
-    batch, length, heads, size = q.shape
-    groups = k.shape[2]
-    q = q.reshape(batch, length, groups, heads // groups, size)
-    logits = jnp.einsum("btghe,bsge->bghts", q, k, preferred_element_type=jnp.float32) * _scale(q, options)
-    logits = options.softcap * jnp.tanh(logits / options.softcap)
+def _by_key_head(x: Float[Array, "b t h e"], groups: int) -> Float[Array, "b g n e"]:
+    """The queries that share a key head, one after another: n = h // g * t."""
+    batch, length, _, size = x.shape
+    heads = x.reshape(batch, length, groups, -1, size).transpose(0, 2, 3, 1, 4)
+    return heads.reshape(batch, groups, -1, size)
+
+
+def _by_token(x: Float[Array, "b g n e"], length: int) -> Float[Array, "b t h e"]:
+    """What `_by_key_head` was made of."""
+    batch, groups, _, size = x.shape
+    heads = x.reshape(batch, groups, -1, length, size).transpose(0, 3, 1, 2, 4)
+    return heads.reshape(batch, length, -1, size)
+
+
+def _channels_first(x: Float[Array, "b s g e"]) -> Float[Array, "b g e s"]:
+    return x.transpose(0, 2, 3, 1)
+
+
+def _logits(products: Float[Array, "b g n s"], sight: Sight, scale: float, options: Attention) -> Float[Array, "b g n s"]:
+    """Scaled, capped and masked products of queries and keys."""
+    mask = visible(sight, options.window)[:, None, None]
+    length, slots = mask.shape[-2:]
+    logits = products.reshape(*products.shape[:2], -1, length, slots) * scale
+    if options.softcap is not None:
+        logits = options.softcap * jnp.tanh(logits / options.softcap)
     # Finite: a query that sees nothing averages all values, and neither it nor its gradient is NaN.
-    logits = jnp.where(mask[:, None, None], logits, 0.5 * jnp.finfo(jnp.float32).min)
-    out = jnp.einsum("bghts,bsge->btghe", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
-    return out.reshape(batch, length, heads, size)
+    return jnp.where(mask, logits, 0.5 * jnp.finfo(jnp.float32).min).reshape(products.shape)
 
 
-# Probabilities, [b, h, t, s], cost much to keep for the backward pass and little to compute again.
-_recomputed = partial(jax.checkpoint, prevent_cse=False)
+def _exponentials(logits: Float[Array, "b g n s"]) -> tuple[Float[Array, "b g n s"], Float[Array, "b g n 1"]]:
+    """Those of the softmax, and their sums."""
+    exponentials = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials, exponentials.sum(axis=-1, keepdims=True)
 
 
-@partial(_recomputed, static_argnums=4)
+# With its own backward pass, in which no array [n, s] is turned, as XLA's of the forward pass turns two: on a CPU that is
+# two thirds of the time. It keeps its operands; probabilities cost much to keep and little to compute again.
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _dense(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
+    queries = _by_key_head(q, k.shape[2])
+    products = jnp.einsum("bgne,bges->bgns", queries, _channels_first(k), preferred_element_type=jnp.float32)
+    exponentials, sums = _exponentials(_logits(products, sight, _scale(q, options), options))
+    values = v.swapaxes(1, 2)
+    out = jnp.einsum("bgns,bgse->bgne", exponentials.astype(v.dtype), values, preferred_element_type=jnp.float32)
+    return _by_token((out / sums).astype(v.dtype), q.shape[1])
+
+
+def _dense_forward(q: Array, k: Array, v: Array, sight: Sight, options: Attention):
+    return _dense(q, k, v, sight, options), (q, k, v, sight)
+
+
+def _dense_backward(options: Attention, operands: tuple[Array, Array, Array, Sight], cotangent: Array):
+    q, k, v, sight = operands
+    queries = _by_key_head(q, k.shape[2])
+    cotangent = _by_key_head(cotangent, k.shape[2])
+    products = jnp.einsum("bgne,bges->bgns", queries, _channels_first(k), preferred_element_type=jnp.float32)
+    logits, of_products = jax.vjp(lambda products: _logits(products, sight, _scale(q, options), options), products)
+    exponentials, sums = _exponentials(logits)
+    p = exponentials / sums
+
+    dp = jnp.einsum("bgne,bges->bgns", cotangent, _channels_first(v), preferred_element_type=jnp.float32)
+    (ds,) = of_products(p * (dp - (p * dp).sum(axis=-1, keepdims=True)))
+    ds = ds.astype(q.dtype)
+    dq = jnp.einsum("bgns,bgse->bgne", ds, k.swapaxes(1, 2))
+    dk = jnp.einsum("bgen,bgns->bges", queries.swapaxes(2, 3), ds)
+    dv = jnp.einsum("bgen,bgns->bges", cotangent.swapaxes(2, 3), p.astype(v.dtype))
+    return _by_token(dq, q.shape[1]), dk.transpose(0, 3, 1, 2), dv.transpose(0, 3, 1, 2), None
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
 def _xla(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
     """Logits and mask of all queries at once; memory grows with t * s."""
-    return _dense(q, k, v, sight, options)
+    return jnp.asarray(_dense(q, k, v, sight, options))
+
+
+_recomputed = partial(jax.checkpoint, prevent_cse=False)
 
 
 @partial(_recomputed, static_argnums=4)
