@@ -97,8 +97,8 @@ def _dense(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Ar
     products = jnp.einsum("bgne,bges->bgns", queries, _channels_first(k), preferred_element_type=jnp.float32)
     exponentials, sums = _exponentials(_logits(products, sight, _scale(q, options), options))
     values = v.swapaxes(1, 2)
-    out = jnp.einsum("bgns,bgse->bgne", exponentials.astype(v.dtype), values, preferred_element_type=jnp.float32)
-    return _by_token((out / sums).astype(v.dtype), q.shape[1])
+    out = jnp.einsum("bgns,bgse->bgne", (exponentials / sums).astype(v.dtype), values)
+    return _by_token(out, q.shape[1])
 
 
 def _dense_forward(q: Array, k: Array, v: Array, sight: Sight, options: Attention):
