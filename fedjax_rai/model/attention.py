@@ -68,43 +68,37 @@ def _by_token(x: Float[Array, "b g n e"], length: int) -> Float[Array, "b t h e"
     return heads.reshape(batch, length, -1, size)
 
 
-def _channels_first(x: Float[Array, "b s g e"]) -> Float[Array, "b g e s"]:
-    return x.transpose(0, 2, 3, 1)
+def _products(queries: Float[Array, "b g n e"], keys: Float[Array, "b s g e"]) -> Float[Array, "b g n s"]:
+    """Of every query and every key of its head, in float32."""
+    return jnp.einsum("bgne,bges->bgns", queries, keys.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
 
 
-def _logits(products: Float[Array, "b g n s"], sight: Sight, scale: float, options: Attention) -> Float[Array, "b g n s"]:
-    """Scaled, capped and masked products of queries and keys."""
+def _logits(products: Float[Array, "b g n s"], q: Array, sight: Sight, options: Attention) -> Float[Array, "b g n s"]:
+    """Scaled, capped and masked products of the queries q and their keys."""
     mask = visible(sight, options.window)[:, None, None]
     length, slots = mask.shape[-2:]
-    logits = products.reshape(*products.shape[:2], -1, length, slots) * scale
+    logits = products.reshape(*products.shape[:2], -1, length, slots) * _scale(q, options)
     if options.softcap is not None:
         logits = options.softcap * jnp.tanh(logits / options.softcap)
     # Finite: a query that sees nothing averages all values, and neither it nor its gradient is NaN.
     return jnp.where(mask, logits, 0.5 * jnp.finfo(jnp.float32).min).reshape(products.shape)
 
 
-def _exponentials(logits: Float[Array, "b g n s"]) -> tuple[Float[Array, "b g n s"], Float[Array, "b g n 1"]]:
-    """Those of the softmax, and their sums."""
-    exponentials = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials, exponentials.sum(axis=-1, keepdims=True)
-
-
-def _softmax_backward(p: Float[Array, "b g n s"], dp: Float[Array, "b g n s"]) -> Float[Array, "bg n s"]:
+def _softmax_backward(p: Float[Array, "b g n s"], dp: Float[Array, "b g n s"]) -> Float[Array, "b g n s"]:
+    """The gradient of the logits, of that of their probabilities."""
     # One axis in front: were b, the first, of size 1, XLA's CPU backend would be 12 times slower at these sums.
-    p = p.reshape(-1, *p.shape[2:])
-    dp = dp.reshape(p.shape)
-    return p * (dp - (p * dp).sum(axis=-1, keepdims=True))
+    rows = p.reshape(-1, *p.shape[2:])
+    d_rows = dp.reshape(rows.shape)
+    return (rows * (d_rows - (rows * d_rows).sum(axis=-1, keepdims=True))).reshape(p.shape)
 
 
-# With its own backward pass, in which no array [n, s] is turned, as XLA's of the forward pass turns two: on a CPU that is
-# two thirds of the time. It keeps its operands; probabilities cost much to keep and little to compute again.
+# With its own backward pass, in which no array [n, s] is turned; XLA's of this forward pass would turn two. It keeps
+# its operands: probabilities cost much to keep and little to compute again.
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _dense(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
-    queries = _by_key_head(q, k.shape[2])
-    products = jnp.einsum("bgne,bges->bgns", queries, _channels_first(k), preferred_element_type=jnp.float32)
-    exponentials, sums = _exponentials(_logits(products, sight, _scale(q, options), options))
-    values = v.swapaxes(1, 2)
-    out = jnp.einsum("bgns,bgse->bgne", (exponentials / sums).astype(v.dtype), values)
+    products = _products(_by_key_head(q, k.shape[2]), k)
+    p = jax.nn.softmax(_logits(products, q, sight, options), axis=-1)
+    out = jnp.einsum("bgns,bgse->bgne", p.astype(v.dtype), v.swapaxes(1, 2))
     return _by_token(out, q.shape[1])
 
 
@@ -116,13 +110,10 @@ def _dense_backward(options: Attention, operands: tuple[Array, Array, Array, Sig
     q, k, v, sight = operands
     queries = _by_key_head(q, k.shape[2])
     cotangent = _by_key_head(cotangent, k.shape[2])
-    products = jnp.einsum("bgne,bges->bgns", queries, _channels_first(k), preferred_element_type=jnp.float32)
-    logits, of_products = jax.vjp(lambda products: _logits(products, sight, _scale(q, options), options), products)
-    exponentials, sums = _exponentials(logits)
-    p = exponentials / sums
+    logits, of_products = jax.vjp(lambda products: _logits(products, q, sight, options), _products(queries, k))
+    p = jax.nn.softmax(logits, axis=-1)
 
-    dp = jnp.einsum("bgne,bges->bgns", cotangent, _channels_first(v), preferred_element_type=jnp.float32)
-    (ds,) = of_products(_softmax_backward(p, dp).reshape(p.shape))
+    (ds,) = of_products(_softmax_backward(p, _products(cotangent, v)))
     ds = ds.astype(q.dtype)
     dq = jnp.einsum("bgns,bgse->bgne", ds, k.swapaxes(1, 2))
     dk = jnp.einsum("bgen,bgns->bges", queries.swapaxes(2, 3), ds)

@@ -1,6 +1,7 @@
 """Laws of federated algorithms; those named by `ALGORITHMS` are all put through every one that concerns them."""
 
 import inspect
+import re
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -413,3 +414,13 @@ def test_devices_that_would_be_idle_share_the_rows_of_clients_in_turn(cohort, ba
     federated = FederatedConfig(clients=20, cohort=cohort, batch_size=batch_size, clients_per_chunk=per_chunk)
     mesh = AbstractMesh((8 // fsdp, fsdp, 1), AXES)
     assert (chunk_of_clients(federated, mesh), in_turn(federated, mesh)) == expected
+
+
+@pytest.mark.parametrize(("chunk", "shape"), ((1, "3,3"), (2, "2,3,3")))
+def test_a_client_by_itself_is_not_mapped(chunk, shape):
+    """With an axis of size 1 in front of all arrays, XLA's CPU backend sums rows far more slowly."""
+    mapped = Mapper(4, chunk)
+    rows = jnp.arange(60.0).reshape(4, 3, 5)
+    traced = jax.make_jaxpr(lambda rows: mapped(lambda x: x @ x.T, rows))(rows)
+    assert re.findall(r":f32\[([\d,]+)\] = dot_general", str(traced)) == [shape]
+    np.testing.assert_allclose(mapped(lambda x: x @ x.T, rows), rows @ rows.swapaxes(1, 2), rtol=1e-6)
