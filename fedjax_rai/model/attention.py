@@ -55,7 +55,7 @@ def _scale(q: Array, options: Attention) -> float:
 
 
 def _by_key_head(x: Float[Array, "b t h e"], groups: int) -> Float[Array, "b g n e"]:
-    """The queries that share a key head, one after another: n = h // g * t."""
+    """The queries that share a key head, head by head: n = (h // g) * t."""
     batch, length, _, size = x.shape
     heads = x.reshape(batch, length, groups, -1, size).transpose(0, 2, 3, 1, 4)
     return heads.reshape(batch, groups, -1, size)
@@ -84,15 +84,22 @@ def _logits(products: Float[Array, "b g n s"], q: Array, sight: Sight, options: 
     return jnp.where(mask, logits, 0.5 * jnp.finfo(jnp.float32).min).reshape(products.shape)
 
 
+def without_single_row(x: Float[Array, "b ..."]) -> Array:
+    """x[0] if b is 1, or x: behind an axis of size 1 XLA's CPU backend takes 12 times as long for some sums over rows.
+
+    (jax 0.10.2; docs/performance.md. More than that is not merged: the axes may lie on several devices.)
+    """
+    return x[0] if x.shape[0] == 1 else x
+
+
 def _softmax_backward(p: Float[Array, "b g n s"], dp: Float[Array, "b g n s"]) -> Float[Array, "b g n s"]:
     """The gradient of the logits, of that of their probabilities."""
-    # One axis in front: were b, the first, of size 1, XLA's CPU backend would be 12 times slower at these sums.
-    rows = p.reshape(-1, *p.shape[2:])
-    d_rows = dp.reshape(rows.shape)
+    rows = without_single_row(p)
+    d_rows = without_single_row(dp)
     return (rows * (d_rows - (rows * d_rows).sum(axis=-1, keepdims=True))).reshape(p.shape)
 
 
-# With its own backward pass, in which no array [n, s] is turned; XLA's of this forward pass would turn two. It keeps
+# With its own backward pass, in which no array [n, s] is turned; jax's of this forward pass would turn two. It keeps
 # its operands: probabilities cost much to keep and little to compute again.
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _dense(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:

@@ -26,7 +26,7 @@ from fedjax_rai.errors import InputError
 from fedjax_rai.mesh import gathered, is_sharded, with_whole_channels, worth_gathering
 from fedjax_rai.model import quantize
 from fedjax_rai.model.architecture import ACTIVATIONS, DecoderConfig, Rope, in_parts, outputs, parts_of
-from fedjax_rai.model.attention import Attention, Sight, attend
+from fedjax_rai.model.attention import Attention, Sight, attend, without_single_row
 from fedjax_rai.model.cache import KVCache, of_layer, written
 from fedjax_rai.model.lora import NO_LORA, Dropout, Lora, Pairs, paired, rank_of_each
 
@@ -75,13 +75,12 @@ def gated(gate_up: Array, activation: str) -> Array:
 @partial(_recomputed, static_argnums=(2, 3))
 def rms_norm(x: Array, weight: Float[Array, "d"], eps: float, unit_offset: bool) -> Array:
     """Over the last axis. Llama's weight multiplies after the cast to x's dtype, Gemma's 1 + weight before it."""
-    # Flat: with an axis of size 1 in front, XLA's CPU backend is 12 times slower at the sums of the backward pass.
-    x32 = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    x32 = without_single_row(x).astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    weight = weight.reshape((1,) * (x32.ndim - 1) + (-1,))
     if unit_offset:
-        normed = normed * (1.0 + weight.astype(jnp.float32))[None]
-        return normed.astype(x.dtype).reshape(x.shape)
-    return (weight.astype(x.dtype)[None] * normed.astype(x.dtype)).reshape(x.shape)
+        return (normed * (1.0 + weight.astype(jnp.float32))).astype(x.dtype).reshape(x.shape)
+    return (weight.astype(x.dtype) * normed.astype(x.dtype)).reshape(x.shape)
 
 
 class RMSNorm(nn.Module):

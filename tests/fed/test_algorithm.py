@@ -20,7 +20,7 @@ from fedjax_rai.data.examples import take
 from fedjax_rai.fed.aggregate import AGGREGATORS, weighted_mean
 from fedjax_rai.fed.algorithm import ALGORITHMS, chunk_of_clients, in_turn, make_algorithm
 from fedjax_rai.fed.base import RoundBatch
-from fedjax_rai.fed.client import ClientUpdate, Mapper, Task, laid_out, local_update
+from fedjax_rai.fed.client import HELD_TOGETHER, ClientUpdate, Mapper, Task, laid_out, local_update
 from fedjax_rai.fed.fedopt import SERVERS, fedopt
 from fedjax_rai.mesh import AXES, make_mesh
 from fedjax_rai.model.decoder import LM, Decoder, init_base
@@ -423,4 +423,16 @@ def test_a_client_by_itself_is_not_mapped(chunk, shape):
     rows = jnp.arange(60.0).reshape(4, 3, 5)
     traced = jax.make_jaxpr(lambda rows: mapped(lambda x: x @ x.T, rows))(rows)
     assert re.findall(r":f32\[([\d,]+)\] = dot_general", str(traced)) == [shape]
+    again = jax.make_jaxpr(lambda rows: mapped.spread(lambda x: x @ x.T, rows))(rows)
+    assert re.findall(r":f32\[([\d,]+)\] = dot_general", str(again)) == [shape]
     np.testing.assert_allclose(mapped(lambda x: x @ x.T, rows), rows @ rows.swapaxes(1, 2), rtol=1e-6)
+
+
+def test_nor_is_one_whose_delta_is_added_up():
+    def sent(x):
+        return ClientUpdate({"x": x @ x.T}, jnp.float32(1.0), {})
+
+    rows = jnp.ones((HELD_TOGETHER + 1, 3, 5))
+    traced = jax.make_jaxpr(lambda rows: Mapper(len(rows), adds_up=True).updates(sent, rows).delta["x"])(rows)
+    assert traced.out_avals[0].shape == (1, 3, 3)
+    assert re.findall(r":f32\[([\d,]+)\] = dot_general", str(traced)) == ["3,3"]
