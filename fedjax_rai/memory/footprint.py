@@ -206,8 +206,8 @@ def _layer_forward(config: DecoderConfig, rows: int, length: int, keys: int, cac
     qkv, gate_up = _widths(config)
     column = rows * length * _itemsize(config)  # one channel of every token
     keys_and_values = 2 * rows * keys * config.num_key_value_heads * config.head_dim * _itemsize(config)
-    # logits, their exponentials, and probabilities
-    attention = 3 * _logits_of_attention(config, rows, length, keys, cached) + keys_and_values + column * qkv
+    # logits and probabilities
+    attention = 2 * _logits_of_attention(config, rows, length, keys, cached) + keys_and_values + column * qkv
     mlp = column * (2 * gate_up + config.hidden_size)  # the product, its halves apart, and the normed input
     return column * config.hidden_size + max(attention, mlp)
 
