@@ -128,6 +128,18 @@ def whole_sequences(
     }
 
 
+def compared(config: DecoderConfig, rows: int, length: int, computation: Computation) -> dict[str, int]:
+    """Bytes, by part, of two forward passes whose logits are compared, a slice of positions at a time."""
+    # A slice is cut by four arrays of logits and their logarithms, of which two are held: the others are fused.
+    wider = dataclasses.replace(config, vocab_size=4 * config.vocab_size)
+    head = _head(wider, rows, length, computation) // 2 + 2 * _slices(wider, rows, length, computation)
+    return {
+        "hidden states of the base": rows * length * config.hidden_size * FLOAT,
+        "activations": max(_layer_forward(config, rows, length, length), head),
+        "kernels in use": _kernels(config, computation.fsdp),
+    }
+
+
 def _recomputed_layer(model: Decoder, rows: int, length: int, kept: int) -> int:
     """Bytes that one layer keeps while the backward pass computes it again: what it would have kept at first.
 
@@ -217,12 +229,12 @@ def _layer_backward(config: DecoderConfig, rows: int, length: int) -> int:
     qkv, gate_up = _widths(config)
     column = rows * length * _itemsize(config)  # one channel of every token
     logits = _logits_of_attention(config, rows, length, length)
-    # logits and probabilities again, and the cotangents of both; then those of q, k, v
-    attention = 4 * logits + column * qkv
+    # probabilities, their cotangents, and one of the logits; then those of q, k, v
+    attention = 3 * logits + column * qkv
     # gate and up apart; their cotangents apart and side by side; the cotangent of their product
     mlp = column * (3 * gate_up + gate_up // 2)
     if config.remat != "none":  # what attention computes again for itself is shared with the layer's doing so
-        mlp += 3 * logits
+        mlp += logits
     return 2 * column * config.hidden_size + max(attention, mlp)
 
 

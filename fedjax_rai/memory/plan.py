@@ -25,6 +25,7 @@ from fedjax_rai.memory.footprint import (
     Computation,
     DecodingShape,
     base_bytes,
+    compared,
     decoding,
     nbytes,
     training,
@@ -325,9 +326,7 @@ def _drifting(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     model = sizes.model.config
     rows = _part(config, sizes, config.eval.batch_size)
     length = bucket(sizes.lengths.drift + config.eval.max_new_tokens)
-    parts = whole_sequences(model, rows, length, length, _computation(config))
-    hidden = rows * length * model.hidden_size * FLOAT
-    return parts | {"hidden states of the base": hidden}
+    return compared(model, rows, length, _computation(config))
 
 
 def fits_guard(config: ExperimentConfig) -> bool:

@@ -233,6 +233,7 @@ EVALUATED: list[tuple[dict, str, dict]] = [
     ({"vocab": 65536}, "evaluation, choices", {"l": 256}),
     ({"attention": "chunked"}, "evaluation, choices", {"b": 4, "l": 1024}),
     ({"vocab": 8192}, "evaluation, drift", {"l": 192}),
+    ({"vocab": 32768}, "evaluation, drift", {}),
     ({}, LINES, {"b": 64, "l": 256, "new": 32}),
     ({"mlp": 2816}, "scoring", {"b": 32}),
     ({}, "scoring", {"l": 256}),
