@@ -11,7 +11,7 @@ from fedjax_rai.aliases import Adapter, PyTree
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.lora import Lora
 
-VERSION = 3
+VERSION = 4
 """Of the computations: to be raised where the same keys, texts and weights give another guard, or other scores."""
 FITTED, FITTING, SCORES = "fitted", "fitting", "scores"
 

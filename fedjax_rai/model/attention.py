@@ -92,6 +92,25 @@ def without_single_row(x: Float[Array, "b ..."]) -> Array:
     return x[0] if x.shape[0] == 1 else x
 
 
+def _by_probabilities(logits: Float[Array, "b g n s"], values: Float[Array, "b g s e"]) -> Float[Array, "b g n e"]:
+    p = jax.nn.softmax(logits, axis=-1)
+    return jnp.einsum("bgns,bgse->bgne", p.astype(values.dtype), values)
+
+
+def _divided_last(logits: Float[Array, "b g n s"], values: Float[Array, "b g s e"]) -> Float[Array, "b g n e"]:
+    """`_by_probabilities` with a pass less over an array [n, s]; accelerators fuse those, and would move more."""
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    out = jnp.einsum("bgns,bgse->bgne", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (out / total).astype(values.dtype)
+
+
+def _mean_of_values(logits: Float[Array, "b g n s"], v: Float[Array, "b s g e"]) -> Float[Array, "b g n e"]:
+    """Weighted by the softmax of the logits."""
+    values = v.swapaxes(1, 2)
+    return jax.lax.platform_dependent(logits, values, cpu=_divided_last, default=_by_probabilities)
+
+
 def _softmax_backward(p: Float[Array, "b g n s"], dp: Float[Array, "b g n s"]) -> Float[Array, "b g n s"]:
     """The gradient of the logits, of that of their probabilities."""
     rows = without_single_row(p)
@@ -104,9 +123,7 @@ def _softmax_backward(p: Float[Array, "b g n s"], dp: Float[Array, "b g n s"]) -
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _dense(q: Array, k: Array, v: Array, sight: Sight, options: Attention) -> Array:
     products = _products(_by_key_head(q, k.shape[2]), k)
-    p = jax.nn.softmax(_logits(products, q, sight, options), axis=-1)
-    out = jnp.einsum("bgns,bgse->bgne", p.astype(v.dtype), v.swapaxes(1, 2))
-    return _by_token(out, q.shape[1])
+    return _by_token(_mean_of_values(_logits(products, q, sight, options), v), q.shape[1])
 
 
 def _dense_forward(q: Array, k: Array, v: Array, sight: Sight, options: Attention):

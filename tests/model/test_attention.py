@@ -178,6 +178,37 @@ def test_gradients_in_bfloat16_are_those_of_float32():
     check_equal([x.astype(jnp.float32) for x in ours], exact, 2e-2)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), ((jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)))
+def test_dividing_last_is_dividing_first(dtype, tolerance):
+    """Of large logits, of those of a query that sees nothing, and of one that sees one key."""
+    rng = np.random.default_rng(0)
+    unseen = 0.5 * jnp.finfo(jnp.float32).min
+    logits = jnp.asarray(80 * rng.standard_normal((2, 2, 6, 5)), jnp.float32)
+    logits = logits.at[0, 0, 0].set(unseen).at[0, 0, 1, 1:].set(unseen)
+    values = jnp.asarray(rng.standard_normal((2, 2, 5, 3)), dtype)
+    first = attention._by_probabilities(logits, values)
+    last = attention._divided_last(logits, values)
+    assert first.dtype == last.dtype == dtype
+    first, last, exact = (x.astype(jnp.float32) for x in (first, last, values[0, 0]))
+    np.testing.assert_allclose(last, first, atol=tolerance)
+    for found in (first, last):
+        np.testing.assert_allclose(found[0, 0, :2], [exact.mean(axis=0), exact[0]], atol=tolerance)
+
+
+@pytest.mark.parametrize(("platform", "divided"), (("cpu", "42x8"), ("cuda", "42x21"), ("tpu", "42x21")))
+def test_only_cpus_divide_last(platform, divided):
+    """By the sums: what the product with the values gave, or the weights; 8 channels, 21 keys, two heads' queries."""
+    sight = random_sight(21)
+    qkv = random_qkv(sight, heads=8, groups=4)
+
+    def out(q, k, v):
+        return attend("xla", q, k, v, sight, Attention())
+
+    program = jax.jit(out).trace(*qkv).lower(lowering_platforms=(platform,)).as_text()
+    found = re.findall(r"stablehlo.divide .* tensor<([x\d]+)xf32>", program)
+    assert found == ["4x4x" + divided]
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="what other backends lay out is theirs")
 def test_no_logits_are_turned():
     """Neither in the forward pass nor in the backward pass: on CPUs those copies took as long as the products."""
