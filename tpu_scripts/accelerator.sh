@@ -162,7 +162,8 @@ tests=(tests/accelerator/test_device.py tests/model/test_attention.py tests/mode
 further=''
 part tests 240 0 pytest -q -n 6 -rP "${tests[@]}"
 
-# The commands of docs/performance.md, in its order. GIB: what was seen to be held, by both where there is a peer.
+# The commands of docs/performance.md, in its order. GIB: what was seen to be held, by both where there is a peer; of a
+# merged adapter the base once more, which was not seen.
 round=(fedjax_rai.bench round --model)
 generate=(fedjax_rai.bench generate --model)
 unrolled=(--attention cudnn --unroll full)
@@ -176,7 +177,7 @@ part score_1b 90 10 fedjax_rai.bench score --model 1B --pairs 20000 --warmup 0 -
 job=(--rows 64 --new 256 --answers 520 --order queue,batches)
 part generate_1b_advbench 90 12 "${generate[@]}" 1B "${job[@]}" --warmup 0 --repeats 1 --json
 part round_1b 60 18 "${round[@]}" 1B --clients 2 --steps 5 --attention cudnn --repeats 2 --json
-part generate_1b 60 5 "${generate[@]}" 1B --repeats 2 --json
+part generate_1b 70 8 "${generate[@]}" 1B --adapter apart,merged --repeats 2 --json
 part round_1b_small 60 9 "${round[@]}" 1B --clients 5 --steps 10 --batch 1 --repeats 2 --json
 part round_135m_mapped 60 0 "${round[@]}" 135M --clients 5 --steps 10 --chunk 5 --repeats 2 --json
 

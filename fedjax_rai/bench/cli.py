@@ -138,6 +138,7 @@ def generate(
     answers: Annotated[Given, numbers("Sampled answers of different lengths, of --new tokens at most.")] = None,
     order: Annotated[Given, names("Of --answers: queue (the default), as a run answers, or batches.")] = None,
     rank: Rank = None,
+    adapter: Annotated[Given, names("apart (the default), or merged into a copy of the base.")] = None,
     dtype: Dtype = None,
     attention: Attention = None,
     unroll: Unroll = None,
@@ -163,6 +164,7 @@ def generate(
     given |= {
         "answers": answers,
         "order": order,
+        "adapter": adapter,
         "attention": attention,
         "unroll": unroll,
         "quantize": quantize,

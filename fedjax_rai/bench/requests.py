@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_rai.bench.shapes import MODELS, ORDERS, RANK, SHAPES
+from fedjax_rai.bench.shapes import ADAPTERS, MODELS, ORDERS, RANK, SHAPES
 from fedjax_rai.errors import InputError, did_you_mean
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -17,7 +17,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "kv_cache": ("model", "bfloat16", "int8"),
 }
 """Options of how the model is computed, and what each may be; the first is the default."""
-NAMED = NAMES | {"order": ORDERS}
+NAMED = NAMES | {"order": ORDERS, "adapter": ADAPTERS}
 """Options whose values are names."""
 MESH = ("fsdp", "tensor")
 MICRO_BATCH = {"round": "federated.micro_batch", "cai": "cai.micro_batch"}
@@ -187,6 +187,10 @@ def _request(work: str, base: Mapping[str, Any], chosen: Mapping[str, Any]) -> d
     micro_batch = chosen["micro_batch"]
     if micro_batch is not None and chosen["batch"] % micro_batch:
         raise InputError(f"--micro-batch {micro_batch}: must divide the batch, {chosen['batch']}")
+    if chosen.get("adapter") == "merged" and chosen["quantize"] != "none":
+        raise InputError(
+            f"--adapter merged: is of no quantised base; must be apart with --quantize {chosen['quantize']}"
+        )
     return {
         "model": chosen["model"],
         "shape": {name: chosen[name] for name in SHAPES[work]._fields},

@@ -48,6 +48,8 @@ def has_weights(model: str) -> bool:
 
 ORDERS = ("queue", "batches")
 """How a job is answered: a row whose answer has ended takes the next prompt, or a batch after the other has ended."""
+ADAPTERS = ("apart", "merged")
+"""Where the adapter of a decoding model is: beside the base, or added to a copy of it, as one may for a rollout."""
 
 
 def around(count: int, mean: int) -> list[int]:
@@ -79,6 +81,7 @@ class DecodingShape(NamedTuple):
     new: int = 128
     answers: int | None = None  # of different lengths, which end by chance, a third of `new` in the mean
     order: str | None = None  # a job's: one of `ORDERS`
+    adapter: str | None = None  # one of `ADAPTERS`; None: the first
 
     @property
     def tokens(self) -> int:

@@ -146,6 +146,8 @@ def _generate(model: Any, request: dict[str, Any]) -> Callable[[], None]:
     import torch  # pyright: ignore[reportMissingImports]
 
     shape = DecodingShape(**request["shape"])
+    if shape.adapter == "merged":
+        model = model.merge_and_unload()
     prompts = torch.randint(0, model.config.vocab_size, (shape.rows, shape.prompt), device=device())
     options = {"do_sample": False, "min_new_tokens": shape.new, "max_new_tokens": shape.new, "pad_token_id": 0}
 

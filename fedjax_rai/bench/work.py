@@ -4,6 +4,7 @@ python -m fedjax_rai.bench.work answers `bench.protocol` on standard input and o
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,9 +32,9 @@ from fedjax_rai.fed.client import Cohort
 from fedjax_rai.memory import measured
 from fedjax_rai.mesh import everywhere_but_spread, make_mesh, replicated, ways
 from fedjax_rai.model.cache import empty_cache
-from fedjax_rai.model.decoder import LM
+from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.families import decoder_config
-from fedjax_rai.model.lora import Lora, init_adapter, lora_shape
+from fedjax_rai.model.lora import NO_LORA, Lora, init_adapter, lora_shape, merge
 from fedjax_rai.runs.compiled import keep_compiled
 from fedjax_rai.safety.form import two_verdicts
 from fedjax_rai.safety.guard import first_token_score
@@ -172,6 +173,8 @@ def _batch(vocabulary: int, shape: RoundShape) -> RoundBatch:
 def decoding_work(request: dict[str, Any], subject: Subject) -> Work:
     """Greedy decoding with an adapter; with `answers`, a job."""
     shape = DecodingShape(**request["shape"])
+    if shape.adapter == "merged":
+        subject = _merged(subject)
     if shape.answers is not None:
         return job_work(shape, subject)
     prompts = random_prompts(subject.vocabulary, shape)
@@ -182,6 +185,13 @@ def decoding_work(request: dict[str, Any], subject: Subject) -> Work:
         jax.block_until_ready(generate(subject.lm, subject.adapter, prompts, keys, decoding))
 
     return Work(run, known(shape.tokens, decoding_floor(subject.sizes, shape)))
+
+
+def _merged(subject: Subject) -> Subject:
+    """The adapter added to a copy of the base's kernels, and an empty one beside it."""
+    config = subject.lm.model.config
+    base = jax.jit(partial(merge, config, subject.lora))(subject.lm.base, subject.adapter)
+    return Subject(LM(Decoder(config, NO_LORA), base), NO_LORA, {"layers": {}}, subject.mesh)
 
 
 def job_work(shape: DecodingShape, subject: Subject) -> Work:

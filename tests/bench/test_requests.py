@@ -40,6 +40,15 @@ def test_a_job_is_answered_by_the_queue_if_nothing_else_is_asked_for() -> None:
     ]  # fmt: skip
 
 
+def test_an_adapter_is_merged_into_no_quantised_base() -> None:
+    found = sizes("generate", adapter="apart,merged")
+    assert [shape["adapter"] for shape in found] == ["apart", "merged"]
+    with pytest.raises(
+        InputError, match="^--adapter merged: is of no quantised base; must be apart with --quantize nf4"
+    ):
+        sizes("generate", adapter="merged", quantize="nf4")
+
+
 def test_a_value_stands_once() -> None:
     assert parse("clients", "5,1,5") == [5, 1]
 
@@ -60,7 +69,7 @@ def config(tmp_path: Path) -> Path:
     ("work", "expected"),
     [
         ("round", {"clients": 2, "steps": 3, "batch": 7, "length": 48, "chunk": 2}),
-        ("generate", {"rows": 13, "prompt": 64, "new": 12, "answers": None, "order": None}),
+        ("generate", {"rows": 13, "prompt": 64, "new": 12, "answers": None, "order": None, "adapter": None}),
         (
             "cai",
             {

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -12,7 +13,7 @@ from fedjax_rai.bench import floors, machine, shapes, torch_peer, work
 from fedjax_rai.bench.random_inputs import LORA, random_base
 from fedjax_rai.experiment.cost import parameters
 from fedjax_rai.mesh import make_mesh
-from fedjax_rai.model.decoder import LM, Decoder, abstract_base
+from fedjax_rai.model.decoder import LM, Decoder, abstract_base, forward
 from fedjax_rai.model.families import decoder_config, read_config
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.model.weights import load_base
@@ -136,6 +137,36 @@ def test_every_work_runs_again_without_compiling(name: str, monkeypatch: pytest.
     assert ready["compilations"] + ready["programs_found"] > 0 and ended["recompilations"] == 0
     assert ready["tokens"] == TOKENS[name] and ended["host_memory"] > 0
     assert all(isinstance(part, floors.Part) and part.flops > 0 for part in ready["floor"])
+
+
+@pytest.mark.slow
+def test_a_merged_adapter_is_multiplied_with_no_more() -> None:
+    """Two prompts of 4 tokens, 5 new ones: 8 tokens read, then 4 passes of 2 rows, each twice the adapter's less."""
+    shape = SIZES["generate"]
+    found = {}
+    for adapter in shapes.ADAPTERS:
+        subject = work.make_subject(request("generate"))
+        made = work.WORKS["generate"](request("generate", shape=shape | {"adapter": adapter}), subject)
+        made.run()
+        found[adapter] = made.counted()
+    apart, merged = (found[adapter].floor for adapter in shapes.ADAPTERS)
+    assert [one.flops - other.flops for one, other in zip(apart, merged, strict=True)] == [16 * ADAPTER, 16 * ADAPTER]
+    assert [one.bytes - other.bytes for one, other in zip(apart, merged, strict=True)] == [4 * ADAPTER, 16 * ADAPTER]
+    assert found["apart"].tokens == found["merged"].tokens
+
+
+@pytest.mark.slow
+def test_what_is_merged_is_the_model_with_its_adapter() -> None:
+    """Of an adapter that changes what is said, which a fresh one does not."""
+    subject = work.make_subject(request("generate"))
+    subject = subject._replace(adapter=jax.tree.map(lambda leaf: leaf + 0.1, subject.adapter))
+    merged = work._merged(subject)
+    tokens = jnp.arange(12).reshape(2, 6) % 32
+    valid = jnp.ones((2, 6), bool)
+    expected = forward(subject.lm, subject.adapter, tokens, valid)
+    np.testing.assert_allclose(forward(merged.lm, merged.adapter, tokens, valid), expected, atol=1e-5)
+    plain = forward(subject.lm, None, tokens, valid)
+    assert float(np.abs(plain - expected).max()) > 0.01
 
 
 @pytest.mark.slow
