@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 from fedjax_rai.config.schema import EvalConfig
 from fedjax_rai.data.prompts import Prompt
-from fedjax_rai.evals.evaluation import AnswerRow, Bench, EvalSet, Item, Measured
+from fedjax_rai.evals.evaluation import AnswerRow, Bench, EvalSet, Item, Measured, ScoredIn
 from fedjax_rai.evals.judge import PHRASES, Exchange
 from fedjax_rai.evals.open_ended import Responses, Sampled
 from fedjax_rai.evals.rate import Rate, Verdict
@@ -53,10 +53,10 @@ class Answering(NamedTuple):
         rates = {rate: rate_of(verdicts, responses) for rate, verdicts in judged.items()}
         return Measured(rates, answer_rows(name, given, responses, judged))
 
-    def batches(self, given: EvalSet, config: EvalConfig, guarded: bool) -> int:
+    def batches(self, given: EvalSet, config: EvalConfig, scored_in: ScoredIn | None) -> int:
         answers = len(given.items) * self.sampling(config).samples
-        scored = 2 if self.judges_harm and guarded else 1
-        return scored * ceil(answers / config.batch_size)
+        scored = scored_in(answers) if self.judges_harm and scored_in is not None else 0
+        return ceil(answers / config.batch_size) + scored
 
     def asked(self, given: EvalSet) -> Sequence[str]:
         return given.prompts

@@ -10,7 +10,16 @@ import numpy as np
 from fedjax_rai.config.schema import EvalConfig
 from fedjax_rai.data.examples import encode_chats, take
 from fedjax_rai.data.sources import Choice
-from fedjax_rai.evals.evaluation import Bench, ChoiceRow, Column, EvalSet, Likelihoods, Measured, WithoutAnswers
+from fedjax_rai.evals.evaluation import (
+    Bench,
+    ChoiceRow,
+    Column,
+    EvalSet,
+    Likelihoods,
+    Measured,
+    ScoredIn,
+    WithoutAnswers,
+)
 from fedjax_rai.evals.judge import Exchange
 from fedjax_rai.evals.open_ended import Subject, nothing
 from fedjax_rai.evals.rate import Rate, Verdict
@@ -98,7 +107,7 @@ class Comparing(WithoutAnswers):
                 rates[name_of_rate] = found_rate and found_rate._replace(answers=len(compared), cut_off=cut_off)
         return Measured(rates, rows)
 
-    def batches(self, given: EvalSet, config: EvalConfig, guarded: bool) -> int:
+    def batches(self, given: EvalSet, config: EvalConfig, scored_in: ScoredIn | None) -> int:
         return ceil(2 * len(given.items) / config.batch_size)
 
     def asked(self, given: EvalSet) -> Sequence[str]:

@@ -23,6 +23,7 @@ from fedjax_rai.evals.evaluation import (
     Evaluation,
     Item,
     Measured,
+    ScoredIn,
     Sources,
     TokensRow,
     WithoutAnswers,
@@ -135,7 +136,7 @@ class Drifting(WithoutAnswers):
         empty = sum(not text for text in answers.texts)
         return Measured({name: rate and rate._replace(answers=len(rows), empty=empty)}, rows)
 
-    def batches(self, given: EvalSet, config: EvalConfig, guarded: bool) -> int:
+    def batches(self, given: EvalSet, config: EvalConfig, scored_in: ScoredIn | None) -> int:
         return ceil(len(given.items) / config.batch_size)
 
     def asked(self, given: EvalSet) -> Sequence[str]:

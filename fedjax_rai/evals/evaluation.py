@@ -275,6 +275,8 @@ class ConversationRow(NamedTuple):
 
 
 Row: TypeAlias = AnswerRow | ChoiceRow | TokensRow | ConversationRow
+ScoredIn: TypeAlias = Callable[[int], int]
+"""In how many batches a guard scores so many answers."""
 """A row of `answers.jsonl`."""
 
 
@@ -316,8 +318,8 @@ class Way(Protocol):
         """Rates, and a row for each item, from which they can be counted."""
         ...
 
-    def batches(self, given: EvalSet, config: EvalConfig, guarded: bool) -> int:
-        """How many batches of `eval.batch_size` rows that takes; `guarded`: the guard scores answers, too."""
+    def batches(self, given: EvalSet, config: EvalConfig, scored_in: ScoredIn | None) -> int:
+        """How many batches that takes; `scored_in`: of the guard, which scores answers, too. None: it does not."""
         ...
 
     def asked(self, given: EvalSet) -> Sequence[Request]:

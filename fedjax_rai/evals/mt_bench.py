@@ -29,6 +29,7 @@ from fedjax_rai.evals.evaluation import (
     Item,
     Marks,
     Measured,
+    ScoredIn,
     Sources,
 )
 from fedjax_rai.evals.harm import slug
@@ -116,7 +117,7 @@ class TwoTurns:
         rates = {} if marks is None else rates_of(name, rows, marks.judge)
         return Measured({column.rate: rates.get(column.rate) for column in MT_BENCH.columns} | rates, rows)
 
-    def batches(self, given: EvalSet, config: EvalConfig, guarded: bool) -> int:
+    def batches(self, given: EvalSet, config: EvalConfig, scored_in: ScoredIn | None) -> int:
         items = [item for item in given.items if isinstance(item, Item)]
         together = Counter(temperatures_of(items, config)).values()
         return 2 * sum(ceil(count / config.batch_size) for count in together)

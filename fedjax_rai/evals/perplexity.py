@@ -13,6 +13,7 @@ from fedjax_rai.evals.evaluation import (
     Evaluation,
     Item,
     Measured,
+    ScoredIn,
     Sources,
     TokensRow,
     WithoutAnswers,
@@ -52,7 +53,7 @@ class Reading(WithoutAnswers):
         cut_off = int((~found.whole).sum())
         return Measured({name: rate and rate._replace(answers=len(read), cut_off=cut_off)}, rows)
 
-    def batches(self, given: EvalSet, config: EvalConfig, guarded: bool) -> int:
+    def batches(self, given: EvalSet, config: EvalConfig, scored_in: ScoredIn | None) -> int:
         return ceil(len(given.items) / config.batch_size)
 
     def asked(self, given: EvalSet) -> Sequence[str]:

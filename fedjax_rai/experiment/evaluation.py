@@ -14,7 +14,7 @@ from fedjax_rai.evals import open_ended
 from fedjax_rai.evals.answering import LEFT_OUT, Answering
 from fedjax_rai.evals.choice import likelihoods, read_once
 from fedjax_rai.evals.drift import divergences
-from fedjax_rai.evals.evaluation import AnswerRow, Bench, ConversationRow, Evaluation, Measured, measure
+from fedjax_rai.evals.evaluation import AnswerRow, Bench, ConversationRow, Evaluation, Measured, ScoredIn, measure
 from fedjax_rai.evals.judge import GUARD, PHRASES, RULE, Context, Judge, judgement
 from fedjax_rai.evals.open_ended import Request, Responses, Sampled, Subject, nothing
 from fedjax_rai.evals.panel import JudgesOfHarm, judged_sets
@@ -22,6 +22,7 @@ from fedjax_rai.evals.rate import Rate, Verdict
 from fedjax_rai.evals.suite import evaluations, kinds_of
 from fedjax_rai.experiment.judging import asked_before, judges_of, rater_of
 from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.safety import guard as guards
 
 JUDGED = 512  # conversations that `critique` looks at
 
@@ -35,10 +36,9 @@ def evaluate(setting: Setting, adapter: Adapter | None) -> tuple[dict[str, Any],
     """
     sets, config = setting.texts.materials.evaluations, setting.config.eval
     ahead = ask_ahead(setting, adapter)
-    scored = setting.judged_by_guard and not setting.guarding.is_function
     known = evaluations(kinds_of(sets))
-    steps = [evaluation.way.batches(sets[name], config, scored) for name, evaluation in known.items()]
-    done = sum(known[name].way.batches(sets[name], config, False) for name in ahead.answers)
+    steps = [evaluation.way.batches(sets[name], config, _scored_in(setting)) for name, evaluation in known.items()]
+    done = sum(known[name].way.batches(sets[name], config, None) for name in ahead.answers)
     with terminal.progress("evaluating", sum(steps), done, unit="batch") as advance:
         bench = ahead.bench(make_bench(setting, adapter, advance))
         measured = [measure(evaluation, sets[name], bench) for name, evaluation in known.items()]
@@ -48,6 +48,13 @@ def evaluate(setting: Setting, adapter: Adapter | None) -> tuple[dict[str, Any],
             terminal.say(f"{evaluation.columns[0].title}: {'; '.join(lost)}")
     rates = {name: _as_mapping(rate) for part in measured for name, rate in part.rates.items()}
     return rates, [row._asdict() for part in measured for row in part.rows]
+
+
+def _scored_in(setting: Setting) -> ScoredIn | None:
+    """Of the guard, where it is a model that judges."""
+    if not setting.judged_by_guard or setting.guarding.is_function:
+        return None
+    return partial(guards.batches, setting.guarding.form, batch_size=setting.config.eval.batch_size)
 
 
 class Ahead(NamedTuple):
@@ -79,7 +86,7 @@ def ask_ahead(setting: Setting, adapter: Adapter) -> Ahead:
         return Ahead({}, judges)
     sets, config = setting.texts.materials.evaluations, setting.config.eval
     asked = judged_sets(sets)
-    steps = [evaluation.way.batches(given, config, False) for evaluation, given in asked.values()]
+    steps = [evaluation.way.batches(given, config, None) for evaluation, given in asked.values()]
     answers = {}
     with terminal.progress("answering", sum(steps), unit="batch") as advance:
         bench = make_bench(setting, adapter, advance)

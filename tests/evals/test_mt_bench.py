@@ -85,9 +85,9 @@ def test_by_category_each_question_is_answered_at_its_temperature_and_stays_in_i
     rows = [row._asdict() for row in found.rows]
     assert [row["answers"] for row in rows] == [[f"to {name}?", f"to {name}!"] for name in CATEGORIES]
     assert [row["cut_off"] for row in rows] == [[name == "stem", False] for name in CATEGORIES]
-    assert MT_BENCH.way.batches(given, config, guarded=False) == 2 * (2 + 1 + 2)
+    assert MT_BENCH.way.batches(given, config, scored_in=None) == 2 * (2 + 1 + 2)
     greedy = config.model_copy(update={"mt_bench_temperature": "greedy"})
-    assert MT_BENCH.way.batches(given, greedy, guarded=False) == 2 * 4
+    assert MT_BENCH.way.batches(given, greedy, scored_in=None) == 2 * 4
 
 
 def test_a_category_is_known_by_its_lower_case_name():

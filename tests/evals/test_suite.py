@@ -281,10 +281,10 @@ def test_what_memory_must_hold_is_every_prompt_and_every_choice():
 
 
 def test_batches_are_counted():
-    """Of 4 rows: 6 answers, twice where a guard scores them; 8 texts to read; 3 answers; 4 answers."""
-    counts = [EVALUATIONS[name].way.batches(SETS[name], CONFIG, guarded=True) for name in SETS]
-    assert counts == [4, 2, 1, 1]
-    assert EVALUATIONS["advbench"].way.batches(SETS["advbench"], CONFIG, guarded=False) == 2
+    """Of 4 rows: 6 answers, which a guard scores in 10 times as many batches; 8 texts to read; 3 answers; 4 answers."""
+    counts = [EVALUATIONS[name].way.batches(SETS[name], CONFIG, scored_in=lambda n: 10 * n) for name in SETS]
+    assert counts == [2 + 60, 2, 1, 1]
+    assert EVALUATIONS["advbench"].way.batches(SETS["advbench"], CONFIG, scored_in=None) == 2
 
 
 @pytest.mark.parametrize(

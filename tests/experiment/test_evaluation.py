@@ -18,10 +18,26 @@ from fedjax_rai.experiment import evaluation
 from fedjax_rai.experiment import round as rounds
 from fedjax_rai.experiment import setting as setting_module
 from fedjax_rai.experiment.evaluation import answers_to, count_critique, critique, evaluate
+from fedjax_rai.experiment.guarding import Guarding
 from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.safety.forms import REQUEST
 from tests.tiny_runs import vary
 
 UNSAFE = f"so {unsafe_markers()[0]} it is"
+
+
+def test_a_guard_s_batches_are_counted_as_it_reads(config, monkeypatch):
+    """Ten answers, two questions each, four at once: five batches, and five more for the lines that it writes first."""
+    setting = Setting(vary(config, eval={"by_guard": True, "batch_size": 4}))
+
+    def found(**form: Any) -> int | None:
+        monkeypatch.setattr(Guarding, "form", REQUEST._replace(questions=("a", "b"), **form))
+        scored_in = evaluation._scored_in(setting)
+        return scored_in and scored_in(10)
+
+    assert found() == 5 and found(lines=8, marker=":") == 10
+    monkeypatch.setattr(Guarding, "is_function", True)
+    assert found() is None
 
 
 @pytest.fixture(scope="module")
