@@ -84,6 +84,7 @@ CONTROLS: dict[str, Arm] = {
 COMPARED = (
     ("harmless", "fl", "base"),
     ("harmless", "fl+filter", "fl"),
+    ("harmless", "fl+cai", "fl"),
     ("harmless", "fl+cai", "fl+filter"),
     ("harmless", "fl+filter+cai", "fl+cai"),
     ("harmless", "fl+filter+cai", "fl+filter"),

@@ -78,6 +78,15 @@ def test_a_control_that_differs_in_more_than_revision_is_not_compared(config):
     assert line.startswith("harmless, fl+cai minus fl+unrevised: +10.0 points")
 
 
+def test_each_guard_is_compared_with_what_it_repairs(config):
+    """The paper's two claims, of 50 % without a guard: +10 by the filter, +20 by constitutional AI."""
+    means = {"fl": 50.0, "fl+filter": 60.0, "fl+cai": 70.0}
+    by_arm = {arm: [{"rates": {"harmless": {"mean": mean}}}] * 2 for arm, mean in means.items()}
+    lines = comparisons(config, list(means), by_arm, {"harmless": "harmless"})
+    found = [line.split(" points")[0] for line in lines]
+    assert {"harmless, fl+filter minus fl: +10.0", "harmless, fl+cai minus fl: +20.0"} <= set(found)
+
+
 def test_comparisons_are_paired_by_seed(config):
     def harmless(mean):
         return {"rates": {"harmless": {"mean": mean}}}
