@@ -456,7 +456,7 @@ class FederatedConfig(Section):
     final_learning_rate: Weight = 0.0
     """Where a falling schedule ends; constant does not read it."""
     clients_per_chunk: Count = 1
-    """Clients that are computed at once: more need more memory; on a CPU 1 is the fastest but for batches of a row."""
+    """Clients that are computed at once: more need more memory; on a CPU 1 is the fastest, unless `batch_size` is 1."""
 
     @field_validator("cohort")
     @classmethod

@@ -275,9 +275,9 @@ class ConversationRow(NamedTuple):
 
 
 Row: TypeAlias = AnswerRow | ChoiceRow | TokensRow | ConversationRow
+"""A row of `answers.jsonl`."""
 ScoredIn: TypeAlias = Callable[[int], int]
 """In how many batches a guard scores so many answers."""
-"""A row of `answers.jsonl`."""
 
 
 class Measured(NamedTuple):
@@ -319,7 +319,7 @@ class Way(Protocol):
         ...
 
     def batches(self, given: EvalSet, config: EvalConfig, scored_in: ScoredIn | None) -> int:
-        """How many batches that takes; `scored_in`: of the guard, which scores answers, too. None: it does not."""
+        """How many batches of `eval.batch_size` rows that takes, and the guard's; None: it scores nothing."""
         ...
 
     def asked(self, given: EvalSet) -> Sequence[Request]:

@@ -36,8 +36,9 @@ def evaluate(setting: Setting, adapter: Adapter | None) -> tuple[dict[str, Any],
     """
     sets, config = setting.texts.materials.evaluations, setting.config.eval
     ahead = ask_ahead(setting, adapter)
+    scored_in = _scored_in(setting)
     known = evaluations(kinds_of(sets))
-    steps = [evaluation.way.batches(sets[name], config, _scored_in(setting)) for name, evaluation in known.items()]
+    steps = [evaluation.way.batches(sets[name], config, scored_in) for name, evaluation in known.items()]
     done = sum(known[name].way.batches(sets[name], config, None) for name in ahead.answers)
     with terminal.progress("evaluating", sum(steps), done, unit="batch") as advance:
         bench = ahead.bench(make_bench(setting, adapter, advance))

@@ -78,8 +78,8 @@ def test_a_control_that_differs_in_more_than_revision_is_not_compared(config):
     assert line.startswith("harmless, fl+cai minus fl+unrevised: +10.0 points")
 
 
-def test_each_guard_is_compared_with_what_it_repairs(config):
-    """The paper's two claims, of 50 % without a guard: +10 by the filter, +20 by constitutional AI."""
+def test_filter_and_cai_are_each_compared_with_fl(config):
+    """The paper's two claims, of 50 % without either: +10 by the filter, +20 by constitutional AI."""
     means = {"fl": 50.0, "fl+filter": 60.0, "fl+cai": 70.0}
     by_arm = {arm: [{"rates": {"harmless": {"mean": mean}}}] * 2 for arm, mean in means.items()}
     lines = comparisons(config, list(means), by_arm, {"harmless": "harmless"})
