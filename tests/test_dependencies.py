@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,13 @@ def distribution(requirement: str) -> str:
     return re.split(r"[\[<>=!;\s]", requirement, maxsplit=1)[0].lower()
 
 
-def imported(folder: str) -> set[str]:
+@cache  # to parse the package takes two seconds, and every requirement asks
+def imported(folder: str) -> frozenset[str]:
     """The top-level packages that the code in a folder imports, or skips a test for want of."""
     found = set()
     for path in (ROOT / folder).rglob("*.py"):
         found |= {name.split(".")[0] for name in imports(path)}
-    return found - {*sys.stdlib_module_names, "fedjax_rai", "tests"}
+    return frozenset(found - {*sys.stdlib_module_names, "fedjax_rai", "tests"})
 
 
 def imports(path: Path) -> Iterator[str]:
