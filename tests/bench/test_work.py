@@ -1,6 +1,7 @@
 """Our side of a measurement and torch's: what they are compiled for, count and hold; nothing is timed."""
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -230,6 +231,21 @@ def test_torch_does_the_same_work(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert prepared.ready()["versions"].startswith("torch ") and prepared.end()["host_memory"] > 0
     if name == "round":
         assert sum(seen) == TOKENS["round"]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("adapter", shapes.ADAPTERS)
+def test_torch_merges_its_adapter_where_ours_is_merged(adapter: str) -> None:
+    answered = []
+
+    def model(name: str) -> Any:
+        config = SimpleNamespace(vocab_size=32)
+        return SimpleNamespace(config=config, generate=lambda **_: answered.append(name))
+
+    given = model("apart")
+    given.merge_and_unload = lambda: model("merged")
+    torch_peer._generate(given, request("generate", shape=SIZES["generate"] | {"adapter": adapter}))()
+    assert answered == [adapter]
 
 
 @pytest.mark.parity
