@@ -80,7 +80,10 @@ def test_its_benchmarks_are_the_commands_of_the_page() -> None:
     every = planned(PARTS="*")
     assert shown == [words for _, words in every.values() if "fedjax_rai.bench" in words]
     assert len(shown) >= 8
-    assert set(every) - set(planned()) == {"round_8b_paper", "generate_1b_vllm", "generate_8b_vllm"}
+    assert set(every) - set(planned()) == {
+        "round_1b", "round_1b_small", "generate_1b_batches", "generate_8b_merged", "round_8b_paper",
+        "generate_1b_vllm", "generate_8b_vllm",
+    }  # fmt: skip
 
 
 def test_the_papers_round_is_the_papers() -> None:
@@ -94,7 +97,7 @@ def test_jobs_of_the_paper_are_there() -> None:
     """A phase of 64 prompts, 520 answers of up to 256 tokens, 20,000 scores."""
     parts = {name: " ".join(words) for name, (_, words) in planned().items()}
     assert "cai --model 1B --prompts 64 " in parts["cai_1b"]
-    assert "--new 256 --answers 520 --order queue,batches " in parts["generate_1b_advbench"]
+    assert "--new 256 --answers 520 " in parts["generate_1b_advbench"]
     assert "--pairs 20000 " in parts["score_1b"]
 
 
