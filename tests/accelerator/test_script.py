@@ -125,9 +125,10 @@ peer=no\
 @pytest.mark.slow
 def test_a_small_part_is_measured_here(tmp_path) -> None:
     out = tmp_path / "out"
-    done = run(out, stub=sys.executable, SMALL="1", PARTS="generate_1b_advbench", JAX_PLATFORMS="cpu")
+    names = ("generate_1b_advbench", "generate_1b_batches")
+    done = run(out, stub=sys.executable, SMALL="1", PARTS=" ".join(names), JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (out / "generate_1b_advbench.jsonl").read_text().splitlines()]
+    rows = [json.loads((out / f"{name}.jsonl").read_text()) for name in names]
     assert [row["order"] for row in rows] == ["queue", "batches"]
     queue, batches = rows
     assert queue["steps"] == queue["steps_in_queue"] <= batches["steps"] == queue["steps_in_batches"]
@@ -141,7 +142,8 @@ def test_parts_can_be_chosen(stub, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     usual = ["generate_1b_peer", "generate_8b", "cai_1b", "generate_1b_advbench", "generate_1b"]
     states = ended(tmp_path / "out")
-    assert list(states) == [*usual, "generate_1b_vllm", "generate_8b_vllm"] and states["generate_8b_vllm"] == "left out"
+    further = ["generate_1b_batches", "generate_8b_merged", "generate_1b_vllm", "generate_8b_vllm"]
+    assert list(states) == [*usual, *further] and states["generate_8b_vllm"] == "left out"
 
 
 def test_every_part_that_ends_keeps_what_it_wrote(stub, tmp_path) -> None:
@@ -203,7 +205,7 @@ def test_parts_are_fitted_to_the_machine(stub, tmp_path) -> None:
     assert ended(out)["round_8b_cudnn"] == "left out"
     ran = "".join(path.read_text() for path in out.glob("*.jsonl"))
     assert "--peer" not in ran and "torch" not in ran and "--attention cudnn" not in ran
-    assert "--attention splash --repeats 2" in ran and "--batch 1 --repeats 2" in ran
+    assert "--attention splash --warmup 0" in ran and "--batch 1 --chunk 5 --repeats 2" in ran
 
 
 @pytest.mark.parametrize(
