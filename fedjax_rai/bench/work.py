@@ -4,7 +4,6 @@ python -m fedjax_rai.bench.work answers `bench.protocol` on standard input and o
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,9 +31,9 @@ from fedjax_rai.fed.client import Cohort
 from fedjax_rai.memory import measured
 from fedjax_rai.mesh import everywhere_but_spread, make_mesh, replicated, ways
 from fedjax_rai.model.cache import empty_cache
-from fedjax_rai.model.decoder import LM, Decoder
+from fedjax_rai.model.decoder import LM
 from fedjax_rai.model.families import decoder_config
-from fedjax_rai.model.lora import NO_LORA, Lora, init_adapter, lora_shape, merge
+from fedjax_rai.model.lora import NO_LORA, Lora, init_adapter, lora_shape
 from fedjax_rai.runs.compiled import keep_compiled
 from fedjax_rai.safety.form import two_verdicts
 from fedjax_rai.safety.guard import first_token_score
@@ -50,6 +49,7 @@ from fedjax_rai.train.queue import (
     steps_in_queue,
 )
 from fedjax_rai.train.step import PLAIN, TrainState
+from fedjax_rai.train.writer import merged
 
 NO_END = np.array([-1], np.int32)
 CORPUS = 64  # rows that the clients' batches are drawn from
@@ -174,7 +174,8 @@ def decoding_work(request: dict[str, Any], subject: Subject) -> Work:
     """Greedy decoding with an adapter; with `answers`, a job."""
     shape = DecodingShape(**request["shape"])
     if shape.adapter == "merged":
-        subject = _merged(subject)
+        lm = jax.jit(merged)(subject.lm, subject.adapter)
+        subject = Subject(lm, NO_LORA, {"layers": {}}, subject.mesh)
     if shape.answers is not None:
         return job_work(shape, subject)
     prompts = random_prompts(subject.vocabulary, shape)
@@ -185,13 +186,6 @@ def decoding_work(request: dict[str, Any], subject: Subject) -> Work:
         jax.block_until_ready(generate(subject.lm, subject.adapter, prompts, keys, decoding))
 
     return Work(run, known(shape.tokens, decoding_floor(subject.sizes, shape)))
-
-
-def _merged(subject: Subject) -> Subject:
-    """The adapter added to a copy of the base's kernels, and an empty one beside it."""
-    config = subject.lm.model.config
-    base = jax.jit(partial(merge, config, subject.lora))(subject.lm.base, subject.adapter)
-    return Subject(LM(Decoder(config, NO_LORA), base), NO_LORA, {"layers": {}}, subject.mesh)
 
 
 def job_work(shape: DecodingShape, subject: Subject) -> Work:

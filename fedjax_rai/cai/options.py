@@ -88,10 +88,6 @@ class Options(NamedTuple):
     mesh: jax.sharding.Mesh
     trainer: Trainer = PLAIN  # of the iterations
 
-    def critic(self, adapter: Adapter) -> Adapter | None:
-        """The critic's adapter, where the phase starts from that one; None is the base."""
-        return adapter if self.critic_is_policy else None
-
     def reference(self, adapter: Adapter) -> Adapter | None:
         """The reference's adapter, where the phase starts from that one; None is the base."""
         return None if self.reference_is_base else adapter

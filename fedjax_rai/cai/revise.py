@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rai.aliases import Adapter, Array, Bool, Int, Key
+from fedjax_rai.aliases import Array, Bool, Int, Key
 from fedjax_rai.cai.constitution import Principle
 from fedjax_rai.data.examples import Examples, Prompts, encode_request, pad_left
-from fedjax_rai.model.decoder import LM
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.generate import Answers, Decoding, DecodingState, Sampling, append, sample, start
+from fedjax_rai.train.writer import Writer
 
 
 class Requests(NamedTuple):
@@ -68,17 +68,16 @@ def encode_requests(tokenizer: Tokenizer, principles: Sequence[Principle]) -> Re
 
 
 def rollout(
-    lm: LM,
-    policy: Adapter | None,
-    critic: Adapter | None,
+    policy: Writer,
+    critic: Writer,
     batch: RolloutBatch,
     requests: Requests,
     decoding: Decoding,
 ) -> Rollout:
     """The policy answers each prompt by `decoding`; the critic criticises and revises, n times over, greedily.
 
-    An adapter of None is the base. Without `batch.critic_prompts` the critic must be the policy: it goes on in the
-    policy's cache. With them it reads these and the response first.
+    Without `batch.critic_prompts` the critic must be the policy: it goes on in the policy's cache. With them it reads
+    these and the response first.
     """
     count, times = batch.principles.shape
     greedy = dataclasses.replace(decoding, sampling=Sampling(jnp.zeros(())))
@@ -87,17 +86,17 @@ def rollout(
     further = times * a_turn + max_new  # slots behind the prompt
     in_one_cache = batch.critic_prompts is None
 
-    state = start(lm.model, count, batch.prompts.tokens.shape[1] + (further if in_one_cache else max_new))
-    state = append(lm, policy, state, batch.prompts.tokens, batch.prompts.valid)
-    state, response = sample(lm, policy, state, batch.keys, decoding, close=True)
+    state = start(policy.lm.model, count, batch.prompts.tokens.shape[1] + (further if in_one_cache else max_new))
+    state = append(*policy, state, batch.prompts.tokens, batch.prompts.valid)
+    state, response = sample(*policy, state, batch.keys, decoding, close=True)
     if batch.critic_prompts is not None:
-        state = start(lm.model, count, batch.critic_prompts.tokens.shape[1] + further)
-        state = append(lm, critic, state, batch.critic_prompts.tokens, batch.critic_prompts.valid)
-        state = append(lm, critic, state, response.tokens, response.valid)
+        state = start(critic.lm.model, count, batch.critic_prompts.tokens.shape[1] + further)
+        state = append(*critic, state, batch.critic_prompts.tokens, batch.critic_prompts.valid)
+        state = append(*critic, state, response.tokens, response.valid)
 
     def answer(state: DecodingState, texts: Prompts, principle: Int[Array, "b"]) -> tuple[DecodingState, Answers]:
-        state = append(lm, critic, state, texts.tokens[principle], texts.valid[principle])
-        return sample(lm, critic, state, batch.keys, greedy, close=True)
+        state = append(*critic, state, texts.tokens[principle], texts.valid[principle])
+        return sample(*critic, state, batch.keys, greedy, close=True)
 
     def turn(state: DecodingState, principle: Int[Array, "b"]) -> tuple[DecodingState, tuple[Answers, Answers]]:
         state, critique = answer(state, requests.critique, principle)

@@ -83,6 +83,7 @@ class Models:
             kv_cache=config.kv_cache,
             remat=config.remat,
             unroll=config.unroll,
+            answering=config.answering,
         )
 
     def laid_out(self, architecture: DecoderConfig) -> DecoderConfig:

@@ -139,6 +139,7 @@ KEEPING = (
     "cai.micro_batch",
     "model.remat",
     "model.attention",
+    "model.answering",
     "federated.clients_per_chunk",
     "cai.prompts_per_chunk",
     "eval.batch_size",
@@ -308,7 +309,7 @@ def _offered(config: ExperimentConfig, known: Sizes, offers: Iterable[Remedy], l
 def _change(config: ExperimentConfig, trial: ExperimentConfig, remedy: Remedy) -> str:
     """A remedy in words, with the key that gives way to it, as the other axis of the mesh may."""
     change = f"{remedy.key} = {_shown(remedy.old)} -> {remedy.new}"
-    other = (OTHER_AXIS | INSTEAD).get(remedy.key)
+    other = OTHER_AXIS.get(remedy.key) or INSTEAD.get(remedy.key, (None,))[0]
     if other is None or _get(config, other) == _get(trial, other):
         return change
     return f"{change}, {other} = {_get(config, other)} -> {_get(trial, other)}"
@@ -387,8 +388,8 @@ def _candidates(config: ExperimentConfig, devices: int) -> Iterator[tuple[str, I
 OTHER_AXIS = {"mesh.tensor": "mesh.fsdp", "mesh.fsdp": "mesh.tensor"}
 """Both keys of the mesh, and which gives way to which where devices do not suffice for the two."""
 
-INSTEAD = {"model.remat": "model.unroll"}
-"""A key, and which it cannot be had together with."""
+INSTEAD = {"model.remat": ("model.unroll", "none"), "model.quantize": ("model.answering", "apart")}
+"""A key, and which it cannot be had together with but at this value."""
 
 HALVED = {
     "data.max_length": 16,
@@ -405,7 +406,7 @@ HALVED = {
 
 def _lower(config: ExperimentConfig) -> dict[str, Any]:
     """The value of every key that may make a plan smaller; of some keys, the value that they have."""
-    lower: dict[str, Any] = {"federated.clients_per_chunk": 1, "model.remat": "full"}
+    lower: dict[str, Any] = {"federated.clients_per_chunk": 1, "model.remat": "full", "model.answering": "apart"}
     smaller = {"none": "int8", "int8": "nf4"}
     if config.model.quantize in smaller:
         lower["model.quantize"] = smaller[config.model.quantize]
@@ -451,7 +452,7 @@ def _trial(config: ExperimentConfig, key: str, value: Any, devices: int) -> Expe
     if key in OTHER_AXIS and devices % (trial.mesh.fsdp * trial.mesh.tensor):
         trial = _with(trial, OTHER_AXIS[key], 1)
     if key in INSTEAD:
-        trial = _with(trial, INSTEAD[key], "none")
+        trial = _with(trial, *INSTEAD[key])
     return trial
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from fedjax_rai import mesh as meshes
 from fedjax_rai.aliases import PyTree
@@ -70,10 +70,19 @@ def base_bytes(config: DecoderConfig, mesh: AbstractMesh) -> int:
     """Bytes of one device's part of the base."""
     shardings = meshes.base_shardings(mesh, abstract_base(config))
 
-    def part(leaf: Any, sharding: Any) -> int:
-        return prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return sum(jax.tree.leaves(jax.tree.map(_bytes_of_part, loaded(config), shardings)))
 
-    return sum(jax.tree.leaves(jax.tree.map(part, loaded(config), shardings)))
+
+def kernels_bytes(config: DecoderConfig, fsdp: int) -> int:
+    """Bytes of one device's part of all that adapters are added to; the shapes are its own along `tensor`."""
+    mesh = AbstractMesh((1, fsdp, 1), meshes.AXES, axis_types=(AxisType.Auto,) * 3)
+    shardings = meshes.base_shardings(mesh, abstract_base(config))["layers"]
+    layers = loaded(config)["layers"]
+    return sum(_bytes_of_part(layers[name], shardings[name]) for name in FUSED)
+
+
+def _bytes_of_part(leaf: Any, sharding: Any) -> int:
+    return prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def training(

@@ -27,6 +27,7 @@ from fedjax_rai.memory.footprint import (
     base_bytes,
     compared,
     decoding,
+    kernels_bytes,
     nbytes,
     training,
     whole_sequences,
@@ -134,7 +135,7 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
     return Plan(held, dict(_phases(config, sizes)))
 
 
-COMPUTED = ("dtype", "attention", "quantize", "kv_cache", "remat", "unroll")
+COMPUTED = ("dtype", "attention", "quantize", "kv_cache", "remat", "unroll", "answering")
 """Keys of `model` that say how it is computed."""
 
 
@@ -384,10 +385,17 @@ def _answering(config: ExperimentConfig, sizes: Sizes, length: int) -> dict[str,
     """Answering a batch of the evaluation's prompts of `length` tokens."""
     rows = _part(config, sizes, config.eval.batch_size)
     shape = DecodingShape(rows, length, length + config.eval.max_new_tokens)
-    parts = decoding(sizes.model.config, shape, _computation(config))
+    parts = decoding(sizes.model.config, shape, _computation(config)) | _merged_copy(config, sizes)
     # Where longer prompts follow shorter ones the cache is copied to a longer one, while nothing else is computed.
     parts["activations"] = max(parts["activations"], parts["KV cache"])
     return parts
+
+
+def _merged_copy(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
+    """The copy of the base's kernels that has the adapter in it, where answers are written by one."""
+    if config.model.answering == "apart":
+        return {}
+    return {"merged kernels": kernels_bytes(sizes.model.config, config.mesh.fsdp)}
 
 
 def _local_training(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
@@ -466,7 +474,7 @@ def _generating(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
         further_slots=further_slots,
         sorts=cai.top_k is not None or cai.top_p is not None,
     )
-    parts = decoding(sizes.model.config, shape, _computation(config))
+    parts = decoding(sizes.model.config, shape, _computation(config)) | _merged_copy(config, sizes)
     if config.mesh.fsdp > 1:
         parts["kernels in use"] *= 2  # the unembedding is gathered for the first answer, and for all that follow
     texts = 1 + 2 * cai.revisions  # the first answer, then a critique and a revision each time

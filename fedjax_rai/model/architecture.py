@@ -80,6 +80,7 @@ class DecoderConfig:
     kv_cache: str = "model"  # a key of cache.CACHES: what keys and values are stored as
     remat: str = "none"  # or "full": the backward pass computes each layer again
     unroll: str = "none"  # or "full": the layers one after another in the program, not in a loop
+    answering: str = "apart"  # or "merged": answers are written by a copy of the base with the adapter in it
     parts: int = 1  # into how many the mesh splits columns; see `parts_of`
 
     @property

@@ -215,10 +215,19 @@ def merge(config: DecoderConfig, lora: Lora, base: Base, adapter: Adapter) -> Ba
         if isinstance(kernel, Quantized):
             kernel = dequantize(kernel, jnp.dtype(config.dtype))
         if rank_of_each(config, lora, name):
-            a, b = _pair(config, lora, adapter, name)
-            kernel = kernel + jnp.matmul(a, b).astype(kernel.dtype)
+            kernel = _added(kernel, *_pair(config, lora, adapter, name))
         layers[name] = kernel
     return {**base, "layers": layers}
+
+
+def _added(kernel: Float[Array, "L i o"], a: Float[Array, "L i r"], b: Float[Array, "L r o"]) -> Float[Array, "L i o"]:
+    """The kernel of every layer with its a @ b, one layer after another: these products are as large, in float32."""
+
+    def with_layer(layer: int | Array, kernel: Array) -> Array:
+        changed = kernel[layer] + (a[layer] @ b[layer]).astype(kernel.dtype)
+        return jax.lax.dynamic_update_index_in_dim(kernel, changed, layer, axis=0)
+
+    return jax.lax.fori_loop(0, kernel.shape[0], with_layer, kernel)
 
 
 def lora_shape(section: Any, config: DecoderConfig) -> Lora:

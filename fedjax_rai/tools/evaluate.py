@@ -55,7 +55,7 @@ DIGITS = 12  # of a digest, in a folder's name
 # an adapter that no run made may take its held-out questions of any data.
 READ = (
     "eval", "guard", "mesh", "model.dtype", "model.attention", "model.quantize", "model.kv_cache", "model.unroll",
-    "data.max_length",
+    "model.answering", "data.max_length",
 )  # fmt: skip
 READ_OF_OTHERS = (*READ, "data", "seed")
 NO_RUN = {"federated": {"rounds": 0}, "filter": {"enabled": False}, "cai": {"enabled": False}}

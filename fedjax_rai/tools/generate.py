@@ -18,7 +18,7 @@ from fedjax_rai.mesh import base_shardings, make_mesh
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base
 from fedjax_rai.model.families import read_config
-from fedjax_rai.model.lora import NO_LORA, Lora, merge
+from fedjax_rai.model.lora import NO_LORA, Lora
 from fedjax_rai.model.peft import load_adapter, name_other_base
 from fedjax_rai.model.weights import load_base
 from fedjax_rai.reading import checked_text, decode_text, parse_json, read_text
@@ -32,6 +32,7 @@ from fedjax_rai.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, 
 from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Answers, Decoding, Sampling
 from fedjax_rai.train.queue import answer_all, read
+from fedjax_rai.train.writer import merged
 
 
 class Request(NamedTuple):
@@ -149,7 +150,7 @@ def load(request: Request, files: ModelFiles) -> tuple[LM, Adapter | None]:
     shardings = base_shardings(make_mesh(), abstract_base(files.config))
     lm = LM(Decoder(files.config, files.lora), load_base(weights, files.config, shardings))
     if request.merged and files.adapter is not None:
-        return _merged(lm, files.adapter), None
+        return _merged_in_place(lm, files.adapter), None
     return lm, files.adapter
 
 
@@ -165,11 +166,8 @@ def read_model(request: Request) -> ModelFiles:
     return ModelFiles(folder, config, lora, adapter, tokenizer)
 
 
-@partial(jax.jit, donate_argnames="lm")
-def _merged(lm: LM, adapter: Adapter) -> LM:
-    """The model with the adapter in its weights, in the place of the one without: no copy of the base is held."""
-    model = lm.model
-    return LM(Decoder(model.config), merge(model.config, model.lora, lm.base, adapter))
+_merged_in_place = jax.jit(merged, donate_argnames="lm")
+"""The model with the adapter in its weights, in the place of the one without: no copy of the base is held."""
 
 
 def _no_numbers(where: str, request: Request) -> str:

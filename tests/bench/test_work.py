@@ -161,11 +161,11 @@ def test_what_is_merged_is_the_model_with_its_adapter() -> None:
     """Of an adapter that changes what is said, which a fresh one does not."""
     subject = work.make_subject(request("generate"))
     subject = subject._replace(adapter=jax.tree.map(lambda leaf: leaf + 0.1, subject.adapter))
-    merged = work._merged(subject)
+    merged = jax.jit(work.merged)(subject.lm, subject.adapter)
     tokens = jnp.arange(12).reshape(2, 6) % 32
     valid = jnp.ones((2, 6), bool)
     expected = forward(subject.lm, subject.adapter, tokens, valid)
-    np.testing.assert_allclose(forward(merged.lm, merged.adapter, tokens, valid), expected, atol=1e-5)
+    np.testing.assert_allclose(forward(merged, {"layers": {}}, tokens, valid), expected, atol=1e-5)
     plain = forward(subject.lm, None, tokens, valid)
     assert float(np.abs(plain - expected).max()) > 0.01
 

@@ -22,6 +22,7 @@ from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn, question
 from fedjax_rai.text.tokenizer import TODAY, Tokenizer, load_tokenizer
 from fedjax_rai.train.generate import Decoding, Sampling
+from fedjax_rai.train.writer import Writer
 from tests.cai.common import ids_of
 from tests.chat_models import FAMILIES, huggingface
 from tests.model.common import random_adapter, random_base
@@ -51,7 +52,8 @@ def texts(tokenizer: Tokenizer, few_shot: tuple[Turn, ...] = (), prompts: int = 
 @partial(jax.jit, static_argnames="end_ids")
 def _rollout(lm: LM, policy, critic, batch: RolloutBatch, requests: Requests, end_ids: tuple[int, ...]) -> Rollout:
     decoding = Decoding(Sampling(jnp.zeros(())), jnp.array(end_ids), NEW)
-    return trees.in_chunks(lambda rows: rollout(lm, policy, critic, rows, requests, decoding), batch, CHUNK)
+    writers = Writer(lm, policy), Writer(lm, critic)
+    return trees.in_chunks(lambda rows: rollout(*writers, rows, requests, decoding), batch, CHUNK)
 
 
 def ours(own: Texts, model: Decoder, base, policy, critic) -> list[list[list[int]]]:

@@ -16,6 +16,7 @@ from fedjax_rai.cai.revise import Rollout, RolloutBatch, degenerate, equal, exam
 from fedjax_rai.model.decoder import forward, unembed
 from fedjax_rai.train.generate import Answers, Decoding, Sampling
 from fedjax_rai.train.losses import sigmoid
+from fedjax_rai.train.writer import Writer
 from tests import small
 from tests.cai.common import CRITIQUE, END, ENDS, NEW, REQUESTS, REVISION, SPEAKER, ids_of, on_device, options
 
@@ -42,7 +43,8 @@ def batch_of(
 @partial(jax.jit, static_argnames="chunk")
 def roll_out(policy, critic, batch: RolloutBatch, sampling: Sampling, chunk: int | None = None) -> Rollout:
     def of_rows(rows: RolloutBatch) -> Rollout:
-        return rollout(SPEAKER, policy, critic, rows, REQUESTS, Decoding(sampling, jnp.array(ENDS), NEW))
+        decoding = Decoding(sampling, jnp.array(ENDS), NEW)
+        return rollout(Writer(SPEAKER, policy), Writer(SPEAKER, critic), rows, REQUESTS, decoding)
 
     return of_rows(batch) if chunk is None else trees.in_chunks(of_rows, batch, chunk)
 

@@ -206,6 +206,8 @@ TALKED: list[tuple[dict, dict]] = [
     ({"vocab": 65536}, {"l": 16, "max_new_tokens": 16}),
     ({"vocab": 65536}, {"l": 16, "max_new_tokens": 16, "top_p": 0.9}),
     ({"dtype": "bfloat16"}, {"prompts": 32}),
+    ({"answering": "merged"}, {"prompts": 8, "max_new_tokens": 16}),
+    ({"answering": "merged", "mlp": 2816}, {"prompts": 8, "max_new_tokens": 16}),
 ]
 COLLECTED: list[tuple[dict, dict]] = [
     ({}, {"batch_size": 16}),

@@ -34,7 +34,7 @@ def test_a_remedy_does_what_it_says_and_only_what_helps_is_named():
 
 
 KEEPS = {
-    "mesh.tensor", "mesh.fsdp", "model.remat", "model.attention", "federated.clients_per_chunk",
+    "mesh.tensor", "mesh.fsdp", "model.remat", "model.attention", "model.answering", "federated.clients_per_chunk",
     "cai.prompts_per_chunk", "eval.batch_size", "federated.micro_batch", "guard.micro_batch", "cai.micro_batch",
 }  # fmt: skip
 """How an experiment is computed; all other keys that a refusal names say what it is."""
@@ -183,3 +183,21 @@ def test_to_compute_layers_again_they_are_no_longer_unrolled():
     trial = advice._trial(config, "model.remat", remedy.new, known.devices)
     assert (trial.model.remat, trial.model.unroll) == ("full", "none")
     assert "model.remat = none -> full, model.unroll = full -> none" in advice.refusal(config, known, limit)
+
+
+def test_the_adapter_beside_the_base_is_offered_where_merged_it_does_not_fit():
+    """Saved are the kernels of 4 layers, by hand: q|k|v 256 x 512, o 256 x 256, gate|up 256 x 1408, down 704 x 256."""
+    shape = decoder()
+    config = config_of(shape, model={"dtype": "float32", "answering": "merged"}, cai={"enabled": False})
+    known = sizes(shape, asked=64)._replace(guarded=False)
+    made, phase = plan(config, known), "evaluation, answering"
+    kernels = 4 * 4 * (256 * 512 + 256 * 256 + 256 * 1408 + 704 * 256)
+    assert made.phases[phase]["merged kernels"] == kernels
+    apart = plan(changed(config, model={"answering": "apart"}), known)
+    assert made.need(phase) - apart.need(phase) == kernels
+    for other in set(made.phases) - {phase}:
+        assert made.need(other) == apart.need(other), other
+    offered, lines = check_order(config, known, made.need(phase) - 1)
+    assert any("model.answering = merged -> apart" in line for line in lines)
+    trial = advice._trial(config, "model.quantize", "int8", known.devices)
+    assert (trial.model.quantize, trial.model.answering) == ("int8", "apart"), "few bits take no adapter"
