@@ -57,6 +57,17 @@ def test_an_adapter_and_a_merged_model_are_the_run(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "half", "merged", "run"]
 
 
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_a_base_in_few_bits_is_no_longer_what_was_evaluated(folder, tmp_path, quantize):
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("quantize: none", f"quantize: {quantize}"))
+    done = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out"), "--merged"])
+    assert done.exit_code == 0, done.output
+    assert ("the run's base was in nf4" in done.output) == (quantize == "nf4")
+    adapter = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "adapter")])
+    assert adapter.exit_code == 0 and "the run's base" not in adapter.output
+
+
 def test_the_card_says_what_was_trained_and_measured(folder, tmp_path):
     export(folder, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()

@@ -16,8 +16,9 @@ import pytest
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.choice import likelihoods
 from fedjax_rai.evals.open_ended import Subject
+from fedjax_rai.runs.target import Target
 from fedjax_rai.tools import batching, sampler, serve
-from fedjax_rai.tools.generate import Request, answers, prompts_of_texts
+from fedjax_rai.tools.generate import Request, answers, of_target, prompts_of_texts
 from fedjax_rai.tools.openai_requests import MOST_STOPS
 from fedjax_rai.tools.sampler import Model, Piece, Token
 from tests.small import compilations
@@ -353,6 +354,16 @@ def raw(server: serve.Server, host: str, method: str, path: str, **headers: str)
     found = json.loads(response.read())
     connection.close()
     return response.status, found
+
+
+def test_an_adapter_of_a_base_in_few_bits_is_not_merged(tmp_path, monkeypatch):
+    """Nothing is read but the run's config, which says what its base is in."""
+    (tmp_path / "config.yaml").write_text("model: {quantize: nf4}\n")
+    target = Target("a run", "tiny", None, tmp_path / "adapter", tmp_path)
+    monkeypatch.setattr(serve, "read_target", lambda *_, **__: target)
+    with pytest.raises(InputError, match="--merged: the base of a run is in nf4; must be left out"):
+        serve.load("a run", serve.Options(merged=True))
+    assert of_target(target).quantize == "nf4"
 
 
 def test_a_port_that_is_taken_is_named():
