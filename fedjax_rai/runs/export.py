@@ -54,7 +54,7 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
             terminal.say(f"merging the adapter into {config.model.path}, {chosen}")
             if config.model.quantize != "none":
                 terminal.say(
-                    f"the run's base was in {config.model.quantize}: what is written has the model's own weights, so it "
+                    f"the run's base was in {config.model.quantize}: what is written has the model's own weights, and "
                     "answers a little otherwise than what was evaluated"
                 )
             save_merged(part, source, shape, lora, adapter, chosen)
