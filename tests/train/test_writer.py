@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_rai.cai import revise
 from fedjax_rai.cai.programs import generate_rollout
 from fedjax_rai.cai.revise import RolloutBatch
 from fedjax_rai.config.schema import ModelConfig
@@ -59,27 +60,50 @@ def test_merged_kernels_are_the_sum_of_the_published_formula():
     check_close(found.lm.base, base)
 
 
+def conversations(critic_is_policy: bool) -> RolloutBatch:
+    """What a critic that is not the policy reads again stands in it."""
+    prompts = on_device([[1 + row, 3, 7] for row in range(ROWS)])
+    principles = jnp.arange(2 * ROWS, dtype=jnp.int32).reshape(ROWS, 2) % 3
+    again = None if critic_is_policy else prompts
+    return RolloutBatch(jnp.arange(ROWS), prompts, again, principles, jax.random.split(jax.random.key(0), ROWS))
+
+
 @pytest.mark.parametrize("critic_is_policy", [True, False])
 @pytest.mark.parametrize("heat", [0.0, 1.0])
 def test_conversations_are_those_of_the_adapter_beside_the_base(critic_is_policy, heat):
     """Token by token in float32; a critic that is the base has no part of the adapter in it."""
-    prompts = on_device([[1 + row, 3, 7] for row in range(ROWS)])
-    principles = jnp.arange(2 * ROWS, dtype=jnp.int32).reshape(ROWS, 2) % 3
-    again = None if critic_is_policy else prompts
-    batch = RolloutBatch(jnp.arange(ROWS), prompts, again, principles, jax.random.split(jax.random.key(0), ROWS))
-    how = options(critic_is_policy=critic_is_policy, chunk=2)
-    sampling = Sampling(jnp.float32(heat))
-    adapter = small.adapter(strength=0.3)
+    adapter, sampling = small.adapter(strength=0.3), Sampling(jnp.float32(heat))
 
     def rollout(lm: LM, critic: bool = critic_is_policy):
-        given = batch if critic == critic_is_policy else batch._replace(critic_prompts=None)
-        return generate_rollout(lm, how._replace(critic_is_policy=critic), adapter, given, REQUESTS, sampling)
+        how = options(critic_is_policy=critic, chunk=2)
+        return generate_rollout(lm, how, adapter, conversations(critic), REQUESTS, sampling)
 
     apart = rollout(SPEAKER)
     jax.tree.map(np.testing.assert_array_equal, rollout(merging(SPEAKER)), apart)
-    if not critic_is_policy:
-        other = rollout(SPEAKER, True).critique.tokens
-        assert (np.asarray(other) != apart.critique.tokens).any(), "it matters who criticises"
+    other = rollout(SPEAKER, not critic_is_policy).critique.tokens
+    assert (np.asarray(other) != apart.critique.tokens).any(), "it matters who criticises"
+
+
+@pytest.mark.parametrize("critic_is_policy", [True, False])
+def test_conversations_are_written_by_it(monkeypatch, critic_is_policy):
+    """A critic that is the base is the base itself."""
+    asked = []
+
+    def rollout(policy, critic, *_):
+        asked.append((policy, critic))
+        raise KeyboardInterrupt  # all is known
+
+    monkeypatch.setattr(revise, "rollout", rollout)
+    how = options(critic_is_policy=critic_is_policy, chunk=3)  # which no other test has compiled
+    given = (small.adapter(), conversations(critic_is_policy), REQUESTS, Sampling(jnp.float32(0)))
+    with pytest.raises(KeyboardInterrupt):
+        generate_rollout(merging(SPEAKER), how, *given)
+    ((policy, critic),) = asked
+    assert policy.adapter is None and policy.lm.model.lora == NO_LORA
+    if critic_is_policy:
+        assert critic is policy
+    else:
+        assert critic.adapter is None and critic.lm.model == merging(SPEAKER).model
 
 
 def test_in_bfloat16_logits_differ_by_the_rounding_of_kernels():
