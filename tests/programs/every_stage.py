@@ -1,12 +1,14 @@
 """Every stage on eight devices: a device computes an eighth, and where clients alone are split no activation travels.
 
-What is sent are sums (all-reduces), and of other things no more than the tokens of a batch. A quarter of one
-device's temporary memory is enough, where a device has no whole client of its own.
+What is sent are sums (all-reduces), and of other things no more than the tokens of a batch; of a base in eight parts no
+more than a kernel of one layer at once. A quarter of one device's temporary memory is enough, where a device has no
+whole client of its own.
 """
 
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -17,7 +19,8 @@ import numpy as np
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.cai.align import align, begin, make_pool
 from fedjax_rai.cai.options import METHODS, Numbers
-from fedjax_rai.cai.programs import pool_with_reference
+from fedjax_rai.cai.programs import generate_rollout, pool_with_reference
+from fedjax_rai.cai.revise import Requests, RolloutBatch
 from fedjax_rai.config.schema import FederatedConfig
 from fedjax_rai.data.examples import Examples, Prompts
 from fedjax_rai.evals import choice, drift
@@ -30,6 +33,7 @@ from fedjax_rai.model.decoder import LM, Decoder, abstract_base, init_base
 from fedjax_rai.model.lora import Lora, init_adapter
 from fedjax_rai.safety import guard
 from fedjax_rai.safety.form import two_verdicts
+from fedjax_rai.train import queue
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 from fedjax_rai.train.losses import sigmoid
 from fedjax_rai.train.step import start
@@ -51,6 +55,7 @@ CONFIG = DecoderConfig(
     tie_word_embeddings=True,
 )
 LORA = Lora(CONFIG.targets, rank=2, alpha=2.0)
+LARGEST_KERNEL = 64 * 2 * 2304  # gate and up
 NUMBERS = Numbers(jnp.int32(2), jnp.float32(0.1), jnp.float32(0.3), jnp.float32(0.1), {})
 
 
@@ -103,10 +108,35 @@ def stages(on: Placed) -> Iterator[tuple[str, Any]]:
     yield "guard, fitting", guard.fit_steps.lower(lm, start(adapter), data, np.int32(0), np.int32(STEPS))
     yield "guard, scoring", guard.first_token_score.lower(lm, adapter, *prompts, two_verdicts(1, 2))
     yield "answers", generate.lower(lm, adapter, prompts, keys, decoding)
+    yield "conversations", conversations(on, "apart")
+    yield "conversations, the adapter merged", conversations(on, "merged")
+    yield "a queue", a_queue(on)
     yield "choices", choice._answer_logps.lower(lm, adapter, texts)
     yield "drift", drift._answer_divergences.lower(lm, adapter, texts)
     yield "reference", pool_with_reference.lower(lm, how, adapter, pool)
     yield "training on revisions", align.lower(lm, how, begin(adapter), scored, NUMBERS, jax.random.key(3))
+
+
+def conversations(on: Placed, answering: str) -> Any:
+    """Respond, critique, revise: a row a conversation."""
+    how = options(mesh=on.mesh, chunk=ROWS, end_ids=(0,), max_new=4)
+    request = Prompts(jnp.ones((3, 16), jnp.int32), jnp.ones((3, 16), bool))
+    keys = jax.random.split(jax.random.key(2), ROWS)
+    batch = RolloutBatch(jnp.arange(ROWS), on.prompts, None, jnp.zeros((ROWS, 1), jnp.int32), keys)
+    lm = LM(Decoder(replace(CONFIG, answering=answering), LORA), on.lm.base)
+    sampling = Sampling(jnp.float32(1))
+    return generate_rollout.lower(lm, how, on.adapter, batch, Requests(request, request), sampling)
+
+
+def a_queue(on: Placed) -> Any:
+    """An eighth of the rows is refilled at once, and all devices take part in that: so eight on each."""
+    count = 8 * 8
+    prompts = Prompts(*(np.resize(leaf, (count, LENGTH)) for leaf in on.prompts))
+    keys = jax.random.split(jax.random.key(2), count)
+    decoding = Decoding(Sampling(jnp.float32(0)), jnp.array([0]), 4)
+    waiting = queue.Queue(prompts, keys, np.arange(count, dtype=np.int32), np.int32(count), np.bool_(True))
+    rows = queue.begin(on.lm, count, LENGTH + 4, decoding)
+    return queue.serve.lower(on.lm, on.adapter, rows, waiting, decoding)
 
 
 def compiled(mesh: Any) -> dict[str, Any]:
@@ -142,6 +172,8 @@ def check(fsdp: int) -> None:
             wrong.append(name)
         if fsdp == 1 and name in turns and sent:  # no delta, though two chunks of eight follow one another
             wrong.append(f"{name}: {sent} sent besides sums")
+        if sent > LARGEST_KERNEL:
+            wrong.append(f"{name}: {sent} sent, more than a kernel of one layer has")
         if fsdp == 1 and sent > 2 * ROWS * LENGTH:  # an answer and a rejected one; activations are 64 times that
             wrong.append(f"{name}: {sent} sent")
     assert not wrong, wrong
