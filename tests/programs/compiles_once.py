@@ -1,4 +1,4 @@
-"""A table of two arms and two seeds compiles for its first seed alone: `compiles_once.py FOLDER`.
+"""A table of two arms and two seeds compiles for its first seed, and what arms share once: `compiles_once.py FOLDER`.
 
 Between the seeds another seed's data and random numbers, other guards, scores and adapters; within each, rounds, CAI
 phases and evaluations.
@@ -41,6 +41,14 @@ logger.addHandler(Listener())
 jax.config.update("jax_log_compiles", True)
 config = vary(small_config(Path(sys.argv[1]) / "table"), federated={"rounds": 3})
 table.run_table(config, ARMS, seeds=2)
-first, _, *second_seed = by_run
+first, second_arm, *second_seed = by_run
 assert any("jit(federated_round)" in message for message in first), "what is compiled is heard of"
+SHARED = (
+    "federated_round",
+    "generate_rollout",
+    "pool_of_rollout",
+    "align_in_place",
+    "serve",
+)  # arms differ in a filter
+assert not [message for message in second_arm if any(f"jit({name})" in message for name in SHARED)], second_arm
 assert not any(second_seed), "\n".join(message for messages in second_seed for message in messages)

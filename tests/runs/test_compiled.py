@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fedjax_rai.bench import work
+from fedjax_rai.bench import loading, sweeping, work
 from fedjax_rai.runs import compiled, export, prepare
 from fedjax_rai.runs import run as runs
 from fedjax_rai.studies import sweep, table
-from fedjax_rai.tools import generate
+from fedjax_rai.tools import evaluate, generate, guard_attack, guard_eval, guard_fit
 from tests.processes import run_program, succeed
 
 DEFAULTS = {
@@ -150,8 +150,14 @@ def test_two_processes_at_once_keep_what_a_third_finds(caches) -> None:
         export.export,
         generate.load,
         work.prepare,
+        loading.measure_load,
+        sweeping.measure_phase,
+        evaluate.evaluate,
+        guard_fit.fit,
+        guard_eval.evaluate,
+        guard_attack.attack,
     ],
-    ids=lambda command: command.__name__,
+    ids=lambda command: f"{command.__module__}.{command.__name__}",
 )
 def test_whatever_computes_keeps_what_it_compiles(command) -> None:
     assert "keep_compiled" in inspect.unwrap(command).__code__.co_names
