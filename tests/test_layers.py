@@ -20,7 +20,7 @@ FLOORS = (
         "data": "columns corpus download examples files mix order packing partition prompts records roles sources "
         "square summary tiny_lexicon tiny_world turns"
     },
-    {"train": "dispatch generate losses optimizers queue step writer"},
+    {"train": "dispatch generate losses optimizers queue speaker step"},
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold weights",
         "safety": "calibration evasion filter form form_file forms guard hardening measures released self_test",

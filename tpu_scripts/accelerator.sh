@@ -162,8 +162,8 @@ tests=(tests/accelerator/test_device.py tests/model/test_attention.py tests/mode
 further=''
 part tests 160 0 pytest -q -p no:benchmark -n 12 -rP "${tests[@]}"
 
-# The commands of docs/performance.md, in its order. GIB: what was seen to be held, by both where there is a peer; of a
-# merged adapter the base once more, which was not seen.
+# The commands of docs/performance.md, in its order. GIB: what was seen to be held, by both where there is a peer; with a
+# merged adapter at 8B the kernels once more, which was not seen.
 round=(fedjax_rai.bench round --model)
 generate=(fedjax_rai.bench generate --model)
 unrolled=(--attention cudnn --unroll full)

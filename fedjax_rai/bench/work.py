@@ -48,8 +48,8 @@ from fedjax_rai.train.queue import (
     steps_in_batches,
     steps_in_queue,
 )
+from fedjax_rai.train.speaker import merged
 from fedjax_rai.train.step import PLAIN, TrainState
-from fedjax_rai.train.writer import merged
 
 NO_END = np.array([-1], np.int32)
 CORPUS = 64  # rows that the clients' batches are drawn from

@@ -20,7 +20,7 @@ from fedjax_rai.cai.revise import Requests, Rollout, RolloutBatch, degenerate, e
 from fedjax_rai.data.examples import Examples
 from fedjax_rai.model.decoder import LM
 from fedjax_rai.train.generate import Decoding, Sampling
-from fedjax_rai.train.writer import Writer, writer
+from fedjax_rai.train.speaker import Speaker, speaker
 
 
 class Collected(NamedTuple):
@@ -68,8 +68,8 @@ def generate_rollout(
 ) -> Rollout:
     """Respond, critique, revise: `options.chunk` rows at once, responses drawn by `sampling`."""
     decoding = Decoding(sampling, jnp.array(options.end_ids), options.max_new)
-    policy = writer(lm, adapter)
-    critic = policy if options.critic_is_policy else Writer(lm, None)
+    policy = speaker(lm, adapter)
+    critic = policy if options.critic_is_policy else Speaker(lm, None)
 
     def of_chunk(rows: RolloutBatch) -> Rollout:
         return revise.rollout(policy, critic, rows, requests, decoding)

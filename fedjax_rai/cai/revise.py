@@ -13,7 +13,7 @@ from fedjax_rai.cai.constitution import Principle
 from fedjax_rai.data.examples import Examples, Prompts, encode_request, pad_left
 from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.generate import Answers, Decoding, DecodingState, Sampling, append, sample, start
-from fedjax_rai.train.writer import Writer
+from fedjax_rai.train.speaker import Speaker
 
 
 class Requests(NamedTuple):
@@ -68,8 +68,8 @@ def encode_requests(tokenizer: Tokenizer, principles: Sequence[Principle]) -> Re
 
 
 def rollout(
-    policy: Writer,
-    critic: Writer,
+    policy: Speaker,
+    critic: Speaker,
     batch: RolloutBatch,
     requests: Requests,
     decoding: Decoding,

@@ -15,7 +15,7 @@ from fedjax_rai.text.tokenizer import Tokenizer
 from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Decoding, Sampling
 from fedjax_rai.train.queue import answer_all, read
-from fedjax_rai.train.writer import writer
+from fedjax_rai.train.speaker import speaker
 
 Request: TypeAlias = str | Sequence[Turn]
 """A prompt, or a conversation whose last turn is the user's."""
@@ -85,7 +85,7 @@ def answers_to(
     ends = np.array(tokenizer.end_ids, np.int32)
     decoding = Decoding(Sampling(np.float32(sampled.temperature)), ends, sampled.max_new)
 
-    lm, adapter = writer(subject.lm, subject.adapter)
+    lm, adapter = speaker(subject.lm, subject.adapter)
     programs = answer_all(lm, adapter, repeated, keys, decoding, subject.batch_size)
     texts = [""] * len(repeated)
     cut_off = [False] * len(repeated)

@@ -112,7 +112,8 @@ def largest(config: ExperimentConfig, known: Sizes) -> str:
     by = "no key lowers it by itself"
     if found is not None:
         key, value = found
-        by = f"lowered by {key} = {_shown(_get(config, key))} -> {value}"
+        trial = _trial(config, key, value, known.devices)
+        by = f"lowered by {_change(config, trial, key, value)}"
     return f"  largest: {part}, {_gib(sizes[part])} GiB; {by}"
 
 
@@ -148,7 +149,14 @@ KEEPING = (
 
 # The keys that make a phase's parts smaller, those that change no number first.
 _READING = ("eval.batch_size", "model.attention", "mesh.tensor", "data.max_length")
-_ANSWERING = ("eval.batch_size", "mesh.tensor", "model.kv_cache", "eval.max_new_tokens", "data.max_length")
+_ANSWERING = (
+    "model.answering",
+    "eval.batch_size",
+    "mesh.tensor",
+    "model.kv_cache",
+    "eval.max_new_tokens",
+    "data.max_length",
+)
 _WRITING_LINES = ("eval.batch_size", "mesh.tensor", "model.kv_cache", "data.max_length")
 _TRAINING = ("model.remat", "model.attention", "mesh.tensor")
 _CHANGING_TRAINING = ("data.max_length", "lora.rank", "model.dtype")
@@ -169,6 +177,7 @@ LOWERED_BY: dict[str, tuple[str, ...]] = {
     "evaluation, drift": (*_READING, "eval.max_new_tokens"),
     "answering replay": ("mesh.tensor", "model.kv_cache", "cai.replay", "cai.max_new_tokens"),
     "CAI, generating": (
+        "model.answering",
         "cai.prompts_per_chunk",
         "mesh.tensor",
         "model.kv_cache",
@@ -299,17 +308,18 @@ def _offered(config: ExperimentConfig, known: Sizes, offers: Iterable[Remedy], l
     first = config
     for remedy in offers:
         trial = _trial(first, remedy.key, remedy.new, known.devices)
-        lines.append(f"  {_change(first, trial, remedy):<44}saves {_gib(remedy.saves)} GiB in {remedy.phase}")
+        change = _change(first, trial, remedy.key, remedy.new)
+        lines.append(f"  {change:<44}saves {_gib(remedy.saves)} GiB in {remedy.phase}")
         another_mesh = remedy.key in OTHER_AXIS and config.mesh != first.mesh
         if not another_mesh:
             config = _trial(config, remedy.key, remedy.new, known.devices)
     return config
 
 
-def _change(config: ExperimentConfig, trial: ExperimentConfig, remedy: Remedy) -> str:
-    """A remedy in words, with the key that gives way to it, as the other axis of the mesh may."""
-    change = f"{remedy.key} = {_shown(remedy.old)} -> {remedy.new}"
-    other = OTHER_AXIS.get(remedy.key) or INSTEAD.get(remedy.key, (None,))[0]
+def _change(config: ExperimentConfig, trial: ExperimentConfig, key: str, value: Any) -> str:
+    """Another value of a key in words, with the key that gives way to it, as the other axis of the mesh may."""
+    change = f"{key} = {_shown(_get(config, key))} -> {value}"
+    other = OTHER_AXIS.get(key) or INSTEAD.get(key, (None,))[0]
     if other is None or _get(config, other) == _get(trial, other):
         return change
     return f"{change}, {other} = {_get(config, other)} -> {_get(trial, other)}"

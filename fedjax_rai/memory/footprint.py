@@ -22,7 +22,7 @@ from fedjax_rai.aliases import PyTree
 from fedjax_rai.model.architecture import FUSED, DecoderConfig, fan_in, outputs
 from fedjax_rai.model.attention import CHUNK
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base, forward
-from fedjax_rai.model.lora import Lora, abstract_adapter
+from fedjax_rai.model.lora import Lora, abstract_adapter, rank_of_each
 from fedjax_rai.model.quantize import Quantized
 from fedjax_rai.train.generate import start as start_decoding
 from fedjax_rai.train.losses import positions_at_once
@@ -73,12 +73,14 @@ def base_bytes(config: DecoderConfig, mesh: AbstractMesh) -> int:
     return sum(jax.tree.leaves(jax.tree.map(_bytes_of_part, loaded(config), shardings)))
 
 
-def kernels_bytes(config: DecoderConfig, fsdp: int) -> int:
-    """Bytes of one device's part of all that adapters are added to; the shapes are its own along `tensor`."""
+def merged_bytes(model: Decoder, fsdp: int) -> int:
+    """Bytes of one device's part of all kernels that an adapter is added to; shapes are its own along `tensor`."""
+    config = model.config
     mesh = AbstractMesh((1, fsdp, 1), meshes.AXES, axis_types=(AxisType.Auto,) * 3)
     shardings = meshes.base_shardings(mesh, abstract_base(config))["layers"]
     layers = loaded(config)["layers"]
-    return sum(_bytes_of_part(layers[name], shardings[name]) for name in FUSED)
+    adapted = [name for name in FUSED if rank_of_each(config, model.lora, name)]
+    return sum(_bytes_of_part(layers[name], shardings[name]) for name in adapted)
 
 
 def _bytes_of_part(leaf: Any, sharding: Any) -> int:

@@ -209,23 +209,27 @@ def merge(config: DecoderConfig, lora: Lora, base: Base, adapter: Adapter) -> Ba
     The adapter has all targets of `lora`. The merged base is not quantised, whatever `base` was: it belongs to the
     model whose config says "none".
     """
-    layers = dict(base["layers"])
+    return {**base, "layers": {**base["layers"], **merged_kernels(config, lora, base["layers"], adapter)}}
+
+
+def merged_kernels(config: DecoderConfig, lora: Lora, layers: Base, adapter: Adapter) -> dict[str, Array]:
+    """The kernels that `merge` changes, by name, out of a base's layers: those adapted, and those in few bits."""
+    changed = {}
     for name in FUSED:
         kernel = layers[name]
         if isinstance(kernel, Quantized):
-            kernel = dequantize(kernel, jnp.dtype(config.dtype))
+            changed[name] = kernel = dequantize(kernel, jnp.dtype(config.dtype))
         if rank_of_each(config, lora, name):
-            kernel = _added(kernel, *_pair(config, lora, adapter, name))
-        layers[name] = kernel
-    return {**base, "layers": layers}
+            changed[name] = _added(kernel, *_pair(config, lora, adapter, name))
+    return changed
 
 
 def _added(kernel: Float[Array, "L i o"], a: Float[Array, "L i r"], b: Float[Array, "L r o"]) -> Float[Array, "L i o"]:
-    """The kernel of every layer with its a @ b, one layer after another: these products are as large, in float32."""
+    """The kernel of every layer with its a @ b, rounded once; one layer after another, as sums are in float32."""
 
     def with_layer(layer: int | Array, kernel: Array) -> Array:
-        changed = kernel[layer] + (a[layer] @ b[layer]).astype(kernel.dtype)
-        return jax.lax.dynamic_update_index_in_dim(kernel, changed, layer, axis=0)
+        changed = kernel[layer].astype(a.dtype) + a[layer] @ b[layer]
+        return jax.lax.dynamic_update_index_in_dim(kernel, changed.astype(kernel.dtype), layer, axis=0)
 
     return jax.lax.fori_loop(0, kernel.shape[0], with_layer, kernel)
 

@@ -184,7 +184,9 @@ def run_family(family: Sequence[Point], arms: Arms) -> None:
 
 
 def check_together(points: Sequence[Point]) -> None:
-    """Raises InputError where a point waits for the host's decision."""
+    """Raises InputError where a point waits for the host's decision, or each would have kernels of its own."""
+    if any(point.config.model.answering == "merged" for point in points):
+        raise InputError("--together: points share the base's kernels; model.answering = merged: must be apart")
     if any(point.config.cai.trigger is not None for point in points):
         raise InputError("--together: a cai.trigger decides for each point by itself; leave out one of the two")
 

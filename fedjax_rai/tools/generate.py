@@ -32,7 +32,7 @@ from fedjax_rai.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, 
 from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Answers, Decoding, Sampling
 from fedjax_rai.train.queue import answer_all, read
-from fedjax_rai.train.writer import merged
+from fedjax_rai.train.speaker import merged
 
 
 class Request(NamedTuple):

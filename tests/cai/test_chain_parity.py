@@ -22,7 +22,7 @@ from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import ASSISTANT, USER, Turn, question
 from fedjax_rai.text.tokenizer import TODAY, Tokenizer, load_tokenizer
 from fedjax_rai.train.generate import Decoding, Sampling
-from fedjax_rai.train.writer import Writer
+from fedjax_rai.train.speaker import Speaker
 from tests.cai.common import ids_of
 from tests.chat_models import FAMILIES, huggingface
 from tests.model.common import random_adapter, random_base
@@ -52,7 +52,7 @@ def texts(tokenizer: Tokenizer, few_shot: tuple[Turn, ...] = (), prompts: int = 
 @partial(jax.jit, static_argnames="end_ids")
 def _rollout(lm: LM, policy, critic, batch: RolloutBatch, requests: Requests, end_ids: tuple[int, ...]) -> Rollout:
     decoding = Decoding(Sampling(jnp.zeros(())), jnp.array(end_ids), NEW)
-    writers = Writer(lm, policy), Writer(lm, critic)
+    writers = Speaker(lm, policy), Speaker(lm, critic)
     return trees.in_chunks(lambda rows: rollout(*writers, rows, requests, decoding), batch, CHUNK)
 
 

@@ -16,7 +16,7 @@ from fedjax_rai.cai.revise import Rollout, RolloutBatch, degenerate, equal, exam
 from fedjax_rai.model.decoder import forward, unembed
 from fedjax_rai.train.generate import Answers, Decoding, Sampling
 from fedjax_rai.train.losses import sigmoid
-from fedjax_rai.train.writer import Writer
+from fedjax_rai.train.speaker import Speaker
 from tests import small
 from tests.cai.common import CRITIQUE, END, ENDS, NEW, REQUESTS, REVISION, SPEAKER, ids_of, on_device, options
 
@@ -44,7 +44,7 @@ def batch_of(
 def roll_out(policy, critic, batch: RolloutBatch, sampling: Sampling, chunk: int | None = None) -> Rollout:
     def of_rows(rows: RolloutBatch) -> Rollout:
         decoding = Decoding(sampling, jnp.array(ENDS), NEW)
-        return rollout(Writer(SPEAKER, policy), Writer(SPEAKER, critic), rows, REQUESTS, decoding)
+        return rollout(Speaker(SPEAKER, policy), Speaker(SPEAKER, critic), rows, REQUESTS, decoding)
 
     return of_rows(batch) if chunk is None else trees.in_chunks(of_rows, batch, chunk)
 

@@ -12,10 +12,12 @@ from fedjax_rai.experiment import models, sizes
 from fedjax_rai.experiment.models import check_computed
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
+from fedjax_rai.memory.plan import COMPUTED
 from fedjax_rai.model import families
 from fedjax_rai.runs import folder as folders
 from fedjax_rai.runs import run
 from fedjax_rai.text.hub import resolve
+from tests.tiny_runs import vary
 
 TINY = families.read_config(resolve("tiny"))
 
@@ -36,6 +38,15 @@ def test_an_attention_that_cannot_be_had_is_refused(monkeypatch):
     with pytest.raises(InputError, match="cudnn: computes no soft-capped"):
         check_computed(replace(half, attention_softcap=5.0))
     check_computed(half)
+
+
+@pytest.mark.parametrize("key", COMPUTED)
+def test_what_a_config_says_of_computing_reaches_the_model(config, key):
+    """Each of these keys by a value that is not its default."""
+    other = {"dtype": "bfloat16", "attention": "chunked", "quantize": "nf4", "kv_cache": "bfloat16", "remat": "full"}
+    value = (other | {"answering": "merged"}).get(key, "none")  # unrolled, a CPU computes nothing
+    found = Setting(vary(config, model={key: value})).models.architecture
+    assert getattr(found, key) == value and (value == "none") == (key == "unroll")
 
 
 def test_unrolling_is_refused_where_it_gains_nothing(monkeypatch):

@@ -211,6 +211,7 @@ def test_a_small_plan_is_one_line_and_a_large_one_a_table():
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
+    "merged": {"model": {"dtype": "float32", "answering": "merged"}},
     "others": {
         "federated": {"algorithm": "scaffold", "clients_per_chunk": 4, "cohort": 4},
         "cai": {"method": "dpo", "probe": 4},
@@ -236,7 +237,7 @@ def test_the_key_that_is_named_makes_its_part_smaller(case):
         if found is None:
             without.add(part.name)
             continue
-        smaller = plan(advice._with(config, *found), known)
+        smaller = plan(advice._trial(config, *found, known.devices), known)
         assert part.size(smaller) < part.size(made), part
         assert smaller.need(part.phase or made.peak) < made.need(part.phase or made.peak), part
     assert without <= {"kernels in use", "conversations"}

@@ -131,7 +131,7 @@ def conversations(on: Placed, answering: str) -> Any:
 def a_queue(on: Placed) -> Any:
     """An eighth of the rows is refilled at once, and all devices take part in that: so eight on each."""
     count = 8 * 8
-    prompts = Prompts(*(np.resize(leaf, (count, LENGTH)) for leaf in on.prompts))
+    prompts = Prompts(*(jnp.resize(leaf, (count, LENGTH)) for leaf in on.prompts))
     keys = jax.random.split(jax.random.key(2), count)
     decoding = Decoding(Sampling(jnp.float32(0)), jnp.array([0]), 4)
     waiting = queue.Queue(prompts, keys, np.arange(count, dtype=np.int32), np.int32(count), np.bool_(True))

@@ -123,6 +123,7 @@ def test_every_combination_is_a_point_named_by_its_values(config: ExperimentConf
         (["cai.beta=0.5,0.1,1e-1"], "cai.beta=0.1 and cai.beta=1e-1 are the same config: each must stand once"),
         (["data.train=absent.json,tiny"], "data.train = 'absent.json': no file or folder of rows"),
         (["seed=0,1", "cai.probe=2", "cai.trigger=0.5", "--together"], "--together: a cai.trigger decides for each"),
+        (["seed=0,1", "model.answering=merged", "--together"], "model.answering = merged: must be apart"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(config, tmp_path, overrides, message) -> None:

@@ -9,6 +9,7 @@ from fedjax_rai.config.load import as_written, dump_config, load_config
 from fedjax_rai.config.views import value_at
 from fedjax_rai.errors import InputError
 from fedjax_rai.evals.rate import Rate
+from fedjax_rai.memory.plan import COMPUTED
 from fedjax_rai.model.families import read_config
 from fedjax_rai.model.peft import load_adapter, save_adapter
 from fedjax_rai.runs import files
@@ -108,6 +109,17 @@ def test_the_digest_is_of_weights_keys_and_files(run, tmp_path):
     assert evaluate.digest_of(evaluate.request(str(run), ["eval.prompts=3"])) != known
     (run / "adapter" / "adapter_model.safetensors").write_bytes(b"1")
     assert evaluate.digest_of(asked) != known
+
+
+@pytest.mark.parametrize("key", COMPUTED)
+def test_how_a_model_answers_may_be_another_than_in_training(run, key):
+    """All that says how it is computed, but what concerns training alone."""
+    other = {"dtype": "bfloat16", "attention": "chunked", "quantize": "int8", "kv_cache": "int8", "unroll": "full"}
+    value = (other | {"answering": "merged"}).get(key)
+    if value is not None:
+        assert getattr(evaluate.request(str(run), [f"model.{key}={value}"]).config.model, key) == value
+    else:
+        assert key == "remat"
 
 
 def test_the_digest_is_of_judges_in_any_form_that_names_them(run):
