@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, AxisType
 
 from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter, Array, Int, Key
 from fedjax_rai.config.load import load_config
 from fedjax_rai.config.schema import ModelConfig
 from fedjax_rai.errors import InputError
-from fedjax_rai.mesh import base_shardings, make_mesh
+from fedjax_rai.memory.advice import device_limit
+from fedjax_rai.memory.footprint import base_bytes
+from fedjax_rai.mesh import AXES, base_shardings, make_mesh
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base
 from fedjax_rai.model.families import read_config
@@ -144,14 +147,27 @@ def of_target(target: Target, dtype: str | None = None, merged: bool = False) ->
 
 
 def load(request: Request, files: ModelFiles) -> tuple[LM, Adapter | None]:
-    """The model with its weights, and its adapter unless that was merged."""
+    """The model with its weights, and its adapter unless that was merged; over all devices, as `least_split` says."""
     weights = resolve(request.model, request.revision, weights=True)
     compiled.keep_compiled()
-    shardings = base_shardings(make_mesh(), abstract_base(files.config))
+    shardings = base_shardings(make_mesh(fsdp=least_split(files.config)), abstract_base(files.config))
     lm = LM(Decoder(files.config, files.lora), load_base(weights, files.config, shardings))
     if request.merged and files.adapter is not None:
         return _merged_in_place(lm, files.adapter), None
     return lm, files.adapter
+
+
+def least_split(config: DecoderConfig) -> int:
+    """Into how many parts the base is cut: the fewest of which one takes no more than half of a device's memory.
+
+    The other half is for the KV cache and what is computed. Rows lie over all devices in any case.
+    """
+    devices, limit = jax.device_count(), device_limit()
+    for fsdp in range(1, devices):
+        mesh = AbstractMesh((devices // fsdp, fsdp, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+        if devices % fsdp == 0 and (limit is None or 2 * base_bytes(config, mesh) <= limit):
+            return fsdp
+    return devices
 
 
 def read_model(request: Request) -> ModelFiles:

@@ -6,16 +6,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from fedjax_rai.cli import app
-from fedjax_rai.model import families, peft
+from fedjax_rai.model import families, peft, weights
 from fedjax_rai.model.lora import Lora
 from fedjax_rai.text.hub import resolve
 from fedjax_rai.text.prompts import prompt, question
 from fedjax_rai.text.tokenizer import load_tokenizer
+from fedjax_rai.tools import generate as tools
 from tests.model.common import FIXTURES, edit_json, edit_tensors, random_adapter
 from tests.texts import write_lines
 
@@ -142,6 +144,28 @@ def test_each_bound_on_sampling_is_applied(tmp_path):
         assert generate("tiny", path, bound, tight, *options) == greedy
         assert generate("tiny", path, "--temperature", 3, bound, loose, *options) == drawn
     assert generate("tiny", path, "--top-k", 2**40, *options) == generate("tiny", path, "--temperature", 1, *options)
+
+
+def test_a_base_that_takes_more_than_half_of_a_device_lies_on_several(tmp_path, monkeypatch):
+    """On two devices; the answers are those of a base that each of them has whole."""
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "Tell me about the town."}, {"prompt": "Who broke it?"}])
+    loaded = []
+
+    def load_base(*given):
+        loaded.append(weights.load_base(*given))
+        return loaded[-1]
+
+    monkeypatch.setattr(tools, "load_base", load_base)
+
+    def answered(limit: int | None) -> list[dict[str, Any]]:
+        monkeypatch.setattr(tools, "device_limit", lambda: limit)
+        return generate("tiny", path, "--max-new", 8, *GREEDY)
+
+    unlimited = answered(None)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded[0]))
+    assert unlimited == answered(2 * held) == answered(2 * held - 1)
+    parts = [base["layers"]["qkv_proj"].addressable_shards[0].data.shape[1] for base in loaded]
+    assert parts == [parts[0], parts[0], parts[0] // 2]
 
 
 def test_an_adapter_changes_the_answer(tmp_path):
