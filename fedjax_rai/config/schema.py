@@ -471,7 +471,7 @@ class FederatedConfig(Section):
     final_learning_rate: Weight = 0.0
     """Where a falling schedule ends; constant does not read it."""
     clients_per_chunk: Count = 1
-    """Clients that are computed at once: more need more memory; on a CPU 1 is the fastest, unless `batch_size` is 1."""
+    """Clients computed at once, at most: more need more memory; on a CPU 1 is the fastest, unless `batch_size` is 1."""
 
     @field_validator("cohort")
     @classmethod

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,11 +105,15 @@ def in_turn(federated: FederatedConfig, mesh: Mesh | AbstractMesh) -> bool:
 
 
 def chunk_of_clients(federated: FederatedConfig, mesh: Mesh | AbstractMesh) -> int:
-    """How many clients are mapped at once, on all devices together."""
-    if in_turn(federated, mesh):
-        return federated.clients_per_chunk
-    across = mesh.shape["clients"]
-    return -(-federated.clients_per_chunk // across) * across
+    """How many clients are mapped at once, on all devices together.
+
+    Places of the last chunk that no client has are computed, too, so a cohort is dealt out evenly: seven clients, five
+    at most, are two chunks of four.
+    """
+    across = 1 if in_turn(federated, mesh) else mesh.shape["clients"]
+    most = ceil(federated.clients_per_chunk / across)
+    each = ceil(federated.cohort / across)
+    return across * ceil(each / ceil(each / most))
 
 
 def local_optimizer(federated: FederatedConfig) -> optax.GradientTransformation:

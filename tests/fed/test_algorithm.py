@@ -408,6 +408,10 @@ def test_the_default_config_trains_as_everything_else_does():
         (5, 12, 1, 1, (8, False)),  # eight devices divide no step of twelve rows
         (5, 16, 8, 1, (1, False)),  # one place for clients: it divides every cohort
         (5, 16, 4, 1, (1, True)),
+        (7, 16, 8, 5, (4, False)),  # two chunks of four, not of five, whose last would have three places empty
+        (2, 16, 8, 5, (2, False)),  # no more places than clients
+        (16, 16, 8, 5, (4, False)),
+        (20, 16, 4, 12, (10, False)),  # two places for clients: twelve are six each, ten clients each are two of five
     ],
 )
 def test_devices_that_would_be_idle_share_the_rows_of_clients_in_turn(cohort, batch_size, fsdp, per_chunk, expected):
