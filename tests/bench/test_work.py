@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fedjax_rai.bench import floors, machine, shapes, torch_peer, work
+from fedjax_rai.bench import floors, machine, shapes, torch_peer, trl_peer, work
 from fedjax_rai.bench.random_inputs import LORA, random_base
 from fedjax_rai.experiment.cost import parameters
 from fedjax_rai.mesh import make_mesh
@@ -231,6 +231,29 @@ def test_torch_does_the_same_work(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert prepared.ready()["versions"].startswith("torch ") and prepared.end()["host_memory"] > 0
     if name == "round":
         assert sum(seen) == TOKENS["round"]
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")  # of TRL's own calls
+def test_trl_trains_on_as_many_tokens_and_moves_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted where the model is given them, whatever its trainers do besides."""
+    seen, models = [], []
+
+    def adapted_model(asked: dict[str, Any]) -> Any:
+        model = torch_peer.adapted_model(asked)
+        count = lambda module, given, named: seen.append(named["input_ids"].numel())  # noqa: E731
+        model.register_forward_pre_hook(count, with_kwargs=True)
+        models.append(model)
+        return model
+
+    monkeypatch.setattr(trl_peer, "adapted_model", adapted_model)
+    prepared = trl_peer.prepare(request("round"))
+    before = [parameter.detach().clone() for parameter in torch_peer.trained_parameters(models[0])]
+    prepared.run()
+    assert sum(seen) == TOKENS["round"]
+    after = torch_peer.trained_parameters(models[0])
+    assert any((one != other).any() for one, other in zip(before, after, strict=True))
+    assert prepared.ready()["versions"].startswith("trl ")
 
 
 @pytest.mark.parity
