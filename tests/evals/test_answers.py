@@ -1,7 +1,7 @@
 """What a model is asked for: answers at the temperature that was wanted, sums of log p."""
 
 from collections.abc import Iterator
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,9 +12,11 @@ from fedjax_rai.data.sources import Choice
 from fedjax_rai.evals import choice, open_ended
 from fedjax_rai.evals.choice import both_answers, likelihoods, prefers_good
 from fedjax_rai.evals.open_ended import Sampled, Subject, answers_to
+from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.text.tokenizer import Tokenizer, load_tokenizer
 from fedjax_rai.train.generate import Answers
 from fedjax_rai.train.queue import NONE, Finished
+from tests import small
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def tokenizer() -> Tokenizer:
 
 
 def subject(tokenizer: Tokenizer, batch_size: int) -> Subject:
-    lm: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vocab_size=10**6)))
+    lm = LM(Decoder(replace(small.CONFIG, vocab_size=10**6)), small.BASE)
     return Subject(lm, None, tokenizer, 64, batch_size)
 
 

@@ -185,6 +185,7 @@ def test_to_compute_layers_again_they_are_no_longer_unrolled():
     assert "model.remat = none -> full, model.unroll = full -> none" in advice.refusal(config, known, limit)
 
 
+@pytest.mark.slow
 def test_the_adapter_beside_the_base_is_offered_where_merged_it_does_not_fit():
     """Saved are the kernels of 4 layers, by hand: q|k|v 256 x 512, o 256 x 256, gate|up 256 x 1408, down 704 x 256."""
     shape = decoder()

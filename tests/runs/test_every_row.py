@@ -32,7 +32,6 @@ TABLES = {
     "model.attention": ["xla", "chunked"],  # the others need an accelerator
     "model.quantize": QUANTIZATIONS,
     "model.kv_cache": CACHES,
-    "model.answering": ["apart", "merged"],
 }
 TINY = Path(fedjax_rai.__file__).parent / "assets" / "tiny"
 ROWS = {(key, name) for key, table in TABLES.items() for name in table}
@@ -43,9 +42,6 @@ RUNS = [
     {key: list(table)[(i + SHIFTED.get(key, 0) * (i // 3)) % len(table)] for key, table in TABLES.items()}
     for i in range(max(map(len, TABLES.values())))
 ]
-for rows in RUNS:
-    if rows["model.quantize"] != "none":  # few bits take no adapter
-        rows["model.answering"] = "apart"
 
 
 def test_every_row_is_in_some_run() -> None:

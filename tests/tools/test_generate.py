@@ -146,6 +146,7 @@ def test_each_bound_on_sampling_is_applied(tmp_path):
     assert generate("tiny", path, "--top-k", 2**40, *options) == generate("tiny", path, "--temperature", 1, *options)
 
 
+@pytest.mark.slow
 def test_a_base_that_takes_more_than_half_of_a_device_lies_on_several(tmp_path, monkeypatch):
     """On two devices; the answers are those of a base that each of them has whole."""
     path = write_lines(tmp_path / "p.jsonl", [{"prompt": "Tell me about the town."}, {"prompt": "Who broke it?"}])

@@ -71,7 +71,7 @@ def conversations(critic_is_policy: bool) -> RolloutBatch:
 
 
 @pytest.mark.parametrize("critic_is_policy", [True, False])
-@pytest.mark.parametrize("heat", [0.0, 1.0])
+@pytest.mark.parametrize("heat", [0.0, small.slow(1.0)])
 def test_conversations_are_those_of_the_adapter_beside_the_base(critic_is_policy, heat):
     """Token by token in float32; a critic that is the base has no part of the adapter in it."""
     adapter, sampling = small.adapter(strength=0.3), Sampling(jnp.float32(heat))
@@ -185,7 +185,7 @@ def test_an_evaluation_s_answers_are_written_by_it(monkeypatch):
     assert small.distance(lm.base["layers"], small.BASE["layers"]) > 1e-2
 
 
-@pytest.mark.parametrize("fsdp", [1, 2])
+@pytest.mark.parametrize("fsdp", [small.slow(1), 2])
 def test_on_several_devices_merged_kernels_lie_where_the_base_s_do(fsdp):
     mesh = small.mesh(2, fsdp)
     lm = merging(mesh_laws.placed_base(mesh))
