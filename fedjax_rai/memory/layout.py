@@ -88,12 +88,16 @@ def _reason(
         return f"{first}: no mesh fits, and this one needs least, {gib(need)} GiB a device of {gib(limit)}"
     needs = f"needs {gib(need)} GiB a device of {gib(limit)}"
     others = [mesh for mesh in tried if mesh != chosen]
+    too_low = f"a plan may be {1 - ROOM:.0%} too low"
+    if need > ROOM * limit:
+        needs += f", and {too_low}"
     if not others:
         return f"{first}: {needs}"
     rejected = [f"{_split(*ways)} {gib(more)}" for more, *ways, _ in others]
-    narrow = "" if all(more > limit for more, *_ in others) else f"; a plan may be {1 - ROOM:.0%} too low"
     phase = tried[0][3]
-    return f"{first}: {needs}; {', '.join(rejected)} (most of it in {phase}){narrow}"
+    has_room = need <= ROOM * limit and any(more <= limit for more, *_ in others)
+    why = f"; {too_low}" if has_room else ""
+    return f"{first}: {needs}; {', '.join(rejected)} (most of it in {phase}){why}"
 
 
 def _named(fsdp: int, tensor: int, devices: int) -> str:

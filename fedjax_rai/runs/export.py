@@ -54,8 +54,8 @@ def export(folder: Path, out: Path, merged: bool = False, dtype: str | None = No
             terminal.say(f"merging the adapter into {config.model.path}, {chosen}")
             if config.model.quantize != "none":
                 terminal.say(
-                    f"the run's base was in {config.model.quantize}: what is written has the model's own weights, and "
-                    "answers a little otherwise than what was evaluated"
+                    f"the run's base was in {config.model.quantize}: the adapter is added to the model's own weights, "
+                    "which answer a little otherwise than what was evaluated"
                 )
             save_merged(part, source, shape, lora, adapter, chosen)
             _copy(source, part, (*_TOKENIZER, "generation_config.json"))

@@ -160,14 +160,18 @@ def load(request: Request, files: ModelFiles) -> tuple[LM, Adapter | None]:
 def least_split(config: DecoderConfig) -> int:
     """Into how many parts the base is cut: the fewest of which one takes no more than half of a device's memory.
 
-    The other half is for the KV cache and what is computed. Rows lie over all devices in any case.
+    The other half is for the KV cache and what is computed. Where no cut is that fine, it is the one whose parts are
+    smallest: not every number of devices divides the base. Rows lie over all devices in any case.
     """
     devices, limit = jax.device_count(), device_limit()
-    for fsdp in range(1, devices):
-        mesh = AbstractMesh((devices // fsdp, fsdp, 1), AXES, axis_types=(AxisType.Auto,) * 3)
-        if devices % fsdp == 0 and (limit is None or 2 * base_bytes(config, mesh) <= limit):
-            return fsdp
-    return devices
+    held = {}
+    for fsdp in range(1, devices + 1):
+        if devices % fsdp == 0:
+            mesh = AbstractMesh((devices // fsdp, fsdp, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+            held[fsdp] = base_bytes(config, mesh)
+            if limit is None or 2 * held[fsdp] <= limit:
+                return fsdp
+    return min(held, key=held.__getitem__)
 
 
 def read_model(request: Request) -> ModelFiles:

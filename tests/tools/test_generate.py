@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 from typer.testing import CliRunner
 
 from fedjax_rai.cli import app
+from fedjax_rai.mesh import AXES
 from fedjax_rai.model import families, peft, weights
 from fedjax_rai.model.lora import Lora
 from fedjax_rai.text.hub import resolve
@@ -144,6 +146,18 @@ def test_each_bound_on_sampling_is_applied(tmp_path):
         assert generate("tiny", path, bound, tight, *options) == greedy
         assert generate("tiny", path, "--temperature", 3, bound, loose, *options) == drawn
     assert generate("tiny", path, "--top-k", 2**40, *options) == generate("tiny", path, "--temperature", 1, *options)
+
+
+def test_a_base_is_cut_by_a_number_that_divides_it(monkeypatch):
+    """Of six devices two or three; 256 channels and their kernels are cut by two, and by three or six not at all."""
+    config = families.read_config(resolve("tiny"))
+    monkeypatch.setattr(tools.jax, "device_count", lambda: 6)
+    whole = tools.base_bytes(config, AbstractMesh((6, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3))
+    cuts = {}
+    for share in (2, 1.9, 0.9):
+        monkeypatch.setattr(tools, "device_limit", lambda limit=int(share * whole): limit)
+        cuts[share] = tools.least_split(config)
+    assert cuts == {2: 1, 1.9: 2, 0.9: 2}
 
 
 @pytest.mark.slow
