@@ -112,6 +112,7 @@ def test_the_papers_config_fits_a_chip_of_16_gib_by_what_changes_no_number():
         assert needs[0] > limit and max(needs[1:]) < limit
 
 
+@pytest.mark.slow
 def test_a_smaller_cache_is_offered_as_what_changes_answers():
     """A byte a channel and four a head, in place of four a channel."""
     shape = decoder()
@@ -173,6 +174,7 @@ def test_smaller_parts_of_a_step_are_among_the_first_remedies():
     assert "lowered by federated.micro_batch = null -> 6" in advice.largest(config, known)
 
 
+@pytest.mark.slow
 def test_to_compute_layers_again_they_are_no_longer_unrolled():
     """The two keys cannot be had together, so both stand in the line that offers one of them."""
     shape = decoder()

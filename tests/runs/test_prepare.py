@@ -174,6 +174,7 @@ def test_neither_batches_nor_shards_change_a_row(warm, tmp_path, monkeypatch):
     assert by_number(prepare.prepare(warm, tmp_path / "d", SOME)) == whole
 
 
+@pytest.mark.slow
 def test_a_set_takes_one_program(warm, tmp_path, monkeypatch):
     """Full batches and the last one, of a shard and of the set, have one shape."""
     prepare.prepare(warm, tmp_path / "one", 4)

@@ -110,6 +110,7 @@ def sft_of(adapter: PyTree) -> jax.Array:
     return losses.sft(small.LM, adapter, small.corpus(5)).mean()
 
 
+@pytest.mark.slow
 def test_clients_that_are_mapped_have_gradients_of_their_own(three_at_once):
     """Those of each by itself, of two adapters that differ; float32's sums in another order."""
     adapters = small.adapter(), jax.tree.map(lambda leaf: 2 * leaf, small.adapter())
@@ -169,6 +170,7 @@ def test_rows_weigh_what_they_are_given(three_at_once, monkeypatch):
         np.testing.assert_allclose(leaf, whole, atol=1e-5 * float(jnp.abs(whole).max()), rtol=0)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_slices_round_as_the_whole_does(three_at_once, monkeypatch):
     """Both are compared with float32: slices are at most a fifth further from it, of the largest in each leaf."""
     model = Decoder(replace(small.CONFIG, dtype="bfloat16"), small.LORA)
