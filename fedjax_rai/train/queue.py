@@ -184,7 +184,7 @@ def _with_further_slots(lm: LM, rows: Rows, further: int) -> Rows:
 
 
 def _laid(rows: Rows, mesh: Mesh | AbstractMesh) -> Rows:
-    """Rows dealt out to the devices, the same from one program to the next; heads of keys and values over `tensor`."""
+    """Rows dealt out to the devices, the same from one program to the next; heads and vocabulary over `tensor`."""
     if mesh.size <= 1:
         return rows
 
@@ -195,8 +195,11 @@ def _laid(rows: Rows, mesh: Mesh | AbstractMesh) -> Rows:
     heads = "tensor" if jax.tree.leaves(state.cache)[0].shape[3] % mesh.shape["tensor"] == 0 else None
     cache = jax.tree.map(lambda leaf: lay(leaf, None, ROWS, None, heads), state.cache)
     slot = lay(state.slot)
-    others = jax.tree.map(lambda leaf: lay(leaf, ROWS), rows._replace(state=state._replace(cache=(), slot=())))
-    return others._replace(state=others.state._replace(cache=cache, slot=slot))
+    vocabulary = "tensor" if state.logits.shape[1] % mesh.shape["tensor"] == 0 else None  # as the unembedding lies
+    logits = lay(state.logits, ROWS, vocabulary)
+    rest = state._replace(cache=(), slot=(), logits=())
+    others = jax.tree.map(lambda leaf: lay(leaf, ROWS), rows._replace(state=rest))
+    return others._replace(state=others.state._replace(cache=cache, slot=slot, logits=logits))
 
 
 class _Loop(NamedTuple):

@@ -42,6 +42,7 @@ from tests.cai.common import options
 SENT = re.compile(r"= (\(?[a-z0-9]+\[.*?) (all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 SHAPE = re.compile(r"[a-z0-9]+\[([0-9,]+)\]")
 ROWS, LENGTH, STEPS = 16, 128, 2
+QUEUED = 8 * 8  # rows of a queue
 MOST = 1.15  # eighths of what one device computes: optimizers, too, are computed by each
 CONFIG = DecoderConfig(
     vocab_size=256,
@@ -129,13 +130,12 @@ def conversations(on: Placed, answering: str) -> Any:
 
 
 def a_queue(on: Placed) -> Any:
-    """An eighth of the rows is refilled at once, and all devices take part in that: so eight on each."""
-    count = 8 * 8
-    prompts = Prompts(*(jnp.resize(leaf, (count, LENGTH)) for leaf in on.prompts))
-    keys = jax.random.split(jax.random.key(2), count)
+    """An eighth of the rows is refilled at once, and all devices take part in that."""
+    prompts = Prompts(*(jnp.resize(leaf, (QUEUED, LENGTH)) for leaf in on.prompts))
+    keys = jax.random.split(jax.random.key(2), QUEUED)
     decoding = Decoding(Sampling(jnp.float32(0)), jnp.array([0]), 4)
-    waiting = queue.Queue(prompts, keys, np.arange(count, dtype=np.int32), np.int32(count), np.bool_(True))
-    rows = queue.begin(on.lm, count, LENGTH + 4, decoding)
+    waiting = queue.Queue(prompts, keys, np.arange(QUEUED, dtype=np.int32), np.int32(QUEUED), np.bool_(True))
+    rows = queue.begin(on.lm, QUEUED, LENGTH + 4, decoding)
     return queue.serve.lower(on.lm, on.adapter, rows, waiting, decoding)
 
 

@@ -6,6 +6,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import layout, sizes
 from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.memory.layout import ROOM
 from fedjax_rai.memory.plan import plan
 
 
@@ -33,7 +34,7 @@ assert message == "mesh.fsdp * mesh.tensor = 3: must divide the 8 devices here",
 
 whole = setting()
 needed = plan(whole.config, sizes.sizes(whole))
-limit = needed.need(needed.peak) - 1
+limit = int(needed.need(needed.peak) / ROOM) - 1
 setattr(layout, "device_limit", lambda: limit)  # noqa: B010
 chosen = setting(auto=True)
 layout.choose_mesh([chosen])
