@@ -203,17 +203,11 @@ def size(config: DecoderConfig, lora: Lora) -> int:
     return parameters
 
 
-def merge(config: DecoderConfig, lora: Lora, base: Base, adapter: Adapter) -> Base:
-    """The base with the adapter added to its kernels: `forward(merged, None) == forward(base, adapter)`.
-
-    The adapter has all targets of `lora`. The merged base is not quantised, whatever `base` was: it belongs to the
-    model whose config says "none".
-    """
-    return {**base, "layers": {**base["layers"], **merged_kernels(config, lora, base["layers"], adapter)}}
-
-
 def merged_kernels(config: DecoderConfig, lora: Lora, layers: Base, adapter: Adapter) -> dict[str, Array]:
-    """The kernels that `merge` changes, by name, out of a base's layers: those adapted, and those in few bits."""
+    """The kernels of a base's layers with the adapter added to them, by name; the adapter has all targets of `lora`.
+
+    Those that it leaves alone are not among them, unless they are quantised: no kernel of a merged base is.
+    """
     changed = {}
     for name in FUSED:
         kernel = layers[name]

@@ -29,7 +29,10 @@ def speaker(lm: LM, adapter: Adapter | None) -> Speaker:
 
 
 def merged(lm: LM, adapter: Adapter) -> LM:
-    """The model that has the adapter in its kernels, and takes none; what is not adapted is shared with `lm`."""
+    """The model that has the adapter in its kernels, and takes none: `forward(merged, None) == forward(lm, adapter)`.
+
+    It is not quantised, whatever `lm` is; what is not adapted is shared with `lm`.
+    """
     model = lm.model
     layers = lm.base["layers"]
     added = _merged_kernels(model.config, model.lora, layers, adapter)

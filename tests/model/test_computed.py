@@ -18,12 +18,13 @@ from fedjax_rai.fed.aggregate import weighted_mean
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Mapper
 from fedjax_rai.fed.fedavg import fedavg
-from fedjax_rai.model import attention, decoder, families, lora, quantize, weights
+from fedjax_rai.model import attention, decoder, families, quantize, weights
 from fedjax_rai.model.architecture import FUSED, LayerKind, plain_rope
 from fedjax_rai.model.attention import Sight
 from fedjax_rai.model.cache import empty_cache
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base, forward_cached, segment_positions
 from fedjax_rai.model.lora import Lora
+from fedjax_rai.train import speaker
 from tests import small
 from tests.model.common import MODELS, random_adapter, traced_logits
 
@@ -187,7 +188,7 @@ def test_adapters_of_a_quantised_base(kind):
     for i, alone in enumerate(looped):
         assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], mapped), alone)
         assert all(np.abs(leaf).max() > 1e-2 for leaf in jax.tree.leaves(alone[1]))
-    merged = lora.merge(model.config, model.lora, base, adapters[1])
+    merged = speaker.merged(LM(model, base), adapters[1]).base
     got = jax.jit(logits, static_argnums=0)(of(folder), merged, None, tokens)
     np.testing.assert_allclose(got[VALID], looped[1][0][VALID], atol=1e-4 * np.abs(got).max(), rtol=0)
 
@@ -200,7 +201,7 @@ def test_a_base_is_merged_whole():
     base, adapter = quantised(base, "nf4"), random_adapter(model.config, model.lora)
     run = jax.jit(logits, static_argnums=0)
     expected = run(model, base, adapter, tokens)
-    got = run(of(folder), lora.merge(model.config, model.lora, base, adapter), None, tokens)
+    got = run(of(folder), speaker.merged(LM(model, base), adapter).base, None, tokens)
     np.testing.assert_allclose(got[VALID], expected[VALID], atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 

@@ -14,6 +14,7 @@ from fedjax_rai.model.attention import Sight
 from fedjax_rai.model.cache import empty_cache
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora
+from fedjax_rai.train import speaker
 from tests import small
 from tests.model.common import random_adapter, random_base
 from tests.model.common import traced_logits as logits
@@ -129,7 +130,7 @@ def test_merged_equals_adapted(targets):
     base, adapter = random_base(model.config), random_adapter(model.config, model.lora)
     assert set(adapter["layers"]) == set(targets)
     adapted = logits(model, base, adapter, TOKENS, VALID)
-    merged = logits(model, lora.merge(CONFIG, model.lora, base, adapter), None, TOKENS, VALID)
+    merged = logits(model, speaker.merged(LM(model, base), adapter).base, None, TOKENS, VALID)
     np.testing.assert_allclose(merged[VALID], adapted[VALID], atol=2e-5, rtol=1e-5)
     assert np.abs(adapted - logits(model, base, None, TOKENS, VALID)).max() > 1e-2
 

@@ -27,11 +27,12 @@ from fedjax_rai.mesh import AXES, base_shardings, make_mesh, replicated
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base, forward, init_base, unembed
 from fedjax_rai.model.families import decoder_config
-from fedjax_rai.model.lora import Lora, init_adapter, merge
+from fedjax_rai.model.lora import Lora, init_adapter
 from fedjax_rai.model.peft import save_adapter
 from fedjax_rai.model.weights import load_base, save_base
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 from fedjax_rai.train.losses import sft
+from fedjax_rai.train.speaker import merged
 from tests.programs import every_stage
 
 PARTS = 4
@@ -90,8 +91,7 @@ def check_model(folder: Path, changes: dict[str, Any], quantize: str = "none") -
     adapter = trained_adapter(plain)
     one, several = loaded(folder, plain, ONE), loaded(folder, dealt, SEVERAL)
     check_close(computed(several, jax.device_put(adapter, replicated(SEVERAL))), computed(one, adapter))
-    merged = LM(Decoder(replace(dealt, quantize="none")), merge(dealt, several.model.lora, several.base, adapter))
-    check_close(computed(merged, None)[0], computed(one, adapter)[0])
+    check_close(computed(merged(several, adapter), None)[0], computed(one, adapter)[0])
     for heat in (0.0, 1.0):
         answers = []
         for lm, mesh in ((one, ONE), (several, SEVERAL)):
