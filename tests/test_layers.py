@@ -24,7 +24,7 @@ FLOORS = (
     {
         "fed": "aggregate algorithm base client fedavg fedopt fedprox scaffold weights",
         "safety": "calibration evasion filter form form_file forms guard hardening measures released self_test",
-        "cai": "align constitution options programs revise",
+        "cai": "align constitution options programs queued revise",
         "evals": "advbench agreement answering choice drift evaluation harm harmbench held_out hhh intervals judge "
         "korean mean_intervals means mt_bench open_ended panel perplexity published rate refusals rubric spoilt "
         "strongreject suite tasks user_sets xstest",

@@ -48,6 +48,7 @@ class DecodingShape(NamedTuple):
     length: int  # of the longest text that is appended at once
     slots: int  # of the KV cache
     further_slots: int = 0  # of another cache that is held beside it
+    read_at_once: int | None = None  # rows that a text is appended to at once; None: all
     sorts: bool = False  # tokens are drawn by top-k or top-p
 
 
@@ -115,7 +116,8 @@ def training(
 def decoding(config: DecoderConfig, shape: DecodingShape, computation: Computation) -> dict[str, int]:
     """Bytes, by part, of appending texts to a KV cache and drawing tokens one by one."""
     state = jax.eval_shape(lambda: start_decoding(Decoder(config), shape.rows, shape.slots))
-    prefill = _layer_forward(config, shape.rows, shape.length, shape.slots, cached=True)
+    reading = shape.rows if shape.read_at_once is None else shape.read_at_once
+    prefill = _layer_forward(config, reading, shape.length, shape.slots, cached=True)
     # Five arrays as large as the logits: those that come next, those before, the noise of sampling, its random bits,
     # and the sum. Top-k and top-p add the sorted logits, and two arrays of what they leave.
     arrays = 8 if shape.sorts else 5

@@ -35,6 +35,7 @@ from fedjax_rai.memory.footprint import (
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import Decoder
 from fedjax_rai.model.lora import abstract_adapter, lora_shape
+from fedjax_rai.train.queue import refilled_at_once, slots_of
 from fedjax_rai.train.step import rows_at_once
 
 EXAMPLE_TOKEN = 4 + 1 + 4
@@ -131,7 +132,7 @@ def plan(config: ExperimentConfig, sizes: Sizes) -> Plan:
         sizes = _with_weights(sizes, config)
     sizes = _with_architectures(sizes, lambda architecture: _one_device_of(architecture, config.mesh.tensor))
     if sizes.preparing:
-        return Plan(held, {"CAI, generating": _generating(config, sizes)})
+        return Plan(held, {"CAI, generating": _conversing(config, sizes)})
     return Plan(held, dict(_phases(config, sizes)))
 
 
@@ -452,6 +453,30 @@ def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[st
     yield "CAI, training", held | training(model, rows, length, computation, parts=cai.batch_size // size)
 
 
+def _conversing(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
+    """Generating the answers of `cai.prompts` conversations by a queue, each behind all that stands before it."""
+    cai = config.cai
+    lengths = sizes.lengths
+    opened = (lengths.opening or lengths.red) + cai.max_new_tokens + lengths.critique
+    request = max(lengths.critique, lengths.revision)
+    length = bucket(opened)
+    slots = slots_of(length, request, 2 * cai.revisions - 1, cai.max_new_tokens)
+    rows = _part(config, sizes, cai.prompts_per_chunk or cai.prompts)
+    reading, fresh = rows, 0
+    if (cai.prompts_per_chunk or cai.prompts) < cai.prompts:
+        reading = refilled_at_once(rows)
+        fresh = ceil(reading * (length + slots) / rows)  # their cache as it is read, and on the ring
+    shape = DecodingShape(rows, length, slots, fresh, reading, _sorts(config))
+    parts = decoding(sizes.model.config, shape, _computation(config)) | _merged_copy(config, sizes)
+    # Where longer texts follow shorter ones the cache is copied to a longer one, while nothing else is computed.
+    parts["activations"] = max(parts["activations"], parts["KV cache"])
+    return parts
+
+
+def _sorts(config: ExperimentConfig) -> bool:
+    return config.cai.top_k is not None or config.cai.top_p is not None
+
+
 def _generating(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     """Generating a chunk of conversations at once, split over the devices; and the texts of all conversations.
 
@@ -472,7 +497,7 @@ def _generating(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
         length=max(appended),
         slots=chain_slots(opening, lengths.critique + lengths.revision, new, cai.revisions),
         further_slots=further_slots,
-        sorts=cai.top_k is not None or cai.top_p is not None,
+        sorts=_sorts(config),
     )
     parts = decoding(sizes.model.config, shape, _computation(config)) | _merged_copy(config, sizes)
     if config.mesh.fsdp > 1:

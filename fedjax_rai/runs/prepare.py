@@ -13,6 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from fedjax_rai import rng, terminal
 from fedjax_rai.aliases import Adapter
 from fedjax_rai.cai.constitution import draw
 from fedjax_rai.cai.options import make_sampling
-from fedjax_rai.cai.programs import generate_rollout
+from fedjax_rai.cai.queued import programs_of, queued_rollout
 from fedjax_rai.cai.revise import RolloutBatch
 from fedjax_rai.config.files import ONLINE, digest
 from fedjax_rai.config.load import load_config
@@ -34,7 +35,7 @@ from fedjax_rai.data.order import passes
 from fedjax_rai.errors import InputError
 from fedjax_rai.experiment import sizes
 from fedjax_rai.experiment.layout import choose_mesh
-from fedjax_rai.experiment.phase import make_options, rollout_batch
+from fedjax_rai.experiment.phase import rollout_batch
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
 from fedjax_rai.mesh import replicated
@@ -46,6 +47,8 @@ from fedjax_rai.runs.conversations import Conversation
 from fedjax_rai.runs.folder import CONFIG, SUMMARY, began_with, differences, open_folder, pins_of
 from fedjax_rai.runs.inputs import check_inputs, check_unchanged
 from fedjax_rai.text.prompts import ASSISTANT, USER
+from fedjax_rai.train.generate import Decoding
+from fedjax_rai.train.speaker import Speaker, speaker
 
 SHARD = 512  # conversations to a file
 SET, PROGRESS = "set.json", "progress.jsonl"
@@ -150,36 +153,34 @@ class Generated(NamedTuple):
 class Writer:
     """Generates the conversations of a set, each of which depends on the seed and its own number alone.
 
-    They are generated in batches of one size, `cai.prompts_per_chunk` or `cai.prompts`, within a shard; the last one is
-    filled up with copies, so that there is one program. Beside which others a conversation is generated can move the
-    last bits of its logits, and shards do not change with an interruption: so neither does a single byte.
+    A shard's are generated together, `cai.prompts_per_chunk` or `cai.prompts` at once. Beside which others a
+    conversation is generated can move the last bits of its logits, and shards do not change with an interruption: so
+    neither does a single byte.
     """
 
     def __init__(self, setting: Setting, config: ExperimentConfig, adapter: Adapter, count: int):
         cai = config.cai
-        most = min(cai.prompts_per_chunk or cai.prompts, SHARD, count)
-        # what is held at once is a batch
-        held = cai.model_copy(update={"prompts_per_chunk": most, "prompts": most})
-        self.batch_config = config.model_copy(update={"cai": held, "mesh": setting.models.layout})
+        shard = min(SHARD, count)
+        self.at_once = min(cai.prompts_per_chunk or cai.prompts, shard)
+        # what is held is a shard
+        held = cai.model_copy(update={"prompts_per_chunk": self.at_once, "prompts": shard})
+        self.shard_config = config.model_copy(update={"cai": held, "mesh": setting.models.layout})
         self.setting = setting
         self.config = config
         self.adapter = adapter
         self.count = count
-        self.options = make_options(setting, self.batch_config)
         self.rows = passes(len(setting.texts.red_prompts.tokens), count, config.seed)
 
     def check(self) -> None:
         """Read all that is used, so that what is wrong is said before anything is written."""
-        advice.announce(self.batch_config, sizes.preparing(self.setting))
+        advice.announce(self.shard_config, sizes.preparing(self.setting))
         self.setting.revising.name_unknown_categories()
         _ = self.setting.models.not_computed, self.setting.models.tokenizer.closing, self.setting.models.base
         self.setting.check_logits(self.adapter)
 
-    def batches(self, shard: int) -> list[np.ndarray]:
-        """The numbers of a shard's conversations, in batches."""
-        ids = np.arange(shard * SHARD, min((shard + 1) * SHARD, self.count))
-        size = self.options.chunk
-        return [ids[i : i + size] for i in range(0, len(ids), size)]
+    def shard(self, number: int) -> np.ndarray:
+        """The numbers of a shard's conversations."""
+        return np.arange(number * SHARD, min((number + 1) * SHARD, self.count))
 
     def batch(self, ids: np.ndarray) -> RolloutBatch:
         """What the conversations of these numbers are generated from."""
@@ -192,42 +193,46 @@ class Writer:
         g = rng.host(self.config.seed, "prepared principles", conversation=i)
         return draw(self.setting.revising.constitution, [category], self.config.cai.revisions, g)
 
-    def generate(self, ids: np.ndarray) -> Generated:
-        """The conversations of these numbers, at most a batch."""
-        setting = self.setting
-        batch = self.batch(np.resize(ids, self.options.chunk))
-        sampling = make_sampling(self.config.cai)
-        rollout = generate_rollout(setting.lm, self.options, self.adapter, batch, setting.revising.requests, sampling)
-        read = zip(ids.tolist(), conversations.read(setting, rollout), strict=False)  # without the copies
-        tokens = 0
-        for answers in rollout.answers:
-            tokens += int(np.asarray(answers.valid)[: len(ids)].sum())
-        return Generated(list(read), tokens)
+    @cached_property
+    def _speakers(self) -> tuple[Speaker, Speaker]:
+        """Policy and critic; where the adapter is merged into kernels, once for all conversations."""
+        lm = self.setting.lm
+        policy = speaker(lm, self.adapter)
+        return policy, policy if self.config.cai.critic == "policy" else Speaker(lm, None)
+
+    def generate(self, ids: np.ndarray, advance: Callable[[str], object]) -> Generated:
+        """The conversations of these numbers."""
+        cai, end_ids = self.config.cai, self.setting.models.tokenizer.end_ids
+        decoding = Decoding(make_sampling(cai), np.array(end_ids, np.int32), cai.max_new_tokens)
+        requests = self.setting.revising.requests
+        rollout = queued_rollout(*self._speakers, self.batch(ids), requests, decoding, self.at_once, advance)
+        tokens = sum(int(answers.valid.sum()) for answers in rollout.answers)
+        return Generated(list(zip(ids.tolist(), conversations.read(self.setting, rollout), strict=True)), tokens)
 
     def write(self, out: Path) -> None:
         """All shards that are still to do, each whole or not at all."""
         shards = range(-(-self.count // SHARD))
         left = [shard for shard in shards if not _pairs(out, shard).exists()]
-        total = sum(len(self.batches(shard)) for shard in shards)
-        to_do = sum(len(self.batches(shard)) for shard in left)
         if len(left) < len(shards):
             terminal.say(f"{out}: going on after {len(shards) - len(left)} of {len(shards)} shards")
+        total, to_do = self._programs(shards), self._programs(left)
         with terminal.progress(out.name, total, total - to_do, unit="batch") as advance:
             for shard in left:
                 self._write_shard(out, shard, advance)
 
+    def _programs(self, shards: Iterable[int]) -> int:
+        return sum(programs_of(len(self.shard(shard)), self.at_once) for shard in shards)
+
     def _write_shard(self, out: Path, shard: int, advance: Callable[[str], None]) -> None:
         """One shard; its pairs are written last, so that where they are the shard is whole."""
         began = time.perf_counter()
-        pairs, dropped, tokens = [], [], 0
-        for ids in self.batches(shard):
-            generated = self.generate(ids)
-            for i, conversation in generated.conversations:
-                kind = pairs if cause(conversation) is None else dropped
-                kind.append(as_row(self.setting, i, conversation))
-            tokens += generated.tokens
-            advance(f"shard {shard}, {len(pairs)} pairs")
-        spent = {"shard": shard, "generated_tokens": tokens, "seconds": round(time.perf_counter() - began, 3)}
+        generated = self.generate(self.shard(shard), lambda kind: advance(f"shard {shard}, {kind}"))
+        pairs, dropped = [], []
+        for i, conversation in generated.conversations:
+            kind = pairs if cause(conversation) is None else dropped
+            kind.append(as_row(self.setting, i, conversation))
+        seconds = round(time.perf_counter() - began, 3)
+        spent = {"shard": shard, "generated_tokens": generated.tokens, "seconds": seconds}
         past = [old for old in files.read_rows(out / PROGRESS) if old["shard"] != shard]
         files.write_rows(out / PROGRESS, [*past, spent])
         files.write_rows(out / f"dropped-{shard:05}.jsonl", dropped)

@@ -81,7 +81,7 @@ def preview_set(config: ExperimentConfig, out: Path, prompts: int | None, adapte
     yield summary(setting)
     yield f"  {'conversations':<{WIDTH}}{asked['prompts']:,}\n"
     writer = prepare.Writer(setting, config, prepare.policy(setting, adapter), asked["prompts"])
-    yield from memory(writer.batch_config, sizes.preparing(setting))
+    yield from memory(writer.shard_config, sizes.preparing(setting))
     yield from ("", f"folders:\n  {out}: {set_state(out, is_finished)}", NOTHING)
 
 

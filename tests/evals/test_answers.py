@@ -41,7 +41,7 @@ def test_answers_come_in_the_order_of_their_prompts_with_keys_of_their_own(token
         ended = np.array([letter != "y" for letter in letters])
         for order in ([5, NONE, 0, 2], [1, 4, NONE, 3]):
             answers = Answers(tokens[order], np.ones((4, 2), bool), ended[order])  # pyright: ignore
-            yield Finished(np.array(order), answers)  # pyright: ignore
+            yield Finished(np.array(order), np.zeros(len(order), int), answers)  # pyright: ignore
 
     monkeypatch.setattr(open_ended, "answer_all", answer_all)
     prompts = ["a rather long request for the letter x", "letter y", "the letter z"]
@@ -96,7 +96,7 @@ def test_an_answer_whose_logits_are_no_numbers_is_empty_and_counted(tokenizer, m
         valid[0] = False
         answers = Answers(tokens, valid, np.ones(2, bool))  # pyright: ignore
         for numbers in ([0, 1], [2, NONE]):
-            yield Finished(np.array(numbers), answers)  # pyright: ignore
+            yield Finished(np.array(numbers), np.zeros(2, int), answers)  # pyright: ignore
 
     monkeypatch.setattr(open_ended, "answer_all", answer_all)
     prompts = ["a", "aaa aaa aaa", "aaaaa aaaaa aaaaa aaaaa"]

@@ -25,6 +25,7 @@ from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.lora import Lora, abstract_adapter
 from fedjax_rai.safety.form import two_verdicts
 from fedjax_rai.safety.guard import first_token_score
+from fedjax_rai.train import queue
 from fedjax_rai.train.generate import Answers, Decoding, Sampling, generate
 from fedjax_rai.train.step import PLAIN
 from tests import small
@@ -119,6 +120,27 @@ def talking(shape, *, l=64, opening=0, **cai: Any) -> tuple[int, Any]:  # noqa: 
     return plan(config, known).need("CAI, generating"), lowered
 
 
+def conversing(shape, *, l=64, opening=0, **cai: Any) -> tuple[int, int]:  # noqa: E741
+    """The queue that criticises and revises a shard of a prepared set, at its longest texts or as its ring grows."""
+    config = config_of(shape, cai={"prompts": 64, "prompts_per_chunk": 16} | cai)
+    known = sizes(shape, red=l, opening=opening, few_shot=opening, critique=48, revision=32)._replace(preparing=True)
+    lm: Any = LM(known.model, footprint.loaded(shape))
+    adapter: Any = abstract_adapter(shape, known.model.lora)
+    rows, new, further = config.cai.prompts_per_chunk or 0, config.cai.max_new_tokens, 2 * config.cai.revisions - 1
+    length = bucket((opening or l) + new + 48)
+    slots = queue.slots_of(length, 48, further, new)
+    decoding = Decoding(make_sampling(config.cai), ENDS, new)  # pyright: ignore
+
+    def ring(slots: int) -> Any:
+        return jax.eval_shape(lambda lm: queue.begin(lm, rows, slots, decoding, further), lm)
+
+    follow_ups = queue.FollowUps(prompts(10, 48), ints(rows, further))
+    waiting: Any = queue.Queue(prompts(rows, length), keys(rows), ints(rows), COUNT, bools(), follow_ups)  # pyright: ignore
+    serving = held(queue.serve.lower(lm, adapter, ring(slots), waiting, decoding))
+    grown = footprint.nbytes((lm.base, adapter, ring(slots - 64).state.cache, ring(slots).state.cache))
+    return plan(config, known).need("CAI, generating"), max(serving, grown)
+
+
 def collecting(shape, *, l=64, **cai: Any) -> tuple[int, Any]:  # noqa: E741
     """The same conversations as a pool, and the reference's view of it."""
     config = config_of(shape, cai={"method": "dpo", "replay": 8} | cai)
@@ -165,11 +187,19 @@ def evaluating(shape, phase: str, *, b=16, l=64, new=64) -> tuple[int, Any]:  # 
     return need, generate.lower(*given, prompts(b, l), keys(b), decoding)
 
 
+def held(lowered: Any) -> int:
+    """What the compiled program holds at once."""
+    own = lowered.compile().memory_analysis()
+    return own.argument_size_in_bytes + own.output_size_in_bytes + own.temp_size_in_bytes - own.alias_size_in_bytes
+
+
 def check(need: int, lowered: Any) -> None:
     """The plan is neither far below nor far above what the compiled program holds at once."""
-    own = lowered.compile().memory_analysis()
-    held = own.argument_size_in_bytes + own.output_size_in_bytes + own.temp_size_in_bytes - own.alias_size_in_bytes
-    assert 0.88 < need / held < 1.35, f"planned {need / 2**20:.1f} MiB, XLA's {held / 2**20:.1f}"
+    near(need, held(lowered))
+
+
+def near(need: int, found: int) -> None:
+    assert 0.88 < need / found < 1.35, f"planned {need / 2**20:.1f} MiB, XLA's {found / 2**20:.1f}"
 
 
 TRAINED: list[tuple[dict, dict]] = [
@@ -208,6 +238,14 @@ TALKED: list[tuple[dict, dict]] = [
     ({"dtype": "bfloat16"}, {"prompts": 32}),
     ({"answering": "merged"}, {"prompts": 8, "max_new_tokens": 16}),
     ({"answering": "merged", "mlp": 2816}, {"prompts": 8, "max_new_tokens": 16}),
+]
+CONVERSED: list[tuple[dict, dict]] = [
+    ({}, {}),
+    ({}, {"prompts_per_chunk": 32, "max_new_tokens": 256}),
+    ({}, {"opening": 512, "revisions": 2}),
+    ({"attention": "chunked"}, {"opening": 512, "revisions": 2}),
+    ({"vocab": 65536}, {"l": 16, "max_new_tokens": 16, "top_p": 0.9}),
+    ({"dtype": "bfloat16", "layers": 8}, {"max_new_tokens": 256}),
 ]
 COLLECTED: list[tuple[dict, dict]] = [
     ({}, {"batch_size": 16}),
@@ -253,6 +291,12 @@ def test_local_training_needs_what_is_planned(shape, how):
 @pytest.mark.parametrize(("shape", "how"), TALKED)
 def test_conversations_need_what_is_planned(shape, how):
     check(*talking(decoder(**shape), **how))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "how"), CONVERSED)
+def test_a_set_of_conversations_needs_what_is_planned(shape, how):
+    near(*conversing(decoder(**shape), **how))
 
 
 @pytest.mark.slow

@@ -112,6 +112,7 @@ def stages(on: Placed) -> Iterator[tuple[str, Any]]:
     yield "conversations", conversations(on, "apart")
     yield "conversations, the adapter merged", conversations(on, "merged")
     yield "a queue", a_queue(on)
+    yield "a queue of conversations", a_queue(on, further=1)
     yield "choices", choice._answer_logps.lower(lm, adapter, texts)
     yield "drift", drift._answer_divergences.lower(lm, adapter, texts)
     yield "reference", pool_with_reference.lower(lm, how, adapter, pool)
@@ -129,13 +130,16 @@ def conversations(on: Placed, answering: str) -> Any:
     return generate_rollout.lower(lm, how, on.adapter, batch, Requests(request, request), sampling)
 
 
-def a_queue(on: Placed) -> Any:
+def a_queue(on: Placed, further: int = 0) -> Any:
     """An eighth of the rows is refilled at once, and all devices take part in that."""
+    request = Prompts(jnp.ones((3, 16), jnp.int32), jnp.ones((3, 16), bool))
+    follow_ups = queue.FollowUps(request, np.zeros((QUEUED, further), np.int32)) if further else None
     prompts = Prompts(*(jnp.resize(leaf, (QUEUED, LENGTH)) for leaf in on.prompts))
     keys = jax.random.split(jax.random.key(2), QUEUED)
     decoding = Decoding(Sampling(jnp.float32(0)), jnp.array([0]), 4)
-    waiting = queue.Queue(prompts, keys, np.arange(QUEUED, dtype=np.int32), np.int32(QUEUED), np.bool_(True))
-    rows = queue.begin(on.lm, QUEUED, LENGTH + 4, decoding)
+    numbers = np.arange(QUEUED, dtype=np.int32)
+    waiting = queue.Queue(prompts, keys, numbers, np.int32(QUEUED), np.bool_(True), follow_ups)
+    rows = queue.begin(on.lm, QUEUED, queue.slots_of(LENGTH, 16, further, 4), decoding, further)
     return queue.serve.lower(on.lm, on.adapter, rows, waiting, decoding)
 
 

@@ -18,6 +18,7 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data import order
 from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
+from fedjax_rai.experiment.phase import make_options
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.peft import save_adapter
@@ -25,6 +26,7 @@ from fedjax_rai.runs import files as written_files
 from fedjax_rai.runs import prepare
 from fedjax_rai.runs.conversations import Conversation
 from fedjax_rai.runs.prepare import Writer
+from fedjax_rai.train import queue
 from tests import small
 from tests.tiny_runs import vary
 
@@ -92,8 +94,9 @@ def test_rows_are_the_conversations(warm, setting, tmp_path):
     out = prepare.prepare(warm, tmp_path / "set", SOME)
     writer = Writer(setting, warm, setting.fresh_adapter("adapter"), SOME)
     asks = {principle.name: principle for principle in setting.revising.constitution.principles}
-    generated = [row for ids in writer.batches(0) for row in writer.generate(ids).conversations]
-    for (i, own), row in zip(generated, by_number(out), strict=True):
+    generated = writer.generate(writer.shard(0), print)
+    assert generated.tokens == written_files.read_json(out / "summary.json")["generated_tokens"] > 5 * SOME
+    for (i, own), row in zip(generated.conversations, by_number(out), strict=True):
         roles, texts = zip(*((turn["role"], turn["content"]) for turn in row["turns"]), strict=True)
         assert roles == ("user", "assistant") * 5 and row["id"] == i
         assert texts[:2] == (own.prompt, own.response)
@@ -155,7 +158,7 @@ def test_killed_and_gone_on_with_is_uninterrupted(warm, tmp_path, monkeypatch, k
     with pytest.raises(InputError, match="unfinished set"):
         read_preferences(out)
     numbers, generate = [], Writer.generate
-    monkeypatch.setattr(Writer, "generate", lambda self, ids: numbers.extend(ids) or generate(self, ids))
+    monkeypatch.setattr(Writer, "generate", lambda self, ids, told: numbers.extend(ids) or generate(self, ids, told))
     assert prepare.prepare(warm, out, SOME) == out
     left = [] if killed_at == "summary.json" else list(range(4, SOME))
     assert numbers == left, "what was written is not generated again"
@@ -175,13 +178,20 @@ def test_neither_batches_nor_shards_change_a_row(warm, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_set_takes_one_program(warm, tmp_path, monkeypatch):
-    """Full batches and the last one, of a shard and of the set, have one shape."""
-    prepare.prepare(warm, tmp_path / "one", 4)
-    before = small.compilations(generate_rollout)
+def test_shards_share_their_programs(warm, tmp_path, monkeypatch):
+    """One for each length that texts are padded to, whether rows have just begun or were served before."""
     monkeypatch.setattr(prepare, "SHARD", 6)
-    prepare.prepare(warm, tmp_path / "set", 7)
-    assert small.compilations(generate_rollout) == before
+    shapes, traced = [], []
+    serve, as_computed = queue.serve, queue.as_computed
+
+    def seen(lm, adapter, rows, given, decoding):
+        shapes.append((given.follow_ups is None, given.prompts.tokens.shape, rows.state.valid.shape))
+        return serve(lm, adapter, rows, given, decoding)
+
+    monkeypatch.setattr(queue, "serve", seen)
+    monkeypatch.setattr(queue, "as_computed", lambda *given: traced.append(given) or as_computed(*given))
+    prepare.prepare(vary(warm, cai={"prompts": 2}), tmp_path / "set", 15)
+    assert len(traced) <= len(set(shapes)) < len(shapes) / 3
 
 
 def test_each_pass_is_a_permutation_of_its_own():
@@ -294,20 +304,18 @@ def test_a_set_has_the_tokens_that_the_online_phase_trains_on(prepared, warm, se
     numbers = {row["id"]: place for place, row in enumerate(rows(tmp_path / "set", "pairs"))}
     own = Setting(prepared).revising.prepared
     sampling = make_sampling(warm.cai)
+    options = make_options(setting, writer.shard_config)
+    batch = writer.batch(np.arange(SOME))
+    rollout = generate_rollout(setting.lm, options, writer.adapter, batch, setting.revising.requests, sampling)
     compared = 0
-    for ids in writer.batches(0):
-        batch = writer.batch(np.resize(ids, writer.options.chunk))
-        rollout = generate_rollout(
-            setting.lm, writer.options, writer.adapter, batch, setting.revising.requests, sampling
-        )
-        for answers, side in ((rollout.last, own.chosen), (rollout.response, own.rejected)):
-            online = examples(batch.prompts, answers)
-            for i in set(ids.tolist()) & set(numbers):
-                tokens = np.asarray(answers.tokens[i - ids[0]])[np.asarray(answers.valid[i - ids[0]])]
-                text = setting.models.tokenizer.decode(tokens[:-1])
-                if setting.models.tokenizer.encode(text.strip()) == tokens[:-1].tolist():
-                    compared += 1
-                    np.testing.assert_array_equal(_kept(side, numbers[i]), _kept(online, i - ids[0]))
+    for answers, side in ((rollout.last, own.chosen), (rollout.response, own.rejected)):
+        online = examples(batch.prompts, answers)
+        for i in numbers:
+            tokens = np.asarray(answers.tokens[i])[np.asarray(answers.valid[i])]
+            text = setting.models.tokenizer.decode(tokens[:-1])
+            if setting.models.tokenizer.encode(text.strip()) == tokens[:-1].tolist():
+                compared += 1
+                np.testing.assert_array_equal(_kept(side, numbers[i]), _kept(online, i))
     assert compared > len(numbers), "most of them go back and forth"
 
 
@@ -323,7 +331,7 @@ def test_the_command_prepares_a_set_and_says_how_to_go_on(warm, tmp_path, monkey
     monkeypatch.setattr("sys.argv", ["fedjax-rai", *arguments])
     generate = Writer.generate
 
-    def killed(self, ids):
+    def killed(self, ids, advance):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Writer, "generate", killed)

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rai.data.examples import pad_left
+from fedjax_rai.data.examples import Prompts, pad_left
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.train import queue
 from fedjax_rai.train.generate import Decoding, Sampling, generate
@@ -146,6 +147,54 @@ def test_a_row_without_numbers_is_finished_and_its_successor_answers():
         numbers, answers = read(finished)
         found |= dict(zip(numbers.tolist(), answers.valid.sum(axis=1).tolist(), strict=True))
     assert found == {0: 4, 1: 0, 2: 4}
+
+
+NEVER = Decoding(Sampling(np.float32(0)), np.array([small.VOCAB]), NEW)
+REQUESTS = Prompts(*map(jnp.asarray, pad_left([[3, 4], [5]], 0)))
+
+
+def waiting(*idle: int) -> queue.Rows:
+    """Sixteen rows, two of which are given what comes next together; the first ones have waited for requests."""
+    rows = queue.begin(small.LM, 16, queue.slots_of(16, REQUESTS.tokens.shape[1], 1, NEW), NEVER, 1)
+    waits = jnp.arange(16) < len(idle)
+    return rows._replace(
+        state=rows.state._replace(logits=rows.state.logits + jnp.arange(small.VOCAB)[None]),
+        number=jnp.where(waits, jnp.arange(16), queue.NONE),
+        ended=waits,
+        written=waits | False,  # two arrays, as both are donated
+        idle=jnp.zeros(16, jnp.int32).at[: len(idle)].set(jnp.array(idle)),
+    )
+
+
+def test_requests_are_read_for_those_who_waited_longest():
+    rows = waiting(1, 5, 0, 7)
+    goes_on = queue._goes_on(rows, NEVER)
+    given = partial(queue._next_requests, small.LM, None, texts=REQUESTS, goes_on=goes_on, shape=(1, 2))
+    fresh, target, _ = jax.jit(given)(rows, jnp.int32(0))
+    assert target.tolist() == [[3, 1]] and fresh.number.tolist() == [3, 1] and fresh.turn.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("idle", "steps"), [(8, 4 + NEW), (3, 9 + NEW)])
+def test_a_conversation_goes_on_before_its_slots_are_written_over(idle, steps):
+    """Of three that wait two are given their requests. The third waits for a second one, but for NEW steps at most."""
+    rows = waiting(9, 9, idle)
+    prompts = Prompts(jnp.zeros((16, 16), jnp.int32), jnp.zeros((16, 16), bool))
+    follow_ups = queue.FollowUps(REQUESTS, np.zeros((16, 1), np.int32))
+    keys, numbers = jax.random.split(jax.random.key(0), 16), np.arange(16, dtype=np.int32)
+    nobody = queue.Queue(prompts, keys, numbers, np.int32(0), np.bool_(True), follow_ups)
+    slots = rows.state.valid.shape[1]
+    rows, finished = queue.serve(small.LM, None, rows, nobody, NEVER)
+    assert rows.state.slot == steps < slots
+    number, turn, answers = queue.read_turns(finished)
+    assert list(zip(number.tolist(), turn.tolist(), strict=True)) == [(0, 1), (1, 1), (2, 1)]
+    assert answers.valid.all()
+
+
+def test_the_slots_of_a_conversation_by_hand():
+    """A prompt of 10, an answer of 8, then twice a request of 4 and an answer of 8; before the last answer but one
+    22 tokens stand there at most, so that 2 * 8 steps are behind them and 4 slots more."""
+    assert queue.slots_of(10, 4, 2, 8) == 10 + 8 + 12 + 12
+    assert queue.slots_of(10, 4, 0, 8) == 18
 
 
 @pytest.mark.slow

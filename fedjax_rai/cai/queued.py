@@ -1,0 +1,96 @@
+"""Conversations in any number: the rollout of `revise` by queues of rows.
+
+`revise.rollout` is one program, in which every row waits for the longest answer of its kind. Here a row whose answer
+has ended goes on at once, or takes the next conversation (`train.queue`). First all responses are written, by the
+policy; then the critic reads prompt and response, and criticises and revises in its cache.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from fedjax_rai.cai.revise import Requests, Rollout, RolloutBatch
+from fedjax_rai.data.examples import Prompts, pad_left
+from fedjax_rai.train.dispatch import read_late
+from fedjax_rai.train.generate import Answers, Decoding, Sampling
+from fedjax_rai.train.queue import PAD, Finished, FollowUps, answer_all, answer_in_turns, read_turns
+from fedjax_rai.train.speaker import Speaker
+
+Texts = list[list[int]]
+"""Token ids of texts."""
+
+
+def programs_of(conversations: int, rows: int) -> int:
+    """How many programs `queued_rollout` dispatches, and how often it calls `advance`."""
+    return 2 * -(-conversations // rows)
+
+
+def queued_rollout(
+    policy: Speaker,
+    critic: Speaker,
+    batch: RolloutBatch,
+    requests: Requests,
+    decoding: Decoding,
+    rows: int,
+    advance: Callable[[str], object],
+) -> Rollout:
+    """What `revise.rollout` gives, on the host, with `rows` answers under way at once, not a row for each conversation.
+
+    The same tokens in float32; in bfloat16 but for rounding. `advance` is called once for each program that has ended,
+    with what it wrote: `responses` or `revisions`. Two parameters more than those of
+    `rollout`.
+    """
+    prompts = _texts(batch.prompts)
+    (response,) = _answers(
+        answer_all(*policy, prompts, batch.keys, decoding, rows),
+        (len(prompts), 1),
+        decoding,
+        lambda: advance("responses"),
+    )
+    response = _closed(response, decoding)
+    opened = prompts if batch.critic_prompts is None else _texts(batch.critic_prompts)
+
+    principles = np.asarray(batch.principles)
+    critiques, revisions = map(_texts, requests)
+    # both requests of each principle, in turn
+    asked = np.stack([principles, principles + len(critiques)], axis=-1).reshape(len(principles), -1)
+    texts = [
+        [*first, *reply, *critiques[ask]]
+        for first, reply, ask in zip(opened, _texts(response), asked[:, 0], strict=True)
+    ]
+    follow_ups = FollowUps(pad_left([*critiques, *revisions], PAD), asked[:, 1:])
+    greedy = dataclasses.replace(decoding, sampling=Sampling(np.float32(0)))
+    programs = answer_in_turns(critic, texts, batch.keys, follow_ups, greedy, rows)
+    written = _answers(programs, asked.shape, decoding, lambda: advance("revisions"))
+    return Rollout(np.asarray(batch.rows), principles, response, _stacked(written[0::2]), _stacked(written[1::2]))  # pyright: ignore
+
+
+def _texts(padded: Prompts | Answers) -> Texts:
+    """The token ids of each row, without what only fills it."""
+    rows = zip(np.asarray(padded.tokens), np.asarray(padded.valid), strict=True)
+    return [tokens[valid].tolist() for tokens, valid in rows]
+
+
+def _answers(
+    programs: Iterable[Finished], shape: tuple[int, int], decoding: Decoding, advance: Callable[[], object]
+) -> list[Answers]:
+    """The answers of each turn on the host, by the place of their texts; `shape` is texts and turns."""
+    tokens = np.zeros((*shape, decoding.max_new), np.int32)
+    valid, ended = np.zeros(tokens.shape, bool), np.zeros(shape, bool)
+    for finished in read_late(programs):
+        place, turn, answers = read_turns(finished)
+        tokens[place, turn], valid[place, turn], ended[place, turn] = answers
+        advance()
+    return [Answers(tokens[:, turn], valid[:, turn], ended[:, turn]) for turn in range(shape[1])]  # pyright: ignore
+
+
+def _stacked(answers: Sequence[Answers]) -> Answers:
+    """Leaves [b, n, ...] of n answers a row."""
+    return Answers(*(np.stack(leaves, axis=1) for leaves in zip(*answers, strict=True)))  # pyright: ignore
+
+
+def _closed(answers: Answers, decoding: Decoding) -> Answers:
+    """With the end-of-turn token as each one's last, whether it was cut off or ended by another; see `sample`."""
+    last = np.cumsum(answers.valid, axis=1) == np.sum(answers.valid, axis=1, keepdims=True)
+    return answers._replace(tokens=np.where(last, decoding.end_ids[0], answers.tokens))
