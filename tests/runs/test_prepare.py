@@ -250,6 +250,8 @@ def test_the_adapter_is_the_policy(warm, setting, tmp_path):
     save(tmp_path / "own", setting, jax.tree.map(lambda leaf: leaf + 0.1, fresh))
     other = prepare.prepare(warm, tmp_path / "b", SOME, tmp_path / "own")
     assert by_number(other) != base
+    merged = prepare.prepare(vary(warm, model={"answering": "merged"}), tmp_path / "c", SOME, tmp_path / "own")
+    assert by_number(merged) == by_number(other), "whether it stands beside the base or in its kernels"
     assert all(a["turns"][0] == b["turns"][0] for a, b in zip(by_number(other), base, strict=True))
 
 
