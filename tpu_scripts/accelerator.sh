@@ -185,6 +185,7 @@ further=yes
 part round_1b 60 18 "${round[@]}" 1B --clients 2 --steps 5 --attention cudnn --repeats 2 --json
 part round_1b_small 60 9 "${round[@]}" 1B --clients 5 --steps 10 --batch 1 --repeats 2 --json
 part generate_1b_batches 90 12 "${generate[@]}" 1B "${job[@]}" --order batches --warmup 0 --repeats 1 --json
+part cai_1b_merged 90 34 fedjax_rai.bench cai --model 1B --prompts 64 --attention cudnn --adapter merged --repeats 1 --json
 part generate_8b_merged 60 36 "${generate[@]}" 8B --adapter merged --repeats 2 --json
 part round_8b_paper 330 44 "${round[@]}" 8B --remat full --attention cudnn --warmup 0 --repeats 1 --json
 vllm=(--peer=vllm --vllm-python "${VLLM_PYTHON:-python}")

@@ -53,6 +53,7 @@ Length = Annotated[Given, numbers("Tokens of an example; of a pair in the mean."
 New = Annotated[Given, numbers("Tokens of an answer.")]
 Prompt = Annotated[Given, numbers("Tokens of a prompt.")]
 Rank = Annotated[Given, numbers("The adapters' rank.")]
+Adapter = Annotated[Given, names("apart (the default), or merged into a copy of the base to generate.")]
 Dtype = Annotated[Given, names("bfloat16 (the default), float32.")]
 Attention = Annotated[Given, names("xla (the default), chunked, cudnn, splash.")]
 Remat = Annotated[Given, names("none (the default), full.")]
@@ -138,7 +139,7 @@ def generate(
     answers: Annotated[Given, numbers("Sampled answers of different lengths, of --new tokens at most.")] = None,
     order: Annotated[Given, names("Of --answers: queue (the default), as a run answers, or batches.")] = None,
     rank: Rank = None,
-    adapter: Annotated[Given, names("apart (the default), or merged into a copy of the base.")] = None,
+    adapter: Adapter = None,
     dtype: Dtype = None,
     attention: Attention = None,
     unroll: Unroll = None,
@@ -193,6 +194,7 @@ def cai(
     iterations: Annotated[Given, numbers("Iterations of training; 50 without a config.")] = None,
     batch: Batch = None,
     rank: Rank = None,
+    adapter: Adapter = None,
     dtype: Dtype = None,
     attention: Attention = None,
     remat: Remat = None,
@@ -224,7 +226,7 @@ def cai(
         "micro_batch": micro_batch,
         "devices": devices,
     }
-    given |= {"fsdp": fsdp, "tensor": tensor}
+    given |= {"fsdp": fsdp, "tensor": tensor, "adapter": adapter}
     with terminal.answering():
         from fedjax_rai.bench.requests import Asked
 

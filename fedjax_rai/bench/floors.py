@@ -82,16 +82,23 @@ def _filled(first: int, passes: int) -> int:
     return passes * first + passes * (passes - 1) // 2
 
 
-def cai_floor(sizes: Sizes, shape: CaiShape, is_preference: bool = False, reads_again: bool = False) -> list[Part]:
+def cai_floor(
+    sizes: Sizes,
+    shape: CaiShape,
+    is_preference: bool = False,
+    reads_again: bool = False,
+    generating: Sizes | None = None,
+) -> list[Part]:
     """Respond, critique, revise, then the iterations.
 
     `is_preference`: iterations take pairs, whose log-probabilities under the reference come first. `reads_again`: the
-    critic has another adapter, and reads prompt and response itself.
+    critic has another adapter, and reads prompt and response itself. `generating`: of the model that generates, where
+    it is another: one that has the adapter in its kernels.
     """
     answers = 2 if is_preference else 1
     learnt = answers * shape.iterations * shape.batch * shape.new
     flops = training(sizes, answers * shape.trained, learnt)
-    parts = [_conversations(sizes, shape, reads_again)]
+    parts = [_conversations(generating or sizes, shape, reads_again)]
     if is_preference:
         pairs = 2 * shape.prompts
         tokens = pairs * (shape.prompt + shape.new)

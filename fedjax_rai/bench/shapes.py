@@ -49,7 +49,7 @@ def has_weights(model: str) -> bool:
 ORDERS = ("queue", "batches")
 """How a job is answered: a row whose answer has ended takes the next prompt, or a batch after the other has ended."""
 ADAPTERS = ("apart", "merged")
-"""Where the adapter of a decoding model is: beside the base, or added to a copy of it, as one may for a rollout."""
+"""Where the adapter of a model that generates is: beside the base, or added to a copy of it (`model.answering`)."""
 
 
 def around(count: int, mean: int) -> list[int]:
@@ -105,6 +105,7 @@ class CaiShape(NamedTuple):
     revisions: int = 1
     iterations: int = 50
     batch: int = 16  # examples of an iteration
+    adapter: str | None = None  # where it is while texts are generated: one of `ADAPTERS`; None: the first
 
     @property
     def chunks(self) -> int:

@@ -4,6 +4,7 @@ python -m fedjax_rai.bench.work answers `bench.protocol` on standard input and o
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ from fedjax_rai.fed.client import Cohort
 from fedjax_rai.memory import measured
 from fedjax_rai.mesh import everywhere_but_spread, make_mesh, replicated, ways
 from fedjax_rai.model.cache import empty_cache
-from fedjax_rai.model.decoder import LM
+from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.model.families import decoder_config
 from fedjax_rai.model.lora import NO_LORA, Lora, init_adapter, lora_shape
 from fedjax_rai.runs.compiled import keep_compiled
@@ -226,7 +227,8 @@ def answer_in_batches(
     for places, prompts in length_batches(texts, rows, 0):
         filled = np.resize(places, rows)
         numbers = np.where(np.arange(rows) < len(places), filled, NONE)
-        yield Finished(numbers, generate(lm, adapter, prompts, keys[filled], decoding))  # pyright: ignore
+        answers = generate(lm, adapter, prompts, keys[filled], decoding)
+        yield Finished(numbers, np.zeros_like(numbers), answers)  # pyright: ignore
 
 
 def steps(shape: DecodingShape, lengths: np.ndarray, parts: int) -> dict[str, int]:
@@ -255,16 +257,20 @@ def cai_work(request: dict[str, Any], subject: Subject) -> Work:
     numbers = make_numbers(cai, replayed=cai.replay)
     sampling = make_sampling(cai)
     key = jax.random.key(2)
+    answering = shape.adapter or "apart"
+    lm = LM(Decoder(replace(subject.lm.model.config, answering=answering), subject.lora), subject.lm.base)
 
     def run() -> None:
-        collected = source.collect(subject.lm, options, subject.adapter, sampling)
+        collected = source.collect(lm, options, subject.adapter, sampling)
         progress = jax.device_put(begin(subject.adapter), replicated(subject.mesh), may_alias=False)
         done = progress._replace(state=TrainState({}, ()))
-        progress = align_in_place(subject.lm, options, progress.state, done, collected.pool, numbers, key)
+        progress = align_in_place(lm, options, progress.state, done, collected.pool, numbers, key)
         jax.block_until_ready(outcome(subject.adapter, progress))
 
     is_preference = options.objective.preference is not None
-    floor = cai_floor(subject.sizes, shape, is_preference, not options.critic_is_policy)
+    without = subject._replace(lora=NO_LORA, adapter={"layers": {}})
+    generating = without.sizes if answering == "merged" else subject.sizes
+    floor = cai_floor(subject.sizes, shape, is_preference, not options.critic_is_policy, generating)
     return Work(run, known(shape.tokens, floor))
 
 

@@ -83,6 +83,13 @@ def test_a_critic_with_another_adapter_reads_prompt_and_response_again() -> None
     assert again.bytes - alike.bytes == 2 * 1000
 
 
+def test_an_adapter_in_the_kernels_is_neither_multiplied_with_nor_read_while_texts_are_generated() -> None:
+    merged = SIZES._replace(count=SIZES.count._replace(adapter=0), weight_bytes=900)
+    (apart, train), (found, same) = (cai_floor(SIZES, CAI, generating=generating) for generating in (None, merged))
+    assert apart.flops - found.flops == 4 * (3 + 6 + 4 - 1) * 2 * 6 and same == train
+    assert apart.bytes - found.bytes == 2 * 6 * 100
+
+
 def test_a_preference_has_two_answers_an_example_and_a_reference() -> None:
     _, reference, train = cai_floor(SIZES, CAI, is_preference=True)
     assert reference == Part("reference", 8 * 5 * LAYERS + 8 * 2 * HEAD, 1000)

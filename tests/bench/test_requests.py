@@ -81,6 +81,7 @@ def config(tmp_path: Path) -> Path:
                 "revisions": 2,
                 "iterations": 6,
                 "batch": 5,
+                "adapter": None,
             },
         ),
         ("score", {"pairs": 1000, "length": 48, "batch": 13}),

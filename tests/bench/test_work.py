@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from fedjax_rai.bench import floors, machine, shapes, torch_peer, trl_peer, work
 from fedjax_rai.bench.random_inputs import LORA, random_base
+from fedjax_rai.cai import programs
 from fedjax_rai.experiment.cost import parameters
 from fedjax_rai.mesh import make_mesh
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base, forward
@@ -153,6 +154,25 @@ def test_a_merged_adapter_is_multiplied_with_no_more() -> None:
     apart, merged = (found[adapter].floor for adapter in shapes.ADAPTERS)
     assert [one.flops - other.flops for one, other in zip(apart, merged, strict=True)] == [16 * ADAPTER, 16 * ADAPTER]
     assert [one.bytes - other.bytes for one, other in zip(apart, merged, strict=True)] == [4 * ADAPTER, 16 * ADAPTER]
+    assert found["apart"].tokens == found["merged"].tokens
+
+
+@pytest.mark.slow
+def test_a_phase_speaks_by_a_merged_adapter_where_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `model.answering` has it; and its floor is that of generating without the adapter."""
+    seen = []
+    rollout = programs.generate_rollout
+    monkeypatch.setattr(programs, "generate_rollout", lambda lm, *rest: seen.append(lm) or rollout(lm, *rest))
+    found = {}
+    for adapter in shapes.ADAPTERS:
+        made = work.WORKS["cai"](
+            request("cai", shape=SIZES["cai"] | {"adapter": adapter}), work.make_subject(request("cai"))
+        )
+        made.run()
+        found[adapter] = made.counted()
+    assert [lm.model.config.answering for lm in seen] == ["apart", "merged"]
+    (apart, *others), (merged, *same) = (found[adapter].floor for adapter in shapes.ADAPTERS)
+    assert others == same and apart.flops > merged.flops and apart.bytes > merged.bytes
     assert found["apart"].tokens == found["merged"].tokens
 
 
