@@ -81,7 +81,7 @@ def test_its_benchmarks_are_the_commands_of_the_page() -> None:
     assert shown == [words for _, words in every.values() if "fedjax_rai.bench" in words]
     assert len(shown) >= 8
     assert set(every) - set(planned()) == {
-        "round_1b", "round_1b_small", "generate_1b_batches", "generate_8b_merged", "round_8b_paper",
+        "round_1b", "round_1b_small", "generate_1b_batches", "cai_1b_merged", "generate_8b_merged", "round_8b_paper",
         "generate_1b_vllm", "generate_8b_vllm",
     }  # fmt: skip
 
