@@ -28,8 +28,8 @@ class RolloutBatch(NamedTuple):
 
     rows: Int[Array, "b"]  # which of the server's red prompts it is about
     prompts: Prompts  # [b, l]: what the policy answers
-    # [b, l']: what the critic reads in their place, few-shot turns before them; None: the critic is the policy, which
-    # goes on in its own cache
+    # [b, l']: what the critic reads in their place, few-shot turns before them; None: the same, as the critic is the
+    # policy, which need not read it again
     critic_prompts: Prompts | None
     principles: Int[Array, "b revisions"]  # of each revision, in turn
     keys: Key[Array, "b"]  # one a row, so that neither batch nor sharding changes what is sampled

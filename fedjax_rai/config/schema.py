@@ -708,7 +708,7 @@ class CaiConfig(Section):
     prompts: Count = 64
     """Red prompts of a phase, or pairs of a prepared set."""
     prompts_per_chunk: Count | None = None
-    """Prompts that are answered at once: fewer need less memory; null: all."""
+    """Prompts that are answered at once: fewer need less memory; null: `cai.prompts`."""
     revisions: Count = 1
     """How often an answer is criticised and revised."""
     replay: Natural = 32

@@ -142,7 +142,7 @@ def make_options(setting: Setting, config: ExperimentConfig) -> Options:
 def rollout_batch(setting: Setting, rows: np.ndarray, principles: np.ndarray, keys: Key[Array, "b"]) -> RolloutBatch:
     """The batch about those rows of the red prompts; `principles` is [b, n].
 
-    A critic that is the policy and needs no few-shot turns goes on in the policy's cache.
+    A critic that is the policy and needs no few-shot turns has no prompts of its own: it reads what the policy reads.
     """
     texts, revising = setting.texts, setting.revising
     in_one_cache = setting.config.cai.critic == "policy" and not revising.constitution.few_shot

@@ -9,7 +9,7 @@ import jax
 from fedjax_rai import terminal
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.errors import InputError
-from fedjax_rai.memory.plan import Plan, Sizes, abstract_mesh, chain_slots, guard_length, plan
+from fedjax_rai.memory.plan import Plan, Sizes, abstract_mesh, chain_slots, first_text, guard_length, plan, ring_slots
 from fedjax_rai.mesh import ways
 
 GIB = 2**30
@@ -85,6 +85,10 @@ def _model_sequences(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[s
         requests = lengths.critique + lengths.revision
         yield "cai.max_new_tokens", chain_slots(opening, requests, new, revisions=1)
         yield "cai.revisions", chain_slots(opening, requests, new, config.cai.revisions)
+        if sizes.preparing:
+            several = config.cai.revisions > 1
+            key = "cai.revisions" if several else "cai.max_new_tokens"
+            yield key, ring_slots(config, lengths, first_text(config, lengths))
 
 
 def _check_length(config: ExperimentConfig, key: str, tokens: int, reader: str, longest: int | None) -> None:

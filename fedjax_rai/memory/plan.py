@@ -389,6 +389,8 @@ def _answering(config: ExperimentConfig, sizes: Sizes, length: int) -> dict[str,
     parts = decoding(sizes.model.config, shape, _computation(config)) | _merged_copy(config, sizes)
     # Where longer prompts follow shorter ones the cache is copied to a longer one, while nothing else is computed.
     parts["activations"] = max(parts["activations"], parts["KV cache"])
+    if config.mesh.fsdp > 1:
+        parts["kernels in use"] *= 2  # gathered for prompts, and for the tokens that follow
     return parts
 
 
@@ -454,23 +456,39 @@ def _constitutional(config: ExperimentConfig, sizes: Sizes) -> Iterator[tuple[st
 
 
 def _conversing(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
-    """Generating the answers of `cai.prompts` conversations by a queue, each behind all that stands before it."""
-    cai = config.cai
-    lengths = sizes.lengths
-    opened = (lengths.opening or lengths.red) + cai.max_new_tokens + lengths.critique
+    """Generating `cai.prompts` conversations by queues: the larger of responses, and of critiques and revisions."""
+    cai, lengths, model = config.cai, sizes.lengths, sizes.model.config
+    at_once = cai.prompts_per_chunk or cai.prompts
+    rows = _part(config, sizes, at_once)
+    computation = _computation(config)
+    responding = DecodingShape(rows, lengths.red, lengths.red + cai.max_new_tokens, sorts=_sorts(config))
+    length = bucket(first_text(config, lengths))
+    slots = ring_slots(config, lengths, length)
+    reading = refilled_at_once(rows)
+    fresh = ceil(reading * (length + slots) / rows)  # their cache as it is read, and on the ring
+    revising = DecodingShape(rows, length, slots, fresh, reading, _sorts(config))
+    parts = max((decoding(model, shape, computation) for shape in (responding, revising)), key=_total)
+    if at_once < cai.prompts:
+        # Where longer texts follow shorter ones the cache is copied to a longer one, while nothing else is computed.
+        parts["activations"] = max(parts["activations"], parts["KV cache"])
+    if config.mesh.fsdp > 1:
+        parts["kernels in use"] *= 3  # gathered for prompts, for requests, and for the tokens that follow
+    return parts | _merged_copy(config, sizes)
+
+
+def _total(parts: dict[str, int]) -> int:
+    return sum(parts.values())
+
+
+def first_text(config: ExperimentConfig, lengths: Lengths) -> int:
+    """Tokens of the longest text that a set's conversations go on from: prompt, response, and a critique's request."""
+    return (lengths.opening or lengths.red) + config.cai.max_new_tokens + lengths.critique
+
+
+def ring_slots(config: ExperimentConfig, lengths: Lengths, first: int) -> int:
+    """Slots of the ring in which a set's conversations are criticised and revised, `first` tokens at the beginning."""
     request = max(lengths.critique, lengths.revision)
-    length = bucket(opened)
-    slots = slots_of(length, request, 2 * cai.revisions - 1, cai.max_new_tokens)
-    rows = _part(config, sizes, cai.prompts_per_chunk or cai.prompts)
-    reading, fresh = rows, 0
-    if (cai.prompts_per_chunk or cai.prompts) < cai.prompts:
-        reading = refilled_at_once(rows)
-        fresh = ceil(reading * (length + slots) / rows)  # their cache as it is read, and on the ring
-    shape = DecodingShape(rows, length, slots, fresh, reading, _sorts(config))
-    parts = decoding(sizes.model.config, shape, _computation(config)) | _merged_copy(config, sizes)
-    # Where longer texts follow shorter ones the cache is copied to a longer one, while nothing else is computed.
-    parts["activations"] = max(parts["activations"], parts["KV cache"])
-    return parts
+    return slots_of(first, request, 2 * config.cai.revisions - 1, config.cai.max_new_tokens)
 
 
 def _sorts(config: ExperimentConfig) -> bool:

@@ -38,7 +38,7 @@ from fedjax_rai.experiment.layout import choose_mesh
 from fedjax_rai.experiment.phase import rollout_batch
 from fedjax_rai.experiment.setting import Setting
 from fedjax_rai.memory import advice
-from fedjax_rai.mesh import replicated
+from fedjax_rai.mesh import replicated, ways
 from fedjax_rai.model.peft import CONFIG as ADAPTER_CONFIG
 from fedjax_rai.model.peft import WEIGHTS, load_adapter, name_other_base
 from fedjax_rai.runs import compiled, conversations, files
@@ -161,7 +161,9 @@ class Writer:
     def __init__(self, setting: Setting, config: ExperimentConfig, adapter: Adapter, count: int):
         cai = config.cai
         shard = min(SHARD, count)
-        self.at_once = min(cai.prompts_per_chunk or cai.prompts, shard)
+        parts = ways(setting.models.mesh)
+        at_once = min(cai.prompts_per_chunk or cai.prompts, shard)
+        self.at_once = parts * -(-at_once // parts)  # the same number on every device
         # what is held is a shard
         held = cai.model_copy(update={"prompts_per_chunk": self.at_once, "prompts": shard})
         self.shard_config = config.model_copy(update={"cai": held, "mesh": setting.models.layout})

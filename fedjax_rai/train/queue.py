@@ -194,8 +194,8 @@ def _dispatch(
         filled = np.resize(places, rows)
         slots = prompts.tokens.shape[1] + behind
         under_way = begin(lm, rows, slots, decoding, further) if under_way is None else with_slots(lm, under_way, slots)
-        theirs = None if follow_ups is None else follow_ups._replace(chosen=follow_ups.chosen[filled])
-        queue = Queue(prompts, keys[filled], filled, np.int32(len(places)), np.bool_(turn == batches), theirs)
+        follow = None if follow_ups is None else follow_ups._replace(chosen=follow_ups.chosen[filled])
+        queue = Queue(prompts, keys[filled], filled, np.int32(len(places)), np.bool_(turn == batches), follow)
         under_way, finished = serve(lm, adapter, under_way, queue, decoding)
         yield finished
 
@@ -426,11 +426,11 @@ def _next_requests(
     used = jnp.take_along_axis(waited, place, axis=1) > 0
     target = jnp.where(used, place, waited.shape[1])  # beyond the last: dropped
 
-    their = _of(rows, place)
-    request = jnp.take_along_axis(their.chosen, their.turn[:, None], axis=1)[:, 0]  # pyright: ignore
+    old = _of(rows, place)
+    request = jnp.take_along_axis(old.chosen, old.turn[:, None], axis=1)[:, 0]  # pyright: ignore
     tokens, valid = split_rows((texts.tokens[request], texts.valid[request] & used.reshape(-1, 1)), lm.base)
-    state = append(lm, adapter, _before_request(their.state, tokens.shape[1]), tokens, valid)
-    return _about_to_answer(rows, state, their.number, their.keys, their.turn + 1, their.chosen), target, taken
+    state = append(lm, adapter, _before_request(old.state, tokens.shape[1]), tokens, valid)
+    return _about_to_answer(rows, state, old.number, old.keys, old.turn + 1, old.chosen), target, taken
 
 
 def _before_request(state: DecodingState, request: int) -> DecodingState:
@@ -439,11 +439,10 @@ def _before_request(state: DecodingState, request: int) -> DecodingState:
     by_age = (state.slot + jnp.arange(slots)) % slots
     packed = jnp.argsort(state.valid[:, by_age], axis=1, stable=True)  # what is no token comes first
     source = by_age[jnp.roll(packed, -request, axis=1)]
-    valid = jnp.take_along_axis(state.valid, source, axis=1) & (jnp.arange(slots) < slots - request)[None]
     take = jax.vmap(partial(jnp.take, axis=1), in_axes=(1, 0), out_axes=1)  # of [L, b, s, ...]
     return state._replace(
         cache=jax.tree.map(lambda leaf: take(leaf, source), state.cache),
-        valid=valid,
+        valid=jnp.take_along_axis(state.valid, source, axis=1),
         key_position=jnp.take_along_axis(state.key_position, source, axis=1),
         slot=jnp.full((), slots - request, jnp.int32),
     )

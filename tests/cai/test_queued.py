@@ -1,12 +1,15 @@
 """Conversations by a queue are those of the rollout, token by token, however many rows there are."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fedjax_rai.cai.queued import programs_of, queued_rollout
-from fedjax_rai.cai.revise import Rollout
+from fedjax_rai.cai.revise import Rollout, degenerate, rollout
+from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.train.generate import Decoding, Sampling
 from fedjax_rai.train.speaker import Speaker
 from tests import small
@@ -39,6 +42,36 @@ def test_conversations_are_those_of_the_rollout(critic, before, same, revisions,
     each = -(-len(PROMPTS) // rows)
     assert told == ["responses"] * each + ["revisions"] * each
     assert programs_of(len(PROMPTS), rows) == len(told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("computed", [{"window": 5}, {"kv_cache": "int8"}, {"attention": "chunked"}])
+def test_however_a_model_is_computed_they_are_those_of_the_rollout(computed):
+    """Within a window positions must be those of the tokens, wherever a conversation was moved to."""
+    config = SPEAKER.model.config
+    kinds = tuple(replace(kind, window=computed["window"]) for kind in config.kinds) if "window" in computed else None
+    changed = {"kinds": kinds} if kinds else computed
+    lm = LM(Decoder(replace(config, **changed), SPEAKER.model.lora), SPEAKER.base)
+    speaker = Speaker(lm, small.adapter())
+    batch = batch_of(PROMPTS, 3, same=True)
+    expected = jax.jit(lambda: rollout(speaker, speaker, batch, REQUESTS, Decoding(HOT, jnp.array(ENDS), NEW)))()
+    made = queued_rollout(speaker, speaker, batch, REQUESTS, Decoding(HOT, np.array(ENDS), NEW), 2, print)
+    assert conversations(made) == conversations(expected)
+
+
+def test_nothing_is_said_of_a_response_that_is_none():
+    """A token whose embedding is NaN, in one of the prompts: what the critic says of it is no critique."""
+    embedding = SPEAKER.base["embed_tokens"].at[PROMPTS[0][0]].set(jnp.nan)
+    policy = Speaker(LM(SPEAKER.model, {**SPEAKER.base, "embed_tokens": embedding}), small.adapter())
+    batch = batch_of(same=True)
+    made = queued_rollout(
+        policy, Speaker(SPEAKER, None), batch, REQUESTS, Decoding(GREEDY, np.array(ENDS), NEW), 2, print
+    )
+    lost = ~made.response.valid.any(axis=1)
+    assert lost.any() and not lost.all()
+    for answers in (made.critique, made.revision):
+        assert np.array_equal(~answers.valid.any(axis=(1, 2)), lost)
+    assert np.array_equal(degenerate(made)["empty"] & ~degenerate(made)["cut_off"], lost)
 
 
 def test_a_model_whose_logits_are_no_numbers_says_nothing():

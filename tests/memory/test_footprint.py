@@ -137,8 +137,12 @@ def conversing(shape, *, l=64, opening=0, **cai: Any) -> tuple[int, int]:  # noq
     follow_ups = queue.FollowUps(prompts(10, 48), ints(rows, further))
     waiting: Any = queue.Queue(prompts(rows, length), keys(rows), ints(rows), COUNT, bools(), follow_ups)  # pyright: ignore
     serving = held(queue.serve.lower(lm, adapter, ring(slots), waiting, decoding))
-    grown = footprint.nbytes((lm.base, adapter, ring(slots - 64).state.cache, ring(slots).state.cache))
-    return plan(config, known).need("CAI, generating"), max(serving, grown)
+    need = plan(config, known).need("CAI, generating")
+    if config.cai.prompts > rows:
+        grown = footprint.nbytes((lm.base, adapter, ring(slots - 64).state.cache, ring(slots).state.cache))
+        return need, max(serving, grown)
+    responding = Decoding(make_sampling(config.cai), ENDS, new)  # pyright: ignore
+    return need, max(serving, held(generate.lower(lm, adapter, prompts(rows, l), keys(rows), responding)))
 
 
 def collecting(shape, *, l=64, **cai: Any) -> tuple[int, Any]:  # noqa: E741
@@ -246,6 +250,8 @@ CONVERSED: list[tuple[dict, dict]] = [
     ({"attention": "chunked"}, {"opening": 512, "revisions": 2}),
     ({"vocab": 65536}, {"l": 16, "max_new_tokens": 16, "top_p": 0.9}),
     ({"dtype": "bfloat16", "layers": 8}, {"max_new_tokens": 256}),
+    ({}, {"prompts": 16}),  # a row each, so that all responses are answered at once
+    ({}, {"prompts": 16, "l": 512, "max_new_tokens": 16}),
 ]
 COLLECTED: list[tuple[dict, dict]] = [
     ({}, {"batch_size": 16}),

@@ -26,18 +26,19 @@ from fedjax_rai.cai.options import Numbers, Options, make_objective, make_sampli
 from fedjax_rai.cai.programs import generate_rollout
 from fedjax_rai.cai.revise import Requests, RolloutBatch
 from fedjax_rai.config.schema import ExperimentConfig
-from fedjax_rai.data.examples import Examples, Prompts
+from fedjax_rai.data.examples import Examples, Prompts, bucket
 from fedjax_rai.experiment.together import federated_round
 from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.memory import footprint
 from fedjax_rai.memory.layout import with_mesh
-from fedjax_rai.memory.plan import Lengths, Sizes, plan
+from fedjax_rai.memory.plan import Lengths, Sizes, first_text, plan, ring_slots
 from fedjax_rai.mesh import AXES, base_shardings, replicated
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.decoder import LM, Decoder, abstract_base
 from fedjax_rai.model.lora import Lora, abstract_adapter
+from fedjax_rai.train import queue
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 from fedjax_rai.train.step import PLAIN
 
@@ -142,6 +143,23 @@ def answering(shapes: Shapes) -> Any:
     return generate.lower(shapes.lm, shapes.adapter, prompts, shapes.keys(rows), decoding)
 
 
+def conversing(shapes: Shapes) -> Any:
+    """The queue that criticises and revises a prepared set's conversations, at its longest texts."""
+    cai, lengths = shapes.config.cai, shapes.lengths
+    rows, new, further = cai.prompts_per_chunk or cai.prompts, cai.max_new_tokens, 2 * cai.revisions - 1
+    length = bucket(first_text(shapes.config, lengths))
+    decoding = Decoding(make_sampling(cai), shapes.array(jnp.int32, 2), new)
+    slots = ring_slots(shapes.config, lengths, length)
+    under_way = jax.eval_shape(lambda lm: queue.begin(lm, rows, slots, decoding, further), shapes.lm)
+    request = max(lengths.critique, lengths.revision)
+    follow_ups = queue.FollowUps(shapes.prompts(10, request), shapes.array(jnp.int32, rows, further))
+    count, last = shapes.array(jnp.int32), shapes.array(jnp.bool_)
+    waiting = queue.Queue(
+        shapes.prompts(rows, length), shapes.keys(rows), shapes.array(jnp.int32, rows), count, last, follow_ups
+    )
+    return queue.serve.lower(shapes.lm, shapes.adapter, under_way, waiting, decoding)
+
+
 PROGRAMS = {
     "local training": local_training,
     "CAI, generating": generating,
@@ -208,6 +226,13 @@ def small() -> None:
             if not 0.88 < planned / real < 1.35:
                 wrong.append((fsdp, tensor, phase, planned / real))
     assert not wrong, wrong
+    config = with_mesh(config, 2, 1)
+    cai = config.cai.model_copy(update={"prompts_per_chunk": 16})
+    a_set, known = config.model_copy(update={"cai": cai}), known._replace(preparing=True)
+    planned = plan(a_set, known).need("CAI, generating")
+    real = held(conversing(Shapes(a_set, known))).reserved
+    print(f"a set: planned {planned / 2**20:.1f} MiB, XLA's {real / 2**20:.1f}")
+    assert 0.88 < planned / real < 1.6, planned / real
 
 
 def at_8b(layers: int, meshes: list[str], dtype: str = "float32", devices: Sequence[Any] | None = None) -> None:

@@ -18,8 +18,11 @@ from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data import order
 from fedjax_rai.data.sources import read_preferences
 from fedjax_rai.errors import InputError
+from fedjax_rai.experiment import sizes
 from fedjax_rai.experiment.phase import make_options
 from fedjax_rai.experiment.setting import Setting
+from fedjax_rai.memory.plan import first_text, ring_slots
+from fedjax_rai.mesh import ways
 from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.peft import save_adapter
 from fedjax_rai.runs import files as written_files
@@ -255,6 +258,23 @@ def test_the_adapter_is_the_policy(warm, setting, tmp_path):
     assert all(a["turns"][0] == b["turns"][0] for a, b in zip(by_number(other), base, strict=True))
 
 
+def test_the_critic_is_who_the_config_says(warm, setting):
+    adapter = setting.fresh_adapter("adapter")
+    for name, expected in (("policy", adapter), ("base", None)):
+        policy, critic = Writer(setting, vary(warm, cai={"critic": name}), adapter, SOME)._speakers
+        assert policy.adapter is adapter and critic.adapter is expected
+
+
+def test_progress_counts_what_several_devices_have_at_once(warm, setting):
+    """Two devices have three rows each where five were asked for."""
+    writer = Writer(setting, vary(warm, cai={"prompts": 5}), setting.fresh_adapter("adapter"), 12)
+    devices = ways(setting.models.mesh)
+    assert writer.at_once == {1: 5, 2: 6}[devices]
+    told = []
+    writer.generate(writer.shard(0), told.append)
+    assert len(told) == writer._programs([0])
+
+
 def test_what_is_wrong_is_said_before_anything_is_written(warm, setting, tmp_path, monkeypatch):
     out = tmp_path / "set"
     save(tmp_path / "own", setting, setting.fresh_adapter("adapter"))
@@ -268,6 +288,12 @@ def test_what_is_wrong_is_said_before_anything_is_written(warm, setting, tmp_pat
         prepare.prepare(vary(warm, cai={"data": str(tmp_path)}), out, 4)
     monkeypatch.setattr(DecoderConfig, "longest", 150)
     with pytest.raises(InputError, match="cai.max_new_tokens = 24: gives sequences of .* this model takes 150"):
+        prepare.prepare(warm, out, 4)
+    # what a run's phase takes, and one less than the ring of a set: its requests are all as long as the longest
+    known = sizes.preparing(setting)
+    most = ring_slots(warm, known.lengths, first_text(warm, known.lengths))
+    monkeypatch.setattr(DecoderConfig, "longest", most - 1)
+    with pytest.raises(InputError, match=f"cai.revisions = 2: gives sequences of {most} tokens"):
         prepare.prepare(warm, out, 4)
     assert not out.exists()
 
