@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from fedjax_rai.data.examples import Prompts, pad_left
+from fedjax_rai.model.architecture import DecoderConfig
 from fedjax_rai.model.decoder import LM, Decoder
 from fedjax_rai.train import queue
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 from fedjax_rai.train.queue import answer_all, read, refilled_at_once, steps_in_batches, steps_in_queue
+from fedjax_rai.train.speaker import Speaker
 from tests import small
 from tests.processes import succeed
 
@@ -188,6 +190,19 @@ def test_a_conversation_goes_on_before_its_slots_are_written_over(idle, steps):
     number, turn, answers = queue.read_turns(finished)
     assert list(zip(number.tolist(), turn.tolist(), strict=True)) == [(0, 1), (1, 1), (2, 1)]
     assert answers.valid.all()
+
+
+def test_where_conversations_begin_is_padded_no_further_than_leaves_room_for_their_ends(monkeypatch):
+    """17 tokens are padded to 32, or to what a model's limit leaves before all that follows."""
+    behind = queue.slots_of(0, REQUESTS.tokens.shape[1], 1, NEW)
+    follow_ups, keys = queue.FollowUps(REQUESTS, np.zeros((2, 1), np.int32)), jax.random.split(jax.random.key(0), 2)
+    for limit, slots in ((None, 32 + behind), (20 + behind, 20 + behind)):
+        monkeypatch.setattr(DecoderConfig, "longest", limit)
+        with pytest.MonkeyPatch.context() as patch:
+            seen = []
+            patch.setattr(queue, "serve", lambda lm, adapter, rows, *_: (rows, seen.append(rows.state.valid.shape[1])))
+            list(queue.answer_in_turns(Speaker(small.LM, None), texts_of([17, 3]), keys, follow_ups, NEVER, 2))
+        assert seen == [slots]
 
 
 def test_the_slots_of_a_conversation_by_hand():
