@@ -192,17 +192,21 @@ def test_a_conversation_goes_on_before_its_slots_are_written_over(idle, steps):
     assert answers.valid.all()
 
 
-def test_where_conversations_begin_is_padded_no_further_than_leaves_room_for_their_ends(monkeypatch):
-    """17 tokens are padded to 32, or to what a model's limit leaves before all that follows."""
+@pytest.mark.parametrize(("limit", "length"), [(None, 32), (20, 20)])
+def test_conversations_are_padded_no_further_than_leaves_room_for_their_ends(monkeypatch, limit, length):
+    """A text of 17 tokens, to a bucket of 32, or to what the model's limit leaves before all that follows."""
     behind = queue.slots_of(0, REQUESTS.tokens.shape[1], 1, NEW)
+    monkeypatch.setattr(DecoderConfig, "longest", limit and limit + behind)
+    slots = []
+
+    def seen(lm, adapter, rows, *_):
+        slots.append(rows.state.valid.shape[1])
+        return rows, None
+
+    monkeypatch.setattr(queue, "serve", seen)
     follow_ups, keys = queue.FollowUps(REQUESTS, np.zeros((2, 1), np.int32)), jax.random.split(jax.random.key(0), 2)
-    for limit, slots in ((None, 32 + behind), (20 + behind, 20 + behind)):
-        monkeypatch.setattr(DecoderConfig, "longest", limit)
-        with pytest.MonkeyPatch.context() as patch:
-            seen = []
-            patch.setattr(queue, "serve", lambda lm, adapter, rows, *_: (rows, seen.append(rows.state.valid.shape[1])))
-            list(queue.answer_in_turns(Speaker(small.LM, None), texts_of([17, 3]), keys, follow_ups, NEVER, 2))
-        assert seen == [slots]
+    list(queue.answer_in_turns(Speaker(small.LM, None), texts_of([17, 3]), keys, follow_ups, NEVER, 2))
+    assert slots == [length + behind]
 
 
 def test_the_slots_of_a_conversation_by_hand():
