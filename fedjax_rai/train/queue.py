@@ -293,7 +293,7 @@ class _Loop(NamedTuple):
 def serve(lm: LM, adapter: Adapter | None, rows: Rows, queue: Queue, decoding: Decoding) -> tuple[Rows, Finished]:
     """Gives every prompt of a queue a row, and decodes until enough rows are free for the next queue.
 
-    `Finished` has a place for each row and each prompt; after the last queue all rows have ended.
+    `Finished` has a place for each answer of each row and each prompt; after the last queue all rows have ended.
     """
     mesh = mesh_of(lm.base)
     parts = ways(mesh)
