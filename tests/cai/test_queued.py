@@ -25,8 +25,7 @@ def by_queue(policy, critic, batch, sampling: Sampling, rows: int) -> tuple[Roll
     return queued_rollout(*speakers, batch, REQUESTS, decoding, rows, told.append), told
 
 
-@pytest.mark.parametrize("rows", [2, small.slow(8)])  # fewer than conversations, and more
-@pytest.mark.parametrize("heat", [small.slow(GREEDY), HOT])
+@pytest.mark.parametrize(("rows", "heat"), [(2, HOT), small.slow(8, GREEDY)])  # fewer than conversations, and more
 @pytest.mark.parametrize(
     ("critic", "before", "same", "revisions"),
     [(pytest.param if name in QUICK else small.slow)(*case, id=name) for name, case in CASES.items()],
