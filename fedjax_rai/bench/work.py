@@ -3,7 +3,7 @@
 python -m fedjax_rai.bench.work answers `bench.protocol` on standard input and output.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rai.aliases import Adapter, Array, Key, PyTree
+from fedjax_rai.aliases import Adapter, Array, PyTree
 from fedjax_rai.bench import machine
 from fedjax_rai.bench.floors import Part, Sizes, cai_floor, decoding_floor, job_floor, round_floor, score_floor
 from fedjax_rai.bench.protocol import Prepared, serve
@@ -41,9 +41,8 @@ from fedjax_rai.safety.guard import first_token_score
 from fedjax_rai.train.dispatch import read_late
 from fedjax_rai.train.generate import Decoding, Sampling, generate
 from fedjax_rai.train.queue import (
-    NONE,
-    Finished,
     answer_all,
+    answer_in_batches,
     read,
     refilled_at_once,
     steps_in_batches,
@@ -213,22 +212,6 @@ def job_work(shape: DecodingShape, subject: Subject) -> Work:
         return Counted(int(lengths.sum()), floor, steps(shape, lengths, parts))
 
     return Work(run, counted)
-
-
-def answer_in_batches(
-    lm: LM,
-    adapter: Adapter,
-    texts: Sequence[Sequence[int]],
-    keys: Key[Array, "n"],
-    decoding: Decoding,
-    rows: int,
-) -> Iterator[Finished]:
-    """What `answer_all` gives, by one batch after another, each decoded until its longest answer has ended."""
-    for places, prompts in length_batches(texts, rows, 0):
-        filled = np.resize(places, rows)
-        numbers = np.where(np.arange(rows) < len(places), filled, NONE)
-        answers = generate(lm, adapter, prompts, keys[filled], decoding)
-        yield Finished(numbers, np.zeros_like(numbers), answers)  # pyright: ignore
 
 
 def steps(shape: DecodingShape, lengths: np.ndarray, parts: int) -> dict[str, int]:

@@ -460,17 +460,18 @@ def _conversing(config: ExperimentConfig, sizes: Sizes) -> dict[str, int]:
     cai, lengths, model = config.cai, sizes.lengths, sizes.model.config
     at_once = cai.prompts_per_chunk or cai.prompts
     rows = _part(config, sizes, at_once)
-    computation = _computation(config)
     responding = DecodingShape(rows, lengths.red, lengths.red + cai.max_new_tokens, sorts=_sorts(config))
     length = bucket(first_text(config, lengths))
     slots = ring_slots(config, lengths, length)
     reading = refilled_at_once(rows)
     fresh = ceil(reading * (length + slots) / rows)  # their cache as it is read, and on the ring
     revising = DecodingShape(rows, length, slots, fresh, reading, _sorts(config))
-    parts = max((decoding(model, shape, computation) for shape in (responding, revising)), key=_total)
+    found = [decoding(model, shape, _computation(config)) for shape in (responding, revising)]
     if at_once < cai.prompts:
         # Where longer texts follow shorter ones the cache is copied to a longer one, while nothing else is computed.
-        parts["activations"] = max(parts["activations"], parts["KV cache"])
+        for parts in found:
+            parts["activations"] = max(parts["activations"], parts["KV cache"])
+    parts = max(found, key=_total)
     if config.mesh.fsdp > 1:
         parts["kernels in use"] *= 3  # gathered for prompts, for requests, and for the tokens that follow
     return parts | _merged_copy(config, sizes)

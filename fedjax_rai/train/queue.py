@@ -145,7 +145,18 @@ def answer_all(
     if len(texts) > rows:
         yield from _dispatch(Speaker(lm, adapter), texts, keys, None, decoding, rows)
         return
-    # nobody waits, so nothing is to be refilled
+    yield from answer_in_batches(lm, adapter, texts, keys, decoding, rows)  # nobody waits, so nothing is to be refilled
+
+
+def answer_in_batches(
+    lm: LM,
+    adapter: Adapter | None,
+    texts: Sequence[Sequence[int]],
+    keys: Key[Array, "n"],
+    decoding: Decoding,
+    rows: int,
+) -> Iterator[Finished]:
+    """What `answer_all` gives, by one batch after another, each decoded until its longest answer has ended."""
     for places, prompts in length_batches(texts, rows, PAD, _most_padding(lm, texts, decoding.max_new)):
         filled = np.resize(places, rows)
         numbers = np.where(np.arange(rows) < len(places), filled, NONE)
