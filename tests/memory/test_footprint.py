@@ -12,6 +12,7 @@ from fedjax_rai.cai.programs import OnlineSource, generate_rollout, pool_of_roll
 from fedjax_rai.cai.revise import Requests, Rollout, RolloutBatch
 from fedjax_rai.config.schema import ExperimentConfig
 from fedjax_rai.data.examples import Examples, Prompts, bucket
+from fedjax_rai.errors import InputError
 from fedjax_rai.evals.choice import _answer_logps
 from fedjax_rai.evals.drift import _answer_divergences
 from fedjax_rai.experiment.round import federated_round
@@ -19,6 +20,7 @@ from fedjax_rai.fed.algorithm import make_algorithm
 from fedjax_rai.fed.base import RoundBatch
 from fedjax_rai.fed.client import Cohort
 from fedjax_rai.memory import footprint
+from fedjax_rai.memory.advice import check_lengths
 from fedjax_rai.memory.plan import COMPUTED, Lengths, Sizes, plan
 from fedjax_rai.model.architecture import DecoderConfig, LayerKind, plain_rope
 from fedjax_rai.model.decoder import LM, Decoder
@@ -333,6 +335,16 @@ def test_a_local_optimizer_is_counted_by_what_it_keeps(optimizer, copies):
     federated = {"optimizer": optimizer, "cohort": 1, "clients_per_chunk": 1}
     found = plan(config_of(shape, federated=federated), known).phases["local training"]["optimizer and gradient"]
     assert found == copies * adapter + (4 if copies == 3 else 0)
+
+
+def test_a_set_is_refused_where_its_ring_is_longer_than_the_model_takes(monkeypatch):
+    """64 tokens, an answer of 6, then twice a request and an answer: 48 and 16 in a run, 48 both times on the ring."""
+    known = sizes(decoder(), red=64, critique=48, revision=16, train=8, asked=0, replay=0, choice=0)
+    config = config_of(decoder(), cai={"max_new_tokens": 6})
+    monkeypatch.setattr(DecoderConfig, "longest", 64 + 6 + 48 + 6 + 16 + 6)
+    check_lengths(config, known._replace(guarded=False))
+    with pytest.raises(InputError, match=f"cai.max_new_tokens = 6: gives sequences of {64 + 6 + 2 * (48 + 6)} tokens"):
+        check_lengths(config, known._replace(guarded=False, preparing=True))
 
 
 @pytest.mark.slow

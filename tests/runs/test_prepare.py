@@ -289,7 +289,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(warm, setting, tmp_pat
     monkeypatch.setattr(DecoderConfig, "longest", 150)
     with pytest.raises(InputError, match="cai.max_new_tokens = 24: gives sequences of .* this model takes 150"):
         prepare.prepare(warm, out, 4)
-    # what a run's phase takes, and one less than the ring of a set: its requests are all as long as the longest
+    # what the ring of a set takes, and one less
     known = sizes.preparing(setting)
     most = ring_slots(warm, known.lengths, first_text(warm, known.lengths))
     monkeypatch.setattr(DecoderConfig, "longest", most - 1)
