@@ -169,7 +169,7 @@ PROGRAMS = {
 # (fsdp, tensor) of two devices -> what is compared; a compilation each
 SPLIT = {
     (1, 1): ("local training",),
-    (2, 1): ("local training", "CAI, training"),
+    (2, 1): ("local training", "CAI, training", "evaluation, answering"),
     (1, 2): ("local training", "evaluation, answering"),
 }
 
